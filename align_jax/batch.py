@@ -1,0 +1,98 @@
+"""The arrays that travel between data, model and losses.
+
+Axis glossary, used in every docstring of the package:
+
+    D   data shards: the blocks of a batch that devices work on independently
+    M   prompt rows of a shard; a row holds one prompt or several packed ones
+    P   positions of a prompt row
+    N   response rows of a shard; a row holds one response or several packed ones
+    R   positions of a response row
+    G   groups (prompts) of the batch, `G = D * groups per shard`, shard-major
+    K   response slots of a group
+    V   vocabulary
+
+How a group is laid out. The prompt `x_0 .. x_{m-1}` is computed once: its row holds `x_0 .. x_{m-2}`, and only the
+keys and values are used. The response `y_0 .. y_{n-1}` (end-of-sequence token included) is the segment with inputs
+`x_{m-1}, y_0 .. y_{n-2}` and targets `y_0 .. y_{n-1}`, so every computed position of a response row has a target.
+A segment sees its own earlier tokens, the earlier part of its parent segment, and its prompt:
+
+    visible(q, k) = k is a prompt token with k.segment == q.group
+                 or k is in the same row, not after q, and k.segment is q.segment or q.parent
+
+A parent is how a text shares the belief that it was conditioned on: the text's first input is the belief's last token.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+import jax
+import numpy as np
+
+Array = Any  # np.ndarray on the host, jax.Array on devices
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class GroupBatch:
+    """Prompts, their responses and what the objective knows about them; see the module docstring for the layout.
+
+    Attributes:
+      prompt_tokens: int32 `[D, M, P]`, the prompts without their last token.
+      prompt_segments: int32 `[D, M, P]`, 1, 2, ... number the prompts of a row; 0 is padding.
+      prompt_positions: int32 `[D, M, P]`, position within the conversation (what rotary embeddings use).
+      tokens: int32 `[D, N, R]`, inputs of the response rows.
+      targets: int32 `[D, N, R]`, the next token at every input.
+      positions: int32 `[D, N, R]`, position within the conversation.
+      segments: int32 `[D, N, R]`, 1, 2, ... number the segments of a row; 0 is padding.
+      parents: int32 `[D, N, R]`, the segment of the same row that this one continues; 0 is none.
+      groups: int32 `[D, N, R]`, which segment of the prompt row this token may see; 0 is padding.
+      slots: int32 `[D, N, R]`, `group_in_shard * K + k` of the response whose log-prob the target belongs to;
+        -1 where the target is not scored.
+      prompt_row: int32 `[D, N]`, which prompt row a response row belongs to.
+      mask: bool `[G, K]`, True for a response that exists.
+      lengths: int32 `[G, K]`, how many targets of the response are scored.
+      rows: int32 `[G]`, the data row a group came from; -1 for a padding group.
+      labels: what the objective needs besides tokens, each with leading axis G (`scores` `[G, K]`, `ref_logps` `[G, K]`, ...).
+      uniform: static; every prompt row has the same number of response rows, in order
+        (`prompt_row[d] == repeat(arange(M), N // M)`), so that keys need not be gathered.
+      packed: static; False promises one prompt a prompt row and one segment a response row (`parents` all 0).
+    """
+
+    prompt_tokens: Array
+    prompt_segments: Array
+    prompt_positions: Array
+    tokens: Array
+    targets: Array
+    positions: Array
+    segments: Array
+    parents: Array
+    groups: Array
+    slots: Array
+    prompt_row: Array
+    mask: Array
+    lengths: Array
+    rows: Array
+    labels: dict[str, Array]
+    uniform: bool = dataclasses.field(default=False, metadata={"static": True})
+    packed: bool = dataclasses.field(default=True, metadata={"static": True})
+
+    @property
+    def scores(self) -> Array:
+        """The scores `[G, K]`; KeyError where the batch has none."""
+        return self.labels["scores"]
+
+    def with_labels(self, **labels: Array) -> GroupBatch:
+        """A copy with these labels added or replaced."""
+        return dataclasses.replace(self, labels={**self.labels, **labels})
+
+
+def computed_positions(batch: GroupBatch) -> int:
+    """Positions that the model computes for this batch, padding included."""
+    return int(np.prod(batch.prompt_tokens.shape) + np.prod(batch.tokens.shape))
+
+
+def real_positions(batch: GroupBatch) -> int:
+    """Positions of this (host) batch that hold a token; `1 - real / computed` is the padding."""
+    return int(np.count_nonzero(batch.prompt_segments) + np.count_nonzero(batch.segments))

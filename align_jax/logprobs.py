@@ -1,0 +1,144 @@
+"""Tokens in, response log-probs out: each prompt computed once, no `[batch, length, vocabulary]` array."""
+
+from __future__ import annotations
+
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+
+from align_jax.axes import constrain
+from align_jax.batch import GroupBatch
+from align_jax.models.attention import Masks, Tokens, own_mask, precision, prefix_mask
+from align_jax.models.decoder import Decoder
+
+HEAD_CHUNK = 1024  # positions of a shard whose logits exist at one time
+
+
+def response_logps(
+    model: Decoder, batch: GroupBatch, *, rows_per_chunk: int | None = None, head_chunk: int = HEAD_CHUNK
+) -> jax.Array:
+    """Log-probability of every response given its prompt, `sum_t log p(y_t | x, y_<t)`.
+
+    The prompt runs once for all its responses (prefix sharing); the head runs on response positions only. Values and
+    gradients equal those of scoring each `prompt + response` alone, to rounding.
+
+    Args:
+      model: the decoder.
+      batch: prompts and responses, see `align_jax.batch`; the arrays may be traced.
+      rows_per_chunk: response rows of a shard computed at one time. With fewer than N, chunks run one after the
+        other and their activations are computed again on the way back, so that memory does not grow with K. None: all.
+      head_chunk: positions of a shard whose logits exist at one time.
+
+    Returns:
+      float32 `[G, K]`, summed over the response's scored targets; 0 for a response that does not exist.
+
+    Raises:
+      ValueError: a chunk size below 1.
+    """
+    if head_chunk < 1 or (rows_per_chunk is not None and rows_per_chunk < 1):
+        raise ValueError(f"chunk sizes must be at least 1, got {rows_per_chunk=}, {head_chunk=}")
+    kv = prompt_kv(model, batch)
+    rows = {name: getattr(batch, name) for name in _ROW_FIELDS}
+    score = partial(_score_rows, model, batch, kv, head_chunk)
+    count = batch.tokens.shape[1]
+    if rows_per_chunk is None or rows_per_chunk >= count:
+        sums = score(rows)
+    else:
+        sums = _scan_chunks(score, rows, count, rows_per_chunk, batch)
+    return sums.reshape(batch.mask.shape)
+
+
+_ROW_FIELDS = ("tokens", "targets", "positions", "segments", "parents", "groups", "slots", "prompt_row")
+
+
+def prompt_kv(model: Decoder, batch: GroupBatch) -> tuple[jax.Array, jax.Array]:
+    """Keys and values of the prompt rows in every layer: two `[L, D, M, P, Hk, E]`."""
+    own = Tokens(batch.prompt_positions, batch.prompt_segments)
+    masks = Masks(own_mask(own, model.config.sliding_window))
+    _, kv = model.run(batch.prompt_tokens, batch.prompt_positions, masks, keep_kv=True)
+    return kv
+
+
+def _score_rows(model, batch, kv, head_chunk, rows):
+    """Log-probs summed into response slots, `[D, slots of a shard]`, for some of the batch's response rows."""
+    window = model.config.sliding_window
+    own = Tokens(rows["positions"], rows["segments"], rows["parents"] if batch.packed else None, rows["groups"])
+    prompt = Tokens(batch.prompt_positions, batch.prompt_segments)
+    uniform = batch.uniform and rows["tokens"].shape == batch.tokens.shape
+    masks = Masks(
+        own_mask(own, window),
+        prefix_mask(own, prompt, rows["prompt_row"], window),
+        None if uniform else rows["prompt_row"],
+    )
+    hidden, _ = model.run(rows["tokens"], rows["positions"], masks, kv)
+    logps = target_logps(model, hidden, rows["targets"], head_chunk)
+    slots = batch.mask.size // batch.tokens.shape[0]
+    return _sum_into_slots(logps, rows["slots"], slots)
+
+
+def _sum_into_slots(logps, slots, count):
+    def one_shard(values, index):
+        # A negative index would wrap around; one past the end is dropped.
+        index = jnp.where(index < 0, count, index).reshape(-1)
+        return jnp.zeros(count, jnp.float32).at[index].add(values.reshape(-1), mode="drop")
+
+    return jax.vmap(one_shard)(logps, slots)
+
+
+def _scan_chunks(score, rows, count, size, batch):
+    """Sums over chunks of rows; the checkpoint makes the backward pass hold one chunk's activations at a time."""
+    if count % size:
+        raise ValueError(f"rows_per_chunk={size} must divide the {count} response rows of a shard")
+
+    def split(x):
+        x = jnp.asarray(x)
+        return jnp.moveaxis(x.reshape(x.shape[:1] + (count // size, size) + x.shape[2:]), 1, 0)
+
+    def body(sums, chunk):
+        return sums + score(chunk), None
+
+    shards = batch.tokens.shape[0]
+    zero = jnp.zeros((shards, batch.mask.size // shards), jnp.float32)
+    sums, _ = jax.lax.scan(jax.checkpoint(body, prevent_cse=False), zero, jax.tree.map(split, rows))
+    return sums
+
+
+def target_logps(model: Decoder, hidden: jax.Array, targets: jax.Array, head_chunk: int = HEAD_CHUNK) -> jax.Array:
+    """Log-probability of each position's target, `logit[target] - logsumexp(logits)`, a chunk of logits at a time.
+
+    Args:
+      model: whose head to apply.
+      hidden: normalized hidden states `[D, N, R, W]`.
+      targets: int32 `[D, N, R]`.
+      head_chunk: positions of a shard whose logits exist at one time; they are computed again in the backward pass.
+
+    Returns:
+      float32 `[D, N, R]`.
+    """
+    shards, positions = hidden.shape[0], hidden.shape[1] * hidden.shape[2]
+    chunks = -(-positions // head_chunk)
+    size = -(-positions // chunks)
+    padding = ((0, 0), (0, chunks * size - positions))
+    flat = jnp.pad(hidden.reshape(shards, positions, -1), (*padding, (0, 0)))
+    goal = jnp.pad(targets.reshape(shards, positions), padding)
+    weight = model.head_weight()
+    body = jax.checkpoint(partial(_chunk_logps, weight), prevent_cse=False)
+    if chunks == 1:
+        return body(flat, goal).reshape(targets.shape)
+
+    def split(x):
+        return jnp.moveaxis(x.reshape(shards, chunks, size, *x.shape[2:]), 1, 0)
+
+    _, logps = jax.lax.scan(lambda carry, xs: (carry, body(*xs)), None, (split(flat), split(goal)))
+    return jnp.moveaxis(logps, 0, 1).reshape(shards, -1)[:, :positions].reshape(targets.shape)
+
+
+def _chunk_logps(weight, hidden, targets):
+    logits = jnp.einsum(
+        "dtw,wv->dtv", hidden, weight, preferred_element_type=jnp.float32, precision=precision(hidden.dtype)
+    )
+    logits = constrain(logits, "shards", None, "vocab")
+    # A comparison instead of a gather: the vocabulary may be sharded.
+    chosen = jnp.sum(jnp.where(jnp.arange(logits.shape[-1]) == targets[..., None], logits, 0.0), axis=-1)
+    return chosen - jax.nn.logsumexp(logits, axis=-1)

@@ -1,0 +1,216 @@
+"""The decoder of LLaMA and Mistral: one module, its layers stacked on a leading axis L and scanned.
+
+Axes as in `align_jax.batch`; also W the width, H query heads, Hk key/value heads, E the head size, F the MLP width.
+"""
+
+from __future__ import annotations
+
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jax.sharding import Mesh
+
+from align_jax.axes import constrain, shardings
+from align_jax.models.attention import Masks, Tokens, attend, own_mask, precision
+from align_jax.models.config import ModelConfig
+from align_jax.models.remat import rematerialize
+from align_jax.models.rope import frequencies, rotate, rotation
+
+WEIGHT_AXES = {
+    "embed": ("vocab", "embed"),
+    "layers": {
+        "attn_norm": ("layers", "norm"),
+        "q": ("layers", "embed", "heads", "head_size"),
+        "k": ("layers", "embed", "kv_heads", "head_size"),
+        "v": ("layers", "embed", "kv_heads", "head_size"),
+        "o": ("layers", "heads", "head_size", "embed"),
+        "mlp_norm": ("layers", "norm"),
+        "gate": ("layers", "embed", "mlp"),
+        "up": ("layers", "embed", "mlp"),
+        "down": ("layers", "mlp", "embed"),
+    },
+    "norm": ("norm",),
+    "lm_head": ("embed", "vocab"),
+}
+
+
+def weight_shapes(config: ModelConfig) -> dict:
+    """Shapes of all weights, as the nested dict that `Decoder` takes; no `lm_head` where embeddings are tied."""
+    c, n = config, config.layers
+    shapes = {
+        "embed": (c.vocab_size, c.width),
+        "layers": {
+            "attn_norm": (n, c.width),
+            "q": (n, c.width, c.heads, c.head_size),
+            "k": (n, c.width, c.kv_heads, c.head_size),
+            "v": (n, c.width, c.kv_heads, c.head_size),
+            "o": (n, c.heads, c.head_size, c.width),
+            "mlp_norm": (n, c.width),
+            "gate": (n, c.width, c.mlp_width),
+            "up": (n, c.width, c.mlp_width),
+            "down": (n, c.mlp_width, c.width),
+        },
+        "norm": (c.width,),
+    }
+    if not c.tied_embeddings:
+        shapes["lm_head"] = (c.width, c.vocab_size)
+    return shapes
+
+
+def weight_shardings(config: ModelConfig, mesh: Mesh) -> dict:
+    """Where every weight lives on the mesh: NamedShardings in the nested dict of `weight_shapes`."""
+    return shardings(WEIGHT_AXES, weight_shapes(config), mesh)
+
+
+def init_weights(config: ModelConfig, key: jax.Array, param_dtype=jnp.float32) -> dict:
+    """Fresh weights: norms 1, matrices normal with deviation 0.02, those that write to the residual 0.02 / sqrt(2 L)."""
+    shapes, is_shape = weight_shapes(config), lambda x: isinstance(x, tuple)
+    paths, treedef = jax.tree.flatten_with_path(shapes, is_leaf=is_shape)
+    weights = []
+    for i, (path, shape) in enumerate(paths):
+        name = path[-1].key
+        if name.endswith("norm"):
+            weights.append(jnp.ones(shape, param_dtype))
+            continue
+        scale = 0.02 / (2 * config.layers) ** 0.5 if name in ("o", "down") else 0.02
+        weights.append((scale * jax.random.normal(jax.random.fold_in(key, i), shape)).astype(param_dtype))
+    return jax.tree.unflatten(treedef, weights)
+
+
+class Layers(nnx.Module):
+    """The stacked weights of all layers; attribute names are the keys of `weight_shapes(config)["layers"]`."""
+
+    def __init__(self, weights: dict):
+        for name, value in weights.items():
+            setattr(self, name, nnx.Param(value))
+
+    def weights(self) -> dict:
+        return {name: getattr(self, name)[...] for name in WEIGHT_AXES["layers"]}
+
+
+class Decoder(nnx.Module):
+    """LLaMA or Mistral.
+
+    Args:
+      config: the shape of the model.
+      weights: nested dict as `weight_shapes(config)` describes.
+      dtype: what products are computed in; norms, softmax and log-probs are float32 whatever it is.
+      remat: what the backward pass recomputes, see `align_jax.models.remat.POLICIES`.
+
+    Raises:
+      ValueError: a missing, unexpected or misshapen weight, by name.
+    """
+
+    def __init__(self, config: ModelConfig, weights: dict, *, dtype=jnp.bfloat16, remat: str = "none"):
+        _check_weights(config, weights)
+        self.config, self.dtype, self.remat = config, jnp.dtype(dtype), remat
+        self.embed = nnx.Param(weights["embed"])
+        self.layers = Layers(weights["layers"])
+        self.norm = nnx.Param(weights["norm"])
+        if not config.tied_embeddings:
+            self.lm_head = nnx.Param(weights["lm_head"])
+
+    def __call__(self, tokens: jax.Array) -> jax.Array:
+        """Next-token logits of whole sequences: int `[B, T]` -> float32 `[B, T, V]`.
+
+        For tests, notebooks and small models: scoring never makes this array, see `align_jax.response_logps`.
+        """
+        tokens = jnp.asarray(tokens)
+        if tokens.ndim != 2:
+            raise ValueError(f"tokens must be [batch, length], got shape {tokens.shape}")
+        rows = tokens[:, None]
+        positions = jnp.broadcast_to(jnp.arange(tokens.shape[1], dtype=jnp.int32), rows.shape)
+        masks = Masks(own_mask(Tokens(positions, jnp.ones_like(positions)), self.config.sliding_window))
+        hidden, _ = self.run(rows, positions, masks)
+        return self.logits(hidden[:, 0])
+
+    def run(
+        self,
+        tokens: jax.Array,
+        positions: jax.Array,
+        masks: Masks,
+        prefix: tuple[jax.Array, jax.Array] | None = None,
+        keep_kv: bool = False,
+    ) -> tuple[jax.Array, tuple[jax.Array, jax.Array] | None]:
+        """Runs all layers over rows of tokens, each row seeing its prompt's keys and values.
+
+        Args:
+          tokens, positions: int32 `[D, N, R]`.
+          masks: what each token sees.
+          prefix: keys and values of the prompt rows, each `[L, D, M, P, Hk, E]`; None for rows without a prompt.
+          keep_kv: also return this call's own keys and values, each `[L, D, N, R, Hk, E]`.
+
+        Returns:
+          The normalized hidden states `[D, N, R, W]`, and the keys and values or None.
+        """
+        x = constrain(self.embed[...].astype(self.dtype)[tokens], "shards", None, None, "act_embed")
+        cos, sin = rotation(positions, frequencies(self.config))
+        layer = partial(_layer, eps=self.config.norm_eps, cos=cos, sin=sin, masks=masks, keep_kv=keep_kv)
+        x, kv = jax.lax.scan(rematerialize(layer, self.remat), x, (self.layers.weights(), prefix))
+        return rms_norm(x, self.norm[...], self.config.norm_eps), kv
+
+    def head_weight(self) -> jax.Array:
+        """The output projection `[W, V]` in the compute type."""
+        weight = self.embed[...].T if self.config.tied_embeddings else self.lm_head[...]
+        return weight.astype(self.dtype)
+
+    def logits(self, hidden: jax.Array) -> jax.Array:
+        """Logits of normalized hidden states: `[..., W]` -> float32 `[..., V]`."""
+        return jnp.einsum(
+            "...w,wv->...v",
+            hidden,
+            self.head_weight(),
+            preferred_element_type=jnp.float32,
+            precision=precision(self.dtype),
+        )
+
+
+def _layer(x, inputs, *, eps, cos, sin, masks, keep_kv):
+    """One decoder layer; pre-norm attention and SwiGLU MLP, each added to the residual."""
+    weights, prefix = inputs
+    w = {name: value if name.endswith("norm") else value.astype(x.dtype) for name, value in weights.items()}
+    dot = partial(jnp.einsum, precision=precision(x.dtype))
+
+    h = rms_norm(x, w["attn_norm"], eps)
+    q = constrain(dot("dnrw,whe->dnrhe", h, w["q"]), "shards", None, None, "heads", None)
+    k = constrain(dot("dnrw,whe->dnrhe", h, w["k"]), "shards", None, None, "kv_heads", None)
+    v = constrain(dot("dnrw,whe->dnrhe", h, w["v"]), "shards", None, None, "kv_heads", None)
+    q, k = rotate(q, cos, sin), rotate(k, cos, sin)
+    mixed = attend(q, k, v, masks, *(prefix or ()))
+    x = x + constrain(dot("dnrhe,hew->dnrw", mixed, w["o"]), "shards", None, None, "act_embed")
+
+    h = rms_norm(x, w["mlp_norm"], eps)
+    gated = jax.nn.silu(dot("dnrw,wf->dnrf", h, w["gate"])) * dot("dnrw,wf->dnrf", h, w["up"])
+    gated = constrain(gated, "shards", None, None, "mlp")
+    x = x + constrain(dot("dnrf,fw->dnrw", gated, w["down"]), "shards", None, None, "act_embed")
+    return x, ((k, v) if keep_kv else None)
+
+
+def rms_norm(x: jax.Array, weight: jax.Array, eps: float) -> jax.Array:
+    """Root-mean-square norm in float32 (arXiv 1910.07467): `x / sqrt(mean(x^2) + eps) * weight`, in the type of x."""
+    x32 = x.astype(jnp.float32)
+    scale = jax.lax.rsqrt(jnp.mean(jnp.square(x32), axis=-1, keepdims=True) + eps)
+    return ((x32 * scale).astype(x.dtype) * weight).astype(x.dtype)
+
+
+def _check_weights(config: ModelConfig, weights: dict) -> None:
+    expected = dict(_flat(weight_shapes(config)))
+    given = {name: getattr(value, "shape", None) for name, value in _flat(weights)}
+    for name in expected.keys() - given.keys():
+        raise ValueError(f"weight {name!r} is missing; the model has {expected[name]} there")
+    for name in given.keys() - expected.keys():
+        raise ValueError(f"weight {name!r} is not part of this model" + (" (embeddings are tied)" if name == "lm_head" else ""))
+    for name, shape in expected.items():
+        # Abstract and traced stand-ins (during jax transformations of the module) have no shape to compare.
+        if given[name] is not None and tuple(given[name]) != shape:
+            raise ValueError(f"weight {name!r} has shape {tuple(given[name])}, expected {shape}")
+
+
+def _flat(tree: dict, prefix: str = ""):
+    for name, value in tree.items():
+        if isinstance(value, dict):
+            yield from _flat(value, f"{prefix}{name}.")
+        else:
+            yield prefix + name, value

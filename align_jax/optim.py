@@ -1,0 +1,239 @@
+"""Optimizers and learning-rate schedules: optax chains, one frozen dataclass of options for each optimizer."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any, Literal
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from align_jax.errors import UserError
+
+
+def _check(spec: Any, **conditions: bool) -> None:
+    for field, holds in conditions.items():
+        if not holds:
+            raise UserError(f"optimizer.{field}: {getattr(spec, field)!r} is out of range for {type(spec).__name__}")
+
+
+def _fraction(value: float | None) -> bool:
+    return value is None or 0 <= value < 1
+
+
+@dataclasses.dataclass(frozen=True)
+class OptimizerConfig:
+    """What every optimizer has: the learning rate, its schedule and gradient clipping.
+
+    Attributes:
+      learning_rate: the peak.
+      schedule: what follows the warm-up.
+      warmup_steps: optimizer steps of linear warm-up; None is 0, or what `warmup_ratio` says.
+      warmup_ratio: the same as a fraction of all steps.
+      final_ratio: learning rate at the end over the peak; None is 0; `constant` has none.
+      clip_norm: gradients are scaled down to this global L2 norm; None is off.
+    """
+
+    learning_rate: float = 1e-6
+    schedule: Literal["constant", "linear", "cosine"] = "cosine"
+    warmup_steps: int | None = None
+    warmup_ratio: float | None = None
+    final_ratio: float | None = None
+    clip_norm: float | None = 1.0
+
+    def __post_init__(self):
+        _check(
+            self,
+            learning_rate=self.learning_rate > 0,
+            schedule=self.schedule in ("constant", "linear", "cosine"),
+            warmup_steps=self.warmup_steps is None or self.warmup_steps >= 0,
+            warmup_ratio=_fraction(self.warmup_ratio),
+            final_ratio=self.final_ratio is None or 0 <= self.final_ratio <= 1,
+            clip_norm=self.clip_norm is None or self.clip_norm > 0,
+        )
+        if self.warmup_steps is not None and self.warmup_ratio is not None:
+            raise UserError("optimizer.warmup_ratio: give warmup_steps or warmup_ratio, not both")
+        if self.schedule == "constant" and self.final_ratio is not None:
+            raise UserError("optimizer.final_ratio: the constant schedule does not use it; remove it")
+
+
+@dataclasses.dataclass(frozen=True)
+class AdamW(OptimizerConfig):
+    """Adam with decoupled weight decay; `moment_dtype` is the first moment's, the second is float32."""
+
+    b1: float = 0.9
+    b2: float = 0.999
+    eps: float = 1e-8
+    weight_decay: float = 0.0
+    moment_dtype: Literal["float32", "bfloat16"] = "float32"
+
+    def __post_init__(self):
+        super().__post_init__()
+        _check(self, b1=_fraction(self.b1), b2=_fraction(self.b2), eps=self.eps > 0, weight_decay=self.weight_decay >= 0)
+
+    def rescale(self) -> optax.GradientTransformation:
+        return optax.scale_by_adam(self.b1, self.b2, self.eps, mu_dtype=jnp.dtype(self.moment_dtype))
+
+
+@dataclasses.dataclass(frozen=True)
+class Lion(OptimizerConfig):
+    """Sign of an interpolated momentum (arXiv 2302.06675), decoupled weight decay."""
+
+    b1: float = 0.9
+    b2: float = 0.99
+    weight_decay: float = 0.0
+    moment_dtype: Literal["float32", "bfloat16"] = "float32"
+
+    def __post_init__(self):
+        super().__post_init__()
+        _check(self, b1=_fraction(self.b1), b2=_fraction(self.b2), weight_decay=self.weight_decay >= 0)
+
+    def rescale(self) -> optax.GradientTransformation:
+        return optax.scale_by_lion(self.b1, self.b2, mu_dtype=jnp.dtype(self.moment_dtype))
+
+
+@dataclasses.dataclass(frozen=True)
+class Adafactor(OptimizerConfig):
+    """Factored second moments (arXiv 1804.04235) without parameter scaling, decoupled weight decay.
+
+    Layers are stacked, so update clipping takes the root mean square over all layers of a weight.
+    """
+
+    decay: float = 0.8
+    eps: float = 1e-30
+    update_clip: float | None = 1.0
+    momentum: float | None = None
+    weight_decay: float = 0.0
+
+    def __post_init__(self):
+        super().__post_init__()
+        _check(
+            self,
+            decay=0 < self.decay <= 1,
+            eps=self.eps > 0,
+            update_clip=self.update_clip is None or self.update_clip > 0,
+            momentum=_fraction(self.momentum),
+            weight_decay=self.weight_decay >= 0,
+        )
+
+    def rescale(self) -> optax.GradientTransformation:
+        parts = [optax.scale_by_factored_rms(decay_rate=self.decay, epsilon=self.eps)]
+        if self.update_clip is not None:
+            parts.append(optax.clip_by_block_rms(self.update_clip))
+        if self.momentum is not None:
+            parts.append(optax.ema(self.momentum, debias=False))
+        return optax.chain(*parts)
+
+
+@dataclasses.dataclass(frozen=True)
+class RMSprop(OptimizerConfig):
+    """PyTorch's RMSprop, which the GDPO authors train with: eps outside the root, momentum before the learning rate."""
+
+    decay: float = 0.99
+    eps: float = 1e-8
+    momentum: float = 0.0
+
+    def __post_init__(self):
+        super().__post_init__()
+        _check(self, decay=_fraction(self.decay), eps=self.eps > 0, momentum=_fraction(self.momentum))
+
+    def rescale(self) -> optax.GradientTransformation:
+        rms = optax.scale_by_rms(self.decay, self.eps, eps_in_sqrt=False)
+        return optax.chain(rms, optax.trace(self.momentum)) if self.momentum else rms
+
+
+OPTIMIZERS: dict[str, type[OptimizerConfig]] = {
+    "adamw": AdamW,
+    "lion": Lion,
+    "adafactor": Adafactor,
+    "rmsprop": RMSprop,
+}
+
+
+def make_schedule(spec: OptimizerConfig, total_steps: int) -> optax.Schedule:
+    """Learning rate of each optimizer step: linear warm-up to the peak, then constant, linear or cosine decay.
+
+    With `w` warm-up steps and `T` steps in all, step `t = 0, 1, ...` has
+
+        peak * (t + 1) / w                                          for t < w
+        peak * (f + (1 - f) * shape(p)),  p = (t - w) / (T - w)     after, where f is `final_ratio`
+
+    `shape(p)` is `1 - p` (linear) or `(1 + cos(pi p)) / 2` (cosine). The first step already learns.
+
+    Args:
+      spec: the optimizer's options.
+      total_steps: optimizer steps of the whole run, at least 1.
+
+    Returns:
+      A function of the step count (int scalar, traced or not) that returns a float32 scalar.
+
+    Raises:
+      UserError: the warm-up is longer than the run.
+    """
+    if total_steps < 1:
+        raise UserError(f"train.steps: a run has at least one step, got {total_steps}")
+    warmup = spec.warmup_steps or round((spec.warmup_ratio or 0.0) * total_steps)
+    if warmup > total_steps:
+        raise UserError(f"optimizer.warmup_steps: {warmup} is more than the {total_steps} steps of the run")
+    final = spec.final_ratio or 0.0
+
+    def learning_rate(count: jax.typing.ArrayLike) -> jax.Array:
+        step = jnp.asarray(count, jnp.float32)
+        progress = jnp.clip((step - warmup) / max(total_steps - warmup, 1), 0.0, 1.0)
+        if spec.schedule == "constant":
+            decay = jnp.ones_like(progress)
+        elif spec.schedule == "linear":
+            decay = 1.0 - (1.0 - final) * progress
+        else:
+            decay = final + (1.0 - final) * 0.5 * (1.0 + jnp.cos(jnp.pi * progress))
+        return spec.learning_rate * jnp.where(step < warmup, (step + 1.0) / max(warmup, 1), decay)
+
+    return learning_rate
+
+
+def decay_mask(params: Any) -> Any:
+    """A pytree of bools like `params`: False for weights of norms, which are pulled towards one, not zero.
+
+    By name, since stacked layers give the norms of all layers one two-dimensional array.
+    """
+
+    def decayed(path: tuple, _: Any) -> bool:
+        names = (str(getattr(key, "key", getattr(key, "name", ""))) for key in path)
+        return not any(name.endswith("norm") for name in names)
+
+    return jax.tree_util.tree_map_with_path(decayed, params)
+
+
+def _in_float32(inner: optax.GradientTransformation) -> optax.GradientTransformation:
+    """Optimizer state and arithmetic in float32 whatever the parameters are stored in."""
+
+    def cast(tree: Any) -> Any:
+        return jax.tree.map(lambda x: x.astype(jnp.float32), tree)
+
+    def update(updates: Any, state: Any, params: Any = None) -> tuple[Any, Any]:
+        return inner.update(cast(updates), state, None if params is None else cast(params))
+
+    return optax.GradientTransformation(lambda params: inner.init(cast(params)), update)
+
+
+def make_optimizer(spec: OptimizerConfig, total_steps: int) -> optax.GradientTransformation:
+    """The optimizer as one optax transformation over any pytree of arrays.
+
+    `theta <- theta - lr_t * (u_t + weight_decay * theta)`, where `u_t` is the optimizer's rescaling of the gradient after
+    global-norm clipping, and norms are not decayed. Moments are float32 unless `moment_dtype` says otherwise.
+
+    Args:
+      spec: one of `OPTIMIZERS`.
+      total_steps: optimizer steps of the whole run, which the schedule needs.
+
+    Returns:
+      An `optax.GradientTransformation`; its `update` needs `params`, and its updates are float32
+      (`optax.apply_updates` rounds the sum to the parameters' dtype).
+    """
+    parts = [] if spec.clip_norm is None else [optax.clip_by_global_norm(spec.clip_norm)]
+    parts.append(spec.rescale())
+    if getattr(spec, "weight_decay", 0.0):
+        parts.append(optax.add_decayed_weights(spec.weight_decay, mask=decay_mask))
+    parts.append(optax.scale_by_learning_rate(make_schedule(spec, total_steps)))
+    return _in_float32(optax.chain(*parts))

@@ -1,0 +1,65 @@
+"""The mesh, and where every weight lives on it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import jax
+import numpy as np
+from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+
+from align_jax.errors import UserError
+
+MESH_AXES = ("data", "fsdp", "tensor")
+
+
+def make_mesh(data: int = 1, fsdp: int = 1, tensor: int = 1, devices: Sequence[jax.Device] | None = None) -> Mesh:
+    """A mesh `data x fsdp x tensor`; one of the sizes may be -1, which takes the devices that are left.
+
+    Args:
+      data: copies of the weights, each with its own part of the batch.
+      fsdp: parts that weights, optimizer and batch are cut into.
+      tensor: parts that heads, MLP columns and vocabulary are cut into.
+      devices: the devices to use; all of them where None. Fewer than there are may be asked for.
+
+    Raises:
+      UserError: sizes that do not fit the devices.
+    """
+    available = list(jax.devices() if devices is None else devices)
+    sizes = {"data": data, "fsdp": fsdp, "tensor": tensor}
+    where = " x ".join(f"mesh.{k}={v}" for k, v in sizes.items())
+    if any(v == 0 or v < -1 for v in sizes.values()) or sum(v == -1 for v in sizes.values()) > 1:
+        raise UserError(f"{where}: sizes must be positive, and at most one may be -1 (the devices that are left)")
+    fixed = int(np.prod([v for v in sizes.values() if v > 0]))
+    for key, value in sizes.items():
+        if value == -1:
+            if len(available) % fixed:
+                raise UserError(f"{where}: {len(available)} devices cannot be divided by {fixed}")
+            sizes[key] = len(available) // fixed
+    count = int(np.prod(list(sizes.values())))
+    if count > len(available):
+        raise UserError(f"{where} needs {count} devices, but there are {len(available)} ({available[0].platform})")
+    return jax.make_mesh(
+        tuple(sizes.values()), MESH_AXES, devices=available[:count], axis_types=(AxisType.Auto,) * len(MESH_AXES)
+    )
+
+
+def axis_sizes(mesh: Mesh) -> dict[str, int]:
+    """Mesh axis name -> size."""
+    return dict(zip(mesh.axis_names, mesh.devices.shape, strict=True))
+
+
+def data_shards(mesh: Mesh) -> int:
+    """D: how many blocks a batch is cut into on this mesh."""
+    sizes = axis_sizes(mesh)
+    return sizes.get("data", 1) * sizes.get("fsdp", 1)
+
+
+def batch_sharding(mesh: Mesh, leading: int = 0) -> NamedSharding:
+    """Sharding of batch arrays: axis D (or G, which is shard-major) over `data` and `fsdp`, after `leading` whole axes."""
+    return NamedSharding(mesh, PartitionSpec(*(None,) * leading, ("data", "fsdp")))
+
+
+def replicated(mesh: Mesh) -> NamedSharding:
+    """The sharding of a value that every device holds whole."""
+    return NamedSharding(mesh, PartitionSpec())

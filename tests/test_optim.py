@@ -1,0 +1,214 @@
+"""Optimizers against PyTorch's, schedules against their formula, and what must not be decayed."""
+
+from __future__ import annotations
+
+import math
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from flax import nnx
+
+from align_jax import optim
+from align_jax.errors import UserError
+
+PARAMS = {
+    "embed": np.linspace(-1, 1, 12, dtype=np.float32).reshape(4, 3),
+    "layers": {"attn_norm": np.ones((2, 3), np.float32), "q": np.linspace(0.1, 2, 12, dtype=np.float32).reshape(2, 6)},
+    "norm": np.full(3, 1.5, np.float32),
+}
+
+
+def _gradients(step: int):
+    rng = np.random.default_rng(step)
+    return jax.tree.map(lambda p: rng.normal(size=p.shape).astype(np.float32), PARAMS)
+
+
+def _run(spec, steps: int = 6, params=PARAMS, total: int | None = None):
+    transform = optim.make_optimizer(spec, total or steps)
+    params = jax.tree.map(jnp.asarray, params)
+    state = transform.init(params)
+    for step in range(steps):
+        grads = jax.tree.map(lambda g, p: jnp.asarray(g, p.dtype), _gradients(step), params)
+        updates, state = transform.update(grads, state, params)
+        params = optax.apply_updates(params, updates)
+    return params, state
+
+
+def _torch_run(make, steps: int = 6, clip: float | None = None):
+    import torch
+
+    leaves, treedef = jax.tree.flatten(PARAMS)
+    tensors = [torch.tensor(leaf, requires_grad=True) for leaf in leaves]
+    norms = [not keep for keep in jax.tree.leaves(optim.decay_mask(PARAMS))]
+    optimizer = make(
+        [t for t, norm in zip(tensors, norms, strict=True) if not norm],
+        [t for t, norm in zip(tensors, norms, strict=True) if norm],
+    )
+    for step in range(steps):
+        for tensor, grad in zip(tensors, jax.tree.leaves(_gradients(step)), strict=True):
+            tensor.grad = torch.tensor(grad)
+        if clip is not None:
+            torch.nn.utils.clip_grad_norm_(tensors, clip)
+        optimizer.step()
+    return jax.tree.unflatten(treedef, [t.detach().numpy() for t in tensors])
+
+
+def _assert_close(ours, theirs, atol=1e-6):
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=atol, rtol=1e-5), ours, theirs)
+
+
+def test_adamw_with_clipping_is_torchs():
+    import torch
+
+    spec = optim.AdamW(learning_rate=0.01, schedule="constant", b2=0.95, weight_decay=0.1, clip_norm=0.7)
+    theirs = _torch_run(
+        lambda decayed, norms: torch.optim.AdamW(
+            [{"params": decayed, "weight_decay": 0.1}, {"params": norms, "weight_decay": 0.0}], lr=0.01, betas=(0.9, 0.95)
+        ),
+        clip=0.7,
+    )
+    _assert_close(_run(spec)[0], theirs, atol=3e-6)
+
+
+@pytest.mark.parametrize("momentum", [0.0, 0.9])
+def test_rmsprop_is_torchs(momentum):
+    import torch
+
+    spec = optim.RMSprop(learning_rate=0.01, schedule="constant", momentum=momentum, clip_norm=None)
+    theirs = _torch_run(lambda a, b: torch.optim.RMSprop([*a, *b], lr=0.01, momentum=momentum))
+    _assert_close(_run(spec)[0], theirs)
+
+
+def test_lion_follows_its_paper():
+    spec = optim.Lion(learning_rate=0.01, schedule="constant", weight_decay=0.5, clip_norm=None)
+    param, moment = PARAMS["embed"].astype(np.float64), 0.0
+    for step in range(6):
+        grad = _gradients(step)["embed"]
+        param = param - 0.01 * (np.sign(0.9 * moment + 0.1 * grad) + 0.5 * param)
+        moment = 0.99 * moment + 0.01 * grad
+    np.testing.assert_allclose(_run(spec)[0]["embed"], param, atol=1e-6)
+
+
+def test_adafactor_unfactored_follows_its_paper():
+    """Weights below 128 are not factored: v = b v + (1 - b)(g^2 + eps), b_t = 1 - t^-decay, then clipping by its RMS."""
+    spec = optim.Adafactor(learning_rate=0.01, schedule="constant", momentum=0.5, weight_decay=0.2, clip_norm=None)
+    param, second, ema = PARAMS["embed"].astype(np.float64), 0.0, 0.0
+    for step in range(6):
+        grad = _gradients(step)["embed"].astype(np.float64)
+        b = 1 - (step + 1.0) ** -0.8
+        second = b * second + (1 - b) * (grad**2 + 1e-30)
+        update = grad / np.sqrt(second)
+        update = update / max(1.0, np.sqrt(np.mean(update**2)))
+        ema = 0.5 * ema + 0.5 * update
+        param = param - 0.01 * (ema + 0.2 * param)
+    np.testing.assert_allclose(_run(spec)[0]["embed"], param, atol=1e-5)
+
+
+def test_adafactor_factors_large_weights():
+    state = optim.make_optimizer(optim.Adafactor(), 1).init({"up": jnp.ones((2, 128, 256))})
+    assert sum(leaf.size for leaf in jax.tree.leaves(state)) < 2 * (128 + 256) + 10
+
+
+@pytest.mark.parametrize("name", ["adamw", "lion", "adafactor"])
+def test_norms_are_not_decayed(name):
+    def moved(decay: float):
+        spec = optim.OPTIMIZERS[name](learning_rate=0.1, schedule="constant", weight_decay=decay)
+        return _run(spec, steps=1)[0]
+
+    with_decay, without = moved(0.5), moved(0.0)
+    np.testing.assert_array_equal(with_decay["norm"], without["norm"])
+    np.testing.assert_array_equal(with_decay["layers"]["attn_norm"], without["layers"]["attn_norm"])
+    np.testing.assert_allclose(with_decay["embed"], without["embed"] - 0.05 * PARAMS["embed"], atol=1e-6)
+    np.testing.assert_allclose(with_decay["layers"]["q"], without["layers"]["q"] - 0.05 * PARAMS["layers"]["q"], atol=1e-6)
+
+
+def test_nnx_state_trains_as_a_dict_does():
+    class Model(nnx.Module):
+        def __init__(self):
+            self.embed, self.norm = nnx.Param(jnp.asarray(PARAMS["embed"])), nnx.Param(jnp.asarray(PARAMS["norm"]))
+
+    spec = optim.AdamW(learning_rate=0.1, schedule="constant", weight_decay=0.5)
+    transform = optim.make_optimizer(spec, 1)
+    _, state = nnx.split(Model())
+    updates, _ = transform.update(jax.tree.map(jnp.ones_like, state), transform.init(state), state)
+    plain = {"embed": jnp.asarray(PARAMS["embed"]), "norm": jnp.asarray(PARAMS["norm"])}
+    expected, _ = transform.update(jax.tree.map(jnp.ones_like, plain), transform.init(plain), plain)
+    assert jax.tree.leaves(optim.decay_mask(state)) == [True, False]
+    _assert_close(jax.tree.leaves(updates), jax.tree.leaves(expected))
+
+
+@pytest.mark.parametrize("name", sorted(optim.OPTIMIZERS))
+def test_state_is_float32_over_bfloat16_parameters(name):
+    params = jax.tree.map(lambda p: jnp.asarray(p, jnp.bfloat16), PARAMS)
+    new, state = _run(optim.OPTIMIZERS[name](learning_rate=0.01), params=params)
+    dtypes = {leaf.dtype for leaf in jax.tree.leaves(state) if jnp.issubdtype(leaf.dtype, jnp.floating)}
+    assert dtypes == {jnp.dtype("float32")}
+    assert {leaf.dtype for leaf in jax.tree.leaves(new)} == {jnp.dtype("bfloat16")}
+
+
+@pytest.mark.parametrize("name", ["adamw", "lion"])
+def test_moment_dtype_is_used(name):
+    state = optim.make_optimizer(optim.OPTIMIZERS[name](moment_dtype="bfloat16"), 3).init(PARAMS)
+    moments = [leaf.dtype for leaf in jax.tree.leaves(state) if leaf.dtype == jnp.bfloat16]
+    assert len(moments) == len(jax.tree.leaves(PARAMS))
+
+
+def _expected(kind: str, t: int, warmup: int, total: int, final: float) -> float:
+    if t < warmup:
+        return (t + 1) / warmup
+    p = min((t - warmup) / (total - warmup), 1.0)
+    return {"constant": 1.0, "linear": 1 - (1 - final) * p, "cosine": final + (1 - final) * (1 + math.cos(math.pi * p)) / 2}[kind]
+
+
+@pytest.mark.parametrize("kind", ["constant", "linear", "cosine"])
+@pytest.mark.parametrize("warmup", [{}, {"warmup_steps": 4}, {"warmup_ratio": 0.2}])
+def test_schedule_formula(kind, warmup):
+    final = None if kind == "constant" else 0.1
+    schedule = optim.make_schedule(optim.AdamW(learning_rate=3.0, schedule=kind, final_ratio=final, **warmup), 20)
+    want = [3.0 * _expected(kind, t, 4 if warmup else 0, 20, final or 0.0) for t in range(25)]
+    np.testing.assert_allclose([float(schedule(t)) for t in range(25)], want, rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose(jax.jit(schedule)(jnp.int32(7)), want[7], rtol=1e-6)
+
+
+def test_the_schedule_reaches_the_updates():
+    spec = optim.Lion(learning_rate=1.0, schedule="linear", clip_norm=None)
+    params, _ = _run(spec, steps=1, total=4)
+    half, _ = _run(spec, steps=4, total=4)
+    sign = np.sign(_gradients(0)["norm"])
+    np.testing.assert_allclose(params["norm"], PARAMS["norm"] - sign, atol=1e-6)
+    assert np.all(np.abs(half["norm"] - PARAMS["norm"]) <= 1 + 0.75 + 0.5 + 0.25 + 1e-6)
+
+
+def test_zero_gradients_stay_finite():
+    for cls in optim.OPTIMIZERS.values():
+        transform = optim.make_optimizer(cls(), 2)
+        updates, _ = transform.update(jax.tree.map(np.zeros_like, PARAMS), transform.init(PARAMS), PARAMS)
+        assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(updates)), cls
+
+
+@pytest.mark.parametrize(
+    "cls, options, key",
+    [
+        (optim.AdamW, {"learning_rate": 0.0}, "learning_rate: 0.0"),
+        (optim.AdamW, {"b2": 1.0}, "b2: 1.0"),
+        (optim.AdamW, {"weight_decay": -0.1}, "weight_decay: -0.1"),
+        (optim.Lion, {"b1": -1.0}, "b1: -1.0"),
+        (optim.RMSprop, {"momentum": 1.5}, "momentum: 1.5"),
+        (optim.Adafactor, {"decay": 0.0}, "decay: 0.0"),
+        (optim.AdamW, {"clip_norm": 0.0}, "clip_norm: 0.0"),
+        (optim.AdamW, {"schedule": "step"}, "schedule: 'step'"),
+        (optim.AdamW, {"warmup_steps": 1, "warmup_ratio": 0.1}, "not both"),
+        (optim.AdamW, {"schedule": "constant", "final_ratio": 0.1}, "constant schedule does not use"),
+    ],
+)
+def test_bad_options_are_named(cls, options, key):
+    with pytest.raises(UserError, match=key):
+        cls(**options)
+
+
+def test_a_warmup_longer_than_the_run_is_an_error():
+    with pytest.raises(UserError, match="warmup_steps: 30 is more than the 20 steps"):
+        optim.make_schedule(optim.AdamW(warmup_steps=30), 20)
