@@ -96,3 +96,14 @@ def computed_positions(batch: GroupBatch) -> int:
 def real_positions(batch: GroupBatch) -> int:
     """Positions of this (host) batch that hold a token; `1 - real / computed` is the padding."""
     return int(np.count_nonzero(batch.prompt_segments) + np.count_nonzero(batch.segments))
+
+
+def useful_tokens(batch: GroupBatch) -> int:
+    """Tokens of every response of this (host) batch together with its prompt: what is computed without prefix sharing."""
+    slots, positions = np.asarray(batch.slots), np.asarray(batch.positions)
+    shards = int(np.prod(slots.shape[:-2]))
+    per_shard = np.asarray(batch.mask).size // shards
+    ends = np.zeros((shards, per_shard + 1), np.int64)  # the last column takes the targets that are not scored
+    for shard, (index, position) in enumerate(zip(slots.reshape(shards, -1), positions.reshape(shards, -1), strict=True)):
+        np.maximum.at(ends[shard], np.where(index < 0, per_shard, index), position + 2)
+    return int(ends[:, :per_shard].sum())

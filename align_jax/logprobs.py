@@ -88,19 +88,21 @@ def _sum_into_slots(logps, slots, count):
 
 def _scan_chunks(score, rows, count, size, batch):
     """Sums over chunks of rows; the checkpoint makes the backward pass hold one chunk's activations at a time."""
-    if count % size:
-        raise ValueError(f"rows_per_chunk={size} must divide the {count} response rows of a shard")
+    chunks = -(-count // size)
 
-    def split(x):
-        x = jnp.asarray(x)
-        return jnp.moveaxis(x.reshape(x.shape[:1] + (count // size, size) + x.shape[2:]), 1, 0)
+    def split(name, x):
+        # Rows of padding: no segment, and slots that nothing is added to.
+        fill = -1 if name == "slots" else 0
+        padding = ((0, 0), (0, chunks * size - count), *((0, 0),) * (x.ndim - 2))
+        x = jnp.pad(jnp.asarray(x), padding, constant_values=fill)
+        return jnp.moveaxis(x.reshape(x.shape[:1] + (chunks, size) + x.shape[2:]), 1, 0)
 
     def body(sums, chunk):
         return sums + score(chunk), None
 
     shards = batch.tokens.shape[0]
     zero = jnp.zeros((shards, batch.mask.size // shards), jnp.float32)
-    sums, _ = jax.lax.scan(jax.checkpoint(body, prevent_cse=False), zero, jax.tree.map(split, rows))
+    sums, _ = jax.lax.scan(jax.checkpoint(body, prevent_cse=False), zero, {name: split(name, x) for name, x in rows.items()})
     return sums
 
 

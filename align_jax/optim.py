@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import jax
 import jax.numpy as jnp
@@ -27,6 +27,7 @@ class OptimizerConfig:
     """What every optimizer has: the learning rate, its schedule and gradient clipping.
 
     Attributes:
+      name: the value of `optimizer.name`.
       learning_rate: the peak.
       schedule: what follows the warm-up.
       warmup_steps: optimizer steps of linear warm-up; None is 0, or what `warmup_ratio` says.
@@ -35,12 +36,18 @@ class OptimizerConfig:
       clip_norm: gradients are scaled down to this global L2 norm; None is off.
     """
 
+    name: ClassVar[str]
+
     learning_rate: float = 1e-6
     schedule: Literal["constant", "linear", "cosine"] = "cosine"
     warmup_steps: int | None = None
     warmup_ratio: float | None = None
     final_ratio: float | None = None
     clip_norm: float | None = 1.0
+
+    def rescale(self) -> optax.GradientTransformation:
+        """Gradient to update, before weight decay and learning rate."""
+        raise TypeError(f"{type(self).__name__} is the base of the optimizers; use one of OPTIMIZERS")
 
     def __post_init__(self):
         _check(
@@ -62,6 +69,7 @@ class OptimizerConfig:
 class AdamW(OptimizerConfig):
     """Adam with decoupled weight decay; `moment_dtype` is the first moment's, the second is float32."""
 
+    name: ClassVar[str] = "adamw"
     b1: float = 0.9
     b2: float = 0.999
     eps: float = 1e-8
@@ -70,7 +78,9 @@ class AdamW(OptimizerConfig):
 
     def __post_init__(self):
         super().__post_init__()
-        _check(self, b1=_fraction(self.b1), b2=_fraction(self.b2), eps=self.eps > 0, weight_decay=self.weight_decay >= 0)
+        _check(
+            self, b1=_fraction(self.b1), b2=_fraction(self.b2), eps=self.eps > 0, weight_decay=self.weight_decay >= 0
+        )
 
     def rescale(self) -> optax.GradientTransformation:
         return optax.scale_by_adam(self.b1, self.b2, self.eps, mu_dtype=jnp.dtype(self.moment_dtype))
@@ -80,6 +90,7 @@ class AdamW(OptimizerConfig):
 class Lion(OptimizerConfig):
     """Sign of an interpolated momentum (arXiv 2302.06675), decoupled weight decay."""
 
+    name: ClassVar[str] = "lion"
     b1: float = 0.9
     b2: float = 0.99
     weight_decay: float = 0.0
@@ -100,6 +111,7 @@ class Adafactor(OptimizerConfig):
     Layers are stacked, so update clipping takes the root mean square over all layers of a weight.
     """
 
+    name: ClassVar[str] = "adafactor"
     decay: float = 0.8
     eps: float = 1e-30
     update_clip: float | None = 1.0
@@ -130,6 +142,7 @@ class Adafactor(OptimizerConfig):
 class RMSprop(OptimizerConfig):
     """PyTorch's RMSprop, which the GDPO authors train with: eps outside the root, momentum before the learning rate."""
 
+    name: ClassVar[str] = "rmsprop"
     decay: float = 0.99
     eps: float = 1e-8
     momentum: float = 0.0
@@ -143,12 +156,7 @@ class RMSprop(OptimizerConfig):
         return optax.chain(rms, optax.trace(self.momentum)) if self.momentum else rms
 
 
-OPTIMIZERS: dict[str, type[OptimizerConfig]] = {
-    "adamw": AdamW,
-    "lion": Lion,
-    "adafactor": Adafactor,
-    "rmsprop": RMSprop,
-}
+OPTIMIZERS: dict[str, type[OptimizerConfig]] = {cls.name: cls for cls in (AdamW, Lion, Adafactor, RMSprop)}
 
 
 def make_schedule(spec: OptimizerConfig, total_steps: int) -> optax.Schedule:
@@ -220,8 +228,8 @@ def _in_float32(inner: optax.GradientTransformation) -> optax.GradientTransforma
 def make_optimizer(spec: OptimizerConfig, total_steps: int) -> optax.GradientTransformation:
     """The optimizer as one optax transformation over any pytree of arrays.
 
-    `theta <- theta - lr_t * (u_t + weight_decay * theta)`, where `u_t` is the optimizer's rescaling of the gradient after
-    global-norm clipping, and norms are not decayed. Moments are float32 unless `moment_dtype` says otherwise.
+    `theta <- theta - lr_t * (u_t + weight_decay * theta)`, where `u_t` is the optimizer's rescaling of the gradient
+    after global-norm clipping, and norms are not decayed. Moments are float32 unless `moment_dtype` says otherwise.
 
     Args:
       spec: one of `OPTIMIZERS`.

@@ -63,3 +63,14 @@ def batch_sharding(mesh: Mesh, leading: int = 0) -> NamedSharding:
 def replicated(mesh: Mesh) -> NamedSharding:
     """The sharding of a value that every device holds whole."""
     return NamedSharding(mesh, PartitionSpec())
+
+
+def put_batch(batch, mesh: Mesh, leading: int = 0):
+    """A host batch (this process's shards of it) as global device arrays.
+
+    Args:
+      batch: pytree of NumPy arrays whose axis `leading` is D or G, shard-major.
+      leading: axes before it, such as that of microbatches.
+    """
+    sharding = batch_sharding(mesh, leading)
+    return jax.tree.map(lambda x: jax.make_array_from_process_local_data(sharding, np.asarray(x)), batch)

@@ -66,7 +66,9 @@ def test_adamw_with_clipping_is_torchs():
     spec = optim.AdamW(learning_rate=0.01, schedule="constant", b2=0.95, weight_decay=0.1, clip_norm=0.7)
     theirs = _torch_run(
         lambda decayed, norms: torch.optim.AdamW(
-            [{"params": decayed, "weight_decay": 0.1}, {"params": norms, "weight_decay": 0.0}], lr=0.01, betas=(0.9, 0.95)
+            [{"params": decayed, "weight_decay": 0.1}, {"params": norms, "weight_decay": 0.0}],
+            lr=0.01,
+            betas=(0.9, 0.95),
         ),
         clip=0.7,
     )
@@ -93,7 +95,7 @@ def test_lion_follows_its_paper():
 
 
 def test_adafactor_unfactored_follows_its_paper():
-    """Weights below 128 are not factored: v = b v + (1 - b)(g^2 + eps), b_t = 1 - t^-decay, then clipping by its RMS."""
+    """Weights below 128 are not factored: v = b v + (1 - b)(g^2 + eps), b_t = 1 - t^-decay, then clipping by RMS."""
     spec = optim.Adafactor(learning_rate=0.01, schedule="constant", momentum=0.5, weight_decay=0.2, clip_norm=None)
     param, second, ema = PARAMS["embed"].astype(np.float64), 0.0, 0.0
     for step in range(6):
@@ -122,7 +124,8 @@ def test_norms_are_not_decayed(name):
     np.testing.assert_array_equal(with_decay["norm"], without["norm"])
     np.testing.assert_array_equal(with_decay["layers"]["attn_norm"], without["layers"]["attn_norm"])
     np.testing.assert_allclose(with_decay["embed"], without["embed"] - 0.05 * PARAMS["embed"], atol=1e-6)
-    np.testing.assert_allclose(with_decay["layers"]["q"], without["layers"]["q"] - 0.05 * PARAMS["layers"]["q"], atol=1e-6)
+    expected = without["layers"]["q"] - 0.05 * PARAMS["layers"]["q"]
+    np.testing.assert_allclose(with_decay["layers"]["q"], expected, atol=1e-6)
 
 
 def test_nnx_state_trains_as_a_dict_does():
@@ -160,7 +163,8 @@ def _expected(kind: str, t: int, warmup: int, total: int, final: float) -> float
     if t < warmup:
         return (t + 1) / warmup
     p = min((t - warmup) / (total - warmup), 1.0)
-    return {"constant": 1.0, "linear": 1 - (1 - final) * p, "cosine": final + (1 - final) * (1 + math.cos(math.pi * p)) / 2}[kind]
+    cosine = final + (1 - final) * (1 + math.cos(math.pi * p)) / 2
+    return {"constant": 1.0, "linear": 1 - (1 - final) * p, "cosine": cosine}[kind]
 
 
 @pytest.mark.parametrize("kind", ["constant", "linear", "cosine"])
@@ -174,12 +178,10 @@ def test_schedule_formula(kind, warmup):
 
 
 def test_the_schedule_reaches_the_updates():
-    spec = optim.Lion(learning_rate=1.0, schedule="linear", clip_norm=None)
-    params, _ = _run(spec, steps=1, total=4)
-    half, _ = _run(spec, steps=4, total=4)
-    sign = np.sign(_gradients(0)["norm"])
-    np.testing.assert_allclose(params["norm"], PARAMS["norm"] - sign, atol=1e-6)
-    assert np.all(np.abs(half["norm"] - PARAMS["norm"]) <= 1 + 0.75 + 0.5 + 0.25 + 1e-6)
+    spec = optim.Lion(learning_rate=1.0, schedule="linear", clip_norm=None, b1=0.0, b2=0.0)
+    params, _ = _run(spec, steps=3, total=4)
+    moved = sum(lr * np.sign(_gradients(step)["norm"]) for step, lr in enumerate([1.0, 0.75, 0.5]))
+    np.testing.assert_allclose(params["norm"], PARAMS["norm"] - moved, atol=1e-6)
 
 
 def test_zero_gradients_stay_finite():

@@ -1,0 +1,61 @@
+"""The command line: `align-jax COMMAND ...`; wires everything, decides nothing."""
+
+from __future__ import annotations
+
+import importlib
+import os
+import sys
+import warnings
+
+# command -> (module with `main(argv)`, one line of help)
+COMMANDS = {
+    "train": ("align_jax.cli.train", "CONFIG.yaml [--section.key value ...]   train; resumes a run folder that has checkpoints"),
+    "evaluate": ("align_jax.cli.evaluate", "CONFIG.yaml [--section.key value ...]   metrics of the run's newest checkpoint"),
+    "export": ("align_jax.cli.export", "RUN_DIR OUT_DIR [--step N] [--dtype D]   write a Hugging Face folder"),
+    "generate": ("align_jax.cli.generate", "CONFIG.yaml [--section.key value ...]   sample responses to prompts"),
+    "compile": ("align_jax.cli.compile", "CONFIG.yaml --topology v5p:4x4x4 ...    compile for a TPU that is not there"),
+    "experiment": ("align_jax.cli.experiment", "NAME [...]                              a runnable experiment; `quickstart` is one"),
+}
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Runs one command; returns the exit status (0, or 2 for what the user can fix)."""
+    argv = list(sys.argv[1:] if argv is None else argv)
+    if not argv or argv[0] in ("-h", "--help"):
+        print(_usage())
+        return 0
+    if argv[0] not in COMMANDS:
+        print(f"align-jax: unknown command {argv[0]!r}\n{_usage()}", file=sys.stderr)
+        return 2
+    if len(argv) > 1 and argv[1] in ("-h", "--help"):
+        print(f"align-jax {argv[0]} {COMMANDS[argv[0]][1]}")
+        return 0
+    from align_jax.errors import UserError
+
+    _prepare()
+    try:
+        return importlib.import_module(COMMANDS[argv[0]][0]).main(argv[1:]) or 0
+    except UserError as error:
+        print(f"align-jax {argv[0]}: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print(f"align-jax {argv[0]}: interrupted", file=sys.stderr)
+        return 130
+
+
+def _usage() -> str:
+    lines = [f"  {name:<11}{text}" for name, (_, text) in COMMANDS.items()]
+    return "usage: align-jax COMMAND ...\n\n" + "\n".join(lines)
+
+
+def _prepare() -> None:
+    """Settings of the process that must be made before JAX starts."""
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    import jax
+
+    warnings.filterwarnings("ignore", message="Some donated buffers were not usable")  # the CPU backend donates nothing
+    if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
+        home = os.environ.get("XDG_CACHE_HOME", os.path.join(os.path.expanduser("~"), ".cache"))
+        jax.config.update("jax_compilation_cache_dir", os.path.join(home, "align_jax", "xla"))
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.3)

@@ -151,6 +151,11 @@ class Decoder(nnx.Module):
         x, kv = jax.lax.scan(rematerialize(layer, self.remat), x, (self.layers.weights(), prefix))
         return rms_norm(x, self.norm[...], self.config.norm_eps), kv
 
+    def weights(self) -> dict:
+        """The weights as the nested dict of `weight_shapes`; `Decoder(config, model.weights())` is the same model."""
+        tree = {"embed": self.embed[...], "layers": self.layers.weights(), "norm": self.norm[...]}
+        return tree if self.config.tied_embeddings else {**tree, "lm_head": self.lm_head[...]}
+
     def head_weight(self) -> jax.Array:
         """The output projection `[W, V]` in the compute type."""
         weight = self.embed[...].T if self.config.tied_embeddings else self.lm_head[...]

@@ -1,0 +1,360 @@
+"""Checkpoints of a run: parameters, optimizer, step, data iterator and config together, written by Orbax.
+
+A checkpoint is a folder named by its step. Orbax writes it under a temporary name and renames it when it is complete,
+so that a killed process leaves the last complete checkpoint as the newest. Tensors are stored under dotted names
+(`params.layers.q`), which is what errors show, each with a checksum, since the storage does not notice a flipped bit.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import logging
+import math
+import re
+import warnings
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+import jax
+import jax.numpy as jnp
+import orbax.checkpoint as ocp
+from jax.tree_util import keystr, tree_flatten_with_path
+
+from align_jax.errors import UserError
+
+_STATE, _EXTRA = "state", "extra"
+_logger = logging.getLogger(__name__)
+
+
+class DamagedCheckpointWarning(UserWarning):
+    """A checkpoint could not be read, and an older one is used instead."""
+
+
+def flatten_names(tree: Any) -> tuple[dict[str, Any], Any]:
+    """A pytree as `{dotted name: leaf}` and its treedef.
+
+    An `nnx` variable has the name of its place, as in a plain dict.
+
+    Raises:
+      ValueError: two leaves have the same name.
+    """
+    leaves, treedef = tree_flatten_with_path(tree)
+    named: dict[str, Any] = {}
+    for path, leaf in leaves:
+        if len(path) > 1 and getattr(path[-1], "name", None) == "value":
+            path = path[:-1]
+        name = keystr(path, simple=True, separator=".") or "value"
+        if name in named:
+            raise ValueError(f"two tensors of the state are named {name!r}")
+        named[name] = leaf
+    return named, treedef
+
+
+@jax.jit
+def _checksums(arrays: dict[str, jax.Array]) -> dict[str, jax.Array]:
+    """One uint32 a tensor: the sum of its bits, each word times an odd weight of its place, modulo 2^32.
+
+    Integer sums do not depend on their order, so that every mesh computes the same number.
+    """
+
+    def checksum(array: jax.Array) -> jax.Array:
+        if array.dtype == jnp.bool_:
+            array = array.astype(jnp.uint8)
+        size = min(array.dtype.itemsize, 4)
+        bits = jax.lax.bitcast_convert_type(array, jnp.dtype(f"uint{8 * size}")).astype(jnp.uint32)
+        place = jnp.zeros(bits.shape, jnp.uint32)
+        for axis in range(bits.ndim):
+            place = place * jnp.uint32(2654435761) + jax.lax.broadcasted_iota(jnp.uint32, bits.shape, axis)
+        return jnp.sum(bits * (2 * place + 1), dtype=jnp.uint32)
+
+    return jax.tree.map(checksum, arrays)
+
+
+def _checksum_table(arrays: dict[str, Any]) -> dict[str, int]:
+    return {name: int(value) for name, value in jax.device_get(_checksums(arrays)).items()}
+
+
+@dataclasses.dataclass
+class _KeepLatestAndBest:
+    """Orbax preservation policy: the newest `keep`, and the one best by the metric."""
+
+    keep: int
+    mode: str
+    scores: dict[int, float]
+
+    def should_preserve(self, checkpoints: Sequence[Any], *, context: Any) -> list[bool]:
+        steps = [info.step for info in checkpoints]
+        kept = set(sorted(steps)[-self.keep :])
+        scored = [step for step in steps if step in self.scores]
+        if scored:
+            sign = 1 if self.mode == "max" else -1
+            # a tie goes to the later step
+            kept.add(max(scored, key=lambda step: (sign * self.scores[step], step)))
+        return [step in kept for step in steps]
+
+
+class Checkpointer:
+    """Saves and restores the checkpoints of one folder.
+
+    Args:
+      directory: the folder; made if missing (unless `read_only`).
+      keep: how many of the newest checkpoints stay.
+      best_metric: also keep the checkpoint with the best value of this metric; None keeps only the newest.
+      best_mode: whether `min` or `max` is best.
+      read_only: neither make, clean nor write anything: safe on the folder of a run that is training.
+
+    Raises:
+      UserError: `keep` below 1, an unknown `best_mode`, or a `read_only` folder that does not exist.
+    """
+
+    def __init__(
+        self,
+        directory: str | Path,
+        keep: int = 2,
+        best_metric: str | None = None,
+        best_mode: Literal["min", "max"] = "min",
+        *,
+        read_only: bool = False,
+    ):
+        if keep < 1:
+            raise UserError(f"checkpoint.keep: {keep!r} must be at least 1")
+        if best_mode not in ("min", "max"):
+            raise UserError(f"checkpoint.best_mode: {best_mode!r} is neither 'min' nor 'max'")
+        self.directory = Path(directory).absolute()
+        if read_only and not self.directory.is_dir():
+            raise UserError(f"no checkpoints: {self.directory} does not exist")
+        self._best_metric = best_metric
+        self._damaged: dict[int, str] = {}
+        self._policy = _KeepLatestAndBest(keep, best_mode, {})
+        self._saving: int | None = None
+        try:
+            self._manager = ocp.CheckpointManager(
+                self.directory,
+                options=ocp.CheckpointManagerOptions(
+                    preservation_policy=self._policy,
+                    create=not read_only,
+                    read_only=read_only,
+                    cleanup_tmp_directories=not read_only,
+                    # our own metrics are in the JSON, so that opening a folder never fails on a damaged checkpoint
+                    lightweight_initialize=True,
+                ),
+                item_handlers={_STATE: ocp.PyTreeCheckpointHandler(), _EXTRA: ocp.JsonCheckpointHandler()},
+            )
+        except OSError as error:
+            raise UserError(f"cannot open the checkpoint folder {self.directory}: {error}") from error
+        for step in self.steps():
+            self._remember_score(step)
+
+    def _remember_score(self, step: int) -> None:
+        """Reads the metric of a checkpoint on disk; one that cannot be read is never the best."""
+        if self._best_metric is None:
+            return
+        try:
+            items = ocp.args.Composite(**{_EXTRA: ocp.args.JsonRestore()})
+            metrics = self._manager.restore(step, args=items)[_EXTRA]["metrics"]
+        except Exception as error:  # Orbax raises whatever its storage does
+            _logger.warning("no metrics in checkpoint %s: %s", self.directory / str(step), _first_line(error))
+            return
+        self._score(step, metrics)
+
+    def _score(self, step: int, metrics: Mapping[str, Any]) -> None:
+        value = metrics.get(self._best_metric)
+        if isinstance(value, (int, float)) and math.isfinite(value):
+            self._policy.scores[step] = float(value)
+
+    def steps(self) -> list[int]:
+        """Steps of the complete checkpoints on disk, oldest first, without those found damaged."""
+        return sorted(step for step in ocp.utils.checkpoint_steps(self.directory) if step not in self._damaged)
+
+    def latest_step(self) -> int | None:
+        """The newest step of `steps()`, or None."""
+        return max(self.steps(), default=None)
+
+    def best_step(self) -> int | None:
+        """The step on disk that is best by `best_metric`, or None."""
+        present = self.steps()
+        sign = 1 if self._policy.mode == "max" else -1
+        scored = [(sign * score, step) for step, score in self._policy.scores.items() if step in present]
+        return max(scored)[1] if scored else None
+
+    def save(self, step: int, state: Any, extra: Mapping[str, Any], metrics: Mapping[str, float] | None = None) -> None:
+        """Starts writing a checkpoint; returns once the arrays are copied, so that the caller may donate them.
+
+        Args:
+          step: optimizer steps done; not saved before.
+          state: a pytree of arrays, sharded or not.
+          extra: JSON values (data iterator, config, ...), written beside the arrays.
+          metrics: values at this step, `best_metric` among them where it was measured.
+
+        Raises:
+          UserError: the previous write failed (disk full, ...), or this one did at once; earlier ones are intact.
+          ValueError: `extra` or `metrics` is not JSON.
+        """
+        self.wait()
+        metrics = {name: _json_number(value) for name, value in (metrics or {}).items()}
+        arrays, _ = flatten_names(state)
+        document = {"extra": dict(extra), "metrics": metrics, "checksums": _checksum_table(arrays)}
+        try:
+            json.dumps(document, allow_nan=False)
+        except (TypeError, ValueError) as error:
+            raise ValueError(f"checkpoint of step {step}: extra and metrics must be JSON: {error}") from error
+        self._set_damaged_aside()
+        if step in self.steps():
+            raise UserError(f"a checkpoint of step {step} already exists in {self.directory}; choose another run.dir")
+        if self._best_metric is not None:
+            self._score(step, metrics)
+        self._saving = step
+        items = ocp.args.Composite(**{_STATE: ocp.args.PyTreeSave(arrays), _EXTRA: ocp.args.JsonSave(document)})
+        try:
+            self._manager.save(step, args=items, force=True)
+        except Exception as error:  # Orbax raises whatever its storage does
+            raise self._failed_write(error) from error
+
+    def _set_damaged_aside(self) -> None:
+        """Renames checkpoints found damaged, so that their steps can be saved again; nothing is deleted."""
+        if not self._damaged:
+            return
+        for step in self._damaged:
+            folder = self.directory / str(step)
+            if jax.process_index() == 0 and folder.exists():
+                target = self.directory / f"damaged-{step}"
+                number = 1
+                while target.exists():
+                    number += 1
+                    target = self.directory / f"damaged-{step}-{number}"
+                folder.rename(target)
+                _logger.warning("moved the damaged checkpoint %s to %s", folder, target)
+            self._policy.scores.pop(step, None)
+        self._damaged = {}
+        self._manager.reload()
+
+    def _failed_write(self, error: Exception) -> UserError:
+        step, self._saving = self._saving, None
+        if step is not None:
+            self._policy.scores.pop(step, None)
+        self._manager.reload()
+        left = self.steps()
+        safe = f"the checkpoints of steps {left} are intact" if left else "there is no earlier checkpoint"
+        return UserError(
+            f"writing the checkpoint of step {step} to {self.directory} failed: {_first_line(error)}; {safe}; "
+            "check the disk's free space and permissions, then run the same command to resume"
+        )
+
+    def wait(self) -> None:
+        """Blocks until the last save is complete.
+
+        Raises:
+          UserError: that save failed; earlier checkpoints are intact.
+        """
+        try:
+            self._manager.wait_until_finished()
+            self._manager.check_for_errors()
+        except Exception as error:  # Orbax raises whatever its storage does
+            raise self._failed_write(error) from error
+        self._saving = None
+
+    def restore(
+        self, abstract_state: Any, step: int | None = None, *, subset: bool = False
+    ) -> tuple[Any, dict[str, Any]] | None:
+        """Reads a checkpoint into the given shapes, dtypes and shardings (any mesh).
+
+        Args:
+          abstract_state: a pytree of arrays or `jax.ShapeDtypeStruct` with shardings.
+          step: which checkpoint; None is the newest readable one.
+          subset: read only the tensors named in `abstract_state` (say `{"params": ...}`), converted to its dtypes.
+
+        Returns:
+          `(state, extra)`, or None when the folder has no checkpoint.
+
+        Warns:
+          DamagedCheckpointWarning: the newest checkpoint could not be read; names it and why.
+
+        Raises:
+          UserError: the checkpoint is of another model or optimizer (names the first tensor that differs), `step` does
+            not exist or is damaged, or no checkpoint can be read.
+        """
+        self.wait()
+        steps = self.steps()
+        if step is not None and step not in steps:
+            raise UserError(f"no checkpoint of step {step} in {self.directory}; there are {steps or 'none'}")
+        for candidate in [step] if step is not None else steps[::-1]:
+            folder = self.directory / str(candidate)
+            try:
+                return self._read(candidate, abstract_state, subset)
+            except UserError:
+                raise
+            except Exception as error:  # a damaged file surfaces as whatever Orbax, TensorStore or json raise
+                reason = _first_line(error)
+                if step is not None:
+                    raise UserError(f"checkpoint {folder} is damaged: {reason}; choose one of {steps}") from error
+                self._damaged[candidate] = reason
+                self._policy.scores.pop(candidate, None)
+                message = f"checkpoint {folder} is damaged and not used: {reason}"
+                warnings.warn(message, DamagedCheckpointWarning, stacklevel=2)
+        if steps:
+            reason = self._damaged[steps[-1]]
+            raise UserError(f"none of the checkpoints {steps} in {self.directory} can be read: {reason}")
+        return None
+
+    def _read(self, step: int, abstract_state: Any, subset: bool) -> tuple[Any, dict[str, Any]]:
+        wanted, treedef = flatten_names(abstract_state)
+        wanted = {name: ocp.utils.to_shape_dtype_struct(leaf) for name, leaf in wanted.items()}
+        saved = self._manager.item_metadata(step)[_STATE]
+        if saved is None:
+            raise FileNotFoundError(f"{self.directory / str(step) / _STATE} has no readable metadata")
+        _check_same(wanted, saved.tree, self.directory / str(step), subset)
+        stored = {
+            name: jax.ShapeDtypeStruct(leaf.shape, saved.tree[name].dtype, sharding=leaf.sharding)
+            for name, leaf in wanted.items()
+        }
+        args = ocp.args.PyTreeRestore(
+            item=stored, restore_args=ocp.checkpoint_utils.construct_restore_args(stored), partial_restore=subset
+        )
+        items = ocp.args.Composite(**{_STATE: args, _EXTRA: ocp.args.JsonRestore()})
+        restored = self._manager.restore(step, args=items)
+        arrays, document = restored[_STATE], restored[_EXTRA]
+        for name, checksum in _checksum_table(arrays).items():
+            if checksum != document["checksums"][name]:
+                raise ValueError(f"tensor {name!r} is not what was saved (its checksum differs)")
+        state = jax.tree.unflatten(treedef, [arrays[name].astype(leaf.dtype) for name, leaf in wanted.items()])
+        return state, document["extra"]
+
+    def close(self) -> None:
+        """Waits for the last save and ends Orbax's threads; raises as `wait` does."""
+        try:
+            self.wait()
+        finally:
+            self._manager.close()
+
+
+def _check_same(wanted: Mapping[str, Any], saved: Mapping[str, Any], folder: Path, subset: bool) -> None:
+    """UserError naming the first tensor whose name, shape or dtype is not the checkpoint's."""
+    remedy = "use the model and optimizer options that the run began with, or another run.dir"
+    for name, leaf in wanted.items():
+        if name not in saved:
+            raise UserError(f"checkpoint {folder} has no tensor {name!r} of shape {tuple(leaf.shape)}; {remedy}")
+        shape, dtype, wanted_shape = tuple(saved[name].shape), saved[name].dtype, tuple(leaf.shape)
+        if shape != wanted_shape:
+            raise UserError(
+                f"checkpoint {folder}: tensor {name!r} has shape {shape}, the run has {wanted_shape}; {remedy}"
+            )
+        if not subset and dtype != leaf.dtype:
+            raise UserError(f"checkpoint {folder}: tensor {name!r} is {dtype}, the run has {leaf.dtype}; {remedy}")
+    unknown = [] if subset else [name for name in saved if name not in wanted]
+    if unknown:
+        raise UserError(f"checkpoint {folder} has a tensor {unknown[0]!r} that the run does not; {remedy}")
+
+
+def _json_number(value: Any) -> float | None:
+    number = float(value)
+    return number if math.isfinite(number) else None
+
+
+def _first_line(error: BaseException) -> str:
+    # TensorStore appends its whole configuration
+    text = re.split(r"\n| \[tensorstore_spec| See full TensorStore details", str(error).strip())[0]
+    if len(text) > 400:
+        text = f"{text[:150]} ... {text[-250:]}"
+    return f"{type(error).__name__}: {text}" if text else type(error).__name__

@@ -1,0 +1,308 @@
+"""The typed config: one frozen dataclass a section, from YAML and `--section.key value`.
+
+    config = load_config("config.yaml", parse_overrides(["--train.steps", "10"]), require=("train", "objective"))
+
+Sections that belong to a module are defined there (`data.config.DataConfig`, `objectives.OBJECTIVES`,
+`optim.OPTIMIZERS`); this module assembles them. `objective.name` and `optimizer.name` choose a dataclass, and only its
+keys are accepted.
+An override of null takes a line of the file out where the chosen objective or optimizer has no such key:
+`--objective.name dpo --objective.alpha null`.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any, Literal
+
+from align_jax.data.config import DataConfig
+
+from align_jax.config_source import Override, Source, build, check_keys, check_types, dump, parse_overrides, suggest
+from align_jax.errors import UserError
+from align_jax.models.config import ModelConfig
+from align_jax.objectives import OBJECTIVES, Objective
+from align_jax.optim import OPTIMIZERS, OptimizerConfig
+
+__all__ = ["Config", "load_config", "parse_overrides"]
+
+
+def _positive(section: str, spec: Any, *keys: str) -> None:
+    for key in keys:
+        value = getattr(spec, key)
+        if value is not None and not value > 0:
+            raise UserError(f"{section}.{key}: {value!r} must be positive")
+
+
+@dataclasses.dataclass(frozen=True)
+class RunConfig:
+    """`dir` holds config.yaml, metrics.jsonl and checkpoints/; everything random follows from `seed`."""
+
+    dir: str | None = None
+    seed: int = 0
+
+    def __post_init__(self):
+        if self.seed < 0:
+            raise UserError(f"run.seed: {self.seed!r} must not be negative")
+
+
+@dataclasses.dataclass(frozen=True)
+class ModelSection:
+    """The starting model: a checkpoint, or a fresh one.
+
+    Attributes:
+      path: Hugging Face folder or hub id.
+      config: fields of `models.ModelConfig` for a fresh model, instead of `path`.
+      tokenizer: folder or hub id; None is `path`.
+      dtype: of activations. param_dtype: of the parameters that are trained.
+      attention: implementation, or `auto`.
+      remat: what is recomputed on the way back: nothing, all but matrix products, everything, or kept in host memory.
+      rows_per_chunk: response rows scored at once; None is all.
+      head_chunk: positions that reach the LM head at once; None is the default of `logprobs`.
+    """
+
+    path: str | None = None
+    config: dict[str, Any] | None = None
+    tokenizer: str | None = None
+    dtype: Literal["float32", "bfloat16", "float16"] = "bfloat16"
+    param_dtype: Literal["float32", "bfloat16"] = "float32"
+    attention: str = "auto"
+    remat: Literal["none", "dots", "full", "offload"] = "none"
+    rows_per_chunk: int | None = None
+    head_chunk: int | None = None
+
+    def __post_init__(self):
+        if self.path is not None and self.config is not None:
+            raise UserError(f"model.config: give model.path (here {self.path!r}) or model.config, not both")
+        _positive("model", self, "rows_per_chunk", "head_chunk")
+
+
+@dataclasses.dataclass(frozen=True)
+class ReferenceConfig:
+    """The reference policy: `path` None is the starting model; `cache_dir` None is beside the data."""
+
+    path: str | None = None
+    cache_dir: str | None = None
+
+
+@dataclasses.dataclass(frozen=True)
+class MeshConfig:
+    """Devices along each axis; at most one may be -1, the rest of the devices."""
+
+    data: int = 1
+    fsdp: int = 1
+    tensor: int = 1
+
+    def __post_init__(self):
+        rest = [axis for axis in ("data", "fsdp", "tensor") if getattr(self, axis) == -1]
+        for axis in ("data", "fsdp", "tensor"):
+            size = getattr(self, axis)
+            if size < 1 and size != -1:
+                raise UserError(f"mesh.{axis}: {size!r} must be positive, or -1 for the rest of the devices")
+        if len(rest) > 1:
+            raise UserError(f"mesh.{rest[1]}: only one axis may be -1, and mesh.{rest[0]} is")
+
+    def sizes(self, devices: int) -> tuple[int, int, int]:
+        """(data, fsdp, tensor) on this many devices; UserError unless they divide."""
+        sizes = [self.data, self.fsdp, self.tensor]
+        product = abs(self.data * self.fsdp * self.tensor)
+        if devices % product if -1 in sizes else devices < product:
+            written = f"{self.data} x {self.fsdp} x {self.tensor}"
+            raise UserError(f"mesh: data x fsdp x tensor = {written} does not fit {devices} devices")
+        data, fsdp, tensor = (devices // product if size == -1 else size for size in sizes)
+        return data, fsdp, tensor
+
+
+@dataclasses.dataclass(frozen=True)
+class TrainConfig:
+    """Length and batch of a run.
+
+    Attributes:
+      steps: optimizer steps, or
+      epochs: passes over the training data.
+      groups_per_step: prompts of one optimizer step, over all devices and microbatches.
+      accumulation_steps: microbatches of a step.
+      eval_every: optimizer steps between evaluations; None evaluates at the end only.
+    """
+
+    steps: int | None = None
+    epochs: float | None = None
+    groups_per_step: int = 8
+    accumulation_steps: int = 1
+    eval_every: int | None = None
+
+    def __post_init__(self):
+        _positive("train", self, "steps", "epochs", "groups_per_step", "accumulation_steps", "eval_every")
+        if self.steps is not None and self.epochs is not None:
+            raise UserError("train.epochs: give train.steps or train.epochs, not both")
+
+
+@dataclasses.dataclass(frozen=True)
+class CheckpointConfig:
+    """A checkpoint `every` so many steps (None: at the end only); the newest `keep` stay, and the best by a metric."""
+
+    every: int | None = None
+    keep: int = 2
+    best_metric: str | None = None
+    best_mode: Literal["min", "max"] = "min"
+
+    def __post_init__(self):
+        _positive("checkpoint", self, "every", "keep")
+
+
+@dataclasses.dataclass(frozen=True)
+class GenerateConfig:
+    """Prompts (JSONL with `prompt`) in, the same with `responses` out; temperature 0 is greedy."""
+
+    prompts: str | None = None
+    output: str | None = None
+    samples: int = 1
+    temperature: float = 1.0
+    max_new_tokens: int = 128
+
+    def __post_init__(self):
+        _positive("generate", self, "samples", "max_new_tokens")
+        if not self.temperature >= 0:
+            raise UserError(f"generate.temperature: {self.temperature!r} must not be negative")
+
+
+@dataclasses.dataclass(frozen=True)
+class LogConfig:
+    """A line of metrics `every` so many steps, a progress line, TensorBoard files in `run.dir`, Weights & Biases."""
+
+    every: int = 1
+    progress: bool = True
+    tensorboard: bool = False
+    wandb_project: str | None = None
+    wandb_name: str | None = None
+
+    def __post_init__(self):
+        _positive("log", self, "every")
+        if self.wandb_name is not None and self.wandb_project is None:
+            raise UserError(f"log.wandb_name: {self.wandb_name!r} is not used without log.wandb_project")
+
+
+SECTIONS: dict[str, type] = {
+    "run": RunConfig,
+    "model": ModelSection,
+    "reference": ReferenceConfig,
+    "data": DataConfig,
+    "mesh": MeshConfig,
+    "train": TrainConfig,
+    "checkpoint": CheckpointConfig,
+    "generate": GenerateConfig,
+    "log": LogConfig,
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Config:
+    """All sections; `data`, `objective` and `optimizer` are None when the file has none."""
+
+    run: RunConfig
+    model: ModelSection
+    reference: ReferenceConfig
+    data: DataConfig | None
+    objective: Objective | None
+    optimizer: OptimizerConfig | None
+    mesh: MeshConfig
+    train: TrainConfig
+    checkpoint: CheckpointConfig
+    generate: GenerateConfig
+    log: LogConfig
+
+    def to_dict(self) -> dict[str, Any]:
+        """Every key of every section, resolved; `name` first where a section is chosen by one."""
+        sections = ((field.name, getattr(self, field.name)) for field in dataclasses.fields(self))
+        values = {key: section for key, section in sections if section is not None}
+        named = {key: {"name": values[key].name} for key in ("objective", "optimizer") if key in values}
+        return {key: named.get(key, {}) | dataclasses.asdict(section) for key, section in values.items()}
+
+    def to_yaml(self) -> str:
+        """The complete config; loading it gives an equal one."""
+        return dump(self.to_dict())
+
+    def mesh_sizes(self, devices: int) -> tuple[int, int, int]:
+        """(data, fsdp, tensor) on this many devices; UserError unless the mesh and `train.groups_per_step` fit them."""
+        data, fsdp, tensor = self.mesh.sizes(devices)
+        _check_groups(self.train, data, fsdp)
+        return data, fsdp, tensor
+
+
+def _check_groups(train: TrainConfig, data: int, fsdp: int) -> None:
+    shards = train.accumulation_steps * data * fsdp
+    if train.groups_per_step % shards:
+        raise UserError(
+            f"train.groups_per_step: {train.groups_per_step} is not a multiple of {shards} = accumulation_steps "
+            f"{train.accumulation_steps} x mesh.data {data} x mesh.fsdp {fsdp}"
+        )
+
+
+def _build_named(source: Source, section: str, table: Mapping[str, type]) -> Any:
+    values = source.values[section]
+    if not isinstance(values, dict):
+        raise source.error(section, f"expected keys and values, got {values!r}")
+    name = values.pop("name", None)
+    if name not in table:
+        problem = "is required" if name is None else f"{name!r} is unknown"
+        choices = f"{suggest(str(name), table)}choose one of {', '.join(sorted(table))}"
+        raise source.error(f"{section}.name", f"{problem}; {choices}")
+    return build(source, table[name], values, f"{section}.", f"{section} {name}")
+
+
+def _has_required(cls: type) -> bool:
+    return any(f.default is f.default_factory is dataclasses.MISSING for f in dataclasses.fields(cls))
+
+
+def _cross_check(source: Source, config: Config, require: Iterable[str]) -> None:
+    if config.model.config is not None:
+        check_types(source, ModelConfig, dict(config.model.config), "model.config.", "model.config")
+    mesh, train = config.mesh, config.train
+    if mesh.data > 0 and mesh.fsdp > 0:
+        try:
+            _check_groups(train, mesh.data, mesh.fsdp)
+        except UserError as error:
+            raise UserError(f"{source.where('train.groups_per_step')}: {error}") from error
+    for key in require:
+        section, _, name = key.partition(".")
+        value = getattr(config, section)
+        if value is None or (name and getattr(value, name) is None):
+            raise source.error(key, "is required")
+    if "model" in require and config.model.path is None and config.model.config is None:
+        raise source.error("model", "give model.path (a Hugging Face folder or id) or model.config")
+    if "train" in require and train.steps is None and train.epochs is None:
+        raise source.error("train", "give train.steps or train.epochs")
+
+
+def load_config(path: str | Path, overrides: Iterable[Override] = (), *, require: Iterable[str] = ()) -> Config:
+    """Reads, resolves, types and checks a config.
+
+    Args:
+      path: YAML file.
+      overrides: what `parse_overrides` returns.
+      require: sections and dotted keys that this command needs, for example `("model", "data", "train", "run.dir")`.
+
+    Returns:
+      The config, with every default filled in.
+
+    Raises:
+      UserError: an unknown or duplicate key, a wrong type, a value out of range, an option that the chosen objective or
+        optimizer does not use, an unset environment variable, or a missing required key; names key, value and place.
+    """
+    require = tuple(require)
+    source = Source.read(path)
+    source.override(overrides)
+    source.resolve()
+    named: dict[str, Mapping[str, type]] = {"objective": OBJECTIVES, "optimizer": OPTIMIZERS}
+    check_keys(source, source.values, [*SECTIONS, *named], "", "a config")
+    built: dict[str, Any] = {}
+    for section, cls in SECTIONS.items():
+        if section in source.values or not _has_required(cls):
+            built[section] = build(source, cls, source.values.get(section, {}), f"{section}.", section)
+        else:
+            built[section] = None
+    for section, table in named.items():
+        built[section] = _build_named(source, section, table) if section in source.values else None
+    config = Config(**built)
+    _cross_check(source, config, require)
+    return config

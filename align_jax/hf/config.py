@@ -1,0 +1,247 @@
+"""`config.json` of Hugging Face to ModelConfig and back: LLaMA 1 to 3.2, Mistral."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from align_jax.errors import UserError
+from align_jax.hf.dtypes import resolve_dtype
+from align_jax.models import ModelConfig, RopeScaling
+
+# architecture -> (model_type, the head it has)
+ARCHITECTURES = {
+    "LlamaForCausalLM": ("llama", "lm_head"),
+    "MistralForCausalLM": ("mistral", "lm_head"),
+    "LlamaForSequenceClassification": ("llama", "score"),
+    "MistralForSequenceClassification": ("mistral", "score"),
+}
+# What transformers takes where config.json is silent.
+_ABSENT = {
+    "llama": {"max_position_embeddings": 2048, "sliding_window": None},
+    "mistral": {"max_position_embeddings": 131072, "sliding_window": 4096},
+}
+_THETA = 10000.0
+# Fields of a base config that must not survive into an export, because they are written anew or not at all.
+_REWRITTEN = {
+    "rope_theta",
+    "rope_scaling",
+    "rope_parameters",
+    "torch_dtype",
+    "dtype",
+    "sliding_window",
+    "layer_types",
+    "_name_or_path",
+}
+# The decoder has only these values of what would change the numbers.
+_ONLY = {"hidden_act": "silu", "attention_bias": False, "mlp_bias": False, "partial_rotary_factor": 1.0}
+_LLAMA3 = {
+    "low_freq_factor": "low_freq_factor",
+    "high_freq_factor": "high_freq_factor",
+    "original_max_position_embeddings": "original_length",
+}
+
+
+def model_config_from_hf(hf: dict[str, Any], where: str, head: str = "lm_head") -> ModelConfig:
+    """Reads the dict of a `config.json`.
+
+    Args:
+      hf: the dict.
+      where: the file it came from, for errors.
+      head: `lm_head` for a language model, `score` for a sequence classifier (a reward model).
+
+    Raises:
+      UserError: an unsupported architecture, activation, bias, rope type or quantization; a missing or malformed field.
+    """
+    kind = _model_type(hf, where, head)
+    _reject_unsupported(hf, where)
+    heads, width = _integer(hf, "num_attention_heads", where), _integer(hf, "hidden_size", where)
+    # Absent or null: one per query head. Absent for a Mistral, transformers takes 8: that is not guessed here.
+    implied = heads if kind == "llama" or "num_key_value_heads" in hf else _REQUIRED
+    if hf.get("head_dim") is None and width % heads:
+        raise UserError(f"{where}: head_dim is missing and hidden_size {width} is no multiple of {heads} heads")
+    window = hf.get("sliding_window", _ABSENT[kind]["sliding_window"]) if kind == "mistral" else None
+    theta, scaling = _rope(hf, where)
+    try:
+        return ModelConfig(
+            vocab_size=_integer(hf, "vocab_size", where),
+            width=width,
+            mlp_width=_integer(hf, "intermediate_size", where),
+            layers=_integer(hf, "num_hidden_layers", where),
+            heads=heads,
+            kv_heads=_integer(hf, "num_key_value_heads", where, implied),
+            head_size=_integer(hf, "head_dim", where, width // heads),
+            norm_eps=_number(hf, "rms_norm_eps", where),
+            rope_theta=theta,
+            rope_scaling=scaling,
+            sliding_window=None if window is None else _integer({"sliding_window": window}, "sliding_window", where),
+            tied_embeddings=_boolean(hf, "tie_word_embeddings", where),
+            max_length=_integer(hf, "max_position_embeddings", where, _ABSENT[kind]["max_position_embeddings"]),
+        )
+    except UserError:
+        raise
+    except ValueError as error:
+        raise UserError(f"{where}: {error}") from error
+
+
+def hf_config_from_model(config: ModelConfig, base: dict[str, Any] | None = None, dtype="float32") -> dict[str, Any]:
+    """The dict of a `config.json` that transformers reads as this model.
+
+    Rope parameters are written both ways, `rope_theta` and `rope_scaling` (transformers 4) and `rope_parameters` (5).
+
+    Args:
+      config: the model.
+      base: the `config.json` the model came from: its other fields (token ids, initializer) are kept. Without one, the
+        model is a Mistral where it has a sliding window, else a LLaMA.
+      dtype: the type of the exported weights.
+
+    Raises:
+      UserError: a base of an unsupported architecture, or a LLaMA base for a model with a sliding window.
+    """
+    if base is None:
+        kind = "llama" if config.sliding_window is None else "mistral"
+    else:
+        kind = _model_type(base, "base_config", "lm_head")
+    if kind == "llama" and config.sliding_window is not None:
+        raise UserError(
+            f"base_config is a LLaMA, which has no sliding_window ({config.sliding_window}); use a Mistral's"
+        )
+    kept = {key: value for key, value in (base or {}).items() if key not in _REWRITTEN}
+    out = {
+        **{"bos_token_id": None, "eos_token_id": None, "pad_token_id": None},
+        **kept,
+        "architectures": ["LlamaForCausalLM" if kind == "llama" else "MistralForCausalLM"],
+        "model_type": kind,
+        "vocab_size": config.vocab_size,
+        "hidden_size": config.width,
+        "intermediate_size": config.mlp_width,
+        "num_hidden_layers": config.layers,
+        "num_attention_heads": config.heads,
+        "num_key_value_heads": config.kv_heads,
+        "head_dim": config.head_size,
+        "hidden_act": "silu",
+        "rms_norm_eps": config.norm_eps,
+        "tie_word_embeddings": config.tied_embeddings,
+        "max_position_embeddings": config.max_length,
+        "torch_dtype": resolve_dtype(dtype, "dtype").name,
+        **_rope_fields(config),
+    }
+    if kind == "llama":
+        return {**out, "attention_bias": False, "mlp_bias": False}
+    return {**out, "sliding_window": config.sliding_window}
+
+
+def _model_type(hf: dict, where: str, head: str) -> str:
+    known = ", ".join(name for name, (_, has) in ARCHITECTURES.items() if has == head)
+    names = hf.get("architectures")
+    if not names:
+        kind = hf.get("model_type")
+        if kind not in _ABSENT:
+            raise UserError(f"{where}: model_type {kind!r} is not supported; supported: {', '.join(_ABSENT)}")
+        return kind
+    if len(names) != 1 or ARCHITECTURES.get(names[0], (None, None))[1] != head:
+        raise UserError(f"{where}: architecture {', '.join(map(str, names))} is not supported here; supported: {known}")
+    kind = ARCHITECTURES[names[0]][0]
+    if hf.get("model_type", kind) != kind:
+        raise UserError(f"{where}: model_type {hf['model_type']!r} contradicts architecture {names[0]}")
+    return kind
+
+
+def _reject_unsupported(hf: dict, where: str) -> None:
+    """Names the first setting that would change the numbers and that the decoder does not have."""
+    for key, only in _ONLY.items():
+        if hf.get(key) not in (None, only):
+            raise UserError(f"{where}: {key} is {hf[key]!r}; only {only!r} is supported")
+    if hf.get("quantization_config") is not None:
+        method = hf["quantization_config"].get("quant_method")
+        raise UserError(f"{where}: the weights are quantized (quant_method {method!r}); use the unquantized checkpoint")
+    if len(set(hf.get("layer_types") or ())) > 1:
+        raise UserError(f"{where}: layer_types mixes {sorted(set(hf['layer_types']))}; all layers must be of one type")
+
+
+def _rope(hf: dict, where: str) -> tuple[float, RopeScaling | None]:
+    """The base and the scaling, from `rope_theta` and `rope_scaling` or from `rope_parameters`."""
+    found = []
+    for key in ("rope_scaling", "rope_parameters"):
+        params = hf.get(key)
+        if not params:
+            continue
+        if not isinstance(params, dict):
+            raise UserError(f"{where}: {key} is {params!r}; expected an object")
+        theta = _number(params, "rope_theta", f"{where}: {key}", hf.get("rope_theta"))
+        found.append((key, theta, _rope_scaling(params, f"{where}: {key}")))
+    if not found:
+        return _number(hf, "rope_theta", where, _THETA), None
+    if len(found) == 2:
+        (_, theta, scaling), (_, other_theta, other) = found
+        if scaling != other or (theta is not None and other_theta is not None and theta != other_theta):
+            raise UserError(
+                f"{where}: rope_scaling {hf['rope_scaling']} contradicts rope_parameters {hf['rope_parameters']}"
+            )
+        theta = other_theta if theta is None else theta
+    else:
+        _, theta, scaling = found[0]
+    return _THETA if theta is None else theta, scaling
+
+
+def _rope_scaling(params: dict, where: str) -> RopeScaling | None:
+    kind = params.get("rope_type", params.get("type", "default"))
+    if params.get("partial_rotary_factor") not in (None, 1.0):
+        raise UserError(f"{where}: partial_rotary_factor {params['partial_rotary_factor']!r} is not supported")
+    if kind == "default":
+        return None
+    if kind == "linear":
+        return RopeScaling("linear", factor=_number(params, "factor", where))
+    if kind == "llama3":
+        fields = {ours: _number(params, theirs, where) for theirs, ours in _LLAMA3.items()}
+        fields["original_length"] = _integer(params, "original_max_position_embeddings", where)
+        return RopeScaling("llama3", factor=_number(params, "factor", where), **fields)
+    raise UserError(f"{where}: rope type {kind!r} is not supported; supported: default, linear, llama3")
+
+
+def _rope_fields(config: ModelConfig) -> dict[str, Any]:
+    scaling, params = config.rope_scaling, {"rope_type": "default"}
+    if scaling is not None:
+        params = {"rope_type": scaling.kind, "factor": scaling.factor}
+        if scaling.kind == "llama3":
+            params.update({theirs: getattr(scaling, ours) for theirs, ours in _LLAMA3.items()})
+    return {
+        "rope_theta": config.rope_theta,
+        "rope_scaling": None if scaling is None else dict(params),
+        "rope_parameters": {**params, "rope_theta": config.rope_theta},
+    }
+
+
+_REQUIRED = object()
+
+
+def _integer(hf: dict, key: str, where: str, default: Any = _REQUIRED) -> int:
+    value = _value(hf, key, where, default)
+    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+        raise UserError(f"{where}: {key} is {value!r}; expected a positive whole number")
+    return value
+
+
+def _number(hf: dict, key: str, where: str, default: Any = _REQUIRED) -> float | None:
+    value = _value(hf, key, where, default)
+    if value is None and default is None:
+        return None
+    if isinstance(value, bool) or not isinstance(value, int | float) or not value > 0:
+        raise UserError(f"{where}: {key} is {value!r}; expected a positive number")
+    return float(value)
+
+
+def _boolean(hf: dict, key: str, where: str) -> bool:
+    value = _value(hf, key, where, False)
+    if not isinstance(value, bool):
+        raise UserError(f"{where}: {key} is {value!r}; expected true or false")
+    return value
+
+
+def _value(hf: dict, key: str, where: str, default: Any) -> Any:
+    """A field; null counts as absent, as it does in transformers."""
+    value = hf.get(key)
+    if value is None:
+        if default is _REQUIRED:
+            raise UserError(f"{where}: field {key!r} is missing")
+        return default
+    return value

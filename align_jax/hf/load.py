@@ -1,0 +1,227 @@
+"""Import: a Hugging Face checkpoint, tensor by tensor, straight into (sharded) device arrays.
+
+Host memory holds at most one tensor at a time, and of it only what this host's devices need. A tensor is put on the
+devices as it is stored; they transpose it, convert it and write it into its place of the stacked array. The number of
+compiled programs depends on the name table, not on the depth.
+"""
+
+from __future__ import annotations
+
+import functools
+import os
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh, NamedSharding, PartitionSpec, Sharding
+
+from align_jax.errors import UserError
+from align_jax.hf import names
+from align_jax.hf.config import model_config_from_hf
+from align_jax.hf.dtypes import resolve_dtype
+from align_jax.hf.files import Checkpoint, read_json, resolve_folder
+from align_jax.models import Decoder, ModelConfig, weight_shardings
+
+_COMPARED_BYTES = 64 << 20
+
+
+def load_config(path: str | os.PathLike, head: str = "lm_head") -> tuple[ModelConfig, dict[str, Any]]:
+    """The ModelConfig of a folder or hub id, and the dict of its `config.json`.
+
+    Raises:
+      UserError: see `model_config_from_hf`, `resolve_folder`.
+    """
+    file = resolve_folder(path) / "config.json"
+    hf = read_json(file)
+    return model_config_from_hf(hf, str(file), head), hf
+
+
+def load_generation_config(path: str | os.PathLike) -> dict[str, Any] | None:
+    """The dict of `generation_config.json` of a folder or hub id, or None where it has none."""
+    file = resolve_folder(path) / "generation_config.json"
+    return read_json(file) if file.is_file() else None
+
+
+def load_model(
+    path: str | os.PathLike, mesh: Mesh | None = None, dtype=jnp.bfloat16, param_dtype=jnp.float32
+) -> Decoder:
+    """Loads a LLaMA or Mistral language model.
+
+    Args:
+      path: a folder in Hugging Face format, or a hub id.
+      mesh: where the weights go (axes of `align_jax.sharding.make_mesh`); None: the default device.
+      dtype: what products are computed in; a type or its name.
+      param_dtype: what weights are kept in; a type or its name.
+
+    Returns:
+      The model: `model(tokens [B, T]) -> logits [B, T, V]`.
+
+    Raises:
+      UserError: see `load_config`, `load_weights`.
+    """
+    compute = resolve_dtype(dtype, "dtype")
+    folder = resolve_folder(path)
+    config, _ = load_config(folder)
+    shardings = None if mesh is None else weight_shardings(config, mesh)
+    return Decoder(config, load_weights(folder, config, shardings, param_dtype), dtype=compute)
+
+
+def load_weights(
+    path: str | os.PathLike,
+    config: ModelConfig,
+    shardings: dict | None = None,
+    param_dtype=jnp.float32,
+    *,
+    head: str = "lm_head",
+) -> dict:
+    """Loads the weights that `Decoder` takes.
+
+    Args:
+      path: a folder in Hugging Face format, or a hub id.
+      config: the model's config, as `load_config` gives it.
+      shardings: nested dict of NamedShardings as `weight_shardings` gives it; None: the default device.
+      param_dtype: what weights are converted to; a type or its name.
+      head: `lm_head`, or `score` for a sequence classifier with one label: the dict then has `score` `[W, 1]` in place
+        of `lm_head`, replicated unless `shardings` has an entry for it.
+
+    Returns:
+      Nested dict of jax.Arrays, see `align_jax.models.weight_shapes`.
+
+    Raises:
+      UserError: a missing, unexpected, duplicated or misshapen tensor, by name; see also `Checkpoint`.
+    """
+    dtype = resolve_dtype(param_dtype, "param_dtype")
+    checkpoint = Checkpoint(resolve_folder(path))
+    check_tensors(checkpoint, config, head)
+    weights: dict = {}
+    for entry in names.entries(config, head):
+        sharding = _sharding_of(entry, shardings)
+        target = weights.setdefault("layers", {}) if entry.stacked else weights
+        target[entry.path[-1]] = _load_entry(checkpoint, entry, config, head, sharding, dtype)
+    return weights
+
+
+def check_tensors(checkpoint: Checkpoint, config: ModelConfig, head: str = "lm_head") -> None:
+    """Compares the checkpoint's names, shapes and types with what the config asks for, before any weight is read.
+
+    Raises:
+      UserError: the first tensors that are missing, unexpected or misshapen, or a stored head that differs from the
+        embedding it is tied to.
+    """
+    expected = {t.name: t for t in names.tensors(config, head)}
+    stored = {name for name in checkpoint.shapes if not name.endswith(names.IGNORED_SUFFIX)}
+    tied_head = head == "lm_head" and config.tied_embeddings and "lm_head.weight" in stored
+    if tied_head:
+        stored.discard("lm_head.weight")
+    missing = [name for name in expected if name not in stored]
+    unexpected = sorted(stored - expected.keys())
+    if missing:
+        hint = " (config.json does not tie the embeddings)" if "lm_head.weight" in missing else ""
+        raise UserError(f"{checkpoint.folder}: missing {_some(missing)}{hint}")
+    if unexpected:
+        raise UserError(f"{checkpoint.folder}: unexpected {_some(unexpected)}; config.json describes no such weight")
+    for name, tensor in expected.items():
+        if checkpoint.shapes[name] != tensor.shape:
+            raise UserError(
+                f"tensor {name!r} in {checkpoint.file(name)} has shape {list(checkpoint.shapes[name])}, "
+                f"but config.json asks for {list(tensor.shape)}"
+            )
+        checkpoint.dtype(name)
+    if tied_head:
+        _check_tied(checkpoint)
+
+
+def _some(found: list[str]) -> str:
+    listed = ", ".join(repr(name) for name in found[:3])
+    more = f" and {len(found) - 3} more" if len(found) > 3 else ""
+    return f"tensor{'s' if len(found) > 1 else ''} {listed}{more}"
+
+
+def _check_tied(checkpoint: Checkpoint) -> None:
+    embed, head = "model.embed_tokens.weight", "lm_head.weight"
+    shape = checkpoint.shapes[embed]
+    equal = checkpoint.shapes[head] == shape and checkpoint.dtype(head) == checkpoint.dtype(embed)
+    step = max(1, _COMPARED_BYTES // (shape[1] * checkpoint.dtype(embed).itemsize))
+    for start in range(0, shape[0], step):
+        rows = (slice(start, min(start + step, shape[0])), slice(0, shape[1]))
+        equal = equal and checkpoint.read(embed, rows).tobytes() == checkpoint.read(head, rows).tobytes()
+    if not equal:
+        raise UserError(
+            f"{checkpoint.folder}: config.json ties the embeddings, but {head!r} differs from {embed!r}; "
+            "set tie_word_embeddings to false to use both"
+        )
+
+
+def _sharding_of(entry: names.Entry, shardings: dict | None) -> NamedSharding | None:
+    if shardings is None:
+        return None
+    sharding = names.lookup(shardings, entry.path)
+    if sharding is None and entry.path == ("score",):
+        return NamedSharding(shardings["embed"].mesh, PartitionSpec())
+    if not isinstance(sharding, NamedSharding):
+        raise TypeError(f"shardings: {'.'.join(entry.path)} is {sharding!r}; expected a NamedSharding")
+    return sharding
+
+
+def _load_entry(checkpoint, entry, config, head, sharding, dtype) -> jax.Array:
+    """One of our arrays, from one tensor or from the tensors of all layers."""
+    shape = names.lookup(names.shapes(config, head), entry.path)
+    put_as = _stored_sharding(entry, sharding, shape)
+    stacked = _zeros(shape, dtype, sharding)() if entry.stacked else None
+    for tensor in names.tensors_of(entry, config, head):
+        piece = _put(checkpoint, tensor, put_as)
+        if stacked is None:
+            return jax.block_until_ready(_convert(entry.layout, shape, dtype, sharding)(piece))
+        stacked = _write(entry.layout, sharding)(stacked, piece, np.int32(tensor.layer))
+        # The next piece is read only when this one has left the host.
+        jax.block_until_ready(stacked)
+    return stacked
+
+
+def _stored_sharding(
+    entry: names.Entry, sharding: NamedSharding | None, shape: tuple[int, ...]
+) -> NamedSharding | None:
+    """The sharding of one stored tensor, such that turning it into ours moves nothing between devices."""
+    if sharding is None:
+        return None
+    spec, ndim = tuple(sharding.spec), len(shape)
+    if entry.stacked:
+        spec, ndim = spec[1:], ndim - 1
+    return NamedSharding(sharding.mesh, entry.layout.their_spec(PartitionSpec(*spec), ndim))
+
+
+def _put(checkpoint: Checkpoint, tensor: names.Tensor, sharding: Sharding | None) -> jax.Array:
+    """One stored tensor on the devices, as it is stored; a part that several devices hold is read once."""
+    if sharding is None:
+        return jnp.asarray(checkpoint.read(tensor.name, tuple(slice(0, n) for n in tensor.shape)))
+    parts: dict[tuple, np.ndarray] = {}
+
+    def part(index: tuple[slice, ...]) -> np.ndarray:
+        bounds = tuple(s.indices(n)[:2] for s, n in zip(index, tensor.shape, strict=True))
+        if bounds not in parts:
+            parts[bounds] = checkpoint.read(tensor.name, tuple(slice(*b) for b in bounds))
+        return parts[bounds]
+
+    return jax.make_array_from_callback(tensor.shape, sharding, part, dtype=checkpoint.dtype(tensor.name))
+
+
+@functools.lru_cache(maxsize=256)
+def _zeros(shape: tuple[int, ...], dtype: np.dtype, sharding: Sharding | None):
+    return jax.jit(lambda: jnp.zeros(shape, dtype), out_shardings=sharding)
+
+
+@functools.lru_cache(maxsize=256)
+def _convert(layout: names.Layout, shape: tuple[int, ...], dtype: np.dtype, sharding: Sharding | None):
+    return jax.jit(lambda piece: layout.to_ours(piece, shape).astype(dtype), out_shardings=sharding)
+
+
+@functools.lru_cache(maxsize=256)
+def _write(layout: names.Layout, sharding: Sharding | None):
+    """The program that writes a piece into layer `layer` of a stacked array, in place."""
+
+    def write(stacked: jax.Array, piece: jax.Array, layer: jax.Array) -> jax.Array:
+        ours = layout.to_ours(piece, stacked.shape[1:]).astype(stacked.dtype)
+        return jax.lax.dynamic_update_index_in_dim(stacked, ours, layer, axis=0)
+
+    return jax.jit(write, donate_argnums=0, out_shardings=sharding)

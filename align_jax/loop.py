@@ -1,0 +1,158 @@
+"""The training loop: iterate, log, evaluate, checkpoint. No maths."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import signal
+import time
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import jax
+import numpy as np
+from jax.experimental import multihost_utils
+
+from align_jax.batch import GroupBatch, computed_positions, real_positions, useful_tokens
+from align_jax.errors import UserError
+from align_jax.state import TrainState
+
+
+@dataclasses.dataclass(frozen=True)
+class Hooks:
+    """What the loop calls; each takes host values.
+
+    Attributes:
+      put: host batch -> device batch.
+      step: (state, device batch) -> (state, metrics).
+      log: (step, metrics) -> None.
+      evaluate: params -> metrics, or None for no evaluation.
+      save: (step, state, iterator state, metrics) -> None.
+      last_saved: () -> the newest complete checkpoint's step or None.
+    """
+
+    put: Callable[[GroupBatch], GroupBatch]
+    step: Callable[[TrainState, GroupBatch], tuple[TrainState, dict]]
+    log: Callable[[int, dict[str, float]], None]
+    evaluate: Callable[[dict], dict[str, float]] | None
+    save: Callable[[int, TrainState, Any, dict[str, float]], None]
+    last_saved: Callable[[], int | None]
+
+
+@dataclasses.dataclass(frozen=True)
+class Plan:
+    """When things happen, in steps; `eval_every` None evaluates at the end only."""
+
+    steps: int
+    checkpoint_every: int
+    eval_every: int | None
+
+
+def run(state: TrainState, loader: Any, plan: Plan, hooks: Hooks, stop: StopSignal) -> tuple[TrainState, bool]:
+    """Trains from `state.step` to `plan.steps`.
+
+    Args:
+      state: where to start.
+      loader: an iterator of host batches (microbatches on a leading axis) with `state()`.
+      stop: asked after every step; when it says so, a checkpoint is written and the loop ends.
+
+    Returns:
+      The last state, and whether all steps were made.
+
+    Raises:
+      UserError: a loss that is not finite, with the step, the rows of the batch and the last good checkpoint.
+    """
+    start = int(state.step)
+    if start == 0 and hooks.evaluate is not None:
+        hooks.log(0, hooks.evaluate(state.params))
+    batches = _ahead(loader, hooks.put)
+    for step in range(start + 1, plan.steps + 1):
+        began = time.perf_counter()
+        batch, host, position = next(batches)
+        waited = time.perf_counter() - began
+        state, metrics = hooks.step(state, batch)
+        metrics = {name: float(value) for name, value in jax.device_get(metrics).items()}
+        _check_finite(step, metrics, host, hooks)
+        metrics |= _batch_metrics(host) | _speed(host, time.perf_counter() - began, waited)
+        if hooks.evaluate is not None and (step == plan.steps or (plan.eval_every and step % plan.eval_every == 0)):
+            metrics |= hooks.evaluate(state.params)
+        stopping = stop.requested(step)
+        hooks.log(step, metrics)
+        if stopping or step == plan.steps or step % plan.checkpoint_every == 0:
+            hooks.save(step, state, position, metrics)
+        if stopping and step < plan.steps:
+            return state, False
+    return state, True
+
+
+def _ahead(loader: Any, put: Callable) -> Iterator[tuple[GroupBatch, GroupBatch, Any]]:
+    """Batches on the device with their host originals and the iterator's state after each, one transfer ahead.
+
+    The state belongs to the batch that was handed out, not to the one fetched ahead: a resumed run loses no row.
+    """
+
+    def fetch():
+        try:
+            host = next(loader)
+        except StopIteration:
+            return None
+        return put(host), host, loader.state()
+
+    current = fetch()
+    while current is not None:
+        upcoming = fetch()
+        yield current
+        current = upcoming
+    raise UserError("the data ended before the last step; set train.epochs or fewer train.steps")
+
+
+def _check_finite(step: int, metrics: dict[str, float], batch: GroupBatch, hooks: Hooks) -> None:
+    if math.isfinite(metrics["loss"]) and math.isfinite(metrics["grad_norm"]):
+        return
+    rows = np.asarray(batch.rows)
+    last = hooks.last_saved()
+    raise UserError(
+        f"step {step}: loss is {metrics['loss']} and gradient norm {metrics['grad_norm']}. Rows of the batch: "
+        f"{', '.join(map(str, sorted(rows[rows >= 0].tolist())))}. "
+        + (f"Last good checkpoint: step {last}." if last is not None else "No checkpoint was written yet.")
+        + " Look at those rows, or lower optimizer.learning_rate."
+    )
+
+
+def _batch_metrics(batch: GroupBatch) -> dict[str, float]:
+    return {"tokens/padding": 1 - real_positions(batch) / computed_positions(batch)}
+
+
+def _speed(batch: GroupBatch, seconds: float, waited: float) -> dict[str, float]:
+    return {
+        "time/step_seconds": seconds,
+        "time/data_fraction": waited / seconds,
+        "time/tokens_per_second": useful_tokens(batch) / seconds,
+    }
+
+
+class StopSignal:
+    """Remembers SIGTERM; a context manager, so that the previous handler comes back.
+
+    On several processes all must stop after the same step, which JAX's preemption service agrees on.
+    """
+
+    def __init__(self):
+        self._received = False
+
+    def __enter__(self) -> StopSignal:
+        self._previous = signal.signal(signal.SIGTERM, self._remember) if jax.process_count() == 1 else None
+        return self
+
+    def __exit__(self, *_: Any) -> None:
+        if self._previous is not None:
+            signal.signal(signal.SIGTERM, self._previous)
+
+    def _remember(self, *_: Any) -> None:
+        self._received = True
+
+    def requested(self, step: int) -> bool:
+        """Whether to stop after this step."""
+        if jax.process_count() > 1:
+            return multihost_utils.reached_preemption_sync_point(step)
+        return self._received

@@ -1,0 +1,73 @@
+"""What every objective is: which responses it needs, which loss it takes of them, which metrics it reports."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import ClassVar
+
+import jax
+import jax.numpy as jnp
+
+from align_jax.batch import GroupBatch
+from align_jax.errors import UserError
+
+# name -> (sums [G], weights [G]): the metric is sum(sums) / sum(weights) over whatever groups are put together, so that
+# microbatches, devices and evaluation batches of unequal size all give the same number. "loss" is always there.
+Metrics = dict[str, tuple[jax.Array, jax.Array]]
+
+
+@dataclasses.dataclass(frozen=True)
+class Objective:
+    """Base of all objectives; the fields of a subclass are the keys of its `objective` section.
+
+    Class attributes:
+      name: the value of `objective.name`.
+      layout: how the data pipeline arranges responses into slots (see `align_jax.data.arrange`).
+    """
+
+    name: ClassVar[str]
+    layout: ClassVar[str]
+
+    @property
+    def needs_reference(self) -> bool:
+        """Whether batches must carry `labels["ref_logps"]` `[G, K]`."""
+        return True
+
+    def statistics(self, logps: jax.Array, batch: GroupBatch) -> tuple[jax.Array, jax.Array] | None:
+        """A (sum, weight) over the whole batch that the loss depends on and is not differentiated; None for most."""
+        return None
+
+    def __call__(self, logps: jax.Array, batch: GroupBatch, statistic: jax.Array | None = None) -> Metrics:
+        """Loss and metrics of scored groups.
+
+        Args:
+          logps: float32 `[G, K]`, the policy's response log-probs.
+          batch: mask, lengths and labels.
+          statistic: the mean of `statistics` over the whole batch, where there is one.
+
+        Returns:
+          Metrics with one (sum, weight) a group; `loss` is what training minimizes.
+        """
+        raise TypeError(f"{type(self).__name__} does not define a loss")
+
+
+def check_range(key: str, value: float, low: float, high: float = float("inf"), *, open_low: bool = False) -> None:
+    """Raises UserError naming `objective.<key>` unless `low <= value < high` (or `low < value` where open_low)."""
+    if not (low < value if open_low else low <= value) or not value < high:
+        bounds = f"{'above' if open_low else 'at least'} {low:g}" + (f" and below {high:g}" if high != float("inf") else "")
+        raise UserError(f"objective.{key} must be {bounds}, got {value!r}")
+
+
+def ref_logps(batch: GroupBatch, like: jax.Array, reference_free: bool) -> jax.Array:
+    """The reference's log-probs `[G, K]`, or zeros for a reference-free objective."""
+    if reference_free:
+        return jnp.zeros_like(like)
+    if "ref_logps" not in batch.labels:
+        raise ValueError("the batch has no labels['ref_logps']; compute them, or set objective.reference_free")
+    return jnp.asarray(batch.labels["ref_logps"])
+
+
+def weighted(values: jax.Array, weights: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """A metric entry from values `[G]` and weights `[G]`; a value of weight 0 may be NaN."""
+    weights = weights.astype(jnp.float32)
+    return jnp.where(weights > 0, values, 0.0) * weights, weights

@@ -1,0 +1,91 @@
+"""Metrics that several objectives and the evaluation share; each is a (sum, weight) a group."""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+
+from align_jax import losses
+from align_jax.objectives.base import Metrics, weighted
+
+
+def set_metrics(logps: jax.Array, rewards: jax.Array, scores: jax.Array, mask: jax.Array) -> Metrics:
+    """Rewards of the accepted (`S_i > mean`) and the rejected responses of each group, TRL's names.
+
+    `rewards/accuracies` is over all accepted-rejected pairs: the fraction whose accepted response has the larger reward.
+
+    Args:
+      logps, rewards: float32 `[G, K]`, log-probs and implicit rewards `beta * r`.
+      scores: `[G, K]`. mask: bool `[G, K]`.
+    """
+    accepted, rejected, contrast = losses.partition(scores, mask)
+    accepted, rejected = accepted & contrast[:, None], rejected & contrast[:, None]
+    clean_rewards, clean_logps = jnp.where(mask, rewards, 0.0), jnp.where(mask, logps, 0.0)
+    pairs = accepted[:, :, None] & rejected[:, None, :]
+    right = pairs & (clean_rewards[:, :, None] > clean_rewards[:, None, :])
+    chosen = _masked_mean(clean_rewards, accepted)
+    lost = _masked_mean(clean_rewards, rejected)
+    return {
+        "rewards/chosen": weighted(chosen, contrast),
+        "rewards/rejected": weighted(lost, contrast),
+        "rewards/margins": weighted(chosen - lost, contrast),
+        "rewards/accuracies": (_count(right), _count(pairs)),
+        "logps/chosen": weighted(_masked_mean(clean_logps, accepted), contrast),
+        "logps/rejected": weighted(_masked_mean(clean_logps, rejected), contrast),
+    }
+
+
+def pair_metrics(logps: jax.Array, rewards: jax.Array, exists: jax.Array) -> Metrics:
+    """Rewards of the chosen (slot 0) and the rejected (slot 1) response of each pair, TRL's names.
+
+    Args:
+      logps, rewards: float32 `[G, 2]`. exists: bool `[G]`, False for a padding group.
+    """
+    return {
+        "rewards/chosen": weighted(rewards[:, 0], exists),
+        "rewards/rejected": weighted(rewards[:, 1], exists),
+        "rewards/margins": weighted(rewards[:, 0] - rewards[:, 1], exists),
+        "rewards/accuracies": weighted((rewards[:, 0] > rewards[:, 1]).astype(jnp.float32), exists),
+        "logps/chosen": weighted(logps[:, 0], exists),
+        "logps/rejected": weighted(logps[:, 1], exists),
+    }
+
+
+def belief_metrics(belief_logps: jax.Array, target_probs: jax.Array, exists: jax.Array) -> Metrics:
+    """Distance of the predicted belief distribution to the target, and the probability that is on beliefs at all.
+
+    `beliefs/js_distance` is of `pi(b|x)` renormalised over the beliefs; `beliefs/mass` is `sum_b pi(b|x)`, what the
+    GDPO authors log as `CLS_Sum`.
+
+    Args:
+      belief_logps: `[G, N]`, -inf where the prompt has no such belief. target_probs: `[G, N]`. exists: bool `[G]`.
+    """
+    safe = jnp.where(exists[:, None], belief_logps, 0.0)
+    predicted = jax.nn.softmax(safe, axis=-1)
+    targets = jnp.where(exists[:, None], target_probs, 1.0)
+    return {
+        "beliefs/js_distance": weighted(losses.jensen_shannon_distance(predicted, targets), exists),
+        "beliefs/mass": weighted(jnp.exp(jax.nn.logsumexp(safe, axis=-1)), exists),
+    }
+
+
+def split_by_majority(metrics: Metrics, majority: jax.Array) -> Metrics:
+    """Accuracy and margin once more for groups whose chosen belief is the most frequent one, and for the others.
+
+    Args:
+      metrics: what `pair_metrics` or `set_metrics` returned. majority: bool `[G]`.
+    """
+    split = {}
+    for name in ("rewards/accuracies", "rewards/margins"):
+        total, weight = metrics[name]
+        for suffix, here in (("majority", majority), ("minority", ~majority)):
+            split[f"{name}/{suffix}"] = (jnp.where(here, total, 0.0), jnp.where(here, weight, 0.0))
+    return split
+
+
+def _masked_mean(values: jax.Array, mask: jax.Array) -> jax.Array:
+    return jnp.sum(jnp.where(mask, values, 0.0), axis=-1) / jnp.maximum(jnp.sum(mask, axis=-1), 1)
+
+
+def _count(flags: jax.Array) -> jax.Array:
+    return jnp.sum(flags, axis=(-2, -1)).astype(jnp.float32)

@@ -1,0 +1,37 @@
+"""Package metadata: `pip install -e ".[test]"`, with `gpu` or `tpu` for an accelerator."""
+
+from setuptools import find_packages, setup
+
+setup(
+    name="align-jax",
+    version="0.1.0",
+    description="Preference optimization of language models in JAX: GDPO, MPO and their relatives",
+    license="Apache-2.0",
+    license_files=["LICENSE"],
+    packages=find_packages(include=["align_jax", "align_jax.*"]),
+    python_requires=">=3.11,<3.14",
+    install_requires=[
+        "jax>=0.10,<0.13",
+        "flax>=0.12.8",
+        "optax>=0.2.8",
+        "orbax-checkpoint>=0.12",
+        "grain>=0.2.18",
+        "numpy>=2.0",
+        "transformers>=5.0",
+        "datasets>=4.0",
+        "huggingface_hub>=1.0",
+        "safetensors>=0.6",
+        "jinja2>=3.1",
+        "omegaconf>=2.4",
+        "pyyaml>=6.0",
+        "tqdm>=4.66",
+        "tensorboardX>=2.6",
+    ],
+    extras_require={
+        "test": ["pytest>=8.0", "ruff>=0.12", "scipy>=1.14", "torch==2.13.0"],
+        "gpu": ["jax[cuda13]>=0.10,<0.13"],
+        "tpu": ["jax[tpu]>=0.10,<0.13"],
+        "wandb": ["wandb>=0.20"],
+    },
+    entry_points={"console_scripts": ["align-jax = align_jax.cli:main"]},
+)
