@@ -185,7 +185,7 @@ class Checkpointer:
         Args:
           step: optimizer steps done; not saved before.
           state: a pytree of arrays, sharded or not.
-          extra: JSON values (data iterator, config, ...), written beside the arrays.
+          extra: JSON values (data iterator, config, ...), written beside the arrays; the first process's are kept.
           metrics: values at this step, `best_metric` among them where it was measured.
 
         Raises:
@@ -320,6 +320,12 @@ class Checkpointer:
                 raise ValueError(f"tensor {name!r} is not what was saved (its checksum differs)")
         state = jax.tree.unflatten(treedef, [arrays[name].astype(leaf.dtype) for name, leaf in wanted.items()])
         return state, document["extra"]
+
+    def __enter__(self) -> Checkpointer:
+        return self
+
+    def __exit__(self, *_: Any) -> None:
+        self.close()
 
     def close(self) -> None:
         """Waits for the last save and ends Orbax's threads; raises as `wait` does."""

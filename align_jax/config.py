@@ -17,8 +17,9 @@ from pathlib import Path
 from typing import Any, Literal
 
 from align_jax.data.config import DataConfig
+from omegaconf import OmegaConf
 
-from align_jax.config_source import Override, Source, build, check_keys, check_types, dump, parse_overrides, suggest
+from align_jax.config_source import Override, Source, build, check_keys, dump, parse_overrides, suggest
 from align_jax.errors import UserError
 from align_jax.models.config import ModelConfig
 from align_jax.objectives import OBJECTIVES, Objective
@@ -75,6 +76,10 @@ class ModelSection:
         if self.path is not None and self.config is not None:
             raise UserError(f"model.config: give model.path (here {self.path!r}) or model.config, not both")
         _positive("model", self, "rows_per_chunk", "head_chunk")
+
+    def fresh_config(self) -> ModelConfig:
+        """`config` as a `ModelConfig`, its rope scaling too."""
+        return OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(ModelConfig), self.config))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -256,7 +261,7 @@ def _has_required(cls: type) -> bool:
 
 def _cross_check(source: Source, config: Config, require: Iterable[str]) -> None:
     if config.model.config is not None:
-        check_types(source, ModelConfig, dict(config.model.config), "model.config.", "model.config")
+        build(source, ModelConfig, dict(config.model.config), "model.config.", "model.config")
     mesh, train = config.mesh, config.train
     if mesh.data > 0 and mesh.fsdp > 0:
         try:

@@ -25,7 +25,7 @@ Override = tuple[str, Any]  # ("train.steps", 10)
 
 
 def parse_overrides(argv: Sequence[str]) -> list[Override]:
-    """`--section.key value` and `--section.key=value` as pairs; values are YAML (`3`, `1e-4`, `null`, `[a]`), else text.
+    """`--section.key value` and `--section.key=value` as pairs; values are YAML (`3`, `1e-4`, `null`, `[a]`) or text.
 
     Raises:
       UserError: an argument that is not an option, or an option without a value.

@@ -9,6 +9,7 @@ import pytest
 from align_jax import config as config_module
 from align_jax.config import load_config, parse_overrides
 from align_jax.errors import UserError
+from align_jax.models.config import ModelConfig, RopeScaling
 from align_jax.objectives import OBJECTIVES
 from align_jax.optim import OPTIMIZERS
 
@@ -29,6 +30,12 @@ train:
   steps: 10
   groups_per_step: 8
 """
+
+
+FRESH = (
+    "{vocab_size: 9, width: 8, mlp_width: 8, layers: 1, heads: 4, kv_heads: 2, head_size: 2, "
+    "rope_scaling: {kind: linear, factor: 2}}"
+)
 
 
 @pytest.fixture
@@ -111,7 +118,7 @@ REFUSED = [
     (_with("  steps: 10", "  stepz: 10"), [], r"c.yaml:14: train.stepz: .*value 10.*mean steps\?.*accepts.*epochs"),
     (TEXT, ["--train.stepz", "5"], r"--train.stepz: .*did you mean steps\?"),
     (_with("train:\n  steps", "trian:\n  steps"), [], r"c.yaml:13: trian: .*did you mean train\?"),
-    (_with("  alpha: 1", "  label_smoothing: 1"), [], "c.yaml:9: objective.label_smoothing: .* mpo accepts alpha, beta"),
+    (_with("  alpha: 1", "  label_smoothing: 1"), [], "c.yaml:9: objective.label_smoothing: .*mpo accepts alpha, beta"),
     (_with("name: mpo", "name: dpo"), [], "c.yaml:9: objective.alpha: .*dpo accepts beta, label_smooth"),
     (_with("name: mpo", "name: mpoo"), [], r"c.yaml:7: objective.name: 'mpoo'.*did you mean mpo\?.*dpo"),
     (_with("name: mpo", "name: 3"), [], "c.yaml:7: objective.name: 3 is unknown; choose one of .*dpo"),
@@ -139,6 +146,8 @@ REFUSED = [
     (TEXT, ["--model.config", "{layers: 1}"], "--model.config: .*'some/model'.* not both"),
     (TEXT, ["--model.path", "null", "--model.config.layerz", "1"], r"--model.config.layerz: .*did you mean layers\?"),
     (TEXT, ["--model.path", "null", "--model.config.layers", "one"], "--model.config.layers: 'one' is not int"),
+    (TEXT, ["--model.path", "null", "--model.config.layers", "1"], "c.yaml:3: model.config.head_size: is required"),
+    (TEXT, ["--model.path=null", f"--model.config={FRESH}", "--model.config.heads=3"], r"--model.config: heads \(3\)"),
     (TEXT, ["--train.accumulation_steps", "3"], "c.yaml:15: train.groups_per_step: 8 is not a multiple of 3"),
     (TEXT, ["--mesh.fsdp", "16"], "c.yaml:15: train.groups_per_step: 8 is not a multiple of 16"),
     (TEXT, ["--mesh.fsdp", "-1", "--mesh.data", "-1"], "--mesh.fsdp: only one axis"),
@@ -212,7 +221,7 @@ def test_an_override_makes_an_unset_variable_harmless(load):
             "--optimizer.clip_norm",
             "null",
         ],
-        ["--model.path", "null", "--model.config", "{vocab_size: 9, rope_scaling: {kind: linear, factor: 2.0}}"],
+        ["--model.path", "null", "--model.config", FRESH],
         [
             "--run.dir",
             "'1e-3'",
@@ -237,6 +246,12 @@ def test_to_yaml_is_complete_and_loads_to_an_equal_config(load, argv, tmp_path):
 
 def test_text_that_looks_like_an_interpolation_survives(load):
     assert load(TEXT, "--data.train", r"\${x}").data.train == "${x}"
+
+
+def test_a_fresh_model(load):
+    section = load(TEXT, "--model.path", "null", "--model.config", FRESH).model
+    scaling = RopeScaling(kind="linear", factor=2.0)
+    assert section.fresh_config() == ModelConfig(9, 8, 8, 1, 4, 2, 2, rope_scaling=scaling)
 
 
 def test_the_mesh_takes_the_rest_of_the_devices(load):

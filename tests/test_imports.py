@@ -21,8 +21,8 @@ FLOORS = {
     **dict.fromkeys(("cli", "config", "experiments"), 5),
 }
 TOP = 6  # align_jax/__init__.py
-# `cli` wires everything, so these are its only neighbours on floor 5
-SIDEWAYS = {("cli", "config"), ("cli", "experiments"), ("experiments", "config")}
+# `cli` wires everything, and an experiment is a sequence of its commands
+SIDEWAYS = {("cli", "config"), ("cli", "experiments"), ("experiments", "config"), ("experiments", "cli")}
 APART = {"models", "data", "losses"}
 # third-party packages that a part must not know
 FORBIDDEN = {

@@ -1,4 +1,4 @@
-"""Response log-probs against scoring every prompt + response alone: a shared prompt changes no value and no gradient."""
+"""Response log-probs against scoring every prompt + response alone: sharing a prompt changes no value, no gradient."""
 
 import dataclasses
 from functools import partial

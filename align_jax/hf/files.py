@@ -9,7 +9,7 @@ from typing import Any
 
 import huggingface_hub
 import numpy as np
-from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OfflineModeIsEnabled
+from huggingface_hub.errors import HFValidationError
 from safetensors import SafetensorError, safe_open
 
 from align_jax.errors import UserError
@@ -30,7 +30,7 @@ TOKENIZER_FILES = (
 )
 DOWNLOADED = ("model*.safetensors", "*.json", "tokenizer.model", "merges.txt", "*.jinja")
 # Other formats of the same weights, which some repositories keep beside them.
-NOT_DOWNLOADED = ("model*.safetensors", "*.json", "tokenizer.model", "merges.txt", "*.jinja")
+NOT_DOWNLOADED = ("original/*", "consolidated*", "onnx/*", "gguf/*")
 
 
 def resolve_folder(path: str | os.PathLike) -> Path:
@@ -52,7 +52,7 @@ def resolve_folder(path: str | os.PathLike) -> Path:
         folder = huggingface_hub.snapshot_download(
             text, allow_patterns=list(DOWNLOADED), ignore_patterns=list(NOT_DOWNLOADED)
         )
-    except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OfflineModeIsEnabled, ConnectionError) as error:
+    except (OSError, HFValidationError) as error:  # the hub's own errors are OSErrors
         reason = str(error).strip().splitlines()
         raise UserError(
             f"model path {text!r} is no folder here, and as a Hugging Face hub id it cannot be downloaded: "

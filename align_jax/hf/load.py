@@ -176,6 +176,7 @@ def _load_entry(checkpoint, entry, config, head, sharding, dtype) -> jax.Array:
         stacked = _write(entry.layout, sharding)(stacked, piece, np.int32(tensor.layer))
         # The next piece is read only when this one has left the host.
         jax.block_until_ready(stacked)
+        del piece
     return stacked
 
 

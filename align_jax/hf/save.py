@@ -140,7 +140,7 @@ def _fetch(model: Decoder, tensor: names.Tensor, dtype: np.dtype, wanted: bool) 
     for key in path[:-1]:
         module = getattr(module, key)
     ours = getattr(module, path[-1])[...]
-    sharding = ours.sharding
+    sharding = getattr(ours, "sharding", None)  # none: a NumPy array
     replicated = NamedSharding(sharding.mesh, PartitionSpec()) if isinstance(sharding, NamedSharding) else None
     take = _take(tensor.entry.layout, tensor.layer is not None, dtype, replicated)
     piece = take(ours, np.int32(tensor.layer or 0))

@@ -36,10 +36,13 @@ def write_safetensors(
     """
     with open(path, "wb") as file:
         file.write(_header(tensors, dtype))
-        for (name, shape), array in zip(tensors, arrays, strict=True):
+        values = iter(arrays)
+        for name, shape in tensors:
+            array = next(values)
             if array.shape != tuple(shape) or array.dtype != dtype:
                 raise ValueError(f"tensor {name!r}: got {array.dtype}{array.shape}, announced {dtype}{tuple(shape)}")
             file.write(np.ascontiguousarray(array).reshape(-1).view(np.uint8))
+            del array  # before the next one is fetched
         file.flush()
         os.fsync(file.fileno())
 

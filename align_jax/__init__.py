@@ -1,0 +1,37 @@
+"""Preference optimization of LLaMA and Mistral models for groups of people, in JAX.
+
+    from align_jax import losses          # pure functions on arrays
+    model = align_jax.load_model(path)    # an nnx.Module; model(tokens) -> logits
+    batch = align_jax.make_groups(prompts, responses, scores)
+    align_jax.response_logps(model, batch)
+    align_jax.save_model(model, out_dir)
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from align_jax import losses
+    from align_jax.data import make_groups
+    from align_jax.hf import load_model, save_model
+    from align_jax.logprobs import response_logps
+
+__all__ = ["load_model", "losses", "make_groups", "response_logps", "save_model"]
+
+# Imported on first use: the losses alone need neither transformers nor grain.
+_HOMES = {
+    "load_model": "align_jax.hf",
+    "make_groups": "align_jax.data",
+    "response_logps": "align_jax.logprobs",
+    "save_model": "align_jax.hf",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name == "losses":
+        return importlib.import_module("align_jax.losses")
+    if name in _HOMES:
+        return getattr(importlib.import_module(_HOMES[name]), name)
+    raise AttributeError(f"module 'align_jax' has no attribute {name!r}")

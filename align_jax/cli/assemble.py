@@ -1,0 +1,172 @@
+"""The parts of a run, put together from its config: what train, evaluate and the benchmarks share."""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+import os
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+
+import jax
+import numpy as np
+from jax.sharding import Mesh
+
+from align_jax import hf
+from align_jax.batch import GroupBatch
+from align_jax.config import Config
+from align_jax.data import BatchLoader, Encoder, GroupDataset
+from align_jax.errors import UserError
+from align_jax.models import ModelConfig, init_weights, weight_shardings
+from align_jax.objectives import Objective
+from align_jax.reference import cache_file, cache_key, cached, compute_reference, fingerprint_files
+from align_jax.sharding import data_shards, make_mesh, put_batch
+from align_jax.step import Scorer, eval_step
+
+
+@dataclasses.dataclass(frozen=True)
+class Start:
+    """The starting model of a run.
+
+    Attributes:
+      config: its shape. folder: its Hugging Face folder, or None for a fresh model.
+      hf_config: its `config.json`, or None.
+    """
+
+    config: ModelConfig
+    folder: Path | None
+    hf_config: dict | None
+
+
+def mesh_of(config: Config) -> Mesh:
+    """The mesh that the config asks for, on the devices that there are."""
+    return make_mesh(*config.mesh_sizes(jax.device_count()))
+
+
+def start_of(config: Config) -> Start:
+    """Reads the shape of the starting model; no weight is loaded."""
+    if config.model.path is None:
+        return Start(config.model.fresh_config(), None, None)
+    folder = hf.resolve_folder(config.model.path)
+    model_config, hf_config = hf.load_config(folder)
+    return Start(model_config, Path(folder), hf_config)
+
+
+def weights_of(start: Start, config: Config, mesh: Mesh) -> dict:
+    """The starting weights, sharded on the mesh: imported, or fresh from `run.seed`."""
+    shardings = weight_shardings(start.config, mesh)
+    if start.folder is not None:
+        return hf.load_weights(start.folder, start.config, shardings, config.model.param_dtype)
+    make = partial(init_weights, start.config, param_dtype=config.model.param_dtype)
+    return jax.jit(make, out_shardings=shardings)(jax.random.key(config.run.seed))
+
+
+def tokenizer_of(config: Config):
+    """The tokenizer of `model.tokenizer`, by default of `model.path`."""
+    from transformers import AutoTokenizer
+
+    where = config.model.tokenizer or config.model.path
+    if where is None:
+        raise UserError("model.tokenizer: a fresh model (model.config) needs a tokenizer; give its folder or hub id")
+    try:
+        return AutoTokenizer.from_pretrained(os.path.expanduser(where))
+    except (OSError, ValueError) as error:
+        raise UserError(f"model.tokenizer: no tokenizer can be loaded from {where}: {str(error).splitlines()[0]}") from error
+
+
+def scorer_of(start: Start, config: Config) -> Scorer:
+    """How log-probs are computed in this run."""
+    chunk = {} if config.model.head_chunk is None else {"head_chunk": config.model.head_chunk}
+    return Scorer(
+        start.config,
+        dtype=config.model.dtype,
+        attention=config.model.attention,
+        remat=config.model.remat,
+        rows_per_chunk=config.model.rows_per_chunk,
+        **chunk,
+    )
+
+
+def dataset_of(config: Config, which: str, encoder: Encoder, objective: Objective, spool_dir: Path) -> GroupDataset:
+    """The `train` or `eval` data, arranged for the objective."""
+    return GroupDataset(
+        config.data,
+        which,
+        encoder,
+        layout=objective.layout,
+        preference=getattr(objective, "preference", "dpo"),
+        seed=config.run.seed,
+        spool_dir=spool_dir,
+    )
+
+
+def loader_of(config: Config, dataset: GroupDataset, mesh: Mesh, **more) -> BatchLoader:
+    """Batches of a dataset for this mesh and this process."""
+    return BatchLoader(
+        dataset,
+        shards=data_shards(mesh) // jax.process_count(),
+        groups_per_step=config.train.groups_per_step,
+        accumulation_steps=config.train.accumulation_steps,
+        seed=config.run.seed,
+        process_index=jax.process_index(),
+        process_count=jax.process_count(),
+        **more,
+    )
+
+
+def score_batches(scorer: Scorer, mesh: Mesh, params: dict) -> Callable[[GroupBatch], jax.Array]:
+    """host batch -> response log-probs `[G, K]` under fixed weights."""
+    compiled = jax.jit(scorer)
+    return lambda batch: compiled(params, put_batch(batch, mesh))
+
+
+def reference_of(
+    config: Config, start: Start, dataset: GroupDataset, batches, scorer: Scorer, mesh: Mesh, params: Callable[[], dict]
+) -> tuple[np.ndarray, Path, bool]:
+    """Reference log-probs of a dataset, from the cache or computed now.
+
+    Args:
+      batches: host batches that together hold every row.
+      params: loads the reference's weights; called only when they are needed.
+
+    Returns:
+      float32 `[rows, K]`, the cache file, and whether it was there already.
+    """
+    folder = hf.resolve_folder(config.reference.path) if config.reference.path else start.folder
+    # A fresh model is known by its seed and shape.
+    model = fingerprint_files(Path(folder).glob("*.safetensors")) if folder else repr((start.config, config.run.seed))
+    key = cache_key(
+        version=1,
+        model=model,
+        shape=dataclasses.asdict(start.config),
+        data=dataset.fingerprint,
+        dtype=scorer.dtype,
+        param_dtype=config.model.param_dtype,
+    )
+    path = cache_file(key, dataset.path, config.reference.cache_dir)
+    shape = (len(dataset), dataset.slots)
+
+    def compute() -> np.ndarray:
+        return compute_reference(score_batches(scorer, mesh, params()), batches, *shape)
+
+    values, hit = cached(path, shape, compute)
+    return values, path, hit
+
+
+def microbatches(batches):
+    """Batches without their leading axis of microbatches."""
+    for batch in batches:
+        for i in range(batch.tokens.shape[0]):
+            yield jax.tree.map(lambda x, i=i: x[i], batch)
+
+
+def first_epoch(loader: BatchLoader, rows: int, groups_per_step: int):
+    """The loader's first batches, enough to hold every row once."""
+    return microbatches(itertools.islice(iter(loader), -(-rows // groups_per_step)))
+
+
+def evaluator(scorer: Scorer, objective: Objective, mesh: Mesh) -> Callable[[dict, GroupBatch], dict]:
+    """(params, host batch) -> metrics a group."""
+    compiled = jax.jit(partial(eval_step, scorer=scorer, objective=objective))
+    return lambda params, batch: compiled(params, put_batch(batch, mesh))

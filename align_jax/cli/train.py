@@ -1,0 +1,233 @@
+"""`align-jax train CONFIG.yaml [--section.key value ...]`."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import sys
+from pathlib import Path
+
+import jax
+
+from align_jax import optim
+from align_jax.checkpoint import Checkpointer
+from align_jax.cli import assemble
+from align_jax.config import Config, load_config, parse_overrides
+from align_jax.data import Encoder, GroupDataset
+from align_jax.errors import UserError
+from align_jax.evaluate import EVALUATED_AS, evaluate, summary
+from align_jax.logs import MetricsLog
+from align_jax.loop import Hooks, Plan, StopSignal, run
+from align_jax.sharding import put_batch
+from align_jax.state import TrainState, create_state, state_shapes, state_shardings
+from align_jax.step import compile_step
+
+REQUIRED = ("run.dir", "model", "data", "data.train", "objective", "optimizer", "train")
+
+
+def main(argv: list[str]) -> int:
+    """Trains, or resumes; returns 0 also when SIGTERM ended the run after a checkpoint."""
+    if not argv or argv[0].startswith("--"):
+        raise UserError("give a config: align-jax train CONFIG.yaml [--section.key value ...]")
+    config = load_config(argv[0], parse_overrides(argv[1:]), require=REQUIRED)
+    with StopSignal() as stop:
+        return train(config, stop)
+
+
+def train(config: Config, stop: StopSignal) -> int:
+    """One run from its config to its last checkpoint."""
+    folder = Path(config.run.dir)
+    mesh, start = assemble.mesh_of(config), assemble.start_of(config)
+    tokenizer = assemble.tokenizer_of(config)
+    prepare_folder(folder, config, start, tokenizer)
+    encoder, scorer = Encoder(tokenizer, config.data), assemble.scorer_of(start, config)
+    with jax.set_mesh(mesh):
+        dataset = assemble.dataset_of(config, "train", encoder, config.objective, folder / "spool")
+        report_data("train", dataset, folder)
+        steps = total_steps(config, len(dataset))
+        optimizer = optim.make_optimizer(config.optimizer, steps)
+        with Checkpointer(
+            folder / "checkpoints", config.checkpoint.keep, config.checkpoint.best_metric, config.checkpoint.best_mode
+        ) as checkpoints:
+            labels = reference_labels(config, start, dataset, scorer, mesh)
+            loader = assemble.loader_of(config, dataset, mesh, labels=labels)
+            where = state_shardings(start.config, optimizer, mesh, config.model.param_dtype)
+            state = resume(checkpoints, start, optimizer, where, config, loader)
+            measure = in_training_evaluation(config, start, encoder, scorer, mesh, folder)
+            if state is None:
+                params = assemble.weights_of(start, config, mesh)
+                state = create_state(start.config, params, optimizer, mesh, config.model.param_dtype)
+            begun = int(state.step)
+            if begun >= steps:
+                say(f"{folder} is complete: step {begun} of {steps}")
+                return 0
+            step = compile_step(mesh, where, scorer, config.objective, optimizer)
+            schedule = optim.make_schedule(config.optimizer, steps)
+            with MetricsLog(
+                folder,
+                total_steps=steps,
+                resume_step=begun or None,
+                every=config.log.every,
+                progress=config.log.progress,
+                tensorboard=config.log.tensorboard,
+                wandb_project=config.log.wandb_project,
+                wandb_name=config.log.wandb_name,
+                config=config.to_dict(),
+                active=jax.process_index() == 0,
+            ) as log:
+                hooks = Hooks(
+                    put=lambda batch: put_batch(batch, mesh, leading=1),
+                    step=step,
+                    log=lambda n, m: log.log(n, m | {"learning_rate": float(schedule(max(n - 1, 0)))} if n else m),
+                    evaluate=measure,
+                    save=lambda n, s, position, m: checkpoints.save(n, s, {"data": position}, m),
+                    last_saved=checkpoints.latest_step,
+                )
+                plan = Plan(steps, config.checkpoint.every or steps, config.train.eval_every)
+                state, finished = run(state, loader, plan, hooks, stop)
+            checkpoints.wait()
+    done = int(state.step)
+    if finished:
+        say(f"trained to step {done}; export with: align-jax export {folder} OUT_DIR")
+    else:
+        say(f"stopped by SIGTERM after step {done} of {steps}; checkpoint saved, the same command resumes")
+    return 0
+
+
+def say(line: str) -> None:
+    """One line for the user, from the first process only."""
+    if jax.process_index() == 0:
+        print(f"align-jax: {line}", file=sys.stderr, flush=True)
+
+
+def total_steps(config: Config, rows: int) -> int:
+    """Optimizer steps of the run: `train.steps`, or those of `train.epochs` passes over the rows."""
+    if config.train.steps is not None:
+        return config.train.steps
+    return max(1, -(-int(config.train.epochs * rows) // config.train.groups_per_step))
+
+
+def prepare_folder(folder: Path, config: Config, start: assemble.Start, tokenizer) -> None:
+    """Writes config.yaml, the tokenizer and the model's config.json to the run folder, for resuming and exporting.
+
+    Raises:
+      UserError: the folder holds another run's checkpoints: the keys that decide its weights differ.
+    """
+    if jax.process_index() != 0:
+        return
+    previous = folder / "config.yaml"
+    if previous.exists() and any((folder / "checkpoints").glob("[0-9]*")):
+        check_same_run(load_config(previous), config, folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    write_whole(previous, config.to_yaml())
+    tokenizer.save_pretrained(folder / "tokenizer")
+    if start.hf_config is not None:
+        write_whole(folder / "model_config.json", json.dumps(start.hf_config, indent=2))
+
+
+def write_whole(path: Path, text: str) -> None:
+    """Writes a file by way of another, so that a kill leaves the old or the new one."""
+    temporary = path.with_name(path.name + ".tmp")
+    temporary.write_text(text, encoding="utf-8")
+    os.replace(temporary, path)
+
+
+# Sections and keys that a resumed run may change: they decide where and how fast it runs, or how it is watched.
+FREE = ("mesh", "log", "checkpoint", "generate", "reference.cache_dir", "train.steps", "train.epochs", "run.dir")
+
+
+def check_same_run(old: Config, new: Config, folder: Path) -> None:
+    """Raises UserError naming the first key on which a run folder's config and the one given differ."""
+    before, after = flat(old.to_dict()), flat(new.to_dict())
+    for key in sorted(before.keys() | after.keys()):
+        if before.get(key) != after.get(key) and not any(key == f or key.startswith(f + ".") for f in FREE):
+            raise UserError(
+                f"{folder} holds checkpoints of a run with {key}={before.get(key)!r}, but {key}={after.get(key)!r} was "
+                "given; choose another run.dir, or give the same value to resume"
+            )
+
+
+def flat(tree: dict, prefix: str = "") -> dict:
+    """A nested dict with dotted keys."""
+    pairs = ((prefix + k, v) for k, v in tree.items())
+    return {k: v for key, value in pairs for k, v in (flat(value, key + ".") if isinstance(value, dict) else {key: value}).items()}
+
+
+def report_data(which: str, dataset: GroupDataset, folder: Path) -> None:
+    """Says how much data there is and what was left out; lists bad rows in the run folder."""
+    say(f"data.{which}: {dataset.describe()}")
+    if dataset.bad_rows and jax.process_index() == 0:
+        lines = "".join(json.dumps(bad) + "\n" for bad in dataset.bad_rows)
+        write_whole(folder / f"bad_rows.{which}.jsonl", lines)
+        say(f"data.{which}: {len(dataset.bad_rows)} bad rows skipped, listed in {folder / f'bad_rows.{which}.jsonl'}")
+
+
+def reference_labels(config: Config, start, dataset: GroupDataset, scorer, mesh, objective=None) -> dict:
+    """`{"ref_logps": [rows, K]}`, or nothing for an objective without a reference; says whether the cache had them."""
+    objective = objective or config.objective
+    if not objective.needs_reference:
+        return {}
+    loader = assemble.loader_of(config, dataset, mesh)
+    batches = assemble.first_epoch(loader, len(dataset), config.train.groups_per_step)
+    return _labels(config, start, dataset, batches, scorer, mesh)
+
+
+def _labels(config, start, dataset, batches, scorer, mesh) -> dict:
+    values, path, hit = assemble.reference_of(
+        config, start, dataset, batches, scorer, mesh, lambda: reference_weights(config, start, mesh)
+    )
+    say(f"reference log-probs {'reused from' if hit else 'computed and stored in'} {path}")
+    return {"ref_logps": values}
+
+
+def reference_weights(config: Config, start: assemble.Start, mesh) -> dict:
+    """The reference's weights: those of `reference.path`, by default the starting model's."""
+    if config.reference.path is None:
+        return assemble.weights_of(start, config, mesh)
+    from align_jax import hf
+    from align_jax.models import weight_shardings
+
+    other, _ = hf.load_config(config.reference.path)
+    if other != start.config:
+        raise UserError(f"reference.path: {config.reference.path} has another shape than the model: {other} != {start.config}")
+    return hf.load_weights(config.reference.path, other, weight_shardings(other, mesh), config.model.param_dtype)
+
+
+def resume(checkpoints: Checkpointer, start, optimizer, where: TrainState, config: Config, loader) -> TrainState | None:
+    """The newest readable checkpoint's state, with the loader moved to where it was; None when there is none."""
+    shapes = state_shapes(start.config, optimizer, config.model.param_dtype)
+    abstract = jax.tree.map(lambda s, w: jax.ShapeDtypeStruct(s.shape, s.dtype, sharding=w), shapes, where)
+    found = checkpoints.restore(abstract)
+    if found is None:
+        return None
+    state, extra = found
+    loader.restore(extra["data"])
+    say(f"resumed from the checkpoint of step {int(state.step)}")
+    return state
+
+
+def in_training_evaluation(config: Config, start, encoder: Encoder, scorer, mesh, folder: Path):
+    """params -> `eval/...` metrics on `data.eval`, or None where there is no such data."""
+    if config.data.eval is None:
+        return None
+    objective = EVALUATED_AS[config.data.format](getattr(config.objective, "beta", 0.1))
+    same = type(objective) is type(config.objective)
+    objective = config.objective if same else objective
+    dataset = assemble.dataset_of(config, "eval", encoder, objective, folder / "spool")
+    report_data("eval", dataset, folder)
+    loader = assemble.loader_of(config, dataset, mesh)
+    labels = _labels(config, start, dataset, loader.eval_batches(), scorer, mesh)
+    loader = assemble.loader_of(config, dataset, mesh, labels=labels)
+    step = assemble.evaluator(scorer, objective, mesh)
+
+    def measure(params: dict) -> dict[str, float]:
+        table = evaluate(lambda batch: step(params, batch), loader.eval_batches())
+        return {f"eval/{name}": value for name, value in summary(table, dataset.group_names, same).items()}
+
+    return measure
+
+
+def remove_run(folder: Path) -> None:
+    """Deletes a run folder, so that an experiment starts anew."""
+    shutil.rmtree(folder, ignore_errors=True)

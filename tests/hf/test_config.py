@@ -1,0 +1,138 @@
+"""config.json to ModelConfig and back, and what is refused."""
+
+from __future__ import annotations
+
+import pytest
+
+from align_jax.errors import UserError
+from align_jax.hf import hf_config_from_model, model_config_from_hf
+from align_jax.models import ModelConfig, RopeScaling
+
+LLAMA = {
+    "architectures": ["LlamaForCausalLM"],
+    "model_type": "llama",
+    "vocab_size": 32000,
+    "hidden_size": 4096,
+    "intermediate_size": 11008,
+    "num_hidden_layers": 32,
+    "num_attention_heads": 32,
+    "rms_norm_eps": 1e-6,
+}
+# mistralai/Mistral-7B-v0.1
+MISTRAL = {
+    "architectures": ["MistralForCausalLM"],
+    "bos_token_id": 1,
+    "eos_token_id": 2,
+    "hidden_act": "silu",
+    "hidden_size": 4096,
+    "initializer_range": 0.02,
+    "intermediate_size": 14336,
+    "max_position_embeddings": 32768,
+    "model_type": "mistral",
+    "num_attention_heads": 32,
+    "num_hidden_layers": 32,
+    "num_key_value_heads": 8,
+    "rms_norm_eps": 1e-05,
+    "rope_theta": 10000.0,
+    "sliding_window": 4096,
+    "tie_word_embeddings": False,
+    "torch_dtype": "bfloat16",
+    "use_cache": True,
+    "vocab_size": 32000,
+}
+LLAMA3_ROPE = {"factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0, "original_max_position_embeddings": 8192}
+
+
+def _read(base, **changes):
+    return model_config_from_hf({k: v for k, v in {**base, **changes}.items() if v is not ...}, "config.json")
+
+
+def test_llama_1_with_what_its_config_leaves_out():
+    expected = ModelConfig(32000, 4096, 11008, 32, 32, 32, 128, norm_eps=1e-6, rope_theta=10000.0, max_length=2048)
+    assert _read(LLAMA) == expected
+    assert _read(LLAMA, num_key_value_heads=None, head_dim=None, rope_scaling=None, architectures=None) == expected
+
+
+def test_mistral_and_its_window():
+    config = _read(MISTRAL)
+    assert (config.sliding_window, config.kv_heads, config.head_size, config.max_length) == (4096, 8, 128, 32768)
+    assert _read(MISTRAL, sliding_window=None).sliding_window is None
+    # transformers' own reading of an absent field
+    assert _read(MISTRAL, sliding_window=...).sliding_window == 4096
+    assert _read(LLAMA, sliding_window=4096).sliding_window is None
+
+
+def test_rope_parameters_and_head_size():
+    scaling = RopeScaling("llama3", 8.0, 1.0, 4.0, 8192)
+    new = _read(LLAMA, rope_parameters={"rope_type": "llama3", "rope_theta": 5e5, **LLAMA3_ROPE})
+    old = _read(LLAMA, rope_theta=5e5, rope_scaling={"rope_type": "llama3", **LLAMA3_ROPE})
+    assert new == old and (new.rope_theta, new.rope_scaling) == (5e5, scaling)
+    linear = _read(LLAMA, rope_scaling={"type": "linear", "factor": 2})
+    assert (linear.rope_scaling, linear.rope_theta) == (RopeScaling("linear", 2.0), 10000.0)
+    assert _read(LLAMA, rope_parameters={"rope_type": "default"}, rope_theta=7.0).rope_theta == 7.0
+    assert _read(LLAMA, head_dim=96).head_size == 96
+
+
+_REFUSED = {
+    "architecture": ({"architectures": ["GPT2LMHeadModel"]}, "GPT2LMHeadModel"),
+    "classifier": ({"architectures": ["LlamaForSequenceClassification"]}, "LlamaForSequenceClassification"),
+    "model_type": ({"architectures": ..., "model_type": "qwen2"}, "'qwen2'"),
+    "contradiction": ({"model_type": "mistral"}, "'mistral' contradicts"),
+    "yarn": ({"rope_scaling": {"rope_type": "yarn", "factor": 4.0}}, "rope_scaling: rope type 'yarn'"),
+    "dynamic": ({"rope_scaling": {"type": "dynamic", "factor": 4.0}}, "'dynamic'"),
+    "longrope": ({"rope_parameters": {"rope_type": "longrope"}}, "rope_parameters: rope type 'longrope'"),
+    "two ropes": (
+        {"rope_scaling": {"type": "linear", "factor": 4.0}, "rope_parameters": {"rope_type": "default"}},
+        "contradicts",
+    ),
+    "rope without factor": ({"rope_scaling": {"type": "linear"}}, "rope_scaling: field 'factor' is missing"),
+    "rope text": ({"rope_scaling": "linear"}, "'linear'"),
+    "attention_bias": ({"attention_bias": True}, "attention_bias is True"),
+    "mlp_bias": ({"mlp_bias": True}, "mlp_bias is True"),
+    "activation": ({"hidden_act": "gelu"}, "hidden_act is 'gelu'"),
+    "partial": ({"partial_rotary_factor": 0.5}, "partial_rotary_factor is 0.5"),
+    "partial rope": ({"rope_parameters": {"rope_type": "default", "partial_rotary_factor": 0.5}}, "factor 0.5"),
+    "quantized": ({"quantization_config": {"quant_method": "gptq"}}, "'gptq'"),
+    "layer_types": ({"layer_types": ["full_attention", "sliding_attention"]}, "sliding_attention"),
+    "missing": ({"hidden_size": ...}, "field 'hidden_size' is missing"),
+    "missing eps": ({"rms_norm_eps": ...}, "field 'rms_norm_eps' is missing"),
+    "text": ({"num_hidden_layers": "32"}, "num_hidden_layers is '32'"),
+    "negative": ({"vocab_size": -1}, "vocab_size is -1"),
+    "truth": ({"tie_word_embeddings": 1}, "tie_word_embeddings is 1"),
+    "eps": ({"rms_norm_eps": "1e-5"}, "rms_norm_eps is '1e-5'"),
+    "heads": ({"num_attention_heads": 30}, "hidden_size 4096 is no multiple of 30"),
+    "kv_heads": ({"num_key_value_heads": 5}, r"heads \(32\) must be a multiple of kv_heads \(5\)"),
+}
+
+
+@pytest.mark.parametrize("case", _REFUSED)
+def test_refused(case):
+    changes, message = _REFUSED[case]
+    with pytest.raises(UserError, match=message) as error:
+        _read(LLAMA, **changes)
+    assert str(error.value).startswith("config.json: ")
+
+
+def test_mistral_refusals():
+    with pytest.raises(UserError, match="'num_key_value_heads' is missing"):
+        _read(MISTRAL, num_key_value_heads=...)
+    with pytest.raises(UserError, match="sliding_window is 0"):
+        _read(MISTRAL, sliding_window=0)
+
+
+@pytest.mark.parametrize("base", [LLAMA, MISTRAL], ids=["llama", "mistral"])
+def test_there_and_back(base):
+    config = _read(base, rope_theta=5e5, rope_scaling={"rope_type": "llama3", **LLAMA3_ROPE}, head_dim=96)
+    for kept in (None, base):
+        out = hf_config_from_model(config, kept, "bfloat16")
+        assert model_config_from_hf(out, "exported") == config
+        assert out["torch_dtype"] == "bfloat16"
+        assert out["architectures"] == base["architectures"]
+    plain = _read(base, sliding_window=None)
+    assert model_config_from_hf(hf_config_from_model(plain, base), "exported") == plain
+    assert hf_config_from_model(plain, MISTRAL)["eos_token_id"] == 2
+
+
+def test_llama_base_cannot_hold_a_window():
+    with pytest.raises(UserError, match="4096"):
+        hf_config_from_model(_read(MISTRAL), LLAMA)
