@@ -16,10 +16,10 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, Literal
 
-from align_jax.data.config import DataConfig
 from omegaconf import OmegaConf
 
 from align_jax.config_source import Override, Source, build, check_keys, dump, parse_overrides, suggest
+from align_jax.data.config import DataConfig
 from align_jax.errors import UserError
 from align_jax.models.config import ModelConfig
 from align_jax.objectives import OBJECTIVES, Objective

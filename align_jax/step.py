@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable
 from functools import partial
-from functools import partial
 
 import jax
 import jax.numpy as jnp

@@ -7,14 +7,15 @@ import os
 import sys
 import warnings
 
-# command -> (module with `main(argv)`, one line of help)
+_OVERRIDES = "[--section.key value ...]"
+# command -> (module with `main(argv)`, its arguments, one line of help)
 COMMANDS = {
-    "train": ("align_jax.cli.train", "CONFIG.yaml [--section.key value ...]   train; resumes a run folder that has checkpoints"),
-    "evaluate": ("align_jax.cli.evaluate", "CONFIG.yaml [--section.key value ...]   metrics of the run's newest checkpoint"),
-    "export": ("align_jax.cli.export", "RUN_DIR OUT_DIR [--step N] [--dtype D]   write a Hugging Face folder"),
-    "generate": ("align_jax.cli.generate", "CONFIG.yaml [--section.key value ...]   sample responses to prompts"),
-    "compile": ("align_jax.cli.compile", "CONFIG.yaml --topology v5p:4x4x4 ...    compile for a TPU that is not there"),
-    "experiment": ("align_jax.cli.experiment", "NAME [...]                              a runnable experiment; `quickstart` is one"),
+    "train": ("align_jax.cli.train", f"CONFIG.yaml {_OVERRIDES}", "train; resumes a run folder that has checkpoints"),
+    "evaluate": ("align_jax.cli.evaluate", f"CONFIG.yaml {_OVERRIDES}", "metrics of the run's newest checkpoint"),
+    "export": ("align_jax.cli.export", "RUN_DIR OUT_DIR [--step N] [--dtype D]", "write a Hugging Face folder"),
+    "generate": ("align_jax.cli.generate", f"CONFIG.yaml {_OVERRIDES}", "sample responses to prompts"),
+    "compile": ("align_jax.cli.compile", "CONFIG.yaml --topology v5p:4x4x4 ...", "compile for a TPU that is not there"),
+    "experiment": ("align_jax.cli.experiment", f"NAME {_OVERRIDES}", "a runnable experiment, such as quickstart"),
 }
 
 
@@ -28,7 +29,8 @@ def main(argv: list[str] | None = None) -> int:
         print(f"align-jax: unknown command {argv[0]!r}\n{_usage()}", file=sys.stderr)
         return 2
     if len(argv) > 1 and argv[1] in ("-h", "--help"):
-        print(f"align-jax {argv[0]} {COMMANDS[argv[0]][1]}")
+        _, arguments, text = COMMANDS[argv[0]]
+        print(f"align-jax {argv[0]} {arguments}\n\n{text}")
         return 0
     from align_jax.errors import UserError
 
@@ -44,7 +46,7 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def _usage() -> str:
-    lines = [f"  {name:<11}{text}" for name, (_, text) in COMMANDS.items()]
+    lines = [f"  {name:<11}{arguments:<42}{text}" for name, (_, arguments, text) in COMMANDS.items()]
     return "usage: align-jax COMMAND ...\n\n" + "\n".join(lines)
 
 

@@ -67,7 +67,8 @@ def trained_weights(run_dir: Path, config: Config, model_config: ModelConfig, st
         is_leaf=is_shape,
     )
     with Checkpointer(run_dir / "checkpoints", read_only=True) as checkpoints:
-        found = checkpoints.restore({"params": wanted, "step": jax.ShapeDtypeStruct((), "int32", sharding=device)}, step, subset=True)
+        counter = jax.ShapeDtypeStruct((), "int32", sharding=device)
+        found = checkpoints.restore({"params": wanted, "step": counter}, step, subset=True)
     if found is None:
         raise UserError(f"{run_dir} has no checkpoint yet")
     return found[0]["params"], int(found[0]["step"])

@@ -150,8 +150,10 @@ def check_same_run(old: Config, new: Config, folder: Path) -> None:
 
 def flat(tree: dict, prefix: str = "") -> dict:
     """A nested dict with dotted keys."""
-    pairs = ((prefix + k, v) for k, v in tree.items())
-    return {k: v for key, value in pairs for k, v in (flat(value, key + ".") if isinstance(value, dict) else {key: value}).items()}
+    result = {}
+    for name, value in tree.items():
+        result |= flat(value, f"{prefix}{name}.") if isinstance(value, dict) else {prefix + name: value}
+    return result
 
 
 def report_data(which: str, dataset: GroupDataset, folder: Path) -> None:

@@ -3,9 +3,9 @@
 Every function takes JAX or NumPy arrays, computes in float32 and returns the same values under `jit`, `vmap`, `pmap`,
 `shard_map` and `grad`. What a mask leaves out never reaches a value or a gradient, whatever stands there.
 
-Axes: `B` pairs or prompts, `G` groups (one prompt each), `K` responses of a group, `N` beliefs. The functions work along
-the last axis (the pairwise ones elementwise), so that any leading axes will do. Log-probabilities are natural logs. Scores,
-levels and target distributions are data: no gradient flows into them.
+Axes: `B` pairs or prompts, `G` groups (one prompt each), `K` responses of a group, `N` beliefs. The functions work
+along the last axis (the pairwise ones elementwise), so that any leading axes will do. Log-probabilities are natural
+logs. Scores, levels and target distributions are data: no gradient flows into them.
 """
 
 from align_jax.losses.beliefs import belief_calibration_loss, gdpo_loss, jensen_shannon_distance

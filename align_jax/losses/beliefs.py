@@ -19,8 +19,8 @@ def belief_calibration_loss(
 
         L = sum_b p*(b) [ log p*(b) - log pi(b|x) ]
 
-    Without renormalisation, probability that leaks outside the beliefs is punished. `p*(b) = 0` contributes 0, value and
-    gradient, even where `log pi(b|x)` is -inf.
+    Without renormalisation, probability that leaks outside the beliefs is punished. `p*(b) = 0` contributes 0, value
+    and gradient, even where `log pi(b|x)` is -inf.
 
     Args:
       belief_logps: `[B, N]`, log-probs of the belief statements, summed over each one's tokens.
@@ -76,8 +76,8 @@ def gdpo_loss(
       target_probs: `[B, N]`, p*, which sums to 1 over the beliefs of a row.
       belief_statement_mean_logps: `[B]`, log-prob of the chosen belief statement `b_c`, averaged over its tokens.
       preference_losses: `[B]`, a preference loss (DPO, KTO or MPO) on the texts, all conditioned on `b_c`.
-      weights: three numbers >= 0 for calibration, belief statement and preference. A term whose weight is the number 0 is
-        left out, whatever it holds.
+      weights: three numbers >= 0 for calibration, belief statement and preference. A term whose weight is the number 0
+        is left out, whatever it holds.
 
     Returns:
       float32 `[B]`.
@@ -119,9 +119,9 @@ def jensen_shannon_distance(p: ArrayLike, q: ArrayLike) -> jax.Array:
 
         D = sqrt( KL(p || m) / 2 + KL(q || m) / 2 ),    m = (p + q) / 2,    0 <= D <= sqrt(ln 2)
 
-    The same as `scipy.spatial.distance.jensenshannon(p, q)`: both rows are divided by their sums first, and a row that sums
-    to 0 is no distribution, so that its distance to anything is NaN. The gradient is 0 where `p = q` (the distance has a
-    corner there) and with respect to entries that are exactly 0 (where it would be infinite).
+    The same as `scipy.spatial.distance.jensenshannon(p, q)`: both rows are divided by their sums first, and a row that
+    sums to 0 is no distribution, so that its distance to anything is NaN. The gradient is 0 where `p = q` (the distance
+    has a corner there) and with respect to entries that are exactly 0 (where it would be infinite).
 
     Args:
       p, q: `[..., N]`, numbers >= 0.

@@ -16,7 +16,7 @@ def as_floats(**arrays: ArrayLike) -> tuple[jax.Array, ...]:
     check_same_shape(**arrays)
     for name, array in arrays.items():
         dtype = jnp.result_type(array)
-        if not (jnp.issubdtype(dtype, jnp.floating) or jnp.issubdtype(dtype, jnp.integer) or dtype == bool):
+        if not any(jnp.issubdtype(dtype, kind) for kind in (jnp.floating, jnp.integer, jnp.bool_)):
             raise ValueError(f"{name} must hold real numbers, got dtype {dtype}")
     return tuple(jnp.asarray(array).astype(jnp.float32) for array in arrays.values())
 

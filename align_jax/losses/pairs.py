@@ -1,13 +1,12 @@
 """Losses over pairs of a chosen and a rejected response: DPO and its family.
 
-Throughout, `h = r(y_c|x) - r(y_r|x)` with the log-ratio `r(y|x) = log pi(y|x) - log pi_ref(y|x)`; zeros for the reference
-make a loss reference-free.
+Throughout, `h = r(y_c|x) - r(y_r|x)` with the log-ratio `r(y|x) = log pi(y|x) - log pi_ref(y|x)`; zeros for the
+reference make a loss reference-free.
 """
 
 from __future__ import annotations
 
 import jax
-import jax.numpy as jnp
 from jax.typing import ArrayLike
 
 from align_jax.losses.checks import as_floats, check_label_smoothing, check_not_negative, check_positive
@@ -140,8 +139,8 @@ def ipo_loss(
         L = (h - 1 / (2 beta))^2
 
     Args:
-      chosen_logps, rejected_logps: `[B]`, log-probs summed over the response's tokens as in the paper; log-probs averaged
-        over them give TRL's variant.
+      chosen_logps, rejected_logps: `[B]`, log-probs summed over the response's tokens as in the paper; averaged over
+        them they give TRL's variant.
       ref_chosen_logps, ref_rejected_logps: `[B]`, the same under the reference.
       beta: > 0 (the paper's tau), strength of the pull to the reference.
 

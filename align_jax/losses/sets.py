@@ -118,7 +118,7 @@ def mpo_loss(
       >>> scores = np.array([[9.0, 8.0, 1.0], [2.0, 2.0, 0.0]])
       >>> mask = np.array([[True, True, True], [True, True, False]])
       >>> [f"{x:.4f}" for x in losses.mpo_loss(policy, ref, scores, mask, beta=1.0)]
-      ['0.0944', '0.0000']
+      ['0.0943', '0.0000']
 
     Source: arXiv 2412.04628 (MPO; W-MPO is called SWEPO in its earlier versions).
     """

@@ -106,15 +106,15 @@ class BeliefParts:
 
 def split_beliefs(logps: jax.Array, batch: GroupBatch) -> BeliefParts:
     """Takes the slots of a `gdpo` batch apart; see `BeliefParts`."""
-    targets = jnp.asarray(batch.labels["target_probs"])
-    count = targets.shape[1]
     mask, lengths = jnp.asarray(batch.mask), jnp.asarray(batch.lengths)
+    count = batch.labels["target_probs"].shape[1]
+    targets = jnp.where(mask[:, :count], jnp.asarray(batch.labels["target_probs"]), 0.0)
     chosen = jnp.asarray(batch.labels["chosen_belief"])[:, None]
     take = lambda x: jnp.take_along_axis(x[:, :count], chosen, axis=1)[:, 0]  # noqa: E731
     return BeliefParts(
         beliefs=jnp.where(mask[:, :count], logps[:, :count], -jnp.inf),
         belief_mask=mask[:, :count],
-        targets=jnp.where(mask[:, :count], targets, 0.0),
+        targets=targets,
         texts=logps[:, count:],
         text_mask=mask[:, count:],
         statement_mean_logps=take(logps) / jnp.maximum(take(lengths), 1),

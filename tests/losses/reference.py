@@ -1,0 +1,150 @@
+"""Every loss once more, slowly: float64, one group at a time, only the valid members, the formula as it is printed.
+
+Functions take one group (`[K]`, `[N]` or numbers) and return a number; `rows` maps one over the leading axis.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+
+def rows(function, *arrays, **options) -> np.ndarray:
+    """The function of each row, float64 `[G]`."""
+    count = len(arrays[0])
+    return np.array([function(*(np.asarray(a)[g] for a in arrays), **options) for g in range(count)], np.float64)
+
+
+def logsumexp(values) -> float:
+    top = max(values)
+    return top + np.log(sum(np.exp(v - top) for v in values))
+
+
+def softmax(values) -> np.ndarray:
+    return np.exp(np.asarray(values) - logsumexp(values))
+
+
+def log_sigmoid(x: float) -> float:
+    return -np.logaddexp(0.0, -x)
+
+
+def valid(mask, *arrays) -> list[list[float]]:
+    return [[float(value) for value, there in zip(array, mask, strict=True) if there] for array in arrays]
+
+
+def mpo(policy, ref, scores, mask, *, beta, alpha=0.0, power=1):
+    policy, ref, scores = valid(mask, policy, ref, scores)
+    if len(set(scores)) < 2:
+        return 0.0
+    mean = sum(scores) / len(scores)
+    z = [beta * (p - r) + alpha * abs(s - mean) ** power for p, r, s in zip(policy, ref, scores, strict=True)]
+    return logsumexp(z) - logsumexp([zi for zi, s in zip(z, scores, strict=True) if s > mean])
+
+
+def ordered_mpo(policy, ref, levels, mask, *, beta):
+    policy, ref, levels = valid(mask, policy, ref, levels)
+    z = [beta * (p - r) for p, r in zip(policy, ref, strict=True)]
+    total = 0.0
+    for level in sorted(set(levels))[:-1]:
+        total += logsumexp([zi for zi, m in zip(z, levels, strict=True) if m >= level])
+        total -= logsumexp([zi for zi, m in zip(z, levels, strict=True) if m == level])
+    return total
+
+
+def infonca(policy, ref, scores, mask, *, beta, temperature):
+    policy, ref, scores = valid(mask, policy, ref, scores)
+    if not scores:
+        return 0.0
+    z = beta * (np.array(policy) - np.array(ref))
+    return -float(sum(softmax(np.array(scores) / temperature) * np.log(softmax(z))))
+
+
+def nca(policy, ref, scores, mask, *, beta, temperature):
+    policy, ref, scores = valid(mask, policy, ref, scores)
+    if not scores:
+        return 0.0
+    z = beta * (np.array(policy) - np.array(ref))
+    targets = softmax(np.array(scores) / temperature)
+    return -sum(t * log_sigmoid(x) + log_sigmoid(-x) / len(scores) for t, x in zip(targets, z, strict=True))
+
+
+def _h(chosen, rejected, ref_chosen, ref_rejected):
+    return float(chosen) - float(rejected) - float(ref_chosen) + float(ref_rejected)
+
+
+def dpo(*logps, beta, label_smoothing=0.0):
+    x = beta * _h(*logps)
+    return -(1 - label_smoothing) * log_sigmoid(x) - label_smoothing * log_sigmoid(-x)
+
+
+def robust_dpo(*logps, beta, label_smoothing=0.0):
+    x, eps = beta * _h(*logps), label_smoothing
+    return (-(1 - eps) * log_sigmoid(x) + eps * log_sigmoid(-x)) / (1 - 2 * eps)
+
+
+def hinge(*logps, beta):
+    return max(0.0, 1 - beta * _h(*logps))
+
+
+def ipo(*logps, beta):
+    return (_h(*logps) - 1 / (2 * beta)) ** 2
+
+
+def simpo(chosen, rejected, *, beta, gamma):
+    return -log_sigmoid(beta * (float(chosen) - float(rejected)) - gamma)
+
+
+def kto_kl(policy, ref, mask):
+    policy, ref = valid(mask, policy, ref)
+    return max(0.0, float(np.mean(np.array(policy) - np.array(ref)))) if policy else 0.0
+
+
+def kto(policy, ref, desirable, *, kl, beta, desirable_weight=1.0, undesirable_weight=1.0):
+    x = beta * (float(policy) - float(ref) - kl)
+    if desirable:
+        return desirable_weight * (1 - 1 / (1 + np.exp(-x)))
+    return undesirable_weight * (1 - 1 / (1 + np.exp(x)))
+
+
+def bradley_terry(chosen, rejected):
+    return -log_sigmoid(float(chosen) - float(rejected))
+
+
+def bradley_terry_set(scores, labels, mask):
+    return mpo(scores, np.zeros(len(scores)), labels, mask, beta=1.0)
+
+
+def calibration(logps, targets, mask=None, *, renormalize=False):
+    mask = np.ones(len(targets), bool) if mask is None else mask
+    logps, targets = valid(mask, logps, targets)
+    if sum(targets) == 0:
+        return 0.0
+    shift = logsumexp(logps) if renormalize else 0.0
+    return sum(p * (np.log(p) - (logp - shift)) for p, logp in zip(targets, logps, strict=True) if p > 0)
+
+
+def gdpo(logps, targets, statement, preference, *, weights=(1.0, 1.0, 1.0)):
+    return weights[0] * calibration(logps, targets) - weights[1] * float(statement) + weights[2] * float(preference)
+
+
+def jensen_shannon(p, q):
+    p, q = np.asarray(p, np.float64), np.asarray(q, np.float64)
+    p, q = p / p.sum(), q / q.sum()
+    divergence = 0.0
+    for a, b in zip(p, q, strict=True):
+        m = (a + b) / 2
+        divergence += (a * np.log(a / m) if a > 0 else 0.0) / 2 + (b * np.log(b / m) if b > 0 else 0.0) / 2
+    return np.sqrt(divergence)
+
+
+def gradient(function, arrays, index: int, step: float = 1e-5) -> np.ndarray:
+    """Central differences, float64, of the sum of `function(*arrays) -> [G]` by every entry of `arrays[index]`."""
+    arrays = [np.array(a, np.float64) if np.issubdtype(np.asarray(a).dtype, np.floating) else a for a in arrays]
+    result = np.zeros(np.shape(arrays[index]))
+    for position in np.ndindex(result.shape):
+        sums = []
+        for sign in (1, -1):
+            moved = [np.array(a) for a in arrays]
+            moved[index][position] += sign * step
+            sums.append(np.sum(function(*moved)))
+        result[position] = (sums[0] - sums[1]) / (2 * step)
+    return result

@@ -1,0 +1,116 @@
+"""Values and gradients of every loss against the slow float64 reference, on every way to run them."""
+
+from __future__ import annotations
+
+import doctest
+import functools
+import importlib
+import pkgutil
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.sharding import PartitionSpec
+
+from align_jax import losses
+from tests.losses import reference
+from tests.losses.cases import CASES, GROUPS
+
+TESTED = {
+    "mpo_loss": "mpo",
+    "ordered_mpo_loss": "ordered",
+    "robust_dpo_loss": "robust",
+    "jensen_shannon_distance": "jensen_shannon",
+    "belief_calibration_loss": "calibration",
+}
+every_case = pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
+
+
+def values_and_gradients(case):
+    """A function of the arrays: the loss `[n]` and its gradients; rows do not depend on one another."""
+
+    def run(*arrays):
+        def total(*chosen):
+            full = list(arrays)
+            for index, array in zip(case.by, chosen, strict=True):
+                full[index] = array
+            values = case.loss(*full)
+            return jnp.sum(values), values
+
+        by = tuple(range(len(case.by)))
+        (_, values), gradients = jax.value_and_grad(total, argnums=by, has_aux=True)(*(arrays[i] for i in case.by))
+        return values, gradients
+
+    return run
+
+
+@functools.cache
+def expected(case):
+    gradients = []
+    for index in case.by:
+        blind = index in case.blind
+        zeros = np.zeros(case.arrays[index].shape)
+        gradients.append(zeros if blind else reference.gradient(case.slow, case.arrays, index))
+    return case.slow(*case.arrays), tuple(gradients)
+
+
+def assert_same(actual, wanted):
+    values, gradients = actual
+    np.testing.assert_allclose(np.asarray(values).reshape(GROUPS), wanted[0], rtol=2e-5, atol=2e-6)
+    for gradient, exact in zip(gradients, wanted[1], strict=True):
+        np.testing.assert_allclose(np.asarray(gradient).reshape(exact.shape), exact, rtol=1e-4, atol=2e-6)
+
+
+@every_case
+def test_equals_reference_under_every_transformation(case):
+    run, wanted = values_and_gradients(case), expected(case)
+    assert any(np.any(gradient) for gradient in wanted[1])
+    assert_same(jax.jit(run)(*case.arrays), wanted)
+    assert_same(jax.vmap(run)(*case.arrays), wanted)
+
+
+@every_case
+def test_equals_reference_on_eight_devices(case):
+    assert jax.device_count() == GROUPS
+    run, wanted = values_and_gradients(case), expected(case)
+    assert_same(jax.pmap(run)(*(a[:, None] for a in case.arrays)), wanted)
+    spec = PartitionSpec("data")
+    mesh = jax.make_mesh((GROUPS,), ("data",), axis_types=(jax.sharding.AxisType.Auto,))
+    sharded = jax.jit(jax.shard_map(run, mesh=mesh, in_specs=spec, out_specs=spec))
+    result = sharded(*case.arrays)
+    assert len(result[0].sharding.device_set) == GROUPS
+    assert_same(result, wanted)
+
+
+@every_case
+def test_one_float32_value_a_group_from_bfloat16_as_from_its_float32(case):
+    coarse = [jnp.asarray(a, jnp.bfloat16) if a.dtype == np.float32 else a for a in case.arrays]
+    same = [a.astype(np.float32) if a.dtype == jnp.bfloat16 else a for a in coarse]
+    values = case.loss(*coarse)
+    assert values.shape == (GROUPS,) and values.dtype == jnp.float32
+    np.testing.assert_array_equal(values, case.loss(*same))
+
+
+def test_the_table_holds_every_public_loss():
+    names = {name for name in losses.__all__ if name.endswith(("_loss", "_distance"))}
+    short = {TESTED.get(name, name.removesuffix("_loss")) for name in names}
+    assert short <= {case.name for case in CASES}
+
+
+def test_the_reference_distance_is_scipys():
+    distance = pytest.importorskip("scipy.spatial.distance")
+    p, q = np.random.default_rng(0).dirichlet(np.ones(4), (2, 5))
+    p[0, 0] = q[1, 2] = 0
+    wanted = [distance.jensenshannon(a, b) for a, b in zip(p, q, strict=True)]
+    np.testing.assert_allclose(reference.rows(reference.jensen_shannon, p, q), wanted, rtol=1e-10)
+
+
+@pytest.mark.parametrize("module", [m.name for m in pkgutil.iter_modules(losses.__path__)])
+def test_examples_of_the_docstrings(module):
+    module = importlib.import_module(f"align_jax.losses.{module}")
+    results = doctest.testmod(module)
+    assert results.failed == 0
+    public = [name for name in losses.__all__ if getattr(losses, name).__module__ == module.__name__]
+    assert all(">>>" in getattr(losses, name).__doc__ for name in public)
+    assert not public or results.attempted
