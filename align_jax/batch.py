@@ -107,3 +107,44 @@ def useful_tokens(batch: GroupBatch) -> int:
     for shard, (index, position) in enumerate(zip(slots.reshape(shards, -1), positions.reshape(shards, -1), strict=True)):
         np.maximum.at(ends[shard], np.where(index < 0, per_shard, index), position + 2)
     return int(ends[:, :per_shard].sum())
+
+
+def sizes(batch: GroupBatch) -> tuple[int, int, int, int, int]:
+    """`(M, P, N, R, K)` of a batch."""
+    return (*batch.prompt_tokens.shape[-2:], *batch.tokens.shape[-2:], batch.mask.shape[-1])
+
+
+def pad_to(batch: GroupBatch, target: tuple[int, int, int, int, int]) -> GroupBatch:
+    """The (host) batch with more padding, so that its sizes are `target`; no value and no gradient changes."""
+    if sizes(batch) == tuple(target):
+        return batch
+    m, p, n, r, k = target
+    def grow(array: np.ndarray, to: tuple[int, ...], fill: int = 0) -> np.ndarray:
+        lead = array.ndim - len(to)
+        width = [(0, 0)] * lead + [(0, t - s) for t, s in zip(to, array.shape[lead:], strict=True)]
+        return np.pad(array, width, constant_values=fill)
+
+    old_k = batch.mask.shape[-1]
+    slots = np.where(batch.slots >= 0, batch.slots // old_k * k + batch.slots % old_k, -1).astype(np.int32)
+    prompt = ("prompt_tokens", "prompt_segments", "prompt_positions")
+    fields = {name: grow(getattr(batch, name), (m, p)) for name in prompt}
+    for name in ("tokens", "targets", "positions", "segments", "parents", "groups"):
+        fields[name] = grow(getattr(batch, name), (n, r))
+    fields["slots"] = grow(slots, (n, r), fill=-1)
+    fields["prompt_row"] = grow(batch.prompt_row, (n,))
+    for name in ("mask", "lengths"):
+        fields[name] = grow(getattr(batch, name), (k,))
+    labels = {
+        name: grow(v, (k,)) if np.ndim(v) == batch.mask.ndim and v.shape[-1] == old_k and old_k != k else v
+        for name, v in batch.labels.items()
+    }
+    same_rows = (batch.prompt_tokens.shape[-2], batch.tokens.shape[-2]) == (m, n)
+    return dataclasses.replace(batch, **fields, labels=labels, uniform=batch.uniform and same_rows)
+
+
+def pad_to_common(batches: list[GroupBatch]) -> list[GroupBatch]:
+    """Batches padded to the largest of each size, so that they can be stacked."""
+    target = tuple(max(column) for column in zip(*(sizes(b) for b in batches), strict=True))
+    padded = [pad_to(b, target) for b in batches]
+    uniform = all(b.uniform for b in padded)
+    return [dataclasses.replace(b, uniform=uniform) for b in padded]

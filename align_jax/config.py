@@ -157,18 +157,47 @@ class CheckpointConfig:
 
 @dataclasses.dataclass(frozen=True)
 class GenerateConfig:
-    """Prompts (JSONL with `prompt`) in, the same with `responses` out; temperature 0 is greedy."""
+    """Prompts (JSONL with `prompt`) in, the same rows with `responses` out; randomness follows `run.seed`.
+
+    Attributes:
+      samples: responses of a prompt.
+      temperature: 0 is greedy. top_k, top_p, min_p: filters; 0, 1 and 0 filter nothing.
+      repetition_penalty: as in transformers; 1 is none.
+      max_new_tokens: of a response; the model's context may end it before. Prompts are never cut.
+      stop: strings that end a response; they are not part of it.
+      stop_tokens: tokens, by name, that end a response besides EOS.
+      beliefs: draw one of the row's `options` first, then the text conditioned on it; a row's `belief` fixes it.
+      belief_temperature: of that draw; 0 is the most likely belief.
+      rows: responses in the making at one time; more need more memory.
+    """
 
     prompts: str | None = None
     output: str | None = None
     samples: int = 1
     temperature: float = 1.0
+    top_k: int = 0
+    top_p: float = 1.0
+    min_p: float = 0.0
+    repetition_penalty: float = 1.0
     max_new_tokens: int = 128
+    stop: list[str] = dataclasses.field(default_factory=list)
+    stop_tokens: list[str] = dataclasses.field(default_factory=list)
+    beliefs: bool = False
+    belief_temperature: float = 1.0
+    rows: int = 256
 
     def __post_init__(self):
-        _positive("generate", self, "samples", "max_new_tokens")
-        if not self.temperature >= 0:
-            raise UserError(f"generate.temperature: {self.temperature!r} must not be negative")
+        _positive("generate", self, "samples", "max_new_tokens", "rows", "repetition_penalty")
+        for key in ("temperature", "top_k", "min_p", "belief_temperature"):
+            if not 0 <= getattr(self, key) < float("inf"):
+                raise UserError(f"generate.{key}: {getattr(self, key)!r} must be 0 or more")
+        for key in ("top_p", "min_p"):
+            if not 0 <= getattr(self, key) <= 1:
+                raise UserError(f"generate.{key}: {getattr(self, key)!r} must be between 0 and 1")
+        if "" in self.stop:
+            raise UserError(f"generate.stop: {self.stop!r} has an empty string")
+        if self.belief_temperature != 1 and not self.beliefs:
+            raise UserError(f"generate.belief_temperature: {self.belief_temperature!r} is not used without generate.beliefs")
 
 
 @dataclasses.dataclass(frozen=True)

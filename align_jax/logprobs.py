@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from functools import partial
 
 import jax
@@ -9,7 +10,8 @@ import jax.numpy as jnp
 
 from align_jax.axes import constrain
 from align_jax.batch import GroupBatch
-from align_jax.models.attention import Masks, Tokens, own_mask, precision, prefix_mask
+from align_jax.errors import UserError
+from align_jax.models.attention import Tokens, precision, visibility
 from align_jax.models.decoder import Decoder
 
 HEAD_CHUNK = 1024  # positions of a shard whose logits exist at one time
@@ -38,6 +40,7 @@ def response_logps(
     """
     if head_chunk < 1 or (rows_per_chunk is not None and rows_per_chunk < 1):
         raise ValueError(f"chunk sizes must be at least 1, got {rows_per_chunk=}, {head_chunk=}")
+    batch = _aligned(batch, _backend(model, batch))
     kv = prompt_kv(model, batch)
     rows = {name: getattr(batch, name) for name in _ROW_FIELDS}
     score = partial(_score_rows, model, batch, kv, head_chunk)
@@ -55,9 +58,32 @@ _ROW_FIELDS = ("tokens", "targets", "positions", "segments", "parents", "groups"
 def prompt_kv(model: Decoder, batch: GroupBatch) -> tuple[jax.Array, jax.Array]:
     """Keys and values of the prompt rows in every layer: two `[L, D, M, P, Hk, E]`."""
     own = Tokens(batch.prompt_positions, batch.prompt_segments)
-    masks = Masks(own_mask(own, model.config.sliding_window))
-    _, kv = model.run(batch.prompt_tokens, batch.prompt_positions, masks, keep_kv=True)
+    seen = visibility(_backend(model, batch), own, model.config.sliding_window)
+    _, kv = model.run(batch.prompt_tokens, batch.prompt_positions, seen, keep_kv=True)
     return kv
+
+
+def _backend(model: Decoder, batch: GroupBatch) -> str:
+    """The model's attention backend, or XLA's where `auto` chose one that does not take this batch."""
+    if model.backend == "xla" or not batch.packed:
+        return model.backend
+    if model.attention == "auto":
+        return "xla"
+    raise UserError(f"model.attention: {model.backend!r} takes one response a row, and this batch is packed (data.pack)")
+
+
+def _aligned(batch: GroupBatch, backend: str) -> GroupBatch:
+    """Prompts moved to the end that the backend's kernels count from: splash to the right, cuDNN to the left.
+
+    At the right, distances between array indices are those between positions, which is what a sliding window needs.
+    """
+    if backend == "xla":
+        return batch
+    real = jnp.asarray(batch.prompt_segments) > 0
+    order = jnp.argsort(~real if backend.startswith("cudnn") else real, axis=-1, stable=True)
+    names = ("prompt_tokens", "prompt_segments", "prompt_positions")
+    moved = {name: jnp.take_along_axis(jnp.asarray(getattr(batch, name)), order, axis=-1) for name in names}
+    return dataclasses.replace(batch, **moved)
 
 
 def _score_rows(model, batch, kv, head_chunk, rows):
@@ -66,12 +92,8 @@ def _score_rows(model, batch, kv, head_chunk, rows):
     own = Tokens(rows["positions"], rows["segments"], rows["parents"] if batch.packed else None, rows["groups"])
     prompt = Tokens(batch.prompt_positions, batch.prompt_segments)
     uniform = batch.uniform and rows["tokens"].shape == batch.tokens.shape
-    masks = Masks(
-        own_mask(own, window),
-        prefix_mask(own, prompt, rows["prompt_row"], window),
-        None if uniform else rows["prompt_row"],
-    )
-    hidden, _ = model.run(rows["tokens"], rows["positions"], masks, kv)
+    seen = visibility(_backend(model, batch), own, window, prompt, rows["prompt_row"], uniform)
+    hidden, _ = model.run(rows["tokens"], rows["positions"], seen, kv)
     logps = target_logps(model, hidden, rows["targets"], head_chunk)
     slots = batch.mask.size // batch.tokens.shape[0]
     return _sum_into_slots(logps, rows["slots"], slots)

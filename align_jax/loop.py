@@ -120,7 +120,11 @@ def _check_finite(step: int, metrics: dict[str, float], batch: GroupBatch, hooks
 
 
 def _batch_metrics(batch: GroupBatch) -> dict[str, float]:
-    return {"tokens/padding": 1 - real_positions(batch) / computed_positions(batch)}
+    metrics = {"tokens/padding": 1 - real_positions(batch) / computed_positions(batch)}
+    if "truncated" in batch.labels:
+        prompts, responses = np.asarray(batch.labels["truncated"]).reshape(-1, 2).sum(0)
+        metrics |= {"tokens/truncated_prompts": float(prompts), "tokens/truncated_responses": float(responses)}
+    return metrics
 
 
 def _speed(batch: GroupBatch, seconds: float, waited: float) -> dict[str, float]:

@@ -26,12 +26,13 @@ class Scorer:
     config: ModelConfig
     dtype: str = "bfloat16"
     remat: str = "none"
+    attention: str = "auto"
     rows_per_chunk: int | None = None
     head_chunk: int = HEAD_CHUNK
 
     def __call__(self, params: dict, batch: GroupBatch) -> jax.Array:
         """Response log-probs `[G, K]` under these weights; policy and reference both come from here."""
-        model = Decoder(self.config, params, dtype=self.dtype, remat=self.remat)
+        model = Decoder(self.config, params, dtype=self.dtype, remat=self.remat, attention=self.attention)
         return response_logps(model, batch, rows_per_chunk=self.rows_per_chunk, head_chunk=self.head_chunk)
 
 

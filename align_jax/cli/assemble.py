@@ -16,7 +16,7 @@ from jax.sharding import Mesh
 from align_jax import hf
 from align_jax.batch import GroupBatch
 from align_jax.config import Config
-from align_jax.data import BatchLoader, Encoder, GroupDataset
+from align_jax.data import BatchLoader, Encoder, GroupDataset, RowLayout
 from align_jax.errors import UserError
 from align_jax.models import ModelConfig, init_weights, weight_shardings
 from align_jax.objectives import Objective
@@ -109,6 +109,10 @@ def loader_of(config: Config, dataset: GroupDataset, mesh: Mesh, **more) -> Batc
         groups_per_step=config.train.groups_per_step,
         accumulation_steps=config.train.accumulation_steps,
         seed=config.run.seed,
+        shuffle=config.data.shuffle,
+        layout=RowLayout(pack=config.data.pack),
+        workers=config.data.workers,
+        prefetch=config.data.prefetch,
         process_index=jax.process_index(),
         process_count=jax.process_count(),
         **more,

@@ -92,6 +92,4 @@ def kto_loss(
     if kl.ndim:
         raise ValueError(f"kl must be a scalar, one estimate for the batch, got shape {kl.shape}")
     advantage = beta * (policy - ref - kl)
-    return jnp.where(
-        desirable, desirable_weight * jax.nn.sigmoid(-advantage), undesirable_weight * jax.nn.sigmoid(advantage)
-    )
+    return jnp.where(desirable, desirable_weight * jax.nn.sigmoid(-advantage), undesirable_weight * jax.nn.sigmoid(advantage))

@@ -163,9 +163,7 @@ def ipo_loss(
     return (_margin(chosen_logps, rejected_logps, ref_chosen_logps, ref_rejected_logps) - 1 / (2 * beta)) ** 2
 
 
-def simpo_loss(
-    chosen_mean_logps: ArrayLike, rejected_mean_logps: ArrayLike, *, beta: float, gamma: float
-) -> jax.Array:
+def simpo_loss(chosen_mean_logps: ArrayLike, rejected_mean_logps: ArrayLike, *, beta: float, gamma: float) -> jax.Array:
     """SimPO: no reference, log-probs averaged over tokens, and a margin to be exceeded.
 
         L = - log sigmoid(beta (a_c - a_r) - gamma)

@@ -5,6 +5,7 @@ Axes as in `align_jax.batch`; also W the width, H query heads, Hk key/value head
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import partial
 
 import jax
@@ -13,7 +14,7 @@ from flax import nnx
 from jax.sharding import Mesh
 
 from align_jax.axes import constrain, shardings
-from align_jax.models.attention import Masks, Tokens, attend, own_mask, precision
+from align_jax.models.attention import Masks, Rows, Tokens, attend, precision, resolve_backend, visibility
 from align_jax.models.config import ModelConfig
 from align_jax.models.remat import rematerialize
 from align_jax.models.rope import frequencies, rotate, rotation
@@ -98,14 +99,19 @@ class Decoder(nnx.Module):
       weights: nested dict as `weight_shapes(config)` describes.
       dtype: what products are computed in; norms, softmax and log-probs are float32 whatever it is.
       remat: what the backward pass recomputes, see `align_jax.models.remat.POLICIES`.
+      attention: `auto` or a backend, see `align_jax.models.attention.BACKENDS`.
 
     Raises:
       ValueError: a missing, unexpected or misshapen weight, by name.
+      UserError: an unknown attention backend.
     """
 
-    def __init__(self, config: ModelConfig, weights: dict, *, dtype=jnp.bfloat16, remat: str = "none"):
+    def __init__(
+        self, config: ModelConfig, weights: dict, *, dtype=jnp.bfloat16, remat: str = "none", attention: str = "auto"
+    ):
         _check_weights(config, weights)
         self.config, self.dtype, self.remat = config, jnp.dtype(dtype), remat
+        self.attention, self.backend = attention, resolve_backend(attention, dtype)
         self.embed = nnx.Param(weights["embed"])
         self.layers = Layers(weights["layers"])
         self.norm = nnx.Param(weights["norm"])
@@ -122,32 +128,36 @@ class Decoder(nnx.Module):
             raise ValueError(f"tokens must be [batch, length], got shape {tokens.shape}")
         rows = tokens[:, None]
         positions = jnp.broadcast_to(jnp.arange(tokens.shape[1], dtype=jnp.int32), rows.shape)
-        masks = Masks(own_mask(Tokens(positions, jnp.ones_like(positions)), self.config.sliding_window))
-        hidden, _ = self.run(rows, positions, masks)
+        seen = visibility(self.backend, Tokens(positions, jnp.ones_like(positions)), self.config.sliding_window)
+        hidden, _ = self.run(rows, positions, seen)
         return self.logits(hidden[:, 0])
 
     def run(
         self,
         tokens: jax.Array,
         positions: jax.Array,
-        masks: Masks,
+        seen: Masks | Rows,
         prefix: tuple[jax.Array, jax.Array] | None = None,
         keep_kv: bool = False,
+        attention: Callable[..., jax.Array] = attend,
     ) -> tuple[jax.Array, tuple[jax.Array, jax.Array] | None]:
         """Runs all layers over rows of tokens, each row seeing its prompt's keys and values.
 
         Args:
           tokens, positions: int32 `[D, N, R]`.
-          masks: what each token sees.
-          prefix: keys and values of the prompt rows, each `[L, D, M, P, Hk, E]`; None for rows without a prompt.
+          seen: what each token sees, from `align_jax.models.attention.visibility`.
+          prefix: keys and values of the prompt rows, each `[L, D, M, P, Hk, E]`; None for rows without a prompt. Another
+            `attention` may take other arrays with a leading L.
           keep_kv: also return this call's own keys and values, each `[L, D, N, R, Hk, E]`.
+          attention: called as `attention(q, k, v, seen, *prefix of the layer)`; see `models.cache` for decoding.
 
         Returns:
           The normalized hidden states `[D, N, R, W]`, and the keys and values or None.
         """
         x = constrain(self.embed[...].astype(self.dtype)[tokens], "shards", None, None, "act_embed")
         cos, sin = rotation(positions, frequencies(self.config))
-        layer = partial(_layer, eps=self.config.norm_eps, cos=cos, sin=sin, masks=masks, keep_kv=keep_kv)
+        layer = partial(_layer, eps=self.config.norm_eps, cos=cos, sin=sin, seen=seen, keep_kv=keep_kv)
+        layer = partial(layer, attention=attention)
         x, kv = jax.lax.scan(rematerialize(layer, self.remat), x, (self.layers.weights(), prefix))
         return rms_norm(x, self.norm[...], self.config.norm_eps), kv
 
@@ -172,7 +182,7 @@ class Decoder(nnx.Module):
         )
 
 
-def _layer(x, inputs, *, eps, cos, sin, masks, keep_kv):
+def _layer(x, inputs, *, eps, cos, sin, seen, keep_kv, attention):
     """One decoder layer; pre-norm attention and SwiGLU MLP, each added to the residual."""
     weights, prefix = inputs
     w = {name: value if name.endswith("norm") else value.astype(x.dtype) for name, value in weights.items()}
@@ -183,7 +193,7 @@ def _layer(x, inputs, *, eps, cos, sin, masks, keep_kv):
     k = constrain(dot("dnrw,whe->dnrhe", h, w["k"]), "shards", None, None, "kv_heads", None)
     v = constrain(dot("dnrw,whe->dnrhe", h, w["v"]), "shards", None, None, "kv_heads", None)
     q, k = rotate(q, cos, sin), rotate(k, cos, sin)
-    mixed = attend(q, k, v, masks, *(prefix or ()))
+    mixed = attention(q, k, v, seen, *(prefix or ()))
     x = x + constrain(dot("dnrhe,hew->dnrw", mixed, w["o"]), "shards", None, None, "act_embed")
 
     h = rms_norm(x, w["mlp_norm"], eps)

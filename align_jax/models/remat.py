@@ -8,11 +8,15 @@ import jax
 
 _policies = jax.checkpoint_policies
 
-# none: keep everything; dots: keep the products of weights and activations; full: keep only each layer's input;
-# offload: keep the products, in host memory.
+ATTENTION = "attention"  # the name that attention kernels give to their output and log-sum-exp
+
+# none: keep everything; dots: keep the products of weights and activations, and what attention kernels give; full: keep
+# only each layer's input; offload: keep the products, in host memory.
 POLICIES = {
     "none": None,
-    "dots": _policies.dots_with_no_batch_dims_saveable,
+    "dots": _policies.save_from_both_policies(
+        _policies.dots_with_no_batch_dims_saveable, _policies.save_only_these_names(ATTENTION)
+    ),
     "full": _policies.nothing_saveable,
     "offload": _policies.offload_dot_with_no_batch_dims("device", "pinned_host"),
 }

@@ -1,4 +1,4 @@
-"""Attention of response rows to their prompt and to themselves, behind one function.
+"""Attention by XLA's matrix products: every platform, every batch; logits of a row and its prompt exist in memory.
 
 Axes as in `align_jax.batch`; H query heads, Hk key/value heads, E the head size. Two parts are computed apart and merged
 by their log-sum-exps, so the prompt's keys are never repeated for its responses:
@@ -10,66 +10,15 @@ with m_i the largest logit of part i, l_i the sum of exp(logit - m_i) and o_i th
 
 from __future__ import annotations
 
-import dataclasses
-
 import jax
 import jax.numpy as jnp
+
+from align_jax.models.attention.visible import Masks
 
 _NEVER = -1e30  # below any real logit, yet finite: a part in which nothing is visible gets weight 0, not NaN
 
 
-@jax.tree_util.register_dataclass
-@dataclasses.dataclass(frozen=True)
-class Tokens:
-    """Where tokens stand, for deciding what sees what: int32 arrays `[D, N, R]` (see `align_jax.batch`).
-
-    `parents` and `groups` may be None: no parents; nothing but the own row is seen.
-    """
-
-    positions: jax.Array
-    segments: jax.Array
-    parents: jax.Array | None = None
-    groups: jax.Array | None = None
-
-
-@jax.tree_util.register_dataclass
-@dataclasses.dataclass(frozen=True)
-class Masks:
-    """True where a query sees a key: `own` bool `[D, N, R, R]`, `prefix` bool `[D, N, R, P]` or None.
-
-    `prompt_row` int32 `[D, N]` names each row's prompt row; None says that rows are uniform (batch.uniform).
-    """
-
-    own: jax.Array
-    prefix: jax.Array | None = None
-    prompt_row: jax.Array | None = None
-
-
-def own_mask(tokens: Tokens, window: int | None) -> jax.Array:
-    """Which tokens of its own row each token sees: bool `[D, N, R, R]`."""
-    q_segment, k_segment = tokens.segments[..., :, None], tokens.segments[..., None, :]
-    same = q_segment == k_segment
-    if tokens.parents is not None:
-        same |= (tokens.parents[..., :, None] == k_segment) & (k_segment > 0)
-    index = jnp.arange(tokens.segments.shape[-1])
-    return same & (index[:, None] >= index[None, :]) & _near(tokens.positions, tokens.positions, window)
-
-
-def prefix_mask(tokens: Tokens, prompt: Tokens, prompt_row: jax.Array, window: int | None) -> jax.Array:
-    """Which tokens of its prompt row each response token sees: bool `[D, N, R, P]`."""
-    take = jax.vmap(lambda rows, index: rows[index])
-    segments, positions = take(prompt.segments, prompt_row), take(prompt.positions, prompt_row)
-    same = (tokens.groups[..., :, None] == segments[..., None, :]) & (segments > 0)[..., None, :]
-    return same & _near(tokens.positions, positions, window)
-
-
-def _near(q_positions: jax.Array, k_positions: jax.Array, window: int | None) -> jax.Array | bool:
-    if window is None:
-        return True
-    return q_positions[..., :, None] - k_positions[..., None, :] < window
-
-
-def attend(
+def attend_xla(
     q: jax.Array,
     k: jax.Array,
     v: jax.Array,
@@ -77,16 +26,7 @@ def attend(
     prefix_k: jax.Array | None = None,
     prefix_v: jax.Array | None = None,
 ) -> jax.Array:
-    """Softmax attention of every token over its visible prompt tokens and row tokens.
-
-    Args:
-      q: `[D, N, R, H, E]`; k, v: `[D, N, R, Hk, E]`, H a multiple of Hk.
-      masks: what is visible; made once for all layers.
-      prefix_k, prefix_v: `[D, M, P, Hk, E]`, the prompt rows' keys and values; None for rows without a prompt.
-
-    Returns:
-      `[D, N, R, H, E]` in the type of q; logits, weights and sums are float32.
-    """
+    """See `align_jax.models.attention.attend`."""
     heads = q.shape[:-2] + (k.shape[-2], q.shape[-2] // k.shape[-2], q.shape[-1])
     grouped = (q * (q.shape[-1] ** -0.5)).reshape(heads)
     parts = [_part("dnrhge,dnshe->dnhgrs", "dnhgrs,dnshe->dnrhge", grouped, k, v, masks.own[:, :, None, None])]

@@ -1,0 +1,69 @@
+"""The `data` section."""
+
+from __future__ import annotations
+
+import dataclasses
+import string
+
+from align_jax.errors import UserError
+
+FORMATS = ("groups", "ultrafeedback", "pairs", "unpaired", "gdpo")
+_PROMPT_FIELDS, _BELIEF_FIELDS = {"prompt", "group", "context"}, {"id", "belief"}
+
+
+@dataclasses.dataclass(frozen=True)
+class DataConfig:
+    """What is read, and how it becomes tokens."""
+
+    train: str | None = None  # JSONL or Parquet file, folder of Parquet files or of datasets.save_to_disk, or hub id
+    eval: str | None = None  # the same, for evaluation
+    format: str = "groups"  # groups, ultrafeedback, pairs, unpaired or gdpo
+    split: str = "train"  # of a hub data set, for training
+    eval_split: str = "test"  # of a hub data set, for evaluation
+    streaming: bool = False  # read a hub data set row by row; the rows are kept in the run folder
+    max_rows: int | None = None  # read no more rows than this
+    max_prompt_tokens: int = 512  # longer prompts are cut, and counted
+    max_response_tokens: int = 512  # longer responses are cut and lose their end-of-sequence token, and are counted
+    max_responses: int | None = None  # keep at most this many of a group, the best and the worst among them
+    on_bad_row: str = "error"  # error, or skip: leave malformed rows out and list them in the run folder
+    shuffle: bool = True  # a new order every epoch, from run.seed
+    prompt_template: str = "{prompt}"  # text of a plain prompt; may use {prompt}, {group} and {context}
+    belief_template: str = "{id}<{belief}>"  # text of a belief statement; may use {id} and {belief}
+    belief_prior: float = 1.0  # pseudo-count of every belief where its distribution is estimated from the rows
+    chat_template: str = "auto"  # always, never, or auto: for conversations, and for plain prompts of a chat tokenizer
+    truncate_prompt: str = "left"  # which end of a long prompt is cut
+    workers: int = 2  # threads that tokenize and pack ahead of the device
+    prefetch: int = 4  # batches made ahead
+    pack: bool = True  # several short prompts or responses a row, instead of one
+
+    def __post_init__(self):
+        for key, allowed in (
+            ("format", FORMATS),
+            ("on_bad_row", ("error", "skip")),
+            ("chat_template", ("auto", "always", "never")),
+            ("truncate_prompt", ("left", "right")),
+        ):
+            if getattr(self, key) not in allowed:
+                raise UserError(f"data.{key}: {getattr(self, key)!r} is not one of {', '.join(allowed)}")
+        for key in ("max_rows", "max_prompt_tokens", "max_response_tokens", "workers", "prefetch"):
+            if getattr(self, key) is not None and getattr(self, key) < 1:
+                raise UserError(f"data.{key}: {getattr(self, key)!r} must be positive")
+        if self.max_responses is not None and self.max_responses < 2:
+            raise UserError(f"data.max_responses: {self.max_responses!r} must be at least 2, or null for all")
+        if self.belief_prior < 0:
+            raise UserError(f"data.belief_prior: {self.belief_prior!r} must not be negative")
+        _check_template("prompt_template", self.prompt_template, _PROMPT_FIELDS, "prompt")
+        _check_template("belief_template", self.belief_template, _BELIEF_FIELDS, None)
+
+
+def _check_template(key: str, text: str, allowed: set[str], required: str | None) -> None:
+    try:
+        fields = {name for _, name, _, _ in string.Formatter().parse(text) if name is not None}
+    except ValueError as error:
+        raise UserError(f"data.{key}: {text!r} is not a template: {error}; write {{{{ for a brace") from error
+    if fields - allowed:
+        raise UserError(f"data.{key}: {{{min(fields - allowed)}}} is unknown; it may use {', '.join(sorted(allowed))}")
+    if required is not None and required not in fields:
+        raise UserError(f"data.{key}: {text!r} does not use {{{required}}}")
+    if required is None and not fields:
+        raise UserError(f"data.{key}: {text!r} is the same for every belief; use {{id}} or {{belief}}")

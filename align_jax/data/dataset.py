@@ -1,0 +1,124 @@
+"""A data set as token groups, by number."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+from pathlib import Path
+from typing import Any
+
+from align_jax.data.arrange import LAYOUTS, Arranger, survey
+from align_jax.data.config import DataConfig
+from align_jax.data.encode import Encoder
+from align_jax.data.formats import READERS, Example
+from align_jax.data.records import TokenGroup
+from align_jax.data.sources import RowError, open_source
+from align_jax.errors import UserError
+
+# Keys of the data section that do not change any token or label.
+_HOW = ("workers", "prefetch", "pack", "shuffle", "train", "eval", "split", "eval_split", "streaming", "on_bad_row")
+
+
+class GroupDataset:
+    """Token groups of a source, arranged for an objective; tokenized when asked for.
+
+    Args:
+      config: the data section.
+      which: `train` or `eval`: whether `config.train` or `config.eval` is read.
+      encoder: text to tokens.
+      layout: what the objective needs, see `align_jax.data.arrange`.
+      preference: for layout `gdpo`: dpo, kto or mpo.
+      seed: of everything that is drawn.
+      spool_dir: where streamed rows are kept.
+
+    Attributes:
+      path: what is read. slots: K. group_names: values of the `group` column.
+      bad_rows: `{"where", "reason"}` of each malformed row that was skipped.
+      fingerprint: a hash of content, templates, lengths and layout, for caches.
+
+    Raises:
+      UserError: a malformed row (unless `on_bad_row` is skip), naming file, line and field; nothing to read.
+    """
+
+    def __init__(
+        self,
+        config: DataConfig,
+        which: str,
+        encoder: Encoder,
+        *,
+        layout: str,
+        preference: str = "dpo",
+        seed: int = 0,
+        spool_dir: str | Path | None = None,
+    ):
+        if layout not in LAYOUTS:
+            raise ValueError(f"layout {layout!r} is not one of {', '.join(LAYOUTS)}")
+        self.path = config.train if which == "train" else config.eval
+        if self.path is None:
+            raise UserError(f"data.{which} is not set")
+        split = config.split if which == "train" else config.eval_split
+        spool = Path(spool_dir) if spool_dir is not None else None
+        self._source = open_source(
+            self.path, split=split, streaming=config.streaming, max_rows=config.max_rows, spool_dir=spool
+        )
+        self._read = READERS[config.format]
+        self.bad_rows: list[dict[str, str]] = []
+        good = self._check_rows(config)
+        self._found = survey(self.example, good, layout, preference, config)
+        self._arrange = Arranger(self.example, self._found, encoder, layout, preference, seed)
+        self.slots, self.group_names = self._found.slots, self._found.group_names
+        how = {k: v for k, v in dataclasses.asdict(config).items() if k not in _HOW}
+        parts = (self._source.digest, encoder.key(), sorted(how.items()), layout, preference, seed, len(good))
+        self.fingerprint = hashlib.sha256(repr(parts).encode()).hexdigest()
+
+    def _check_rows(self, config: DataConfig) -> list[int]:
+        """Reads every row once, so that a malformed one is known before any work is done."""
+        good = []
+        for row in range(len(self._source)):
+            try:
+                self.example(row)
+                good.append(row)
+            except RowError as error:
+                if config.on_bad_row == "error":
+                    raise UserError(
+                        f"{self._source.where(row)}: {error} (data.on_bad_row: skip leaves such rows out)"
+                    ) from error
+                self.bad_rows.append({"where": self._source.where(row), "reason": str(error)})
+        if not good:
+            raise UserError(f"{self.path}: all {len(self._source)} rows are malformed, the first: {self.bad_rows[0]}")
+        return good
+
+    def example(self, row: int) -> Example:
+        """Row `row` of the source, checked."""
+        return self._read(self._source[row])
+
+    def where(self, index: int) -> str:
+        """The place of a group's row, for errors."""
+        return self._source.where(self._found.items[index].example)
+
+    def __len__(self) -> int:
+        return len(self._found.items)
+
+    def __getitem__(self, index: int) -> TokenGroup:
+        try:
+            return self._arrange(int(index))
+        except RowError as error:
+            raise UserError(f"{self.where(index)}: {error}") from error
+
+    def describe(self) -> str:
+        """One line: groups, responses, and what was left out."""
+        parts = [f"{len(self)} groups of up to {self.slots} responses from {len(self._source)} rows of {self.path}"]
+        if self.bad_rows:
+            parts.append(f"{len(self.bad_rows)} malformed rows skipped")
+        if self._found.dropped:
+            parts.append(f"{self._found.dropped} rows without contrast dropped")
+        return ", ".join(parts)
+
+    def __repr__(self) -> str:  # grain prints data sets in errors; the contents stay out
+        return f"GroupDataset({self.path!r})"
+
+
+def labelled(group: TokenGroup, tables: dict[str, Any]) -> TokenGroup:
+    """The group with its row of each table `[rows, K]` as a label."""
+    more = {name: table[group.row, : group.slots] for name, table in tables.items()}
+    return dataclasses.replace(group, labels={**group.labels, **more})

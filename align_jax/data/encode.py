@@ -1,0 +1,125 @@
+"""Text to tokens: templates, exactly one BOS, EOS once, truncation that is counted."""
+
+from __future__ import annotations
+
+import hashlib
+from typing import Any
+
+import numpy as np
+
+from align_jax.data.config import DataConfig
+from align_jax.data.formats import Example, Text
+from align_jax.data.sources import RowError
+from align_jax.errors import UserError
+
+
+class Encoder:
+    """Turns prompts, beliefs and responses into token ids.
+
+    Prompt, belief statement and response are tokenized apart and joined as ids, so the boundaries between them are
+    lengths and nothing in a text can be mistaken for one.
+
+    Args:
+      tokenizer: a transformers tokenizer with an end-of-sequence token.
+      config: templates and lengths.
+
+    Raises:
+      UserError: no end-of-sequence token, or `data.chat_template: always` with a tokenizer that has none.
+    """
+
+    def __init__(self, tokenizer: Any, config: DataConfig):
+        self.tokenizer, self.config = tokenizer, config
+        self.bos, self.eos = tokenizer.bos_token_id, tokenizer.eos_token_id
+        has_template = getattr(tokenizer, "chat_template", None) is not None
+        if self.eos is None:
+            raise UserError("the tokenizer has no end-of-sequence token, which ends every response")
+        if config.chat_template == "always" and not has_template:
+            raise UserError("data.chat_template is 'always', but the tokenizer has no chat template")
+        self._chat = has_template and config.chat_template != "never"
+
+    def key(self) -> str:
+        """A hash of all that decides the tokens of a text."""
+        backend = getattr(self.tokenizer, "backend_tokenizer", None)
+        vocabulary = backend.to_str() if backend is not None else repr(sorted(self.tokenizer.get_vocab().items()))
+        parts = (vocabulary, str(self.tokenizer.chat_template), self.bos, self.eos, self.config.chat_template)
+        return hashlib.sha256(repr(parts).encode()).hexdigest()
+
+    def encode_prompt(self, prompt: Text, group: str = "", context: str = "") -> tuple[np.ndarray, bool]:
+        """Token ids `[m]` of a prompt, BOS first, and whether it was cut to `max_prompt_tokens`."""
+        ids = self._ids(self._render_prompt(prompt, group, context))
+        if self.bos is not None and ids[:1] != [self.bos]:
+            ids = [self.bos, *ids]
+        if not ids:
+            raise RowError("field 'prompt' has no tokens")
+        most = self.config.max_prompt_tokens
+        if len(ids) <= most:
+            return np.asarray(ids, np.int32), False
+        if self.config.truncate_prompt == "right":
+            return np.asarray(ids[:most], np.int32), True
+        head = ids[:1] if ids[0] == self.bos else []
+        return np.asarray([*head, *ids[len(ids) - most + len(head) :]], np.int32), True
+
+    def encode_response(self, prompt: Text, response: Text, before: np.ndarray | None = None) -> tuple[np.ndarray, bool]:
+        """Token ids `[n]` of a response, EOS last, and whether it was cut to `max_response_tokens`.
+
+        Args:
+          prompt: what it answers (a chat template may need it).
+          response: the text.
+          before: ids that are part of the response and stand before the text (a belief statement).
+        """
+        ids = self._ids(self._render_response(prompt, response))
+        if not ids or ids[-1] != self.eos:
+            ids.append(self.eos)
+        ids = [*(before.tolist() if before is not None else ()), *ids]
+        most = self.config.max_response_tokens
+        return np.asarray(ids[:most], np.int32), len(ids) > most
+
+    def encode_belief(self, number: int, belief: str) -> np.ndarray:
+        """Token ids of a belief statement, the same whatever text follows."""
+        ids = self._ids(self.config.belief_template.format(id=number, belief=belief))
+        if not ids:
+            raise RowError(f"field 'options': the statement of belief {belief!r} has no tokens")
+        return np.asarray(ids, np.int32)
+
+    def _ids(self, text: str) -> list[int]:
+        return self.tokenizer(text, add_special_tokens=False)["input_ids"]
+
+    def _render_prompt(self, prompt: Text, group: str, context: str) -> str:
+        if isinstance(prompt, str):
+            prompt = self.config.prompt_template.format(prompt=prompt, group=group, context=context)
+        if isinstance(prompt, str) and not self._chat:
+            return prompt
+        return self._apply(as_messages(prompt), add_generation_prompt=True)
+
+    def _render_response(self, prompt: Text, response: Text) -> str:
+        if isinstance(response, str) and (isinstance(prompt, str) and not self._chat):
+            return response
+        # The response is what the template adds to the prompt; the text of the prompt does not matter for that.
+        messages = as_messages(prompt)
+        start = self._apply(messages, add_generation_prompt=True)
+        answer = [{"role": "assistant", "content": response}] if isinstance(response, str) else list(response)
+        whole = self._apply([*messages, *answer], add_generation_prompt=False)
+        if not whole.startswith(start):
+            raise UserError(
+                "the tokenizer's chat template does not render a conversation as prompt + response: it changes the prompt "
+                "when the response follows. Set data.chat_template to 'never', or mend the template"
+            )
+        text = whole[len(start) :]
+        end = self.tokenizer.eos_token
+        # Templates may end a turn with EOS and a newline: the model stops at EOS.
+        return text.rstrip() if end and text.rstrip().endswith(end) else text
+
+    def _apply(self, messages: list[dict], *, add_generation_prompt: bool) -> str:
+        if getattr(self.tokenizer, "chat_template", None) is None:
+            raise UserError("the data holds conversations, but the tokenizer has no chat template; set one, or use plain text")
+        return self.tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=add_generation_prompt)
+
+
+def as_messages(text: Text) -> list[dict]:
+    """A conversation; plain text is what the user said."""
+    return [{"role": "user", "content": text}] if isinstance(text, str) else [dict(m) for m in text]
+
+
+def plain_key(example: Example) -> str:
+    """What makes two rows rows of the same prompt: prompt, context and group."""
+    return repr((example.prompt, example.context, example.group))

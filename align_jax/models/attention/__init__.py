@@ -1,0 +1,56 @@
+"""Attention of response rows to their prompt and to themselves: backends behind one function, `attend`.
+
+    seen = visibility("auto", tokens, window, prompt, prompt_row)      # once for all layers
+    out = attend(q, k, v, seen, prefix_k, prefix_v)                    # in every layer
+
+`xla` runs everywhere and takes every batch. `splash` (Pallas, TPU) and `cudnn` (GPU) never make a `[length, length]`
+array; they take one prompt a prompt row and one response a response row (`GroupBatch.packed` False).
+"""
+
+from __future__ import annotations
+
+import jax
+
+from align_jax.models.attention.backends import BACKENDS, resolve_backend
+from align_jax.models.attention.cudnn import attend_cudnn
+from align_jax.models.attention.splash import attend_splash
+from align_jax.models.attention.visible import Masks, Rows, Tokens, own_mask, prefix_mask, visibility
+from align_jax.models.attention.xla import attend_xla, precision
+
+__all__ = [
+    "BACKENDS",
+    "Masks",
+    "Rows",
+    "Tokens",
+    "attend",
+    "own_mask",
+    "precision",
+    "prefix_mask",
+    "resolve_backend",
+    "visibility",
+]
+
+
+def attend(
+    q: jax.Array,
+    k: jax.Array,
+    v: jax.Array,
+    seen: Masks | Rows,
+    prefix_k: jax.Array | None = None,
+    prefix_v: jax.Array | None = None,
+) -> jax.Array:
+    """Softmax attention of every token over its visible prompt tokens and row tokens.
+
+    Args:
+      q: `[D, N, R, H, E]`; k, v: `[D, N, R, Hk, E]`, H a multiple of Hk (axes as in `align_jax.batch`; H query heads,
+        Hk key/value heads, E the head size).
+      seen: what is visible and which backend computes it, from `visibility`; made once for all layers.
+      prefix_k, prefix_v: `[D, M, P, Hk, E]`, the prompt rows' keys and values; None for rows without a prompt.
+
+    Returns:
+      `[D, N, R, H, E]` in the type of q; logits, weights and sums are float32. Tokens of padding get finite values.
+    """
+    if isinstance(seen, Masks):
+        return attend_xla(q, k, v, seen, prefix_k, prefix_v)
+    backend = attend_cudnn if seen.backend.startswith("cudnn") else attend_splash
+    return backend(q, k, v, seen, prefix_k, prefix_v)

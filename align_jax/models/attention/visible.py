@@ -1,0 +1,110 @@
+"""What each token sees, in the form that a backend takes."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class Tokens:
+    """Where tokens stand, for deciding what sees what: int32 arrays `[D, N, R]` (see `align_jax.batch`).
+
+    `parents` and `groups` may be None: no parents; nothing but the own row is seen.
+    """
+
+    positions: jax.Array
+    segments: jax.Array
+    parents: jax.Array | None = None
+    groups: jax.Array | None = None
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class Masks:
+    """True where a query sees a key: `own` bool `[D, N, R, R]`, `prefix` bool `[D, N, R, P]` or None.
+
+    `prompt_row` int32 `[D, N]` names each row's prompt row; None says that rows are uniform (batch.uniform).
+    """
+
+    own: jax.Array
+    prefix: jax.Array | None = None
+    prompt_row: jax.Array | None = None
+
+
+def own_mask(tokens: Tokens, window: int | None) -> jax.Array:
+    """Which tokens of its own row each token sees: bool `[D, N, R, R]`."""
+    q_segment, k_segment = tokens.segments[..., :, None], tokens.segments[..., None, :]
+    same = q_segment == k_segment
+    if tokens.parents is not None:
+        same |= (tokens.parents[..., :, None] == k_segment) & (k_segment > 0)
+    index = jnp.arange(tokens.segments.shape[-1])
+    return same & (index[:, None] >= index[None, :]) & _near(tokens.positions, tokens.positions, window)
+
+
+def prefix_mask(tokens: Tokens, prompt: Tokens, prompt_row: jax.Array, window: int | None) -> jax.Array:
+    """Which tokens of its prompt row each response token sees: bool `[D, N, R, P]`."""
+    take = jax.vmap(lambda rows, index: rows[index])
+    segments, positions = take(prompt.segments, prompt_row), take(prompt.positions, prompt_row)
+    same = (tokens.groups[..., :, None] == segments[..., None, :]) & (segments > 0)[..., None, :]
+    return same & _near(tokens.positions, positions, window)
+
+
+def _near(q_positions: jax.Array, k_positions: jax.Array, window: int | None) -> jax.Array | bool:
+    if window is None:
+        return True
+    return q_positions[..., :, None] - k_positions[..., None, :] < window
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class Rows:
+    """Visibility for the flash backends, which make no mask: causal within a segment, the whole prompt before it.
+
+    Attributes:
+      segments: int32 `[D, N, R]`; a token sees the earlier tokens of its row with its segment. 0 is padding.
+      prefix: int32 `[D, M, P]`, 1 for a token of the prompt and 0 for padding; None for rows without a prompt.
+      prompt_row: int32 `[D, N]` names each row's prompt row; None says that rows are uniform (batch.uniform).
+      window: how far back a token sees, counted by array index over `[prefix | row]`; None is everything.
+      backend: which kernels compute it.
+    """
+
+    segments: jax.Array
+    prefix: jax.Array | None = None
+    prompt_row: jax.Array | None = None
+    window: int | None = dataclasses.field(default=None, metadata={"static": True})
+    backend: str = dataclasses.field(default="splash", metadata={"static": True})
+
+
+def visibility(
+    backend: str,
+    tokens: Tokens,
+    window: int | None,
+    prompt: Tokens | None = None,
+    prompt_row: jax.Array | None = None,
+    uniform: bool = False,
+) -> Masks | Rows:
+    """What tokens see, for one backend.
+
+    Args:
+      backend: a resolved name, see `resolve_backend`. Other than `xla` asks for `packed` False where there is a prompt,
+        and for prompts aligned by `aligned`.
+      tokens: of the rows.
+      window: the model's sliding window; None is everything.
+      prompt, prompt_row: the prompt rows, and int32 `[D, N]` which of them each row sees; None for rows without a prompt.
+      uniform: see `align_jax.batch.GroupBatch.uniform`.
+    """
+    rows = None if uniform else prompt_row
+    if backend == "xla":
+        prefix = None if prompt is None else prefix_mask(tokens, prompt, prompt_row, window)
+        return Masks(own_mask(tokens, window), prefix, rows)
+    segments = jnp.asarray(tokens.segments)
+    farthest = segments.shape[-1] - 1 + (0 if prompt is None else prompt.segments.shape[-1])
+    window = None if window is None or window > farthest else window
+    if prompt is None:
+        return Rows(segments, window=window, backend=backend)
+    exists = [(jnp.asarray(x) > 0).astype(jnp.int32) for x in (segments, prompt.segments)]
+    return Rows(exists[0], exists[1], rows, window, backend)
