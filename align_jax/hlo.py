@@ -117,7 +117,8 @@ def _visit(computations, name: str, factor: float, times: dict[str, float]) -> N
                 _visit(computations, _called(i, role), factor * trips, times)
         elif i.op == "conditional":
             branches = re.search(r"branch_computations=\{([^}]*)\}", i.attributes)
-            names = branches.group(1) if branches else "".join(re.findall(r"(?:true|false)_computation=(%[\w.\-]+)", i.attributes))
+            two = re.findall(r"(?:true|false)_computation=(%[\w.\-]+)", i.attributes)
+            names = branches.group(1) if branches else "".join(two)
             for branch in re.findall(r"%([\w.\-]+)", names):
                 _visit(computations, branch, factor, times)
         elif i.op in ("fusion", "call", "async-start"):

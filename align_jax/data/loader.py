@@ -10,8 +10,9 @@ import jax
 import numpy as np
 
 from align_jax.batch import GroupBatch, pad_to_common
-from align_jax.data.batching import RowLayout, pack_groups
+from align_jax.data.batching import pack_groups
 from align_jax.data.dataset import GroupDataset, labelled
+from align_jax.data.layout import RowLayout
 from align_jax.data.records import TokenGroup
 
 
