@@ -8,9 +8,9 @@ from jax.sharding import Mesh
 from tqdm import tqdm
 
 from align_jax.errors import UserError
-from align_jax.generate.engine import ROWS, Stop, run_requests
+from align_jax.generate.engine import ROWS, run_requests
 from align_jax.generate.sampling import Sampling
-from align_jax.generate.slots import Request, Sample
+from align_jax.generate.slots import Request, Sample, Stop
 from align_jax.models import Decoder
 
 

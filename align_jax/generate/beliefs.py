@@ -13,9 +13,9 @@ from jax.sharding import Mesh
 from align_jax.data import RowLayout, Segment, TokenGroup, pack_groups
 from align_jax.errors import UserError
 from align_jax.generate.api import by_prompt, check_counts
-from align_jax.generate.engine import ROWS, Stop, run_requests
+from align_jax.generate.engine import ROWS, run_requests
 from align_jax.generate.sampling import Sampling
-from align_jax.generate.slots import Request, Sample
+from align_jax.generate.slots import Request, Sample, Stop
 from align_jax.logprobs import response_logps
 from align_jax.models import Decoder, ModelConfig
 from align_jax.sharding import data_shards, make_mesh, put_batch

@@ -86,7 +86,14 @@ def create(params: dict, *, program: Program, shape: tuple[int, int, int, int, i
 
 @partial(jax.jit, static_argnames="program", donate_argnames="device")
 def load(
-    params: dict, device: Device, tokens: jax.Array, lengths: jax.Array, slots: jax.Array, prompts: jax.Array, *, program: Program
+    params: dict,
+    device: Device,
+    tokens: jax.Array,
+    lengths: jax.Array,
+    slots: jax.Array,
+    prompts: jax.Array,
+    *,
+    program: Program,
 ) -> Device:
     """Computes prompts into the cache.
 
@@ -122,9 +129,10 @@ def decode(
     model = program.model(params)
     seen = device.seen
     if seen is not None:
-        take = jax.vmap(lambda of_prompt, slot, prompt: of_prompt[slot, prompt])
-        slot = jnp.broadcast_to(jnp.arange(rows.tokens.shape[1]) // (rows.tokens.shape[1] // rows.lengths.shape[1]), rows.tokens.shape)
-        seen = jnp.where((rows.steps == 0)[..., None], take(device.prompt_seen, slot, rows.prompts), seen)
+        count, slots = rows.tokens.shape[1], rows.lengths.shape[1]
+        slot = jnp.arange(count) // (count // slots)
+        of_prompt = jax.vmap(lambda all_seen, prompt: all_seen[slot, prompt])(device.prompt_seen, rows.prompts)
+        seen = jnp.where((rows.steps == 0)[..., None], of_prompt, seen)
     fold = jax.vmap(jax.vmap(jax.random.fold_in, in_axes=(None, 0)), in_axes=(None, 0))
     fold_each = jax.vmap(jax.vmap(jax.random.fold_in))
     keys = fold_each(fold(key, rows.prompt_ids), rows.sample_ids)

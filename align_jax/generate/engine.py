@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 
 import jax
 import numpy as np
@@ -14,7 +14,7 @@ from jax.sharding import Mesh
 from align_jax.errors import UserError
 from align_jax.generate import device
 from align_jax.generate.sampling import Sampling
-from align_jax.generate.slots import Request, Sample, Slots
+from align_jax.generate.slots import Request, Sample, Slots, Stop
 from align_jax.models import Decoder
 from align_jax.sharding import data_shards
 
@@ -23,8 +23,6 @@ ROWS = 256  # samples in flight
 _SLOT_ROWS = 16  # rows that share a slot's prompts, where there are enough prompts
 _LOAD_ROWS = 8  # prompts a shard computes at one time
 _SPANS = 2  # how many lengths of a long ring are compiled
-
-Stop = Callable[[list[int], int], int | None]
 
 
 @dataclasses.dataclass(frozen=True)

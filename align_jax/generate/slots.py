@@ -9,11 +9,13 @@ from __future__ import annotations
 
 import dataclasses
 from collections import deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Container, Iterator
 
 import numpy as np
 
 from align_jax.generate.device import Rows
+
+Stop = Callable[[list[int], int], int | None]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -89,7 +91,11 @@ class Slots:
         return bool(self.work)
 
     def place(self, queue: deque[Request]) -> list[tuple[int, int, int, Request]]:
-        """Gives requests to slots with room, emptiest first: (shard, slot, place in the slot, request) of each, to be loaded."""
+        """Gives requests to slots with room, emptiest first.
+
+        Returns:
+          (shard, slot, place in the slot, request) of each, for its prompt to be loaded there.
+        """
         placed = []
         load = {at: sum(len(job.waiting) + job.working for job in jobs if job) for at, jobs in self.jobs.items()}
         while queue:
@@ -120,8 +126,10 @@ class Slots:
         rows.tokens[at], rows.steps[at], rows.prompts[at] = request.tokens[-1], 0, place
         rows.left[at], rows.prompt_ids[at], rows.sample_ids[at] = request.max_new_tokens, request.prompt_id, work.sample_id
 
-    def collect(self, tokens: np.ndarray, logps: np.ndarray, eos_ids: Iterable[int], stop) -> Iterator[tuple[Request, int, Sample]]:
-        """Takes in what a call generated (`[steps, D, N]` each); yields (request, sample id, sample) of those that are done.
+    def collect(
+        self, tokens: np.ndarray, logps: np.ndarray, eos_ids: Container[int], stop: Stop | None
+    ) -> Iterator[tuple[Request, int, Sample]]:
+        """Takes in what a call generated (`[steps, D, N]` each); yields (request, sample id, sample) where one is done.
 
         Args:
           stop: tokens so far and how many of them are new -> how many to keep, or None to go on; or None.

@@ -6,14 +6,21 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from align_jax.models import Decoder, ModelConfig, init_weights
+from align_jax.models import Decoder, ModelConfig, weight_shapes
 
 
-def tiny_model(seed: int = 0, scale: float = 8.0, **changes) -> Decoder:
-    """A random model, its weights scaled up so that what it says depends on all it read."""
+def tiny_model(seed: int = 0, scale: float = 0.16, **changes) -> Decoder:
+    """A random model, its weights so large that what it says depends on all it read."""
     shape = dict(vocab_size=61, width=32, mlp_width=48, layers=2, heads=4, kv_heads=2, head_size=8, max_length=256)
     config = ModelConfig(**{**shape, **changes})
-    weights = jax.tree.map(lambda w: w * (scale if w.ndim > 2 else 1), init_weights(config, jax.random.key(seed)))
+    rng = np.random.default_rng(seed)
+
+    def weight(path, shape):
+        normal = rng.normal(size=shape).astype(np.float32)
+        return jnp.asarray(1 + 0.1 * normal if path[-1].key.endswith("norm") else scale * normal)
+
+    is_shape = lambda x: isinstance(x, tuple)  # noqa: E731
+    weights = jax.tree.map_with_path(weight, weight_shapes(config), is_leaf=is_shape)
     return Decoder(config, weights, dtype=jnp.float32)
 
 

@@ -35,9 +35,8 @@ def model():
     return tiny_model()
 
 
-@pytest.mark.parametrize("changes", [{}, {"sliding_window": 7}, {"kv_heads": 4}, {"tied_embeddings": True}], ids=str)
-def test_greedy_equals_whole_forward_passes(changes):
-    model = tiny_model(**changes)
+def test_greedy_equals_whole_forward_passes():
+    model = tiny_model(kv_heads=4, tied_embeddings=True)
     prompts = random_prompts(6, 30)
     # 8 rows for 6 prompts of 3 samples: rows are refilled, slots hold two prompts, and the ring (32 columns) wraps.
     ours = generate(model, prompts, samples=3, max_new_tokens=25, sampling=GREEDY, eos_ids=[5], rows=4)
@@ -105,7 +104,7 @@ def test_repetition_penalty_equals_transformers():
 
 
 def test_sampled_first_and_second_tokens_match_the_softmax():
-    model = tiny_model(vocab_size=13, scale=2.0)
+    model = tiny_model(vocab_size=13, scale=0.08)
     prompt, options = [3, 4, 5], {"temperature": 0.8, "top_k": 8, "top_p": 0.95}
     [samples] = generate(model, [prompt], samples=3000, max_new_tokens=2, sampling=Sampling(**options), rows=1000)
     pairs = np.array([s.tokens for s in samples])
@@ -146,23 +145,23 @@ def test_few_prompts_are_spread_over_the_shards(model):
 
 
 def test_refill_and_batch_change_nothing(model):
-    prompts = random_prompts(7, 20)
+    prompts = [prompt[:16] + [9] * (16 - len(prompt)) for prompt in random_prompts(7, 16)]  # few shapes to compile
     options = dict(samples=5, max_new_tokens=40, sampling=Sampling(), eos_ids=[5, 6, 7, 8], seed=1)
     whole = generate(model, prompts, rows=64, **options)
     lengths = {len(s.tokens) for samples in whole for s in samples}
     assert len(lengths) > 5  # texts that end at different steps
     expected = tokens_of(whole)
     assert tokens_of(generate(model, prompts, rows=3, **options)) == expected
-    assert tokens_of(generate(model, prompts[4:], prompt_ids=[4, 5, 6], rows=8, **options)) == expected[4:]
-    fewer = generate(model, prompts, **{**options, "samples": 2})
-    assert tokens_of(fewer) == [samples[:2] for samples in expected]
+    assert tokens_of(generate(model, prompts[4:], prompt_ids=[4, 5, 6], rows=3, **options)) == expected[4:]
+    fewer = generate(model, prompts, rows=3, **{**options, "samples": 3})
+    assert tokens_of(fewer) == [samples[:3] for samples in expected]
 
 
 def test_a_long_sample_does_not_hold_the_batch(model):
     prompts = random_prompts(12, 12)
-    order = [i for i, _ in stream(model, prompts, samples=2, max_new_tokens=200, eos_ids=[*range(5, 20)], rows=4, seed=2)]
-    lengths = [max(len(s.tokens) for s in g) for g in generate(
-        model, prompts, samples=2, max_new_tokens=200, eos_ids=[*range(5, 20)], rows=4, seed=2)]  # fmt: skip
+    results = list(stream(model, prompts, samples=2, max_new_tokens=200, eos_ids=range(5, 20), rows=4, seed=2))
+    order = [i for i, _ in results]
+    lengths = [max(len(sample.tokens) for sample in samples) for _, samples in sorted(results, key=lambda pair: pair[0])]
     assert sorted(order) == list(range(12))
     slow = int(np.argmax(lengths[:4]))
     assert any(later > slow for later in order[: order.index(slow)])
@@ -183,7 +182,7 @@ def test_logps_are_those_of_the_model(model):
     prompts = random_prompts(3, 9)
     samples = generate(model, prompts, samples=4, max_new_tokens=10, sampling=Sampling(0.5, top_k=7), eos_ids=[5])
     batch = make_groups(prompts, tokens_of(samples))
-    expected = response_logps(model, batch)
+    expected = jax.jit(lambda batch: response_logps(model, batch))(batch)
     np.testing.assert_allclose([[s.logp for s in group] for group in samples], expected, rtol=1e-4, atol=1e-4)
 
 

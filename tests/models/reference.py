@@ -67,3 +67,10 @@ def response_logp(config, weights, context, response):
     out = out - out.max(-1, keepdims=True)
     logp = out - np.log(np.exp(out).sum(-1, keepdims=True))
     return float(sum(logp[i, t] for i, t in enumerate(response)))
+
+
+def attention(q, keys, values):
+    """float64 `[E]`: softmax attention of one query over the keys that it sees, `[n, E]`."""
+    scores = np.array([q @ k for k in keys]) / np.sqrt(len(q))
+    p = np.exp(scores - scores.max())
+    return p @ values / p.sum()

@@ -1,11 +1,11 @@
-"""Attention by XLA's matrix products: every platform, every batch; logits of a row and its prompt exist in memory.
+"""Attention by XLA's matrix products, a few rows at a time: every platform, every batch.
 
-Axes as in `align_jax.batch`; H query heads, Hk key/value heads, E the head size. Two parts are computed apart and merged
-by their log-sum-exps, so the prompt's keys are never repeated for its responses:
+Axes as in `align_jax.batch`; H query heads, Hk key/value heads, E the head size, S = P + R the keys that a row may see. The
+prompt's keys stand before the row's own, and a block of rows is computed at a time: its logits stay in the cache, and only the
+output and the log-sum-exp of each query are kept. The backward pass computes the weights again from them (FlashAttention,
+arXiv 2205.14135):
 
-    out = sum_i w_i o_i / sum_i w_i l_i,   w_i = exp(m_i - max_j m_j)
-
-with m_i the largest logit of part i, l_i the sum of exp(logit - m_i) and o_i the values summed with the same weights.
+    p = exp(q k - lse),  dv = p^T do,  ds = p (do v^T - sum(o do)),  dq = ds k,  dk = ds^T q
 """
 
 from __future__ import annotations
@@ -15,7 +15,9 @@ import jax.numpy as jnp
 
 from align_jax.models.attention.visible import Masks
 
-_NEVER = -1e30  # below any real logit, yet finite: a part in which nothing is visible gets weight 0, not NaN
+_NEVER = -1e30  # below any real logit, yet finite: a query that sees nothing gets finite values, not NaN
+_BLOCK_BYTES = {"cpu": 4 << 20}  # what fits the cache; elsewhere large products matter more
+_OTHER_BLOCK_BYTES = 256 << 20
 
 
 def attend_xla(
@@ -27,51 +29,97 @@ def attend_xla(
     prefix_v: jax.Array | None = None,
 ) -> jax.Array:
     """See `align_jax.models.attention.attend`."""
-    heads = q.shape[:-2] + (k.shape[-2], q.shape[-2] // k.shape[-2], q.shape[-1])
-    grouped = (q * (q.shape[-1] ** -0.5)).reshape(heads)
-    parts = [_part("dnrhge,dnshe->dnhgrs", "dnhgrs,dnshe->dnrhge", grouped, k, v, masks.own[:, :, None, None])]
+    seen = masks.own
     if prefix_k is not None:
-        parts.append(_prefix_part(grouped, prefix_k, prefix_v, masks))
-    return _merge(parts).astype(q.dtype).reshape(q.shape)
+        k, v = _joined(prefix_k, k, masks), _joined(prefix_v, v, masks)
+        seen = jnp.concatenate([masks.prefix, masks.own], axis=-1)
+    scaled = q * jnp.asarray(q.shape[-1] ** -0.5, q.dtype)
+    rows = tuple(jnp.moveaxis(x, 1, 0) for x in (_grouped(scaled, k.shape[-2]), _heads_first(k), _heads_first(v), seen))
+    out = jnp.moveaxis(_attend_rows(*rows), 0, 1)
+    return jnp.moveaxis(out, -2, 2).reshape(q.shape)
 
 
-def _prefix_part(q, prefix_k, prefix_v, masks):
+def _joined(prefix: jax.Array, own: jax.Array, masks: Masks) -> jax.Array:
+    """Each row's prompt keys and its own, `[D, N, S, Hk, E]`."""
+    shards, prompts = prefix.shape[:2]
     if masks.prompt_row is not None:
-        take = jax.vmap(lambda rows, index: rows[index])
-        prefix_k, prefix_v = take(prefix_k, masks.prompt_row), take(prefix_v, masks.prompt_row)
-        mask = masks.prefix[:, :, None, None]
-        return _part("dnrhge,dnphe->dnhgrp", "dnhgrp,dnphe->dnrhge", q, prefix_k, prefix_v, mask)
-    # Uniform rows: the C rows of a prompt are the rows of one larger product, and no key is copied.
-    shards, prompts = prefix_k.shape[:2]
-    split = (shards, prompts, q.shape[1] // prompts)
-    mask = masks.prefix.reshape(split + masks.prefix.shape[2:])[:, :, None, None]
-    part = _part(
-        "dmcrhge,dmphe->dmhgcrp", "dmhgcrp,dmphe->dmcrhge", q.reshape(split + q.shape[2:]), prefix_k, prefix_v, mask
-    )
-    return tuple(x.reshape(q.shape[:2] + x.shape[3:]) for x in part)
+        mine = jax.vmap(lambda rows, index: rows[index])(prefix, masks.prompt_row)
+    else:
+        spread = (shards, prompts, own.shape[1] // prompts, *prefix.shape[2:])
+        mine = jnp.broadcast_to(prefix[:, :, None], spread).reshape(shards, own.shape[1], *prefix.shape[2:])
+    return jnp.concatenate([mine, own], axis=2)
 
 
-def _part(logits_spec, values_spec, q, k, v, mask):
-    """Largest logit, sum of weights and weighted values over one set of keys, the first two as `[..., R, Hk, g, 1]`."""
-    logits = jnp.einsum(logits_spec, q, k, preferred_element_type=jnp.float32, precision=precision(q.dtype))
-    logits = jnp.where(mask, logits, _NEVER)
-    top = jax.lax.stop_gradient(jnp.max(logits, axis=-1, keepdims=True))
-    weights = jnp.where(mask, jnp.exp(logits - top), 0.0)
+def _grouped(q: jax.Array, kv_heads: int) -> jax.Array:
+    """Queries by the key/value head that they share: `[D, N, R, H, E]` -> `[D, N, Hk, g, R, E]`."""
+    split = q.reshape(*q.shape[:-2], kv_heads, q.shape[-2] // kv_heads, q.shape[-1])
+    return jnp.moveaxis(split, 2, -2)
+
+
+def _heads_first(x: jax.Array) -> jax.Array:
+    return jnp.swapaxes(x, 2, 3)
+
+
+def _block_rows(q: jax.Array, keys: int) -> int:
+    """How many of the N rows are computed at a time: as many as keep the logits in the block's bytes, and divide N."""
+    rows, row_bytes = q.shape[0], 4 * keys * q.size // (q.shape[0] * q.shape[-1])
+    most = max(1, _BLOCK_BYTES.get(jax.default_backend(), _OTHER_BLOCK_BYTES) // max(row_bytes, 1))
+    return max(n for n in range(1, min(rows, most) + 1) if rows % n == 0)
+
+
+def _over_blocks(function, q: jax.Array, keys: int, *arrays: jax.Array):
+    size = _block_rows(q, keys)
+    if size == q.shape[0]:
+        return function(*arrays)
+    split = tuple(x.reshape(x.shape[0] // size, size, *x.shape[1:]) for x in arrays)
+    out = jax.lax.map(lambda block: function(*block), split)
+    return jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), out)
+
+
+@jax.custom_vjp
+def _attend_rows(q, k, v, seen):
+    """q `[N, D, Hk, g, R, E]`, k and v `[N, D, Hk, S, E]`, seen bool `[N, D, R, S]` -> like q."""
+    return _forward(q, k, v, seen)[0]
+
+
+def _forward(q, k, v, seen):
+    out, lse = _over_blocks(_forward_block, q, k.shape[-2], q, k, v, seen)
+    return out, (q, k, v, seen, out, lse)
+
+
+def _backward(saved, d_out):
+    q, k = saved[:2]
+    return (*_over_blocks(_backward_block, q, k.shape[-2], *saved, d_out), None)
+
+
+_attend_rows.defvjp(_forward, _backward)
+
+
+def _logits(q, k, seen):
+    return jnp.where(seen[:, :, None, None], _product("ndhgre,ndhse->ndhgrs", q, k), _NEVER)
+
+
+def _forward_block(q, k, v, seen):
+    logits = _logits(q, k, seen)
+    top = jnp.max(logits, axis=-1, keepdims=True)
+    weights = jnp.exp(logits - top)
     total = jnp.sum(weights, axis=-1, keepdims=True)
-    values = jnp.einsum(
-        values_spec, weights.astype(v.dtype), v, preferred_element_type=jnp.float32, precision=precision(q.dtype)
-    )
-    to_rows = values_spec.split(",")[0][:-1], values_spec.split("->")[1][:-1]
-    return tuple(jnp.einsum(f"{to_rows[0]}->{to_rows[1]}", x[..., 0])[..., None] for x in (top, total)) + (values,)
+    out = _product("ndhgrs,ndhse->ndhgre", weights.astype(v.dtype), v) / total
+    return out.astype(q.dtype), (top + jnp.log(total))[..., 0]
 
 
-def _merge(parts):
-    top = parts[0][0]
-    for part in parts[1:]:
-        top = jnp.maximum(top, part[0])
-    scales = [jnp.exp(part[0] - top) for part in parts]
-    total = sum(scale * part[1] for scale, part in zip(scales, parts, strict=True))
-    return sum(scale * part[2] for scale, part in zip(scales, parts, strict=True)) / total
+def _backward_block(q, k, v, seen, out, lse, d_out):
+    weights = jnp.exp(_logits(q, k, seen) - lse[..., None])
+    delta = jnp.sum(out.astype(jnp.float32) * d_out.astype(jnp.float32), axis=-1, keepdims=True)
+    d_logits = (weights * (_product("ndhgre,ndhse->ndhgrs", d_out, v) - delta)).astype(q.dtype)
+    dv = _product("ndhgrs,ndhgre->ndhse", weights.astype(v.dtype), d_out)
+    dq = _product("ndhgrs,ndhse->ndhgre", d_logits, k)
+    dk = _product("ndhgrs,ndhgre->ndhse", d_logits, q)
+    return dq.astype(q.dtype), dk.astype(k.dtype), dv.astype(v.dtype)
+
+
+def _product(spec: str, a: jax.Array, b: jax.Array) -> jax.Array:
+    return jnp.einsum(spec, a, b, preferred_element_type=jnp.float32, precision=precision(a.dtype))
 
 
 def precision(dtype) -> str | None:

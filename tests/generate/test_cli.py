@@ -1,0 +1,161 @@
+"""`align-jax generate` on a fresh model and a word tokenizer; and what the real model must say."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from align_jax import cli
+from align_jax.experiments.opinions import write_tokenizer
+from align_jax.generate import Sampling, end_ids, generate, response_text
+
+MODEL = dict(vocab_size=200, width=16, mlp_width=24, layers=1, heads=2, kv_heads=1, head_size=8, max_length=40)
+
+
+@pytest.fixture
+def work(tmp_path):
+    """A folder with a config, a tokenizer and prompts; -> a function that runs the command and returns rows or the error."""
+    write_tokenizer(tmp_path / "tokenizer")
+    config = {
+        "model": {"config": MODEL, "tokenizer": str(tmp_path / "tokenizer"), "dtype": "float32"},
+        "data": {"prompt_template": "{group} {prompt}", "belief_template": "{id} : {belief}"},
+        "generate": {"prompts": str(tmp_path / "prompts.jsonl"), "output": str(tmp_path / "out.jsonl"), "max_new_tokens": 6},
+        "log": {"progress": False},
+    }
+    (tmp_path / "config.yaml").write_text(json.dumps(config))
+    return tmp_path
+
+
+def run(work: Path, prompts: list[dict], *overrides: str) -> tuple[int, list[dict]]:
+    (work / "prompts.jsonl").write_text("".join(json.dumps(row) + "\n" for row in prompts))
+    code = cli.main(["generate", str(work / "config.yaml"), *overrides])
+    out = work / "out.jsonl"
+    return code, [json.loads(line) for line in out.read_text().splitlines()] if out.exists() else []
+
+
+def test_prompts_in_responses_out(work, capsys):
+    prompts = [{"prompt": "yes , i like solar roofs", "id": n} for n in range(3)]
+    code, rows = run(work, prompts, "--generate.samples", "2", "--generate.top_p", "0.9")
+    assert code == 0
+    assert [row["id"] for row in rows] == [0, 1, 2] and [row["prompt"] for row in rows] == [p["prompt"] for p in prompts]
+    assert all(len(row["responses"]) == 2 and all(isinstance(text, str) for text in row["responses"]) for row in rows)
+    assert len({text for row in rows for text in row["responses"]}) == 6  # prompts differ by their place alone
+    assert "responses to 3 prompts" in capsys.readouterr().err
+    _, again = run(work, prompts, "--generate.samples", "2", "--generate.top_p", "0.9")
+    assert again == rows and "has 3 of 3 prompts already" in capsys.readouterr().err
+
+
+def test_an_interrupted_run_goes_on(work, capsys, monkeypatch):
+    prompts = [{"prompt": "city parks", "id": n} for n in range(4)]
+    _, whole = run(work, prompts)
+    (work / "out.jsonl").unlink()
+    real = cli_generate().stream
+
+    def ends_early(*args, **options):
+        results = real(*args, **options)
+        yield next(results)
+        raise RuntimeError("device lost")
+
+    monkeypatch.setattr(cli_generate(), "stream", ends_early)
+    with pytest.raises(RuntimeError, match="device lost"):
+        run(work, prompts)
+    assert "1 of 4 prompts are in" in capsys.readouterr().err
+    monkeypatch.undo()
+    assert run(work, prompts) == (0, whole)
+
+
+def cli_generate():
+    import align_jax.cli.generate as module
+
+    return module
+
+
+def test_beliefs_and_groups(work):
+    row = {"prompt": "city parks", "options": ["support", "oppose", "unsure"]}
+    prompts = [{**row, "groups": ["1", "2"]}, {**row, "group": "1", "belief": "oppose"}]
+    code, rows = run(work, prompts, "--generate.beliefs", "true", "--generate.samples", "3")
+    assert code == 0 and [r["group"] for r in rows] == ["1", "2", "1"]
+    for r in rows:
+        assert len(r["responses"]) == len(r["beliefs"]) == 3
+        assert sum(r["belief_distribution"]) == pytest.approx(1) and len(r["belief_distribution"]) == 3
+        assert r["belief_probabilities"] == [r["belief_distribution"][b] for b in r["beliefs"]]
+        assert 0 < r["belief_mass"] < 1
+    assert rows[2]["beliefs"] == [1, 1, 1]
+    np.testing.assert_allclose(rows[0]["belief_distribution"], rows[2]["belief_distribution"], rtol=1e-6)
+    assert not np.allclose(rows[0]["belief_distribution"], rows[1]["belief_distribution"], rtol=1e-4)
+
+
+@pytest.mark.parametrize(
+    "rows, overrides, message",
+    [
+        ([{"prompt": "city parks"}, {"prompt": "city parks " * 30}], [], "prompts.jsonl:2: the prompt has .* context of 40"),
+        ([{"prompt": "city parks"}], ["--generate.stop_tokens", "[perks]"], "'perks' is not a token .* did you mean 'parks'"),
+        ([], [], "prompts.jsonl is empty"),
+        ([{"prompt": "a", "options": []}], ["--generate.beliefs", "true"], "prompts.jsonl:1: generate.beliefs needs `options`"),
+        (
+            [{"prompt": "a", "options": ["support"], "belief": 1}],
+            ["--generate.beliefs", "true"],
+            "prompts.jsonl:1: `belief` 1 is not one of",
+        ),
+        ([{"prompt": "a", "groups": "x"}], [], "prompts.jsonl:1: `groups` must be a list"),
+        ([{"prompt": "a"}], ["--generate.top_p", "1.5"], "generate.top_p: 1.5 must be between 0 and 1"),
+        ([{"prompt": "a"}], ["--generate.belief_temperature", "0"], "not used without generate.beliefs"),
+    ],
+)
+def test_bad_input_is_one_line(work, capsys, rows, overrides, message):
+    import re
+
+    code, results = run(work, rows, *overrides)
+    error = capsys.readouterr().err
+    assert code == 2 and results == []
+    assert error.startswith("align-jax generate: ") and error.count("\n") == 1
+    assert re.search(message, error), error
+
+
+def stories(folder: Path):
+    from transformers import AutoTokenizer
+
+    from align_jax.hf import load_model
+
+    return load_model(folder, dtype="float32"), AutoTokenizer.from_pretrained(folder)
+
+
+def data_folder() -> Path:
+    if not os.environ.get("ALIGN_JAX_DATA"):
+        pytest.skip("ALIGN_JAX_DATA is not set")
+    return Path(os.environ["ALIGN_JAX_DATA"])
+
+
+def test_the_real_model_says_what_it_must():
+    model, tokenizer = stories(data_folder() / "stories260k")
+    prompt = tokenizer("Once upon a time")["input_ids"]
+    [[sample]] = generate(model, [prompt], max_new_tokens=60, sampling=Sampling(temperature=0), eos_ids=end_ids(tokenizer))
+    text = "Once upon a time" + response_text(tokenizer, prompt, sample.tokens)
+    assert text.startswith(
+        "Once upon a time, there was a little girl named Lily. She loved to play outside in the park. One day, she saw a "
+        "big, red ball. She wanted to play with it, but it was too high."
+    )
+
+
+def test_the_real_model_equals_transformers_on_50_prompts_in_one_batch():
+    torch = pytest.importorskip("torch")
+    from transformers import AutoModelForCausalLM
+
+    folder = data_folder()
+    model, tokenizer = stories(folder / "stories260k")
+    rows = [json.loads(line) for line in open(folder / "preferences" / "eval.jsonl", encoding="utf-8")][:50]
+    prompts = [tokenizer(row["instruction"])["input_ids"][:80] for row in rows]
+    assert len({len(p) for p in prompts}) > 15
+    ours = generate(model, prompts, max_new_tokens=32, sampling=Sampling(temperature=0), eos_ids=end_ids(tokenizer), rows=64)
+    theirs = AutoModelForCausalLM.from_pretrained(folder / "stories260k", dtype=torch.float32).eval()
+    padded = torch.tensor([[0] * (80 - len(p)) + p for p in prompts])
+    mask = torch.tensor([[0] * (80 - len(p)) + [1] * len(p) for p in prompts])
+    with torch.inference_mode():
+        out = theirs.generate(padded, attention_mask=mask, max_new_tokens=32, do_sample=False, pad_token_id=0)
+    for [sample], row in zip(ours, out[:, 80:].tolist(), strict=True):
+        end = row.index(tokenizer.eos_token_id) + 1 if tokenizer.eos_token_id in row else len(row)
+        assert sample.tokens.tolist() == row[:end]
