@@ -44,7 +44,8 @@ def forward_flops(config: ModelConfig, prompts: Sequence[int], responses: Sequen
     """
     c, scored = config, sum(map(sum, responses))
     tokens = sum(prompts) + scored
-    pairs = sum(m * (m + 1) // 2 + sum(n * m + n * (n + 1) // 2 for n in group) for m, group in zip(prompts, responses, strict=True))
+    pairs = sum(m * (m + 1) // 2 for m in prompts)
+    pairs += sum(n * m + n * (n + 1) // 2 for m, group in zip(prompts, responses, strict=True) for n in group)
     down = 2 * c.layers * c.width * c.mlp_width * tokens
     projections = 2 * c.layers * 2 * c.width * c.head_size * (c.heads + c.kv_heads) * tokens
     attention = 4 * c.layers * c.heads * c.head_size * pairs

@@ -11,7 +11,6 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 import optax
 from jax.sharding import Mesh
 
@@ -19,6 +18,7 @@ from align_jax.batch import GroupBatch
 from align_jax.errors import UserError
 from align_jax.flops import forward_flops, least_flops, remat_flops
 from align_jax.hlo import Counts, count
+from align_jax.models.attention import resolve_backend
 from align_jax.models.attention.splash import computed_pairs
 from align_jax.objectives import Objective
 from align_jax.sharding import batch_sharding, data_shards
@@ -33,9 +33,10 @@ def topology_devices(name: str) -> list[jax.Device]:
     """The devices of a TPU topology such as `v5e:4x4` or `v5p:4x4x4`, from libtpu's compiler; no TPU is needed.
 
     Raises:
-      UserError: libtpu is not installed, or does not know the topology.
+      UserError: libtpu is not installed, or cannot describe the topology.
     """
     os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")  # do not ask a cloud machine's metadata what it is
+    os.environ.setdefault("ALLOW_MULTIPLE_LIBTPU_LOAD", "1")  # the compiler alone needs no lock on a device
     from jax.experimental import topologies
 
     try:
@@ -45,7 +46,7 @@ def topology_devices(name: str) -> list[jax.Device]:
     try:
         return list(topologies.get_topology_desc(platform="tpu", topology_name=name).devices)
     except jax.errors.JaxRuntimeError as error:
-        raise UserError(f"--topology {name}: libtpu does not know it: {str(error).splitlines()[0]}") from error
+        raise UserError(f"--topology {name}: libtpu cannot describe it: {str(error).splitlines()[0]}") from error
 
 
 @dataclasses.dataclass(frozen=True)
@@ -97,7 +98,12 @@ class Compiled:
 
 
 def compile_for(
-    mesh: Mesh, scorer: Scorer, objective: Objective, optimizer: optax.GradientTransformation, param_dtype: str, batch: GroupBatch
+    mesh: Mesh,
+    scorer: Scorer,
+    objective: Objective,
+    optimizer: optax.GradientTransformation,
+    param_dtype: str,
+    batch: GroupBatch,
 ) -> Compiled:
     """Lowers and compiles `train_step` from shapes alone.
 
@@ -188,14 +194,16 @@ def _kernel_flops(scorer: Scorer, lengths: Lengths) -> int:
 def table(values: dict[str, Any]) -> str:
     """The report for people."""
     memory, gib = values["memory_bytes"], 2**30
+    mesh = " x ".join(f"{name} {size}" for name, size in values["mesh"].items())
+    of_sum = f"{values['flops_ratio']:.3f} of their sum"
     lines = [
-        ("device", f"{values['devices']} x {values['device']}, mesh " + " x ".join(f"{k} {v}" for k, v in values["mesh"].items())),
+        ("device", f"{values['devices']} x {values['device']}, mesh {mesh}"),
         ("attention, remat", f"{values['attention']}, {values['remat']}"),
         *((f"memory: {name}", f"{memory[name] / gib:.2f} GiB") for name in ("arguments", "temporaries", "program", "host")),
         ("memory: a chip", f"{memory['total'] / gib:.2f} of {memory['device'] / gib:.0f} GiB: {_fits(values)}"),
         ("least FLOPs", f"{values['flops_least']:.4g}"),
         ("+ rematerialization", f"{values['flops_remat']:.4g}"),
-        ("compiled FLOPs", f"{values['flops_done']:.4g} (kernels {values['flops_done_kernels']:.4g}), {values['flops_ratio']:.3f} of their sum"),
+        ("compiled FLOPs", f"{values['flops_done']:.4g} (kernels {values['flops_done_kernels']:.4g}), {of_sum}"),
         *(
             (f"{kind} a chip", f"{x['count']} of {x['bytes'] / gib:.2f} GiB in all")
             for kind, x in values["collectives"].items()
@@ -221,6 +229,4 @@ def check_groups(groups: int, accumulation: int, mesh: Mesh) -> None:
 
 def resolved(scorer: Scorer) -> Scorer:
     """The scorer with the backend that `auto` means on a TPU."""
-    from align_jax.models.attention import resolve_backend
-
-    return dataclasses.replace(scorer, attention=resolve_backend(scorer.attention, np.dtype(jnp.dtype(scorer.dtype)), "tpu"))
+    return dataclasses.replace(scorer, attention=resolve_backend(scorer.attention, scorer.dtype, "tpu"))

@@ -17,7 +17,7 @@ from align_jax.optim import AdamW, make_optimizer  # noqa: E402
 from align_jax.sharding import make_mesh  # noqa: E402
 from align_jax.step import Scorer  # noqa: E402
 
-MODEL = ModelConfig(vocab_size=1024, width=256, mlp_width=512, layers=4, heads=4, kv_heads=2, head_size=128)
+MODEL = ModelConfig(vocab_size=1024, width=256, mlp_width=512, layers=16, heads=4, kv_heads=2, head_size=128)
 LENGTHS = tpu.Lengths(prompt=256, response=128, responses=4)
 GROUPS = 4
 
@@ -70,7 +70,7 @@ def test_the_report_can_be_read(reports):
 
 
 def test_unknown_topologies_and_groups_are_named(devices):
-    with pytest.raises(UserError, match="--topology v99:1x1: libtpu does not know it"):
+    with pytest.raises(UserError, match="--topology v99:1x1: libtpu cannot describe it"):
         tpu.topology_devices("v99:1x1")
     with pytest.raises(UserError, match="groups_per_step: 6 is not a multiple of 4"):
         tpu.check_groups(6, 2, make_mesh(1, 2, 2, devices=devices))

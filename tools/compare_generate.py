@@ -4,8 +4,8 @@
 
 PROMPTS.jsonl has a column `prompt` or `instruction`. Both sides generate exactly `--new-tokens` tokens for every response
 in float32 on the CPU; they take turns, after one round each that is not counted (compilation, allocation). transformers
-runs its `generate(num_return_sequences=8)` on left-padded batches of `--their-prompts` prompts; give several sizes and the
-fastest one counts.
+runs its `generate(num_return_sequences=8)` on left-padded batches of `--their-prompts` prompts; of several sizes the fastest
+counts. On a machine that others use too, `--their-threads 1` spares PyTorch from waiting for its own threads.
 """
 
 from __future__ import annotations
@@ -28,7 +28,8 @@ def main() -> None:
     parser.add_argument("--prompt-tokens", type=int, default=96, help="longer prompts are cut")
     parser.add_argument("--new-tokens", type=int, default=128)
     parser.add_argument("--rows", type=int, default=256, help="our samples in flight")
-    parser.add_argument("--their-prompts", type=int, nargs="+", default=[64, 16], help="prompts of a batch of transformers")
+    parser.add_argument("--their-prompts", type=int, nargs="+", default=[64], help="prompts of a batch of transformers")
+    parser.add_argument("--their-threads", type=int, help="threads of PyTorch; its own default otherwise")
     parser.add_argument("--rounds", type=int, default=3)
     options = parser.parse_args()
     prompts = read_prompts(options)
@@ -84,6 +85,8 @@ def theirs(options: argparse.Namespace, prompts: list[list[int]], size: int):
     import torch
     from transformers import AutoModelForCausalLM
 
+    if options.their_threads:
+        torch.set_num_threads(options.their_threads)
     model = AutoModelForCausalLM.from_pretrained(options.model, dtype=torch.float32).eval()
     sampling = dict(do_sample=True, temperature=1.0, top_k=0, num_return_sequences=options.samples, pad_token_id=0)
     lengths = dict(max_new_tokens=options.new_tokens, min_new_tokens=options.new_tokens)

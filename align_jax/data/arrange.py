@@ -140,7 +140,7 @@ class Arranger:
         self._layout, self._preference, self._seed = layout, preference, seed
         self._group_ids = {name: i for i, name in enumerate(found.group_names)}
         order = np.random.default_rng((seed, 17)).permutation(len(found.items))
-        # A cycle through all items: everybody's mismatched completion is somebody else's own.
+        # A cycle through all items: everybody's mismatched completion is (nearly) somebody else's own.
         self._mismatch = np.empty(len(order), np.int64)
         self._mismatch[order] = np.roll(order, -1)
 
@@ -172,8 +172,7 @@ class Arranger:
 
     def _unpaired(self, index: int, item: Item, example: Example):
         own, cuts = self._segments(example, (item.response,))
-        other = self._found.items[self._mismatch[index]]
-        stranger = self._examples(other.example)
+        other, stranger = self._stranger(index, example)
         tokens, _ = self._response(stranger, other.response)
         desirable = example.desirable
         if desirable is None:
@@ -203,9 +202,20 @@ class Arranger:
             return [encode(example.prompt, text) for text, _ in chosen], [score for _, score in chosen]
         texts = [encode(example.prompt, text) for text in example.responses]
         if self._preference == "kto":
-            stranger = self._examples(self._found.items[self._mismatch[index]].example)
+            _, stranger = self._stranger(index, example)
             texts.append(encode(example.prompt, stranger.responses[0]))
         return texts, [1.0, 0.0]
+
+    def _stranger(self, index: int, example: Example) -> tuple[Item, Example]:
+        """The next item of the cycle that has another prompt."""
+        at = int(self._mismatch[index])
+        for _ in range(len(self._mismatch)):
+            item = self._found.items[at]
+            other = self._examples(item.example)
+            if other.prompt != example.prompt:
+                return item, other
+            at = int(self._mismatch[at])
+        raise UserError("KTO needs at least two different prompts, for its estimate of the KL divergence; all are the same")
 
     def _segments(self, example: Example, keep: Sequence[int]) -> tuple[list[Segment], int]:
         encoded = [self._response(example, i) for i in keep]

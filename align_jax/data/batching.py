@@ -11,6 +11,8 @@ from align_jax.data.layout import RowLayout, fit, packed_plans, split
 from align_jax.data.packing import GroupSize, Shape, ShardPlan, Unit, group_size, longest, plan_single
 from align_jax.data.records import Segment, TokenGroup
 
+PER_RESPONSE = ("scores", "ref_logps")  # labels with an axis K
+
 
 def pack_groups(
     groups: Sequence[TokenGroup], *, shards: int, groups_per_shard: int, layout: RowLayout, slots: int | None = None
@@ -28,7 +30,7 @@ def pack_groups(
       slots: K; by default that of the group with the most.
 
     Returns:
-      NumPy arrays. Labels of length K in every group are padded to K, others to the longest of the batch, with zeros.
+      NumPy arrays. The labels `PER_RESPONSE` are padded to K, others to the longest of the batch, with zeros.
 
     Raises:
       ValueError: no group, too many, a group with more slots than `slots`, or groups with different labels.
@@ -172,7 +174,7 @@ def _labels(groups: Sequence[TokenGroup], real: np.ndarray, slots: int) -> dict[
         if len({value.ndim for value in values}) > 1:
             raise ValueError(f"labels[{name!r}] has a different number of axes in different groups")
         shape = tuple(np.max([value.shape for value in values], axis=0).astype(int))
-        if shape and all(len(value) == group.slots for value, group in zip(values, groups, strict=True)):
+        if name in PER_RESPONSE:
             shape = (slots, *shape[1:])
         result[name] = np.zeros((len(real), *shape), values[0].dtype)
         for at, value in zip(np.flatnonzero(real), values, strict=True):

@@ -3,20 +3,25 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import hashlib
 from pathlib import Path
 from typing import Any
+
+import numpy as np
 
 from align_jax.data.arrange import LAYOUTS, Arranger, survey
 from align_jax.data.config import DataConfig
 from align_jax.data.encode import Encoder
 from align_jax.data.formats import READERS, Example
+from align_jax.data.packing import GroupSize, group_size
 from align_jax.data.records import TokenGroup
 from align_jax.data.sources import RowError, open_source
 from align_jax.errors import UserError
 
 # Keys of the data section that do not change any token or label.
 _HOW = ("workers", "prefetch", "pack", "shuffle", "train", "eval", "split", "eval_split", "streaming", "on_bad_row")
+_SAMPLE = 256  # groups whose lengths stand for those of all
 
 
 class GroupDataset:
@@ -64,7 +69,9 @@ class GroupDataset:
         self._read = READERS[config.format]
         self.bad_rows: list[dict[str, str]] = []
         good = self._check_rows(config)
+        self._check_template(config, good)
         self._found = survey(self.example, good, layout, preference, config)
+        self._config = config
         self._arrange = Arranger(self.example, self._found, encoder, layout, preference, seed)
         self.slots, self.group_names = self._found.slots, self._found.group_names
         how = {k: v for k, v in dataclasses.asdict(config).items() if k not in _HOW}
@@ -88,6 +95,12 @@ class GroupDataset:
             raise UserError(f"{self.path}: all {len(self._source)} rows are malformed, the first: {self.bad_rows[0]}")
         return good
 
+    def _check_template(self, config: DataConfig, rows: list[int]) -> None:
+        """UserError for a template that uses a column which no row has."""
+        for name in ("group", "context"):
+            if f"{{{name}}}" in config.prompt_template and not any(getattr(self.example(row), name) for row in rows):
+                raise UserError(f"data.prompt_template uses {{{name}}}, but no row of {self.path} has a field {name!r}")
+
     def example(self, row: int) -> Example:
         """Row `row` of the source, checked."""
         return self._read(self._source[row])
@@ -104,6 +117,17 @@ class GroupDataset:
             return self._arrange(int(index))
         except RowError as error:
             raise UserError(f"{self.where(index)}: {error}") from error
+
+    @functools.cached_property
+    def sizes(self) -> list[GroupSize]:
+        """Lengths of a sample of the groups, always the same one."""
+        drawn = np.random.default_rng(0).permutation(len(self))[:_SAMPLE]
+        return [group_size(self[i]) for i in drawn]
+
+    @property
+    def limits(self) -> tuple[int, int]:
+        """Positions of the longest prompt that there may be, and of the longest response."""
+        return max(1, self._config.max_prompt_tokens - 1), self._config.max_response_tokens
 
     def describe(self) -> str:
         """One line: groups, responses, and what was left out."""

@@ -17,7 +17,8 @@ class Encoder:
     """Turns prompts, beliefs and responses into token ids.
 
     Prompt, belief statement and response are tokenized apart and joined as ids, so the boundaries between them are
-    lengths and nothing in a text can be mistaken for one.
+    lengths and nothing in a text can be mistaken for one. A tokenizer that puts a space before whatever it is given
+    (SentencePiece) puts one before a plain response too: it then begins as it would after a space.
 
     Args:
       tokenizer: a transformers tokenizer with an end-of-sequence token.
@@ -36,6 +37,9 @@ class Encoder:
         if config.chat_template == "always" and not has_template:
             raise UserError("data.chat_template is 'always', but the tokenizer has no chat template")
         self._chat = has_template and config.chat_template != "never"
+        self._beliefs: dict[str, np.ndarray] = {}
+        # Also the first call, before there are threads: it may change the tokenizer's own settings, later ones do not.
+        self._inserts_space = self._ids("\na")[-1:] != self._ids("a")
 
     def key(self) -> str:
         """A hash of all that decides the tokens of a text."""
@@ -47,8 +51,10 @@ class Encoder:
     def encode_prompt(self, prompt: Text, group: str = "", context: str = "") -> tuple[np.ndarray, bool]:
         """Token ids `[m]` of a prompt, BOS first, and whether it was cut to `max_prompt_tokens`."""
         ids = self._ids(self._render_prompt(prompt, group, context))
-        if self.bos is not None and ids[:1] != [self.bos]:
-            ids = [self.bos, *ids]
+        if self.bos is not None:
+            # Templates may hold BOS already, even twice.
+            first = next((i for i, token in enumerate(ids) if token != self.bos), len(ids))
+            ids = [self.bos, *ids[first:]]
         if not ids:
             raise RowError("field 'prompt' has no tokens")
         most = self.config.max_prompt_tokens
@@ -67,7 +73,7 @@ class Encoder:
           response: the text.
           before: ids that are part of the response and stand before the text (a belief statement).
         """
-        ids = self._ids(self._render_response(prompt, response))
+        ids = self._response_ids(prompt, response)
         if not ids or ids[-1] != self.eos:
             ids.append(self.eos)
         ids = [*(before.tolist() if before is not None else ()), *ids]
@@ -76,10 +82,13 @@ class Encoder:
 
     def encode_belief(self, number: int, belief: str) -> np.ndarray:
         """Token ids of a belief statement, the same whatever text follows."""
-        ids = self._ids(self.config.belief_template.format(id=number, belief=belief))
-        if not ids:
-            raise RowError(f"field 'options': the statement of belief {belief!r} has no tokens")
-        return np.asarray(ids, np.int32)
+        statement = self.config.belief_template.format(id=number, belief=belief)
+        if statement not in self._beliefs:
+            ids = self._ids(statement)
+            if not ids:
+                raise RowError(f"field 'options': the statement of belief {belief!r} has no tokens")
+            self._beliefs[statement] = np.asarray(ids, np.int32)
+        return self._beliefs[statement]
 
     def _ids(self, text: str) -> list[int]:
         return self.tokenizer(text, add_special_tokens=False)["input_ids"]
@@ -91,10 +100,19 @@ class Encoder:
             return prompt
         return self._apply(as_messages(prompt), add_generation_prompt=True)
 
-    def _render_response(self, prompt: Text, response: Text) -> str:
-        if isinstance(response, str) and (isinstance(prompt, str) and not self._chat):
-            return response
-        # The response is what the template adds to the prompt; the text of the prompt does not matter for that.
+    def _response_ids(self, prompt: Text, response: Text) -> list[int]:
+        if isinstance(response, str) and isinstance(prompt, str) and not self._chat:
+            return self._ids(response)
+        start, text = self._render_turn(prompt, response)
+        if self._inserts_space:
+            # Such a tokenizer puts a space before whatever it is given; within a conversation there is none.
+            before, whole = self._ids(start), self._ids(start + text)
+            if whole[: len(before)] == before:
+                return whole[len(before) :]
+        return self._ids(text)
+
+    def _render_turn(self, prompt: Text, response: Text) -> tuple[str, str]:
+        """The rendered prompt, and what the template adds to it for the response."""
         messages = as_messages(prompt)
         start = self._apply(messages, add_generation_prompt=True)
         answer = [{"role": "assistant", "content": response}] if isinstance(response, str) else list(response)
@@ -107,7 +125,7 @@ class Encoder:
         text = whole[len(start) :]
         end = self.tokenizer.eos_token
         # Templates may end a turn with EOS and a newline: the model stops at EOS.
-        return text.rstrip() if end and text.rstrip().endswith(end) else text
+        return start, text.rstrip() if end and text.rstrip().endswith(end) else text
 
     def _apply(self, messages: list[dict], *, add_generation_prompt: bool) -> str:
         if getattr(self.tokenizer, "chat_template", None) is None:

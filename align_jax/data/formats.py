@@ -1,26 +1,20 @@
-"""What the columns of a row mean: every format becomes an `Example`, or an error that names place and field."""
+"""What a row means: each format's columns, checked, as an `Example`."""
 
 from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from typing import Any
 
-from align_jax.errors import UserError
+from align_jax.data.sources import RowError
 
-Message = dict[str, Any]
-Text = str | tuple[Message, ...]  # plain, or a conversation
+Text = str | tuple[Mapping[str, str], ...]  # plain text, or the messages of a conversation
 
 
 @dataclasses.dataclass(frozen=True)
 class Opinion:
-    """The belief columns of a `gdpo` row.
-
-    Attributes:
-      options: the N beliefs. probabilities: their distribution in the group of people, or None where it must be estimated.
-      accepted, rejected: index of the belief behind the accepted and the rejected response.
-    """
+    """The belief part of a `gdpo` row; `probabilities` is None where it has to be estimated."""
 
     options: tuple[str, ...]
     probabilities: tuple[float, ...] | None
@@ -30,239 +24,175 @@ class Opinion:
 
 @dataclasses.dataclass(frozen=True)
 class Example:
-    """One row.
+    """One row of any format.
 
     Attributes:
-      prompt: plain text or messages.
-      responses: plain texts or messages; chosen before rejected where the format says which is which.
-      scores: one a response, higher is better; 1 and 0 where the format only says which is better.
-      group, context: further columns that templates and metrics may use.
-      opinion: the beliefs of a `gdpo` row.
+      prompt: what is answered.
+      responses: the answers; accepted and rejected text for `gdpo` (without the belief).
+      scores: one a response (1 and 0 for a pair); None for `unpaired`.
+      desirable: the label of an `unpaired` row, else None.
+      opinion: the beliefs of a `gdpo` row, else None.
+      group, context: optional columns, for templates and for metrics a group of people.
     """
 
     prompt: Text
     responses: tuple[Text, ...]
-    scores: tuple[float, ...]
-    group: str | None = None
-    context: str | None = None
+    scores: tuple[float, ...] | None = None
+    desirable: bool | None = None
     opinion: Opinion | None = None
+    group: str = ""
+    context: str = ""
 
 
-class Row:
-    """Columns of a row with checked access: every complaint names the place and the field."""
+def _field(row: Mapping, name: str) -> Any:
+    if name not in row or row[name] is None:
+        raise RowError(f"field {name!r} is missing; the row has {', '.join(map(repr, row)) or 'none'}")
+    return row[name]
 
-    def __init__(self, columns: Mapping[str, Any], where: str):
-        self.columns, self.where = columns, where
 
-    def error(self, field: str, message: str) -> UserError:
-        """A UserError about a field."""
-        return UserError(f"{self.where}: field {field}: {message}")
+def _text(row: Mapping, name: str) -> Text:
+    return as_text(_field(row, name), name)
 
-    def get(self, field: str) -> Any:
-        """The value of a column that must be there."""
-        if field not in self.columns:
-            raise self.error(field, f"is missing; the row has {', '.join(map(str, self.columns)) or 'no columns'}")
-        return self.columns[field]
 
-    def has(self, field: str) -> bool:
-        """Whether a column is there and not null."""
-        return self.columns.get(field) is not None
-
-    def string(self, field: str, value: Any) -> str:
-        """A text that is not empty."""
-        if not isinstance(value, str):
-            raise self.error(field, f"expected text, got {_short(value)}")
+def as_text(value: Any, name: str) -> Text:
+    """Plain text that is not blank, or a list of messages with `role` and `content`."""
+    if isinstance(value, str):
         if not value.strip():
-            raise self.error(field, "is empty")
+            raise RowError(f"field {name!r} is empty")
         return value
-
-    def text(self, field: str, value: Any) -> Text:
-        """A text or a list of messages, each with role and content."""
-        if isinstance(value, str):
-            return self.string(field, value)
-        if not isinstance(value, (list, tuple)):
-            raise self.error(field, f"expected text or a list of messages, got {_short(value)}")
-        if not value:
-            raise self.error(field, "is empty")
-        for i, message in enumerate(value):
-            if not isinstance(message, Mapping) or not {"role", "content"} <= message.keys():
-                raise self.error(f"{field}[{i}]", f"expected a message with role and content, got {_short(message)}")
-            if not isinstance(message["content"], str) or not isinstance(message["role"], str):
-                raise self.error(f"{field}[{i}]", f"role and content must be text, got {_short(message)}")
-            if message["role"] == "assistant" and not message["content"].strip():
-                raise self.error(f"{field}[{i}].content", "is empty")
-        return tuple(dict(message) for message in value)
-
-    def number(self, field: str, value: Any) -> float:
-        """A finite number."""
-        if isinstance(value, bool) or not isinstance(value, (int, float)):
-            raise self.error(field, f"expected a number, got {_short(value)}")
-        if not math.isfinite(value):
-            raise self.error(field, f"is {value}, not a finite number")
-        return float(value)
-
-    def index(self, field: str, count: int) -> int:
-        """An integer from 0 to count - 1."""
-        value = self.get(field)
-        if isinstance(value, bool) or not isinstance(value, (int, float)) or value != int(value):
-            raise self.error(field, f"expected an integer, got {_short(value)}")
-        if not 0 <= value < count:
-            raise self.error(field, f"{int(value)} is not an index of the {count} options")
-        return int(value)
-
-    def items(self, field: str) -> Sequence[Any]:
-        """A list that is not empty."""
-        value = self.get(field)
-        if not isinstance(value, (list, tuple)):
-            raise self.error(field, f"expected a list, got {_short(value)}")
-        if not value:
-            raise self.error(field, "has no items")
-        return value
-
-    def optional(self, field: str) -> str | None:
-        """A column as text, or None where it is absent or null."""
-        value = self.columns.get(field)
-        return None if value is None else str(value)
-
-
-def _groups(row: Row) -> Example:
-    responses = tuple(row.text(f"responses[{i}]", r) for i, r in enumerate(row.items("responses")))
-    values = row.items("scores")
-    if len(values) != len(responses):
-        raise row.error("scores", f"{len(values)} scores for {len(responses)} responses")
-    scores = tuple(row.number(f"scores[{i}]", s) for i, s in enumerate(values))
-    return Example(row.text("prompt", row.get("prompt")), responses, scores)
-
-
-def _ultrafeedback(row: Row) -> Example:
-    completions = row.items("completions")
-    responses, scores = [], []
-    for i, completion in enumerate(completions):
-        field = f"completions[{i}]"
-        if not isinstance(completion, Mapping):
-            raise row.error(field, f"expected an object, got {_short(completion)}")
-        for name in ("response", "overall_score"):
-            if completion.get(name) is None:
-                raise row.error(f"{field}.{name}", "is null" if name in completion else "is missing")
-        responses.append(row.string(f"{field}.response", completion["response"]))
-        scores.append(row.number(f"{field}.overall_score", completion["overall_score"]))
-    return Example(row.string("instruction", row.get("instruction")), tuple(responses), tuple(scores))
-
-
-def _pairs(row: Row) -> Example:
-    chosen, rejected = (row.text(field, row.get(field)) for field in ("chosen", "rejected"))
-    if isinstance(chosen, str) != isinstance(rejected, str):
-        raise row.error("rejected", "chosen and rejected must both be text or both be messages")
-    if row.has("prompt"):
-        prompt = row.text("prompt", row.get("prompt"))
-        # TRL's conversational rows may repeat the prompt in both columns
-        if not isinstance(prompt, str) and not isinstance(chosen, str):
-            chosen, rejected = (m[len(prompt) :] if m[: len(prompt)] == prompt else m for m in (chosen, rejected))
-    else:
-        prompt, chosen, rejected = _implicit_prompt(row, chosen, rejected)
-    for field, value in (("chosen", chosen), ("rejected", rejected)):
-        _check_answer(row, field, prompt, value)
-    return Example(prompt, (chosen, rejected), (1.0, 0.0))
-
-
-def _implicit_prompt(row: Row, chosen: Text, rejected: Text) -> tuple[Text, Text, Text]:
-    """Splits off what chosen and rejected begin with alike: whole messages, or text up to the last common space.
-
-    Text is cut after the last white space that both share, so that no word is torn: the prompt keeps it.
-    """
-    common = 0
-    while common < min(len(chosen), len(rejected)) and chosen[common] == rejected[common]:
-        common += 1
-    if isinstance(chosen, str):
-        if common < max(len(chosen), len(rejected)):
-            common = max((i + 1 for i in range(common) if chosen[i].isspace()), default=0)
-    if common == 0:
-        raise row.error("prompt", "is missing, and chosen and rejected have no common beginning to take it from")
-    if common in (len(chosen), len(rejected)):
-        raise row.error("chosen", "one of chosen and rejected is the beginning of the other: no response is left of it")
-    return chosen[:common], chosen[common:], rejected[common:]
-
-
-def _check_answer(row: Row, field: str, prompt: Text, answer: Text) -> None:
-    """A conversation is answered by messages that end with the assistant's, plain text by text."""
-    if isinstance(answer, str):
-        return
-    if not answer:
-        raise row.error(field, "holds the prompt only, no answer")
-    if isinstance(prompt, str):
-        raise row.error(field, "is a list of messages, but the prompt is plain text")
-    if answer[-1]["role"] != "assistant":
-        raise row.error(field, f"must end with a message of the assistant, not of {answer[-1]['role']!r}")
-
-
-def _unpaired(row: Row) -> Example:
-    label = row.get("label")
-    if not isinstance(label, bool) and label not in (0, 1):
-        raise row.error("label", f"expected true or false, got {_short(label)}")
-    prompt, completion = (row.text(field, row.get(field)) for field in ("prompt", "completion"))
-    _check_answer(row, "completion", prompt, completion)
-    return Example(prompt, (completion,), (float(label),))
-
-
-_TOLERANCE = 0.01  # published distributions are rounded
-
-
-def _gdpo(row: Row) -> Example:
-    options = tuple(row.string(f"options[{i}]", o) for i, o in enumerate(row.items("options")))
-    if len(set(options)) < len(options):
-        raise row.error("options", f"the same belief twice: {_short(options)}")
-    probabilities = _probabilities(row, len(options)) if row.has("probabilities") else None
-    chosen = {}
-    for kind in ("accept", "reject"):
-        chosen[kind] = row.index(f"{kind}_choice_id", len(options))
-        name = f"{kind}_choice"
-        if row.has(name) and row.get(name) != options[chosen[kind]]:
-            raise row.error(name, f"{row.get(name)!r} is not option {chosen[kind]}, {options[chosen[kind]]!r}")
-    responses = tuple(row.string(f"{kind}_response", row.get(f"{kind}_response")) for kind in ("accept", "reject"))
-    opinion = Opinion(options, probabilities, chosen["accept"], chosen["reject"])
-    return Example(row.text("prompt", row.get("prompt")), responses, (1.0, 0.0), opinion=opinion)
-
-
-def _probabilities(row: Row, count: int) -> tuple[float, ...]:
-    values = [row.number(f"probabilities[{i}]", p) for i, p in enumerate(row.items("probabilities"))]
-    if len(values) != count:
-        raise row.error("probabilities", f"{len(values)} probabilities for {count} options")
-    if min(values) < 0 or abs(sum(values) - 1) > _TOLERANCE:
-        raise row.error("probabilities", f"must not be negative and sum to 1, got {values} with sum {sum(values):g}")
-    return tuple(p / sum(values) for p in values)
-
-
-_PARSERS: dict[str, Callable[[Row], Example]] = {
-    "groups": _groups,
-    "ultrafeedback": _ultrafeedback,
-    "pairs": _pairs,
-    "unpaired": _unpaired,
-    "gdpo": _gdpo,
-}
-
-
-def parse(columns: Mapping[str, Any], format_: str, where: str) -> Example:
-    """A row in one of the formats as an `Example`.
-
-    Args:
-      columns: column name -> value.
-      format_: `groups`, `ultrafeedback`, `pairs`, `unpaired` or `gdpo`.
-      where: the row's place, for messages.
-
-    Raises:
-      UserError: what is wrong, with place and field.
-    """
-    row = Row(columns, where)
-    example = _PARSERS[format_](row)
-    if format_ != "pairs" and not isinstance(example.prompt, str):
-        for i, response in enumerate(example.responses):
-            _check_answer(row, f"responses[{i}]", example.prompt, response)
-    elif isinstance(example.prompt, str):
-        for i, response in enumerate(example.responses):
-            _check_answer(row, f"responses[{i}]", example.prompt, response)
-    return dataclasses.replace(example, group=row.optional("group"), context=row.optional("context"))
+    if isinstance(value, list | tuple) and value:
+        for message in value:
+            if not (isinstance(message, Mapping) and all(isinstance(message.get(k), str) for k in ("role", "content"))):
+                raise RowError(f"field {name!r}: a message needs text in 'role' and 'content', got {message!r}")
+        return tuple({"role": m["role"], "content": m["content"]} for m in value)
+    raise RowError(f"field {name!r}: expected text or a list of messages, got {_short(value)}")
 
 
 def _short(value: Any) -> str:
     text = repr(value)
-    return text if len(text) <= 60 else text[:57] + "..."
+    return text if len(text) < 60 else text[:57] + "..."
+
+
+def _number(value: Any, name: str) -> float:
+    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+        raise RowError(f"field {name!r}: expected a finite number, got {value!r}")
+    return float(value)
+
+
+def _list(row: Mapping, name: str) -> list:
+    value = _field(row, name)
+    if not isinstance(value, list | tuple) or not value:
+        raise RowError(f"field {name!r}: expected a list that is not empty, got {_short(value)}")
+    return list(value)
+
+
+def _groups(row: Mapping) -> Example:
+    responses, scores = _list(row, "responses"), _list(row, "scores")
+    if len(responses) != len(scores):
+        raise RowError(f"field 'scores': {len(scores)} scores for {len(responses)} responses")
+    texts = tuple(as_text(r, f"responses[{i}]") for i, r in enumerate(responses))
+    return Example(_text(row, "prompt"), texts, tuple(_number(s, f"scores[{i}]") for i, s in enumerate(scores)))
+
+
+def _ultrafeedback(row: Mapping) -> Example:
+    texts, scores = [], []
+    for i, completion in enumerate(_list(row, "completions")):
+        if not isinstance(completion, Mapping):
+            raise RowError(f"field 'completions[{i}]': expected an object, got {_short(completion)}")
+        for name, values, convert in (("response", texts, as_text), ("overall_score", scores, _number)):
+            values.append(convert(completion.get(name), f"completions[{i}].{name}"))
+    return Example(_text(row, "instruction"), tuple(texts), tuple(scores))
+
+
+def _pairs(row: Mapping) -> Example:
+    chosen, rejected = _text(row, "chosen"), _text(row, "rejected")
+    prompt = _text(row, "prompt") if row.get("prompt") is not None else None
+    if prompt is None:
+        prompt, chosen, rejected = _implicit_prompt(chosen, rejected)
+    elif not isinstance(prompt, str):
+        # TRL also writes the whole conversation in `chosen` and `rejected`.
+        chosen, rejected = (r[len(prompt) :] if r[: len(prompt)] == prompt else r for r in (chosen, rejected))
+    if not chosen or not rejected:
+        raise RowError("fields 'chosen' and 'rejected': nothing is left after the prompt that they share")
+    return Example(prompt, (chosen, rejected), (1.0, 0.0))
+
+
+def _implicit_prompt(chosen: Text, rejected: Text) -> tuple[Text, Text, Text]:
+    """TRL's rule: what chosen and rejected begin with in common is the prompt (for text, up to a word's end)."""
+    if isinstance(chosen, str) != isinstance(rejected, str):
+        raise RowError("fields 'chosen' and 'rejected': one is text, the other a conversation")
+    n = 0
+    while n < min(len(chosen), len(rejected)) and chosen[n] == rejected[n]:
+        n += 1
+    if isinstance(chosen, str):
+        while n and not (chosen[n - 1].isspace() or (n < len(chosen) and chosen[n].isspace())):
+            n -= 1
+        # As in TRL, a space between prompt and response belongs to the response: so do tokenizers join them.
+        n -= n > 0 and chosen[n - 1] == " "
+    if not n:
+        raise RowError("field 'prompt' is missing, and 'chosen' and 'rejected' do not begin alike")
+    return chosen[:n], chosen[n:], rejected[n:]
+
+
+def _unpaired(row: Mapping) -> Example:
+    label = _field(row, "label")
+    if not isinstance(label, bool) and label not in (0, 1):
+        raise RowError(f"field 'label': expected true or false, got {label!r}")
+    return Example(_text(row, "prompt"), (_text(row, "completion"),), desirable=bool(label))
+
+
+def _gdpo(row: Mapping) -> Example:
+    options = tuple(str(as_text(o, f"options[{i}]")) for i, o in enumerate(_list(row, "options")))
+    if len(options) < 2 or len(set(options)) != len(options):
+        raise RowError(f"field 'options': expected at least two different beliefs, got {_short(list(options))}")
+    chosen = {name: _choice(row, name, options) for name in ("accept_choice_id", "reject_choice_id")}
+    return Example(
+        _text(row, "prompt"),
+        (_text(row, "accept_response"), _text(row, "reject_response")),
+        (1.0, 0.0),
+        opinion=Opinion(options, _probabilities(row, options), chosen["accept_choice_id"], chosen["reject_choice_id"]),
+    )
+
+
+def _choice(row: Mapping, name: str, options: tuple[str, ...]) -> int:
+    value = _field(row, name)
+    if isinstance(value, str) and value.isdigit():
+        value = int(value)
+    if isinstance(value, bool) or not isinstance(value, int) or not 0 <= value < len(options):
+        raise RowError(f"field {name!r}: {value!r} is not the number of one of the {len(options)} options, from 0")
+    written = row.get(name.removesuffix("_id"))
+    if written is not None and written != options[value]:
+        raise RowError(f"field {name.removesuffix('_id')!r}: {written!r} is not option {value}, {options[value]!r}")
+    return value
+
+
+def _probabilities(row: Mapping, options: tuple[str, ...]) -> tuple[float, ...] | None:
+    if row.get("probabilities") is None:
+        return None
+    values = [_number(p, f"probabilities[{i}]") for i, p in enumerate(_list(row, "probabilities"))]
+    if len(values) != len(options) or min(values) < 0 or abs(sum(values) - 1) > 1e-2:
+        raise RowError(f"field 'probabilities': expected {len(options)} numbers that sum to 1, got {_short(values)}")
+    return tuple(p / sum(values) for p in values)
+
+
+def _complete(read: Callable[[Mapping], Example]) -> Callable[[Mapping], Example]:
+    """With what is the same in every format: optional columns, and answers that end with the assistant's words."""
+
+    def complete(row: Mapping) -> Example:
+        example = read(row)
+        for i, response in enumerate(example.responses):
+            if not isinstance(response, str) and response[-1]["role"] != "assistant":
+                raise RowError(f"response {i}: the last message must be the assistant's, not of {response[-1]['role']!r}")
+        group, context = (str(row.get(name) or "") for name in ("group", "context"))
+        return dataclasses.replace(example, group=group, context=context)
+
+    return complete
+
+
+READERS: dict[str, Callable[[Mapping], Example]] = {
+    "groups": _complete(_groups),
+    "ultrafeedback": _complete(_ultrafeedback),
+    "pairs": _complete(_pairs),
+    "unpaired": _complete(_unpaired),
+    "gdpo": _complete(_gdpo),
+}

@@ -54,7 +54,7 @@ class RowLayout:
     row_counts: tuple[int, ...] = COUNTS
     shapes: tuple[Shape, ...] = ()
     uniform_waste: float = 0.1
-    dense: int = 4096
+    dense: int = 32768
 
     def __post_init__(self):
         if self.align not in ("left", "right"):

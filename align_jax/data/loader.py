@@ -2,18 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import dataclasses
+import functools
+import threading
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import grain
 import jax
 import numpy as np
 
-from align_jax.batch import GroupBatch, pad_to_common
+from align_jax.batch import GroupBatch, pad_to, sizes
 from align_jax.data.batching import pack_groups
 from align_jax.data.dataset import GroupDataset, labelled
 from align_jax.data.layout import RowLayout
 from align_jax.data.records import TokenGroup
+from align_jax.data.shapes import choose_shapes
+
+Sizes = tuple[int, int, int, int, int]
+Agree = Callable[[Sizes], Sizes]
 
 
 class BatchLoader:
@@ -28,13 +35,15 @@ class BatchLoader:
       groups_per_step: groups of a step, over all processes and microbatches.
       accumulation_steps: A, microbatches of a step.
       seed: of the order. shuffle: False keeps the order of the data.
-      layout: shapes of the rows.
+      layout: how rows are filled; its `shapes`, where it has none, are chosen for the data set.
       labels: name -> `[rows, K]`, joined to the groups by row.
       workers, prefetch: threads that make batches, and how many are made ahead.
       process_index, process_count: which part of the data this process reads.
+      agree: with several processes: this process's `(M, P, N, R, K)` -> the largest of all processes. Called once a batch,
+        in the thread that asks for the batch.
 
     Raises:
-      ValueError: a number of groups that cannot be split evenly.
+      ValueError: a number of groups that cannot be split evenly, or several processes without `agree`.
     """
 
     def __init__(
@@ -52,15 +61,19 @@ class BatchLoader:
         prefetch: int = 4,
         process_index: int = 0,
         process_count: int = 1,
+        agree: Agree | None = None,
     ):
         parts = shards * process_count * accumulation_steps
         if groups_per_step % parts:
             raise ValueError(f"{groups_per_step} groups a step cannot be split over {parts} shards and microbatches")
+        if process_count > 1 and agree is None:
+            raise ValueError(f"{process_count} processes need `agree`, so that their batches have one shape")
         self._dataset, self._shards, self._accumulation = dataset, shards, accumulation_steps
-        self._per_shard = groups_per_step // parts
+        self._per_shard, self._seed = groups_per_step // parts, seed
         self._layout, self._labels = layout or RowLayout(), labels or {}
-        self._process = (process_index, process_count)
-        self._options = grain.ReadOptions(num_threads=workers, prefetch_buffer_size=prefetch)
+        self._process, self._agree = (process_index, process_count), agree
+        self._lock = threading.Lock()
+        self._options = grain.ReadOptions(num_threads=workers, prefetch_buffer_size=max(prefetch, workers))
         order = grain.MapDataset.range(len(dataset)).seed(seed)
         order = (order.shuffle() if shuffle else order).repeat()[process_index::process_count]
         batches = order.batch(groups_per_step // process_count, batch_fn=list).map(self._train_batch)
@@ -71,7 +84,7 @@ class BatchLoader:
 
     def __next__(self) -> GroupBatch:
         """The next batch, microbatches on a leading axis A of every array."""
-        return next(self._iterator)
+        return self._common(next(self._iterator))
 
     def state(self) -> dict[str, Any]:
         """What `restore` needs to go on after the batch handed out last; JSON values."""
@@ -82,21 +95,71 @@ class BatchLoader:
         self._iterator.set_state(state)
 
     def eval_batches(self) -> Iterator[GroupBatch]:
-        """One pass in order, without the microbatch axis; the last batch is filled up with groups of row -1."""
-        index, count = self._process
-        size = self._shards * self._per_shard
-        for start in range(0, len(self._dataset), size * count):
-            mine = range(start + index * size, min(start + (index + 1) * size, len(self._dataset)))
-            yield self._pack([self._group(i) for i in mine])
+        """One pass in order, without the microbatch axis; the last batches are filled up with groups of row -1."""
+        size, (_, count) = self._shards * self._per_shard, self._process
+        batches = grain.MapDataset.range(-(-len(self._dataset) // (size * count))).map(self._eval_batch)
+        for batch in batches.to_iter_dataset(self._options):
+            yield self._common(batch)
+
+    @functools.cached_property
+    def train_layout(self) -> RowLayout:
+        """The shapes of the microbatches, chosen for the data."""
+        return self._fitted(self._shards * self._accumulation)
+
+    @functools.cached_property
+    def eval_layout(self) -> RowLayout:
+        """The shapes of evaluation batches, chosen for the data."""
+        return self.train_layout if self._accumulation == 1 else self._fitted(self._shards)
+
+    def _fitted(self, shards: int) -> RowLayout:
+        if self._layout.shapes or not self._layout.pack:
+            return self._layout
+        with self._lock:  # by the first worker to come, for all
+            sample = self._dataset.sizes
+        return choose_shapes(
+            sample,
+            shards=shards,
+            groups_per_shard=self._per_shard,
+            layout=self._layout,
+            limits=self._dataset.limits,
+            seed=self._seed,
+        )
 
     def _group(self, index: int) -> TokenGroup:
         return labelled(self._dataset[index], self._labels)
 
     def _train_batch(self, indices: list[int]) -> GroupBatch:
+        """All microbatches packed at once, as further shards, so that they balance and have one shape."""
         groups = [self._group(i) for i in indices]
-        size = len(groups) // self._accumulation
-        micro = [self._pack(groups[i * size : (i + 1) * size]) for i in range(self._accumulation)]
-        return jax.tree.map(lambda *xs: np.stack(xs), *pad_to_common(micro))
+        batch = self._pack(groups, self._shards * self._accumulation, self.train_layout)
 
-    def _pack(self, groups: list[TokenGroup]) -> GroupBatch:
-        return pack_groups(groups, shards=self._shards, groups_per_shard=self._per_shard, layout=self._layout)
+        def split(array: np.ndarray) -> np.ndarray:
+            return array.reshape(self._accumulation, -1, *array.shape[1:])
+
+        return jax.tree.map(split, batch)
+
+    def _eval_batch(self, number: int) -> GroupBatch:
+        size, (index, count) = self._shards * self._per_shard, self._process
+        start = (number * count + index) * size
+        mine = range(start, min(start + size, len(self._dataset)))
+        if not mine:
+            return _blank(self._pack([self._group(0)], self._shards, self.eval_layout))
+        return self._pack([self._group(i) for i in mine], self._shards, self.eval_layout)
+
+    def _pack(self, groups: list[TokenGroup], shards: int, layout: RowLayout) -> GroupBatch:
+        return pack_groups(
+            groups, shards=shards, groups_per_shard=self._per_shard, layout=layout, slots=self._dataset.slots
+        )
+
+    def _common(self, batch: GroupBatch) -> GroupBatch:
+        """The batch in the shape that all processes agree on."""
+        if self._agree is None:
+            return batch
+        # Whether rows are uniform may differ between processes too, and is part of what is compiled.
+        return dataclasses.replace(pad_to(batch, self._agree(sizes(batch))), uniform=False)
+
+
+def _blank(batch: GroupBatch) -> GroupBatch:
+    """A batch of padding groups only, in the shapes of another."""
+    empty = jax.tree.map(np.zeros_like, batch)
+    return dataclasses.replace(empty, slots=np.full_like(batch.slots, -1), rows=np.full_like(batch.rows, -1))
