@@ -1,6 +1,5 @@
 """From files to batches: sources, formats, tokens, groups, arrays. Only grain, numpy and tokenizers."""
 
-# NOTE TO HELPER: read align_jax/data/NOTE_FROM_LEAD.txt before writing any file here.
 from align_jax.data.batching import make_groups, pack_groups
 from align_jax.data.config import DataConfig
 from align_jax.data.dataset import GroupDataset

@@ -36,7 +36,7 @@ class Survey:
     """What one look through all examples gives.
 
     Attributes:
-      items: the groups that there are. dropped: examples without contrast, which a pair cannot be made of.
+      items: the groups that there are. dropped: examples that cannot serve: without contrast, or not desirable.
       slots: K, the most responses of a group. beliefs: N, the most beliefs of a prompt (0 unless `gdpo`).
       targets: prompt key -> estimated belief distribution, where a row has none of its own.
       group_names: the values of the `group` column, sorted.
@@ -50,9 +50,7 @@ class Survey:
     group_names: tuple[str, ...]
 
 
-def survey(
-    examples: Callable[[int], Example], rows: Sequence[int], layout: str, preference: str, config: DataConfig
-) -> Survey:
+def survey(examples: Callable[[int], Example], rows: Sequence[int], layout: str, preference: str, config: DataConfig) -> Survey:
     """Looks through all examples once.
 
     Args:
@@ -71,7 +69,7 @@ def survey(
         example = examples(row)
         names.add(example.group)
         k = len(example.responses)
-        if layout == "pair" and len(set(example.scores)) < 2:
+        if (layout == "pair" and len(set(example.scores)) < 2) or (layout == "sft" and example.desirable is False):
             dropped += 1
             continue
         if layout == "unpaired" and example.desirable is None:
@@ -88,7 +86,8 @@ def survey(
             count[example.opinion.accepted] += 1
             companions[key, example.opinion.accepted].append(row)
     if not items:
-        raise UserError(f"no group is left: none of the {len(rows)} rows has two different scores")
+        what = "a desirable completion" if layout == "sft" else "two different scores"
+        raise UserError(f"no group is left: none of the {len(rows)} rows has {what}")
     targets = {key: smoothed(count, config.belief_prior) for key, count in counts.items()}
     if layout == "gdpo" and preference == "mpo":
         items = _with_companions(items, companions, config.max_responses or 8)

@@ -135,7 +135,8 @@ class GroupDataset:
         if self.bad_rows:
             parts.append(f"{len(self.bad_rows)} malformed rows skipped")
         if self._found.dropped:
-            parts.append(f"{self._found.dropped} rows without contrast dropped")
+            what = "a desirable completion" if self._config.format == "unpaired" else "contrast"
+            parts.append(f"{self._found.dropped} rows without {what} dropped")
         return ", ".join(parts)
 
     def __repr__(self) -> str:  # grain prints data sets in errors; the contents stay out

@@ -82,9 +82,7 @@ def packed_plans(shards: Sequence[Sequence[GroupSize]], layout: RowLayout) -> Pl
     fitting = [
         shape
         for shape in layout.shapes
-        if shape.prompt_length >= prompt
-        and shape.length >= unit
-        and holds(shape, plans(shape.prompt_length, shape.length))
+        if shape.prompt_length >= prompt and shape.length >= unit and holds(shape, plans(shape.prompt_length, shape.length))
     ]
     if not fitting:
         for p in dict.fromkeys(fit(factor * prompt, layout.prompt_lengths) for factor in (1, 2, 4)):

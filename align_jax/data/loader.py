@@ -21,6 +21,7 @@ from align_jax.data.shapes import choose_shapes
 
 Sizes = tuple[int, int, int, int, int]
 Agree = Callable[[Sizes], Sizes]
+_ENDLESS = 1 << 48  # groups that a loader hands out
 
 
 class BatchLoader:
@@ -75,7 +76,8 @@ class BatchLoader:
         self._lock = threading.Lock()
         self._options = grain.ReadOptions(num_threads=workers, prefetch_buffer_size=max(prefetch, workers))
         order = grain.MapDataset.range(len(dataset)).seed(seed)
-        order = (order.shuffle() if shuffle else order).repeat()[process_index::process_count]
+        # grain's own endless repeat overflows where the batch is a single group
+        order = (order.shuffle() if shuffle else order).repeat(_ENDLESS // len(dataset) + 1)[process_index::process_count]
         batches = order.batch(groups_per_step // process_count, batch_fn=list).map(self._train_batch)
         self._iterator = iter(batches.to_iter_dataset(self._options))
 
@@ -147,9 +149,7 @@ class BatchLoader:
         return self._pack([self._group(i) for i in mine], self._shards, self.eval_layout)
 
     def _pack(self, groups: list[TokenGroup], shards: int, layout: RowLayout) -> GroupBatch:
-        return pack_groups(
-            groups, shards=shards, groups_per_shard=self._per_shard, layout=layout, slots=self._dataset.slots
-        )
+        return pack_groups(groups, shards=shards, groups_per_shard=self._per_shard, layout=layout, slots=self._dataset.slots)
 
     def _common(self, batch: GroupBatch) -> GroupBatch:
         """The batch in the shape that all processes agree on."""

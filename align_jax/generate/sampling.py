@@ -78,11 +78,16 @@ def sample(logits: jax.Array, keys: jax.Array, sampling: Sampling) -> jax.Array:
     between two machines changes it only where two tokens nearly tie.
     """
     if sampling.greedy:
-        return jnp.argmax(logits, axis=-1).astype(jnp.int32)
+        return _first_largest(logits)
     draw = jax.vmap(jax.vmap(lambda key: jax.random.gumbel(key, logits.shape[-1:], jnp.float32)))
-    # Without the barrier the CPU compiler computes the noise again in every use of the reduction.
-    noise = jax.lax.optimization_barrier(draw(keys))
-    return jnp.argmax(filter_logits(logits, sampling) + noise, axis=-1).astype(jnp.int32)
+    return _first_largest(filter_logits(logits, sampling) + draw(keys))
+
+
+def _first_largest(values: jax.Array) -> jax.Array:
+    """`argmax` over the last axis as two plain reductions, several times faster than XLA's paired one on the CPU."""
+    count = values.shape[-1]
+    is_largest = values == jnp.max(values, axis=-1, keepdims=True)
+    return jnp.min(jnp.where(is_largest, jnp.arange(count, dtype=jnp.int32), count - 1), axis=-1)
 
 
 def _keep_top(logits: jax.Array, weights: jax.Array, goal: float) -> jax.Array:

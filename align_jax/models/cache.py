@@ -30,8 +30,9 @@ class KVCache:
     """Keys and values, in the model's compute type.
 
     Attributes:
-      prompt_k, prompt_v: `[L, D, M, S, P, Hk, E]`, the prompts without their last tokens.
-      k, v: `[L, D, N, Hk, T, E]`, the ring: the prompt's last token and what was generated after it.
+      prompt_k, prompt_v: `[L, D, M, Hk, S, P, E]`, the prompts without their last tokens.
+      k, v: `[L, D, N, Hk, E, T]` and `[L, D, N, Hk, T, E]`, the ring: the prompt's last token and what was generated
+        after it. Keys are transposed, which makes their product with a query a plain one.
     """
 
     prompt_k: jax.Array
@@ -60,9 +61,10 @@ class DecodeRows:
 def init_cache(model: Decoder, shards: int, slots: int, prompts: int, prompt_length: int, rows: int, length: int) -> KVCache:
     """An empty cache for D, M, S, P, N, T as named in the module docstring."""
     c = model.config
-    prompt_shape = (c.layers, shards, slots, prompts, prompt_length, c.kv_heads, c.head_size)
-    shape = (c.layers, shards, rows, c.kv_heads, length, c.head_size)
-    return _lay_out(KVCache(*(jnp.zeros(s, model.dtype) for s in (prompt_shape, prompt_shape, shape, shape))))
+    prompt_shape = (c.layers, shards, slots, c.kv_heads, prompts, prompt_length, c.head_size)
+    ring = (c.layers, shards, rows, c.kv_heads)
+    shapes = (prompt_shape, prompt_shape, (*ring, c.head_size, length), (*ring, length, c.head_size))
+    return _lay_out(KVCache(*(jnp.zeros(shape, model.dtype) for shape in shapes)))
 
 
 def write_prompts(
@@ -81,7 +83,9 @@ def write_prompts(
     _, (k, v) = model.run(tokens, positions, masks, keep_kv=True)
 
     def put(cached, new, slot, prompt):
-        return cached.at[:, slot, prompt, : new.shape[2]].set(new.astype(cached.dtype), mode="drop")
+        # Indices apart from one another put R first: [R, L, Hk, length, E].
+        new = jnp.transpose(new.astype(cached.dtype), (1, 0, 3, 2, 4))
+        return cached.at[:, slot, :, prompt, : new.shape[3]].set(new, mode="drop")
 
     over_shards = jax.vmap(put, in_axes=(1, 1, 0, 0), out_axes=1)
     return _lay_out(
@@ -105,9 +109,9 @@ def decode_step(
     Returns:
       Normalized hidden states `[D, N, W]` of the inputs, and the cache with their keys and values.
     """
-    length, window = cache.k.shape[-2], model.config.sliding_window
+    length, window = cache.k.shape[-1], model.config.sliding_window
     shards, count = rows.tokens.shape
-    slots, prompts, prompt_length = cache.prompt_k.shape[2:5]
+    slots, _, prompts, prompt_length = cache.prompt_k.shape[2:6]
     per_slot = count // slots
     lengths = jnp.take_along_axis(jnp.repeat(rows.lengths, per_slot, axis=1), rows.prompts[..., None], axis=-1)
     positions = lengths + rows.steps[..., None]
@@ -130,61 +134,56 @@ def decode_step(
         attention=partial(_attend_cached, prefix=prefix, past=past, span=span),
     )
 
-    def write(cached, new):  # [L, D, N, 1, Hk, E] into [L, D, N, Hk, T, E]
-        return jax.lax.dynamic_update_slice_in_dim(cached, jnp.moveaxis(new, 3, 4), clock % length, axis=4)
+    column = clock % length
+    return hidden[:, :, 0], _lay_out(
+        dataclasses.replace(
+            cache,
+            k=jax.lax.dynamic_update_slice_in_dim(cache.k, jnp.moveaxis(k, 3, 5), column, axis=5),
+            v=jax.lax.dynamic_update_slice_in_dim(cache.v, jnp.moveaxis(v, 3, 4), column, axis=4),
+        )
+    )
 
-    return hidden[:, :, 0], _lay_out(dataclasses.replace(cache, k=write(cache.k, k), v=write(cache.v, v)))
 
-
-def _attend_cached(q, k, v, masks, prompt_k, prompt_v, past_k, past_v, *, prefix, past, span):
-    """Attention of one token a row to its slot's prompts, to the ring and to itself, merged by their log-sum-exps.
+def _attend_cached(q, k, v, seen, prompt_k, prompt_v, past_k, past_v, *, prefix, past, span):
+    """Attention of one token a row to its slot's prompts, to the ring and to itself, as one softmax.
 
     Args:
       q: `[D, N, 1, H, E]`; k, v: `[D, N, 1, Hk, E]`; the cache without L.
-      masks: unused, the interface of `Decoder.run`. prefix: bool `[D, N, S * P]`. past: bool `[D, N, span]`.
+      seen: unused, of the interface of `Decoder.run`. prefix: bool `[D, N, S * P]`. past: bool `[D, N, span]`.
     """
     shards, rows, _, heads, size = q.shape
     slots, kv_heads = prompt_k.shape[1], k.shape[3]
-    q_scaled = (q * (size**-0.5)).reshape(shards, rows, kv_heads, heads // kv_heads, size)
-    # The C rows of a slot are the rows of one larger product with its prompts.
-    split = (shards, slots, rows // slots)
-    flat = (shards, slots, -1, kv_heads, size)
-    to_prompt = _part(
-        ("dmchge,dmphe->dmchgp", "dmchgp,dmphe->dmchge"),
-        q_scaled.reshape(split + q_scaled.shape[2:]),
-        prompt_k.reshape(flat),
-        prompt_v.reshape(flat),
-        prefix.reshape(split + (1, 1, -1)),
-    )
-    parts = [
-        tuple(x.reshape(shards, rows, *x.shape[3:]) for x in to_prompt),
-        _part(
-            ("dnhge,dnhte->dnhgt", "dnhgt,dnhte->dnhge"),
-            q_scaled,
-            past_k[..., :span, :],
-            past_v[..., :span, :],
-            past[:, :, None, None],
-        ),
-        _part(("dnhge,dnthe->dnhgt", "dnhgt,dnthe->dnhge"), q_scaled, k, v, True),
-    ]
-    top = jnp.maximum(jnp.maximum(parts[0][0], parts[1][0]), parts[2][0])
-    scales = [jnp.exp(part[0] - top) for part in parts]
-    total = sum(scale * part[1] for scale, part in zip(scales, parts, strict=True))
-    mixed = sum(scale * part[2] for scale, part in zip(scales, parts, strict=True)) / total
-    return mixed.astype(q.dtype).reshape(q.shape)
-
-
-def _part(specs, q, k, v, mask):
-    """Largest logit, sum of weights and weighted values over one set of keys, in float32."""
     dot = partial(jnp.einsum, preferred_element_type=jnp.float32, precision=precision(q.dtype))
-    logits = jnp.where(mask, dot(specs[0], q, k), _NEVER)
-    top = jnp.max(logits, axis=-1, keepdims=True)
-    weights = jnp.where(mask, jnp.exp(logits - top), 0.0)
-    return top, jnp.sum(weights, axis=-1, keepdims=True), dot(specs[1], weights.astype(v.dtype), v)
+    q = (q * (size**-0.5)).reshape(shards, rows, kv_heads, heads // kv_heads, size)
+    past_k, past_v = past_k[..., :span], past_v[..., :span, :]
+    # The C rows of a slot are the rows of one larger product with its prompts.
+    q_slots = q.reshape(shards, slots, rows // slots, *q.shape[2:])
+    prompt_k, prompt_v = (x.reshape(shards, slots, kv_heads, -1, size) for x in (prompt_k, prompt_v))
+    hidden = prefix.reshape(shards, slots, 1, rows // slots, 1, -1)
+
+    to_prompt = jnp.where(hidden, dot("dmchge,dmhpe->dmhcgp", q_slots, prompt_k), _NEVER)
+    to_past = jnp.where(past[:, :, None, None], dot("dnhge,dnhet->dnhgt", q, past_k), _NEVER)
+    k, v = (x.reshape(shards, rows, kv_heads, 1, size) for x in (k, v))
+    to_self = jnp.sum(q.astype(jnp.float32) * k, axis=-1, keepdims=True)
+
+    def by_row(x):  # [D, M, Hk, C, g, ...] to [D, N, Hk, g, ...]
+        return jnp.moveaxis(x, 2, 3).reshape(shards, rows, *x.shape[2:3], *x.shape[4:])
+
+    def by_slot(x):
+        return jnp.moveaxis(x.reshape(shards, slots, rows // slots, *x.shape[2:]), 3, 2)
+
+    # A token always sees itself, so the largest logit is a real one and what is hidden gets weight 0.
+    top = jnp.maximum(jnp.maximum(by_row(to_prompt.max(-1)), to_past.max(-1)), to_self[..., 0])[..., None]
+    on_prompt, on_past, on_self = jnp.exp(to_prompt - by_slot(top)), jnp.exp(to_past - top), jnp.exp(to_self - top)
+    total = by_row(on_prompt.sum(-1))[..., None] + on_past.sum(-1, keepdims=True) + on_self
+    mixed = by_row(dot("dmhcgp,dmhpe->dmhcge", on_prompt.astype(v.dtype), prompt_v))
+    mixed += dot("dnhgt,dnhte->dnhge", on_past.astype(v.dtype), past_v)
+    mixed += on_self * v
+    return (mixed / total).astype(v.dtype).reshape(shards, rows, 1, heads, size)
 
 
 def _lay_out(cache: KVCache) -> KVCache:
-    prompt_axes = (None, "shards", None, None, None, "kv_heads", None)
+    prompt_axes = (None, "shards", None, "kv_heads", None, None, None)
     axes = (None, "shards", None, "kv_heads", None, None)
     return KVCache(
         constrain(cache.prompt_k, *prompt_axes),

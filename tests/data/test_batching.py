@@ -75,7 +75,8 @@ def check_promises(batch):
     """What the static flags and the padding promise to the model."""
     rows, prompts = batch.prompt_row.shape[1], batch.prompt_tokens.shape[1]
     if batch.uniform:
-        np.testing.assert_array_equal(batch.prompt_row, np.repeat(np.arange(prompts), rows // prompts)[None].repeat(len(batch.prompt_row), 0))
+        expect = np.repeat(np.arange(prompts), rows // prompts)
+        np.testing.assert_array_equal(batch.prompt_row, np.tile(expect, (len(batch.prompt_row), 1)))
     if not batch.packed:
         assert batch.segments.max() == 1 and batch.prompt_segments.max(initial=0) <= 1 and batch.parents.max() == 0
     padding = batch.segments == 0
@@ -83,7 +84,8 @@ def check_promises(batch):
 
 
 def test_a_scored_belief_with_texts_stands_once_in_a_packed_row():
-    group = TokenGroup(0, np.array([1, 2, 3]), (Segment(np.array([7, 8]), 0), Segment(np.array([9]), 1, 0), Segment(np.array([5]), 2, 0)), 3)
+    segments = (Segment(np.array([7, 8]), 0), Segment(np.array([9]), 1, 0), Segment(np.array([5]), 2, 0))
+    group = TokenGroup(0, np.array([1, 2, 3]), segments, 3)
     batch = pack_groups([group], shards=1, groups_per_shard=1, layout=RowLayout())
     assert real_positions(batch) == 2 + 2 + 1 + 1
     unpacked = pack_groups([group], shards=1, groups_per_shard=1, layout=RowLayout(pack=False))

@@ -1,0 +1,239 @@
+"""Which responses stand in which slots, for every objective layout."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from align_jax.data import DataConfig, Encoder, GroupDataset
+from align_jax.data.arrange import smoothed
+from align_jax.errors import UserError
+from tests.data.toys import char_tokenizer, opinion, write_jsonl
+
+TOKENIZER = char_tokenizer()
+GROUPS = [
+    {"prompt": "p0", "responses": ["a0", "b0", "c0"], "scores": [1, 3, 2]},
+    {"prompt": "p1", "responses": ["a1", "b1"], "scores": [2, 2]},
+    {"prompt": "p2", "responses": ["a2"], "scores": [5]},
+    {"prompt": "p3", "responses": ["a3", "b3"], "scores": [0, 1]},
+]
+PAIRS = [{"prompt": f"p{i}", "chosen": f"c{i}", "rejected": f"r{i}"} for i in range(3)]
+UNPAIRED = [{"prompt": f"p{i}", "completion": f"c{i}", "label": i != 1} for i in range(3)]
+ROWS = {"groups": GROUPS, "pairs": PAIRS, "unpaired": UNPAIRED}
+
+
+def dataset(tmp_path, rows, format_, layout, *, preference="dpo", seed=0, **config):
+    path = write_jsonl(tmp_path / "rows.jsonl", rows)
+    made = DataConfig(train=path, format=format_, **config)
+    return GroupDataset(made, "train", Encoder(TOKENIZER, made), layout=layout, preference=preference, seed=seed)
+
+
+def texts(group):
+    """{slot: text}; `parent|text` where a segment has one."""
+
+    def text(segment):
+        return "".join(TOKENIZER.convert_ids_to_tokens(segment.tokens))
+
+    return {s.slot: (text(group.segments[s.parent]) + "|" if s.parent >= 0 else "") + text(s) for s in group.segments}
+
+
+def prompt(group):
+    return "".join(TOKENIZER.convert_ids_to_tokens(group.prompt))
+
+
+def test_group(tmp_path):
+    data = dataset(tmp_path, GROUPS, "groups", "group")
+    assert len(data) == 4 and data.slots == 3
+    assert prompt(data[0]) == "<s>p0" and data[0].row == 0
+    assert texts(data[0]) == {0: "a0</s>", 1: "b0</s>", 2: "c0</s>"}
+    np.testing.assert_array_equal(data[0].labels["scores"], [1, 3, 2])
+    assert texts(data[2]) == {0: "a2</s>"}  # without contrast: kept, and counted by the objective
+    pairs = dataset(tmp_path, PAIRS, "pairs", "group")
+    assert texts(pairs[1]) == {0: "c1</s>", 1: "r1</s>"} and pairs[1].labels["scores"].tolist() == [1, 0]
+
+
+def test_pair_takes_best_against_worst_and_drops_what_has_no_contrast(tmp_path):
+    data = dataset(tmp_path, GROUPS, "groups", "pair")
+    assert len(data) == 2 and data.slots == 2
+    assert texts(data[0]) == {0: "b0</s>", 1: "a0</s>"} and data[0].labels["scores"].tolist() == [3, 1]
+    assert texts(data[1]) == {0: "b3</s>", 1: "a3</s>"} and data[1].row == 1 and "rows.jsonl:4" in data.where(1)
+    assert "2 rows without contrast dropped" in data.describe()
+    with pytest.raises(UserError, match="none of the 1 rows has two different scores"):
+        dataset(tmp_path, GROUPS[1:2], "groups", "pair")
+
+
+def test_sft_takes_the_best(tmp_path):
+    assert texts(dataset(tmp_path, GROUPS, "groups", "sft")[0]) == {0: "b0</s>"}
+    assert texts(dataset(tmp_path, PAIRS, "pairs", "sft")[2]) == {0: "c2</s>"}
+    data = dataset(tmp_path, UNPAIRED, "unpaired", "sft")
+    assert [texts(data[i])[0] for i in range(len(data))] == ["c0</s>", "c2</s>"]
+    assert "1 rows without a desirable completion dropped" in data.describe()
+
+
+@pytest.mark.parametrize("format_", ["groups", "pairs", "unpaired"])
+def test_unpaired_has_another_prompts_completion_in_slot_1(tmp_path, format_):
+    data = dataset(tmp_path, ROWS[format_], format_, "unpaired")
+    own = {
+        "groups": ["a0", "b0", "c0", "a1", "b1", "a2", "a3", "b3"],
+        "pairs": ["c0", "r0", "c1", "r1", "c2", "r2"],
+        "unpaired": ["c0", "c1", "c2"],
+    }[format_]
+    desirable = {
+        "groups": [False, True, False, False, False, False, False, True],
+        "pairs": [True, False] * 3,
+        "unpaired": [True, False, True],
+    }[format_]
+    assert [texts(data[i])[0] for i in range(len(data))] == [f"{t}</s>" for t in own]
+    assert [bool(data[i].labels["desirable"]) for i in range(len(data))] == desirable
+    for i in range(len(data)):
+        # the last character of these texts is the number of their prompt
+        assert texts(data[i])[1][-5] != texts(data[i])[0][-5]
+        assert texts(data[i]) == texts(dataset(tmp_path, ROWS[format_], format_, "unpaired")[i])
+
+
+def test_unpaired_needs_two_prompts(tmp_path):
+    data = dataset(tmp_path, UNPAIRED[:1] * 3, "unpaired", "unpaired")
+    with pytest.raises(UserError, match="at least two different prompts"):
+        data[0]
+
+
+OPINIONS = [opinion("p0", 1, 0), opinion("p0", 1, 2), opinion("p0", 0, 1), opinion("p1", 1, 2, group="g")]
+
+
+def test_gdpo_conditions_both_texts_on_the_accepted_belief(tmp_path):
+    data = dataset(tmp_path, OPINIONS, "gdpo", "gdpo")
+    assert len(data) == 4 and data.slots == 3 + 2 and data.group_names == ("g",)
+    group = data[0]
+    assert texts(group) == {0: "0<no>", 1: "1<yes>", 2: "2<maybe>", 3: "1<yes>|good1</s>", 4: "1<yes>|bad0</s>"}
+    np.testing.assert_array_equal(group.labels["target_probs"], np.float32([0.25, 0.5, 0.25]))
+    assert group.labels["chosen_belief"] == 1
+    assert [int(data[i].labels["group_id"]) for i in range(4)] == [-1, -1, -1, 0]
+
+
+def test_gdpo_kto_adds_the_text_of_another_prompt(tmp_path):
+    data = dataset(tmp_path, OPINIONS, "gdpo", "gdpo", preference="kto")
+    assert data.slots == 3 + 3
+    beliefs = {0: "0<no>", 1: "1<yes>", 2: "2<maybe>"}
+    assert texts(data[2]) == {**beliefs, 3: "0<no>|good0</s>", 4: "0<no>|bad1</s>", 5: "0<no>|good1</s>"}
+    different = [opinion("p0", accept_response="x"), opinion("p0", accept_response="x"), opinion("p1", accept_response="y")]
+    data = dataset(tmp_path, different, "gdpo", "gdpo", preference="kto")
+    assert [texts(data[i])[5][-5] for i in range(3)] == ["y", "y", "x"]
+
+
+def test_gdpo_mpo_takes_the_texts_of_rows_with_the_same_prompt_and_belief(tmp_path):
+    data = dataset(tmp_path, OPINIONS, "gdpo", "gdpo", preference="mpo", max_responses=4)
+    assert data.slots == 3 + 4
+    group = data[0]
+    assert list(texts(group).values())[3:] == ["1<yes>|good1</s>"] * 2 + ["1<yes>|bad0</s>", "1<yes>|bad2</s>"]
+    assert group.labels["text_scores"].tolist() == [1, 1, 0, 0]
+    lonely = data[2]  # the only row of its prompt and belief
+    assert list(texts(lonely).values())[3:] == ["0<no>|good0</s>", "0<no>|bad1</s>"]
+    assert lonely.labels["text_scores"].tolist() == [1, 0, 0, 0]
+
+
+def test_options_may_differ_between_prompts(tmp_path):
+    two = opinion("p9", options=["no", "yes"], probabilities=[0.1, 0.9])
+    data = dataset(tmp_path, [opinion("p0"), two], "gdpo", "gdpo")
+    assert sorted(texts(data[1])) == [0, 1, 3, 4] and data[1].slots == data.slots == 5
+    np.testing.assert_array_equal(data[1].labels["target_probs"], np.float32([0.1, 0.9, 0]))
+
+
+def test_missing_probabilities_are_estimated_from_accepted_beliefs_a_prompt_and_group(tmp_path):
+    rows = [opinion("p0", a, 2, probabilities=None) for a in (1, 1, 1, 0)]
+    rows += [opinion("p0", 0, 2, probabilities=None, group="g"), opinion("p1", 2, 0)]
+    data = dataset(tmp_path, rows, "gdpo", "gdpo", belief_prior=0.5)
+    np.testing.assert_allclose(data[0].labels["target_probs"], np.array([1.5, 3.5, 0.5]) / 5.5, rtol=1e-6)
+    np.testing.assert_allclose(data[4].labels["target_probs"], np.array([1.5, 0.5, 0.5]) / 2.5, rtol=1e-6)
+    np.testing.assert_allclose(data[5].labels["target_probs"], [0.25, 0.5, 0.25])
+    np.testing.assert_allclose(smoothed(np.array([3.0, 1.0]), 0), [0.75, 0.25])
+
+
+def test_gdpo_rows_serve_other_layouts_with_belief_and_text_as_one_response(tmp_path):
+    data = dataset(tmp_path, OPINIONS, "gdpo", "pair")
+    assert texts(data[0]) == {0: "1<yes>good1</s>", 1: "0<no>bad0</s>"}
+    assert texts(dataset(tmp_path, OPINIONS, "gdpo", "sft")[2]) == {0: "0<no>good0</s>"}
+
+
+def test_max_responses_keeps_contrast(tmp_path):
+    rows = [{"prompt": f"p{i}", "responses": list("abcdef"), "scores": [1, 1, 5, 1, 0, 1]} for i in range(20)]
+    data = dataset(tmp_path, rows, "groups", "group", max_responses=4)
+    assert data.slots == 4
+    kept = [tuple(texts(data[i]).values()) for i in range(20)]
+    assert all(len(k) == 4 and "c</s>" in k and "e</s>" in k and list(k) == sorted(k) for k in kept)
+    assert all(data[i].labels["scores"].max() == 5 and data[i].labels["scores"].min() == 0 for i in range(20))
+    assert len(set(kept)) > 1
+    again, other = (dataset(tmp_path, rows, "groups", "group", max_responses=4, seed=s) for s in (0, 1))
+    assert kept == [tuple(texts(again[i]).values()) for i in range(20)]
+    assert kept != [tuple(texts(other[i]).values()) for i in range(20)]
+
+
+@pytest.mark.parametrize(
+    ("format_", "layout"), [("unpaired", "group"), ("unpaired", "pair"), ("pairs", "gdpo"), ("groups", "gdpo")]
+)
+def test_formats_that_cannot_serve_an_objective(tmp_path, format_, layout):
+    with pytest.raises(UserError, match=f"'{format_}'"):
+        dataset(tmp_path, ROWS[format_], format_, layout)
+
+
+def test_bad_rows_stop_the_run_or_are_listed(tmp_path):
+    rows = [GROUPS[0], GROUPS[0] | {"scores": [1]}, GROUPS[3], {"prompt": "x"}]
+    with pytest.raises(UserError, match=r"rows.jsonl:2: field 'scores': 1 scores for 3 responses .*on_bad_row"):
+        dataset(tmp_path, rows, "groups", "group")
+    data = dataset(tmp_path, rows, "groups", "group", on_bad_row="skip")
+    assert [prompt(data[i]) for i in range(len(data))] == ["<s>p0", "<s>p3"]
+    listed = [(bad["where"][-1], bad["reason"][:15]) for bad in data.bad_rows]
+    assert listed == [("2", "field 'scores':"), ("4", "field 'response")]
+    assert "2 malformed rows skipped" in data.describe()
+    with pytest.raises(UserError, match="all 1 rows are malformed"):
+        dataset(tmp_path, rows[3:], "groups", "group", on_bad_row="skip")
+
+
+def test_cuts_are_labels(tmp_path):
+    data = dataset(tmp_path, GROUPS, "groups", "group", max_prompt_tokens=2, max_response_tokens=2)
+    assert data[0].labels["truncated"].tolist() == [1, 3]
+    assert dataset(tmp_path, GROUPS, "groups", "group")[0].labels["truncated"].tolist() == [0, 0]
+
+
+def test_templates_may_use_group_and_context(tmp_path):
+    rows = [opinion("p", group="g", context="c"), opinion("q", group="h", context=None)]
+    data = dataset(tmp_path, rows, "gdpo", "sft", prompt_template="{context}/{group}/{prompt}")
+    assert [prompt(data[i]) for i in (0, 1)] == ["<s>c/g/p", "<s>/h/q"]
+    assert data.group_names == ("g", "h") and [int(data[i].labels["group_id"]) for i in (0, 1)] == [0, 1]
+    with pytest.raises(UserError, match="data.prompt_template uses {context}, but no row"):
+        dataset(tmp_path, GROUPS, "groups", "group", prompt_template="{context}{prompt}")
+
+
+def test_the_fingerprint_follows_content_lengths_and_layout_but_not_speed(tmp_path):
+    base = dataset(tmp_path, GROUPS, "groups", "group").fingerprint
+    assert dataset(tmp_path, GROUPS, "groups", "group", workers=5, pack=False).fingerprint == base
+    others = [
+        dataset(tmp_path, GROUPS, "groups", "pair").fingerprint,
+        dataset(tmp_path, GROUPS, "groups", "group", max_response_tokens=7).fingerprint,
+        dataset(tmp_path, GROUPS, "groups", "group", prompt_template="{prompt}?").fingerprint,
+        dataset(tmp_path, GROUPS[:3], "groups", "group").fingerprint,
+    ]
+    assert len({base, *others}) == 5
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"format": "csv"}, "data.format"),
+        ({"on_bad_row": "ignore"}, "data.on_bad_row"),
+        ({"chat_template": "yes"}, "data.chat_template"),
+        ({"truncate_prompt": "middle"}, "data.truncate_prompt"),
+        ({"max_rows": 0}, "data.max_rows"),
+        ({"max_prompt_tokens": 0}, "data.max_prompt_tokens"),
+        ({"max_response_tokens": -1}, "data.max_response_tokens"),
+        ({"max_responses": 1}, "data.max_responses"),
+        ({"workers": 0}, "data.workers"),
+        ({"belief_prior": -0.1}, "data.belief_prior"),
+        ({"prompt_template": "{promt}"}, "data.prompt_template: {promt} is unknown"),
+        ({"prompt_template": "hello"}, "data.prompt_template: 'hello' does not use {prompt}"),
+        ({"prompt_template": "{prompt"}, "data.prompt_template: .* is not a template"),
+        ({"belief_template": "same"}, "data.belief_template: .* the same for every belief"),
+    ],
+)
+def test_config_names_the_key(values, message):
+    with pytest.raises(UserError, match=message):
+        DataConfig(**values)

@@ -1,0 +1,114 @@
+"""Every format becomes the same kind of example; what is malformed is named."""
+
+from __future__ import annotations
+
+import pytest
+
+from align_jax.data.formats import READERS
+from align_jax.data.sources import RowError
+from tests.data.toys import opinion
+
+USER = {"role": "user", "content": "hi"}
+
+
+def bot(text):
+    return {"role": "assistant", "content": text}
+
+
+def test_groups():
+    example = READERS["groups"]({"prompt": "p", "responses": ["a", "b", "c"], "scores": [1, 2.5, 0]})
+    assert (example.prompt, example.responses, example.scores) == ("p", ("a", "b", "c"), (1.0, 2.5, 0.0))
+    assert READERS["groups"]({"prompt": "p", "responses": ["a"], "scores": [1], "group": "x"}).group == "x"
+
+
+def test_ultrafeedback():
+    completions = [{"response": "a", "overall_score": 3}, {"response": "b", "overall_score": 4.5, "model": "m"}]
+    example = READERS["ultrafeedback"]({"instruction": "p", "completions": completions})
+    assert (example.prompt, example.responses, example.scores) == ("p", ("a", "b"), (3.0, 4.5))
+
+
+@pytest.mark.parametrize(
+    ("row", "expected"),
+    [
+        ({"prompt": "p", "chosen": "c", "rejected": "r"}, ("p", "c", "r")),
+        ({"chosen": "ask: yes", "rejected": "ask: no"}, ("ask:", " yes", " no")),
+        ({"chosen": "ask: yesterday", "rejected": "ask: yes"}, ("ask:", " yesterday", " yes")),
+        ({"prompt": [USER], "chosen": [bot("c")], "rejected": [bot("r")]}, ((USER,), (bot("c"),), (bot("r"),))),
+        ({"chosen": [USER, bot("c")], "rejected": [USER, bot("r")]}, ((USER,), (bot("c"),), (bot("r"),))),
+        (
+            {"prompt": [USER], "chosen": [USER, bot("c")], "rejected": [USER, bot("r")]},
+            ((USER,), (bot("c"),), (bot("r"),)),
+        ),
+    ],
+    ids=["plain", "implicit", "whole words", "conversation", "implicit conversation", "prompt repeated"],
+)
+def test_pairs(row, expected):
+    example = READERS["pairs"](row)
+    assert (example.prompt, *example.responses) == expected
+    assert example.scores == (1.0, 0.0)
+
+
+@pytest.mark.parametrize("label", [True, False, 1, 0])
+def test_unpaired(label):
+    example = READERS["unpaired"]({"prompt": "p", "completion": "c", "label": label})
+    assert example.responses == ("c",) and example.scores is None and example.desirable is bool(label)
+
+
+def test_gdpo():
+    example = READERS["gdpo"](opinion(group="g1", context="said"))
+    assert example.opinion.options == ("no", "yes", "maybe")
+    assert example.opinion.probabilities == (0.25, 0.5, 0.25)
+    assert (example.opinion.accepted, example.opinion.rejected) == (1, 0)
+    assert example.responses == ("good1", "bad0") and (example.group, example.context) == ("g1", "said")
+    rounded = READERS["gdpo"](opinion(probabilities=[0.333, 0.333, 0.333])).opinion.probabilities
+    assert sum(rounded) == pytest.approx(1, abs=1e-12)
+    assert READERS["gdpo"](opinion(probabilities=None)).opinion.probabilities is None
+
+
+GROUP = {"prompt": "p", "responses": ["a", "b"], "scores": [1, 2]}
+PAIR = {"prompt": "p", "chosen": "c", "rejected": "r"}
+
+
+def feedback(**completion):
+    return {"instruction": "p", "completions": [{"response": "a", "overall_score": 1} | completion]}
+
+
+@pytest.mark.parametrize(
+    ("name", "row", "message"),
+    [
+        ("groups", {k: GROUP[k] for k in ("responses", "scores")}, "field 'prompt' is missing; the row has 'responses'"),
+        ("groups", GROUP | {"prompt": " "}, "field 'prompt' is empty"),
+        ("groups", GROUP | {"prompt": 3}, "field 'prompt': expected text or a list of messages, got 3"),
+        ("groups", GROUP | {"responses": []}, "field 'responses': expected a list that is not empty"),
+        ("groups", GROUP | {"responses": ["a", ""]}, r"field 'responses\[1\]' is empty"),
+        ("groups", GROUP | {"scores": [1]}, "field 'scores': 1 scores for 2 responses"),
+        ("groups", GROUP | {"scores": [1, float("nan")]}, r"field 'scores\[1\]': expected a finite number, got nan"),
+        ("groups", GROUP | {"scores": [1, float("inf")]}, r"field 'scores\[1\]': expected a finite number, got inf"),
+        ("groups", GROUP | {"scores": [1, "2"]}, r"field 'scores\[1\]': expected a finite number, got '2'"),
+        ("groups", GROUP | {"scores": [1, True]}, r"field 'scores\[1\]': expected a finite number, got True"),
+        ("groups", GROUP | {"prompt": [{"role": "user"}]}, "field 'prompt': a message needs text"),
+        ("groups", GROUP | {"responses": ["a", [USER]]}, "response 1: the last message must be the assistant's"),
+        ("ultrafeedback", feedback(overall_score=None), r"'completions\[0\].overall_score'.* a finite number, got None"),
+        ("ultrafeedback", feedback(overall_score=float("nan")), r"'completions\[0\].overall_score'.*got nan"),
+        ("ultrafeedback", feedback(response=""), r"'completions\[0\].response' is empty"),
+        ("ultrafeedback", {"instruction": "p", "completions": []}, "'completions': expected a list that is not empty"),
+        ("ultrafeedback", {"instruction": "p", "completions": ["a"]}, r"'completions\[0\]': expected an object"),
+        ("pairs", {"prompt": "p", "chosen": "c"}, "field 'rejected' is missing"),
+        ("pairs", {"chosen": "yes", "rejected": "no"}, "'prompt' is missing, and .* do not begin alike"),
+        ("pairs", {"chosen": [USER, bot("a")], "rejected": "x"}, "one is text, the other a conversation"),
+        ("pairs", {"chosen": [USER], "rejected": [USER, bot("a")]}, "nothing is left"),
+        ("unpaired", {"prompt": "p", "completion": "c", "label": "yes"}, "'label': expected true or false, got 'yes'"),
+        ("gdpo", opinion(options=["a"]), "'options': expected at least two"),
+        ("gdpo", opinion(options=["a", "a", "b"]), "'options': expected at least two different"),
+        ("gdpo", opinion(probabilities=[0.5, 0.5]), "'probabilities': expected 3 numbers that sum to 1"),
+        ("gdpo", opinion(probabilities=[0.5, 0.6, 0.1]), "'probabilities': expected 3 numbers that sum to 1"),
+        ("gdpo", opinion(probabilities=[-0.5, 1.0, 0.5]), "'probabilities': expected 3 numbers that sum to 1"),
+        ("gdpo", opinion(accept_choice_id=3), "'accept_choice_id': 3 is not the number of one of the 3 options"),
+        ("gdpo", opinion(reject_choice_id=-1), "'reject_choice_id': -1 is not"),
+        ("gdpo", opinion(accept_choice="maybe"), "'accept_choice': 'maybe' is not option 1, 'yes'"),
+        ("gdpo", opinion(reject_response=""), "'reject_response' is empty"),
+    ],
+)
+def test_malformed_rows_name_the_field(name, row, message):
+    with pytest.raises(RowError, match=message):
+        READERS[name](row)
