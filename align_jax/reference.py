@@ -19,33 +19,38 @@ _STRIPES, _STRIPE_BYTES = 16, 1 << 16
 
 
 def compute_reference(
-    score: Callable[[GroupBatch], jax.Array], batches: Iterable[GroupBatch], rows: int, slots: int
+    score: Callable[[GroupBatch], jax.Array], batches: Iterable[GroupBatch], table: np.ndarray
 ) -> np.ndarray:
-    """Log-probs of every row's responses: float32 `[rows, slots]`, NaN for a response that does not exist.
+    """Fills a table of log-probs, float32 `[rows, K]`, with those of the batches' groups; NaN is what is not known.
 
     Args:
       score: host batch -> `[G, K]`; the scorer that training uses, so that at step one the two agree exactly.
-      batches: host batches that together hold every row at least once; reading stops when all are seen. In the order
-        and the shapes of training, so that rounding is the same too.
-      rows, slots: the size of the data set, and the most responses of a row.
+      batches: host batches, in the order and the shapes of training, so that rounding is the same too. A batch whose
+        rows are all known is not computed.
+      table: what is known already.
+
+    Returns:
+      A new table, the same on every process.
     """
-    result = np.full((rows, slots), np.nan, np.float32)
-    seen = np.zeros(rows, bool)
-    here = np.arange(jax.process_index(), rows, jax.process_count()) if jax.process_count() > 1 else np.arange(rows)
+    result = table.copy()
     for batch in batches:
-        logps = _local_rows(score(batch))
-        real = batch.rows >= 0
-        fresh = real & ~np.where(real, seen[batch.rows], True)
-        width = min(slots, logps.shape[1])
-        result[batch.rows[fresh], :width] = np.where(batch.mask, logps, np.nan)[fresh, :width]
-        seen[batch.rows[real]] = True
-        if jax.process_count() == 1 and seen[here].all():
-            break
+        real = np.asarray(batch.rows) >= 0
+        rows = batch.rows[real]
+        # Every process has to take part in scoring, so only one alone may leave a batch out.
+        if jax.process_count() == 1 and known(table)[rows].all():
+            continue
+        logps = np.where(batch.mask, _local_rows(score(batch)), np.nan)[real]
+        width = min(table.shape[1], logps.shape[1])
+        result[rows, :width] = logps[:, :width]
     if jax.process_count() > 1:
-        everywhere = multihost_utils.process_allgather(result)
-        # A row may have been read by two processes around the end of an epoch: any of them will do.
-        result = np.fmax.reduce(everywhere, axis=0)
+        # A row may have been read by two processes around the end of an epoch: either will do.
+        result = np.fmax.reduce(multihost_utils.process_allgather(result), axis=0)
     return result
+
+
+def known(table: np.ndarray) -> np.ndarray:
+    """Which rows of a table have been computed: bool `[rows]`; every group has at least one response."""
+    return ~np.isnan(table).all(axis=1)
 
 
 def _local_rows(logps: jax.Array) -> np.ndarray:
@@ -90,22 +95,36 @@ def cache_file(key: str, data: str | None, cache_dir: str | None) -> Path:
     return home / "align_jax" / "reference" / f"{key}.npy"
 
 
-def cached(path: Path, shape: tuple[int, int], compute: Callable[[], np.ndarray]) -> tuple[np.ndarray, bool]:
-    """The array at `path`, or, where it is missing or damaged, computed and written there.
+def cached(
+    path: Path, shape: tuple[int, int], needed: np.ndarray, compute: Callable[[np.ndarray], np.ndarray]
+) -> tuple[np.ndarray, bool]:
+    """The table at `path` with at least the needed rows; what is missing is computed and written there.
+
+    Args:
+      path: where it is kept. shape: `(rows, K)`.
+      needed: int row numbers.
+      compute: table -> table with the needed rows known.
 
     Returns:
-      The array, and whether it came from the disk.
+      The table, and whether all that is needed came from the disk.
     """
-    try:
-        stored = np.load(path, allow_pickle=False)
-        if stored.shape == shape and stored.dtype == np.float32:
-            return stored, True
-    except (OSError, ValueError, EOFError):
-        pass  # absent or cut short: computed again and replaced below
-    result = compute()
+    table = _read(path, shape)
+    if known(table)[needed].all():
+        return table, True
+    result = compute(table)
     if jax.process_index() == 0:
         path.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.NamedTemporaryFile(dir=path.parent, suffix=".npy", delete=False) as file:
             np.save(file, result)
         os.replace(file.name, path)
     return result, False
+
+
+def _read(path: Path, shape: tuple[int, int]) -> np.ndarray:
+    try:
+        stored = np.load(path, allow_pickle=False)
+        if stored.shape == shape and stored.dtype == np.float32:
+            return stored
+    except (OSError, ValueError, EOFError):
+        pass  # absent or cut short: nothing is known, and the file is replaced
+    return np.full(shape, np.nan, np.float32)

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
-import itertools
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from functools import partial
 from pathlib import Path
 
 import jax
 import numpy as np
+from jax.experimental import multihost_utils
 from jax.sharding import Mesh
 
 from align_jax import hf
@@ -115,8 +115,14 @@ def loader_of(config: Config, dataset: GroupDataset, mesh: Mesh, **more) -> Batc
         prefetch=config.data.prefetch,
         process_index=jax.process_index(),
         process_count=jax.process_count(),
+        agree=largest_anywhere if jax.process_count() > 1 else None,
         **more,
     )
+
+
+def largest_anywhere(sizes: tuple[int, ...]) -> tuple[int, ...]:
+    """The largest of each size over all processes, so that their batches have one shape."""
+    return tuple(int(n) for n in multihost_utils.process_allgather(np.asarray(sizes)).max(axis=0))
 
 
 def score_batches(scorer: Scorer, mesh: Mesh, params: dict) -> Callable[[GroupBatch], jax.Array]:
@@ -126,16 +132,23 @@ def score_batches(scorer: Scorer, mesh: Mesh, params: dict) -> Callable[[GroupBa
 
 
 def reference_of(
-    config: Config, start: Start, dataset: GroupDataset, batches, scorer: Scorer, mesh: Mesh, params: Callable[[], dict]
+    config: Config,
+    start: Start,
+    dataset: GroupDataset,
+    needed: np.ndarray,
+    batches: Iterable[GroupBatch],
+    scorer: Scorer,
+    mesh: Mesh,
+    params: Callable[[], dict],
 ) -> tuple[np.ndarray, Path, bool]:
     """Reference log-probs of a dataset, from the cache or computed now.
 
     Args:
-      batches: host batches that together hold every row.
+      needed: int row numbers. batches: host batches that together hold them.
       params: loads the reference's weights; called only when they are needed.
 
     Returns:
-      float32 `[rows, K]`, the cache file, and whether it was there already.
+      float32 `[rows, K]` (NaN where not needed and not known), the cache file, and whether all came from it.
     """
     folder = hf.resolve_folder(config.reference.path) if config.reference.path else start.folder
     # A fresh model is known by its seed and shape.
@@ -149,12 +162,11 @@ def reference_of(
         param_dtype=config.model.param_dtype,
     )
     path = cache_file(key, dataset.path, config.reference.cache_dir)
-    shape = (len(dataset), dataset.slots)
 
-    def compute() -> np.ndarray:
-        return compute_reference(score_batches(scorer, mesh, params()), batches, *shape)
+    def compute(table: np.ndarray) -> np.ndarray:
+        return compute_reference(score_batches(scorer, mesh, params()), batches, table)
 
-    values, hit = cached(path, shape, compute)
+    values, hit = cached(path, (len(dataset), dataset.slots), needed, compute)
     return values, path, hit
 
 
@@ -163,11 +175,6 @@ def microbatches(batches):
     for batch in batches:
         for i in range(batch.tokens.shape[0]):
             yield jax.tree.map(lambda x, i=i: x[i], batch)
-
-
-def first_epoch(loader: BatchLoader, rows: int, groups_per_step: int):
-    """The loader's first batches, enough to hold every row once."""
-    return microbatches(itertools.islice(iter(loader), -(-rows // groups_per_step)))
 
 
 def evaluator(scorer: Scorer, objective: Objective, mesh: Mesh) -> Callable[[dict, GroupBatch], dict]:

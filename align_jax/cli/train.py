@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import shutil
@@ -9,6 +10,7 @@ import sys
 from pathlib import Path
 
 import jax
+import numpy as np
 
 from align_jax import optim
 from align_jax.checkpoint import Checkpointer
@@ -50,7 +52,7 @@ def train(config: Config, stop: StopSignal) -> int:
         with Checkpointer(
             folder / "checkpoints", config.checkpoint.keep, config.checkpoint.best_metric, config.checkpoint.best_mode
         ) as checkpoints:
-            labels = reference_labels(config, start, dataset, scorer, mesh)
+            labels = reference_labels(config, start, dataset, steps, scorer, mesh)
             loader = assemble.loader_of(config, dataset, mesh, labels=labels)
             where = state_shardings(start.config, optimizer, mesh, config.model.param_dtype)
             state = resume(checkpoints, start, optimizer, where, config, loader)
@@ -165,19 +167,20 @@ def report_data(which: str, dataset: GroupDataset, folder: Path) -> None:
         say(f"data.{which}: {len(dataset.bad_rows)} bad rows skipped, listed in {folder / f'bad_rows.{which}.jsonl'}")
 
 
-def reference_labels(config: Config, start, dataset: GroupDataset, scorer, mesh, objective=None) -> dict:
-    """`{"ref_logps": [rows, K]}`, or nothing for an objective without a reference; says whether the cache had them."""
-    objective = objective or config.objective
-    if not objective.needs_reference:
+def reference_labels(config: Config, start, dataset: GroupDataset, steps: int, scorer, mesh) -> dict:
+    """`{"ref_logps": [rows, K]}` for the rows of a run, or nothing for an objective without a reference."""
+    if not config.objective.needs_reference:
         return {}
     loader = assemble.loader_of(config, dataset, mesh)
-    batches = assemble.first_epoch(loader, len(dataset), config.train.groups_per_step)
-    return _labels(config, start, dataset, batches, scorer, mesh)
+    # The batches of the first epoch are the run's own, so at its first step policy and reference agree exactly.
+    once = min(steps, -(-len(dataset) // config.train.groups_per_step))
+    batches = assemble.microbatches(itertools.islice(loader, once))
+    return _labels(config, start, dataset, loader.first_rows(once), batches, scorer, mesh)
 
 
-def _labels(config, start, dataset, batches, scorer, mesh) -> dict:
+def _labels(config, start, dataset, needed, batches, scorer, mesh) -> dict:
     values, path, hit = assemble.reference_of(
-        config, start, dataset, batches, scorer, mesh, lambda: reference_weights(config, start, mesh)
+        config, start, dataset, needed, batches, scorer, mesh, lambda: reference_weights(config, start, mesh)
     )
     say(f"reference log-probs {'reused from' if hit else 'computed and stored in'} {path}")
     return {"ref_logps": values}
@@ -219,7 +222,7 @@ def in_training_evaluation(config: Config, start, encoder: Encoder, scorer, mesh
     dataset = assemble.dataset_of(config, "eval", encoder, objective, folder / "spool")
     report_data("eval", dataset, folder)
     loader = assemble.loader_of(config, dataset, mesh)
-    labels = _labels(config, start, dataset, loader.eval_batches(), scorer, mesh)
+    labels = _labels(config, start, dataset, np.arange(len(dataset)), loader.eval_batches(), scorer, mesh)
     loader = assemble.loader_of(config, dataset, mesh, labels=labels)
     step = assemble.evaluator(scorer, objective, mesh)
 

@@ -77,8 +77,10 @@ class BatchLoader:
         self._options = grain.ReadOptions(num_threads=workers, prefetch_buffer_size=max(prefetch, workers))
         order = grain.MapDataset.range(len(dataset)).seed(seed)
         # grain's own endless repeat overflows where the batch is a single group
-        order = (order.shuffle() if shuffle else order).repeat(_ENDLESS // len(dataset) + 1)[process_index::process_count]
-        batches = order.batch(groups_per_step // process_count, batch_fn=list).map(self._train_batch)
+        self._order = (order.shuffle() if shuffle else order).repeat(_ENDLESS // len(dataset) + 1)
+        self._groups_per_step = groups_per_step
+        mine = self._order[process_index::process_count]
+        batches = mine.batch(groups_per_step // process_count, batch_fn=list).map(self._train_batch)
         self._iterator = iter(batches.to_iter_dataset(self._options))
 
     def __iter__(self) -> BatchLoader:
@@ -87,6 +89,10 @@ class BatchLoader:
     def __next__(self) -> GroupBatch:
         """The next batch, microbatches on a leading axis A of every array."""
         return self._common(next(self._iterator))
+
+    def first_rows(self, steps: int) -> np.ndarray:
+        """The group numbers of the first steps, over all processes: int `[steps * groups_per_step]`."""
+        return np.asarray([self._order[i] for i in range(steps * self._groups_per_step)], np.int64)
 
     def state(self) -> dict[str, Any]:
         """What `restore` needs to go on after the batch handed out last; JSON values."""
