@@ -27,7 +27,7 @@ def main() -> None:
     parser.add_argument("--samples", type=int, default=8)
     parser.add_argument("--prompt-tokens", type=int, default=96, help="longer prompts are cut")
     parser.add_argument("--new-tokens", type=int, default=128)
-    parser.add_argument("--rows", type=int, default=256, help="our samples in flight")
+    parser.add_argument("--rows", type=int, default=512, help="our samples in flight; transformers has all of a batch")
     parser.add_argument("--their-prompts", type=int, nargs="+", default=[64], help="prompts of a batch of transformers")
     parser.add_argument("--their-threads", type=int, help="threads of PyTorch; its own default otherwise")
     parser.add_argument("--rounds", type=int, default=3)

@@ -19,6 +19,7 @@ from align_jax.config import Config
 from align_jax.data import BatchLoader, Encoder, GroupDataset, RowLayout
 from align_jax.errors import UserError
 from align_jax.models import ModelConfig, init_weights, weight_shardings
+from align_jax.models.attention import resolve_backend
 from align_jax.objectives import Objective
 from align_jax.reference import cache_file, cache_key, cached, compute_reference, fingerprint_files
 from align_jax.sharding import data_shards, make_mesh, put_batch
@@ -75,6 +76,11 @@ def tokenizer_of(config: Config):
         raise UserError(f"model.tokenizer: no tokenizer can be loaded from {where}: {str(error).splitlines()[0]}") from error
 
 
+def backend_of(config: Config, mesh: Mesh) -> str:
+    """The attention backend of this run; UserError where the one that was asked for cannot run on these devices."""
+    return resolve_backend(config.model.attention, config.model.dtype, mesh.devices.flat[0].platform)
+
+
 def scorer_of(start: Start, config: Config) -> Scorer:
     """How log-probs are computed in this run."""
     chunk = {} if config.model.head_chunk is None else {"head_chunk": config.model.head_chunk}
@@ -110,7 +116,7 @@ def loader_of(config: Config, dataset: GroupDataset, mesh: Mesh, **more) -> Batc
         accumulation_steps=config.train.accumulation_steps,
         seed=config.run.seed,
         shuffle=config.data.shuffle,
-        layout=RowLayout(pack=config.data.pack),
+        layout=RowLayout(pack=config.data.pack and backend_of(config, mesh) == "xla"),
         workers=config.data.workers,
         prefetch=config.data.prefetch,
         process_index=jax.process_index(),

@@ -22,7 +22,8 @@ STEPS = 16  # decoding steps between two looks of the host
 ROWS = 256  # samples in flight
 _SLOT_ROWS = 16  # rows that share a slot's prompts, where there are enough prompts
 _LOAD_ROWS = 8  # prompts a shard computes at one time
-_SPANS = 2  # how many lengths of a long ring are compiled
+_SPANS = 4  # how many lengths of a long ring are compiled
+_LONG = 64  # columns
 
 
 @dataclasses.dataclass(frozen=True)
@@ -103,7 +104,7 @@ class _Run:
 
     def _decode(self) -> tuple[np.ndarray, np.ndarray]:
         g, steps = self.geometry, self.program.steps
-        unit = max(64, -(-g.length // _SPANS))
+        unit = max(_LONG // 2, -(-g.length // _SPANS)) if g.length >= _LONG else g.length
         span = min(g.length, -(-(self.clock + steps) // unit) * unit)
         with self._on_mesh():
             self.state, tokens, logps = device.decode(
