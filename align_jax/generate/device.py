@@ -15,7 +15,7 @@ import jax.numpy as jnp
 from align_jax.axes import constrain
 from align_jax.generate.sampling import Sampling, penalize, sample
 from align_jax.models import Decoder, ModelConfig
-from align_jax.models.cache import DecodeRows, KVCache, decode_step, init_cache, write_prompts
+from align_jax.models.cache import DecodeRows, KVCache, decode_step, grow_ring, init_cache, write_prompts
 
 
 @dataclasses.dataclass(frozen=True)
@@ -112,15 +112,21 @@ def load(
     return dataclasses.replace(device, cache=cache, prompt_seen=put(device.prompt_seen, mark(index), slots, prompts))
 
 
-@partial(jax.jit, static_argnames=("program", "span"), donate_argnames="device")
+@partial(jax.jit, static_argnames="length")
+def grow(device: Device, *, length: int) -> Device:
+    """A longer ring, see `grow_ring`."""
+    return dataclasses.replace(device, cache=grow_ring(device.cache, length))
+
+
+@partial(jax.jit, static_argnames="program", donate_argnames="device")
 def decode(
-    params: dict, device: Device, rows: Rows, key: jax.Array, clock: jax.Array, *, program: Program, span: int
+    params: dict, device: Device, rows: Rows, key: jax.Array, clock: jax.Array, *, program: Program
 ) -> tuple[Device, jax.Array, jax.Array]:
     """Up to `program.steps` steps of all rows; ends early when no row is left.
 
     Args:
       key: of the run; rows fold their ids and steps into it.
-      clock, span: see `decode_step`.
+      clock: see `decode_step`.
 
     Returns:
       The device state; the generated tokens, int32 `[steps, D, N]`, -1 where a row generated nothing; and their
@@ -140,7 +146,7 @@ def decode(
     def step(carry):
         i, cache, seen, rows, tokens, logps = carry
         where = DecodeRows(rows.tokens, rows.steps, rows.prompts, rows.lengths)
-        hidden, cache = decode_step(model, cache, where, clock + i, span)
+        hidden, cache = decode_step(model, cache, where, clock + i)
         logits = constrain(model.logits(hidden), "shards", None, "vocab")
         scores = logits if seen is None else penalize(logits, seen, program.sampling.repetition_penalty)
         token = sample(scores, fold_each(keys, rows.steps), program.sampling)

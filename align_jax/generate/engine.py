@@ -22,8 +22,8 @@ STEPS = 16  # decoding steps between two looks of the host
 ROWS = 256  # samples in flight
 _SLOT_ROWS = 16  # rows that share a slot's prompts, where there are enough prompts
 _LOAD_ROWS = 8  # prompts a shard computes at one time
-_SPANS = 4  # how many lengths of a long ring are compiled
-_LONG = 64  # columns
+_LENGTHS = 4  # how many lengths of the ring are compiled
+_SHORT = 32  # columns; a ring has no fewer
 
 
 @dataclasses.dataclass(frozen=True)
@@ -83,8 +83,12 @@ class _Run:
         self.clock = 0
         g = geometry
         self.slots = Slots(g.shards, g.slots, g.prompts, g.rows)
+        # A short ring is fast: it grows with the clock, in few steps, until it has room for the longest text.
+        self.unit = max(_SHORT, -(-g.length // _LENGTHS))
+        self.length = min(g.length, self.unit)
         with self._on_mesh():
-            self.state = device.create(params, program=program, shape=dataclasses.astuple(g))
+            shape = (*dataclasses.astuple(g)[:-1], self.length)
+            self.state = device.create(params, program=program, shape=shape)
 
     def _on_mesh(self):
         # Entered for every call and not for the whole run, which yields to the caller in between.
@@ -103,12 +107,12 @@ class _Run:
             yield from self.slots.collect(tokens, logps, self.program.eos_ids, stop)
 
     def _decode(self) -> tuple[np.ndarray, np.ndarray]:
-        g, steps = self.geometry, self.program.steps
-        unit = max(_LONG // 2, -(-g.length // _SPANS)) if g.length >= _LONG else g.length
-        span = min(g.length, -(-(self.clock + steps) // unit) * unit)
+        needed = min(self.geometry.length, -(-(self.clock + self.program.steps) // self.unit) * self.unit)
         with self._on_mesh():
+            if needed > self.length:
+                self.state, self.length = device.grow(self.state, length=needed), needed
             self.state, tokens, logps = device.decode(
-                self.params, self.state, self.slots.rows, self.key, np.int32(self.clock), program=self.program, span=span
+                self.params, self.state, self.slots.rows, self.key, np.int32(self.clock), program=self.program
             )
             tokens, logps = jax.device_get((tokens, logps))
         self.clock += int((tokens >= 0).any((1, 2)).sum())

@@ -1,12 +1,13 @@
 """Decoding with a cache of keys and values: prompts computed once for all their samples, and a ring of own tokens.
 
 Axes as in `align_jax.batch`, N rows a shard in M slots of C rows each, one sample a row; also S the prompts that a slot
-holds at one time, P their longest length, T the most tokens a row generates. The C rows of a slot attend to its prompts
+holds at one time, P their longest length, T the columns of the ring. The C rows of a slot attend to its prompts
 in place: no key of a prompt is ever copied for a sample.
 
 At clock t every row writes its new key at column `t mod T`, wherever the row stands in its text: one slice is written
 for the whole batch. A row that has made n steps finds the key of d steps ago, d = 1 .. n, at column `(t - d) mod T`; rows
-that start later, in the place of finished ones, need nothing cleared.
+that start later, in the place of finished ones, need nothing cleared. T is at least the most tokens that a row generates,
+or larger than the clock: a ring may start short and grow.
 """
 
 from __future__ import annotations
@@ -16,11 +17,13 @@ from functools import partial
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from align_jax.axes import constrain
 from align_jax.models.attention import Masks, Tokens, own_mask, precision
 from align_jax.models.decoder import Decoder
 
+_UNROLLED = 8  # the most layers that are compiled one by one
 _NEVER = -1e30  # below any real logit, yet finite: a part in which nothing is visible gets weight 0, not NaN
 
 
@@ -29,16 +32,25 @@ _NEVER = -1e30  # below any real logit, yet finite: a part in which nothing is v
 class KVCache:
     """Keys and values, in the model's compute type.
 
+    Each is a list of arrays for blocks of consecutive layers, L the layers of a block. A model of few layers has a block
+    for each, whose products read the cache in place; a deep one has a single block that is scanned (and of which XLA
+    copies one layer at a time), so that compilation does not grow with depth.
+
     Attributes:
       prompt_k, prompt_v: `[L, D, M, Hk, S, P, E]`, the prompts without their last tokens.
       k, v: `[L, D, N, Hk, E, T]` and `[L, D, N, Hk, T, E]`, the ring: the prompt's last token and what was generated
         after it. Keys are transposed, which makes their product with a query a plain one.
     """
 
-    prompt_k: jax.Array
-    prompt_v: jax.Array
-    k: jax.Array
-    v: jax.Array
+    prompt_k: list[jax.Array]
+    prompt_v: list[jax.Array]
+    k: list[jax.Array]
+    v: list[jax.Array]
+
+    @property
+    def length(self) -> int:
+        """T."""
+        return self.k[0].shape[-1]
 
 
 @jax.tree_util.register_dataclass
@@ -61,10 +73,11 @@ class DecodeRows:
 def init_cache(model: Decoder, shards: int, slots: int, prompts: int, prompt_length: int, rows: int, length: int) -> KVCache:
     """An empty cache for D, M, S, P, N, T as named in the module docstring."""
     c = model.config
-    prompt_shape = (c.layers, shards, slots, c.kv_heads, prompts, prompt_length, c.head_size)
-    ring = (c.layers, shards, rows, c.kv_heads)
+    layers = [1] * c.layers if c.layers <= _UNROLLED else [c.layers]
+    prompt_shape = (shards, slots, c.kv_heads, prompts, prompt_length, c.head_size)
+    ring = (shards, rows, c.kv_heads)
     shapes = (prompt_shape, prompt_shape, (*ring, c.head_size, length), (*ring, length, c.head_size))
-    return _lay_out(KVCache(*(jnp.zeros(shape, model.dtype) for shape in shapes)))
+    return _lay_out(KVCache(*([jnp.zeros((n, *shape), model.dtype) for n in layers] for shape in shapes)))
 
 
 def write_prompts(
@@ -87,75 +100,82 @@ def write_prompts(
         new = jnp.transpose(new.astype(cached.dtype), (1, 0, 3, 2, 4))
         return cached.at[:, slot, :, prompt, : new.shape[3]].set(new, mode="drop")
 
-    over_shards = jax.vmap(put, in_axes=(1, 1, 0, 0), out_axes=1)
+    def put_all(blocks, new):
+        over_shards = jax.vmap(put, in_axes=(1, 1, 0, 0), out_axes=1)
+        starts = np.cumsum([0, *(block.shape[0] for block in blocks)])
+        return [over_shards(x, new[a : a + x.shape[0]], slots, prompts) for x, a in zip(blocks, starts[:-1], strict=True)]
+
     return _lay_out(
-        dataclasses.replace(
-            cache,
-            prompt_k=over_shards(cache.prompt_k, k, slots, prompts),
-            prompt_v=over_shards(cache.prompt_v, v, slots, prompts),
-        )
+        dataclasses.replace(cache, prompt_k=put_all(cache.prompt_k, k), prompt_v=put_all(cache.prompt_v, v))
     )
 
 
-def decode_step(
-    model: Decoder, cache: KVCache, rows: DecodeRows, clock: jax.Array, span: int
-) -> tuple[jax.Array, KVCache]:
+def grow_ring(cache: KVCache, length: int) -> KVCache:
+    """The cache with a ring of more columns; to be called before the clock reaches the T that it has."""
+    more = length - cache.length
+
+    def pad(blocks, axis):
+        return [jnp.pad(x, [(0, more if i == axis else 0) for i in range(x.ndim)]) for x in blocks]
+
+    return _lay_out(dataclasses.replace(cache, k=pad(cache.k, 5), v=pad(cache.v, 4)))
+
+
+def decode_step(model: Decoder, cache: KVCache, rows: DecodeRows, clock: jax.Array) -> tuple[jax.Array, KVCache]:
     """One token of every row.
 
     Args:
       clock: int32 scalar, one more than at the step before.
-      span: columns of the ring that may hold anything visible: the first `span`; T always is right.
 
     Returns:
       Normalized hidden states `[D, N, W]` of the inputs, and the cache with their keys and values.
     """
-    length, window = cache.k.shape[-1], model.config.sliding_window
+    length, window = cache.length, model.config.sliding_window
     shards, count = rows.tokens.shape
-    slots, _, prompts, prompt_length = cache.prompt_k.shape[2:6]
+    slots, _, prompts, prompt_length = cache.prompt_k[0].shape[2:6]
     per_slot = count // slots
     lengths = jnp.take_along_axis(jnp.repeat(rows.lengths, per_slot, axis=1), rows.prompts[..., None], axis=-1)
     positions = lengths + rows.steps[..., None]
 
     index = jnp.arange(prompt_length)
     seen = index < lengths
-    age = (clock - 1 - jnp.arange(span)) % length + 1
+    age = (clock - 1 - jnp.arange(length)) % length + 1
     past = age <= rows.steps[..., None]
     if window is not None:
         seen &= positions - index < window
         past &= age < window
     of_row = jnp.arange(prompts) == rows.prompts[..., None]
     prefix = (of_row[..., None] & seen[:, :, None]).reshape(shards, count, prompts * prompt_length)
-    hidden, (k, v) = model.run(
+    hidden, new = model.run(
         rows.tokens[..., None],
         positions,
         None,
-        prefix=(cache.prompt_k, cache.prompt_v, cache.k, cache.v),
+        prefix=list(zip(cache.prompt_k, cache.prompt_v, cache.k, cache.v, strict=True)),
         keep_kv=True,
-        attention=partial(_attend_cached, prefix=prefix, past=past, span=span),
+        attention=partial(_attend_cached, prefix=prefix, past=past),
     )
 
-    column = clock % length
-    return hidden[:, :, 0], _lay_out(
-        dataclasses.replace(
-            cache,
-            k=jax.lax.dynamic_update_slice_in_dim(cache.k, jnp.moveaxis(k, 3, 5), column, axis=5),
-            v=jax.lax.dynamic_update_slice_in_dim(cache.v, jnp.moveaxis(v, 3, 4), column, axis=4),
-        )
-    )
+    # The writes wait for all reads, so that XLA does not copy the ring to write while others read.
+    hidden, new = jax.lax.optimization_barrier((hidden, new))
+
+    def write(ring, new, axis):  # new: [L, D, N, 1, Hk, E]
+        return jax.lax.dynamic_update_slice_in_dim(ring, jnp.moveaxis(new, 3, axis), clock % length, axis=axis)
+
+    k = [write(ring, block[0], 5) for ring, block in zip(cache.k, new, strict=True)]
+    v = [write(ring, block[1], 4) for ring, block in zip(cache.v, new, strict=True)]
+    return hidden[:, :, 0], _lay_out(dataclasses.replace(cache, k=k, v=v))
 
 
-def _attend_cached(q, k, v, seen, prompt_k, prompt_v, past_k, past_v, *, prefix, past, span):
+def _attend_cached(q, k, v, seen, prompt_k, prompt_v, past_k, past_v, *, prefix, past):
     """Attention of one token a row to its slot's prompts, to the ring and to itself, as one softmax.
 
     Args:
       q: `[D, N, 1, H, E]`; k, v: `[D, N, 1, Hk, E]`; the cache without L.
-      seen: unused, of the interface of `Decoder.run`. prefix: bool `[D, N, S * P]`. past: bool `[D, N, span]`.
+      seen: unused, of the interface of `Decoder.run`. prefix: bool `[D, N, S * P]`. past: bool `[D, N, T]`.
     """
     shards, rows, _, heads, size = q.shape
     slots, kv_heads = prompt_k.shape[1], k.shape[3]
     dot = partial(jnp.einsum, preferred_element_type=jnp.float32, precision=precision(q.dtype))
     q = (q * (size**-0.5)).reshape(shards, rows, kv_heads, heads // kv_heads, size)
-    past_k, past_v = past_k[..., :span], past_v[..., :span, :]
     # The C rows of a slot are the rows of one larger product with its prompts.
     q_slots = q.reshape(shards, slots, rows // slots, *q.shape[2:])
     prompt_k, prompt_v = (x.reshape(shards, slots, kv_heads, -1, size) for x in (prompt_k, prompt_v))
@@ -183,11 +203,12 @@ def _attend_cached(q, k, v, seen, prompt_k, prompt_v, past_k, past_v, *, prefix,
 
 
 def _lay_out(cache: KVCache) -> KVCache:
-    prompt_axes = (None, "shards", None, "kv_heads", None, None, None)
-    axes = (None, "shards", None, "kv_heads", None, None)
+    def place(blocks, *axes):
+        return [constrain(x, *axes) for x in blocks]
+
     return KVCache(
-        constrain(cache.prompt_k, *prompt_axes),
-        constrain(cache.prompt_v, *prompt_axes),
-        constrain(cache.k, *axes),
-        constrain(cache.v, *axes),
+        place(cache.prompt_k, None, "shards", None, "kv_heads", None, None, None),
+        place(cache.prompt_v, None, "shards", None, "kv_heads", None, None, None),
+        place(cache.k, None, "shards", None, "kv_heads", None, None),
+        place(cache.v, None, "shards", None, "kv_heads", None, None),
     )

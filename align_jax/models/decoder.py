@@ -147,18 +147,23 @@ class Decoder(nnx.Module):
           tokens, positions: int32 `[D, N, R]`.
           seen: what each token sees, from `align_jax.models.attention.visibility`.
           prefix: keys and values of the prompt rows, each `[L, D, M, P, Hk, E]`; None for rows without a prompt. Another
-            `attention` may take other arrays with a leading L.
+            `attention` may take other arrays with a leading L, or a list of them, one entry for each block of consecutive
+            layers.
           keep_kv: also return this call's own keys and values, each `[L, D, N, R, Hk, E]`.
           attention: called as `attention(q, k, v, seen, *prefix of the layer)`; see `models.cache` for decoding.
 
         Returns:
-          The normalized hidden states `[D, N, R, W]`, and the keys and values or None.
+          The normalized hidden states `[D, N, R, W]`, and the keys and values (a list where prefix is one) or None.
         """
         x = constrain(self.embed[...].astype(self.dtype)[tokens], "shards", None, None, "act_embed")
         cos, sin = rotation(positions, frequencies(self.config))
         layer = partial(_layer, eps=self.config.norm_eps, cos=cos, sin=sin, seen=seen, keep_kv=keep_kv)
         layer = partial(layer, attention=attention)
-        x, kv = jax.lax.scan(rematerialize(layer, self.remat), x, (self.layers.weights(), prefix))
+        layer, weights = rematerialize(layer, self.remat), self.layers.weights()
+        if isinstance(prefix, list):
+            x, kv = _scan_blocks(layer, x, weights, prefix)
+        else:
+            x, kv = jax.lax.scan(layer, x, (weights, prefix))
         return rms_norm(x, self.norm[...], self.config.norm_eps), kv
 
     def weights(self) -> dict:
@@ -180,6 +185,17 @@ class Decoder(nnx.Module):
             preferred_element_type=jnp.float32,
             precision=precision(self.dtype),
         )
+
+
+def _scan_blocks(layer, x, weights, blocks):
+    """The layers in blocks, each with arrays of its own: a block of one layer is not scanned, and nothing is sliced."""
+    kv, start = [], 0
+    for block in blocks:
+        end = start + block[0].shape[0]
+        x, of_block = jax.lax.scan(layer, x, ({name: w[start:end] for name, w in weights.items()}, block), unroll=end - start == 1)
+        kv.append(of_block)
+        start = end
+    return x, kv
 
 
 def _layer(x, inputs, *, eps, cos, sin, seen, keep_kv, attention):
