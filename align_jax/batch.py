@@ -140,11 +140,3 @@ def pad_to(batch: GroupBatch, target: tuple[int, int, int, int, int]) -> GroupBa
     }
     same_rows = (batch.prompt_tokens.shape[-2], batch.tokens.shape[-2]) == (m, n)
     return dataclasses.replace(batch, **fields, labels=labels, uniform=batch.uniform and same_rows)
-
-
-def pad_to_common(batches: list[GroupBatch]) -> list[GroupBatch]:
-    """Batches padded to the largest of each size, so that they can be stacked."""
-    target = tuple(max(column) for column in zip(*(sizes(b) for b in batches), strict=True))
-    padded = [pad_to(b, target) for b in batches]
-    uniform = all(b.uniform for b in padded)
-    return [dataclasses.replace(b, uniform=uniform) for b in padded]

@@ -7,9 +7,11 @@ from collections.abc import Callable, Iterable
 
 import jax
 import numpy as np
+from jax.experimental import multihost_utils
 
 from align_jax.batch import GroupBatch
 from align_jax.objectives import DPO, GDPO, KTO, MPO, Objective
+from align_jax.reference import local_rows
 
 # The questions that a format's data can answer, whatever the training objective is.
 EVALUATED_AS: dict[str, Callable[[float], Objective]] = {
@@ -53,7 +55,7 @@ def evaluate(step: Callable[[GroupBatch], dict], batches: Iterable[GroupBatch]) 
     rows, sums, weights, labels = [], [], [], []
     for batch in batches:
         real = np.asarray(batch.rows) >= 0
-        metrics = jax.device_get(step(batch))
+        metrics = jax.tree.map(local_rows, step(batch))
         rows.append(np.asarray(batch.rows)[real])
         sums.append({name: np.asarray(s, np.float64)[real] for name, (s, _) in metrics.items()})
         weights.append({name: np.asarray(w, np.float64)[real] for name, (_, w) in metrics.items()})
@@ -64,7 +66,25 @@ def evaluate(step: Callable[[GroupBatch], dict], batches: Iterable[GroupBatch]) 
     def join(parts: list[dict]) -> dict[str, np.ndarray]:
         return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
 
-    return Table(np.concatenate(rows), join(sums), join(weights), join(labels))
+    return _everywhere(Table(np.concatenate(rows), join(sums), join(weights), join(labels)))
+
+
+def _everywhere(table: Table) -> Table:
+    """The tables of all processes as one; every process gets it."""
+    if jax.process_count() == 1:
+        return table
+    # The last batch may leave processes with different numbers of groups: padded for the exchange.
+    counts = multihost_utils.process_allgather(np.asarray(len(table.rows)))
+    longest = int(counts.max())
+
+    def gather(array: np.ndarray) -> np.ndarray:
+        padded = np.pad(array, (0, longest - len(array)))
+        # float64 does not survive a transfer where JAX has 32 bits only: its bytes do.
+        parts = multihost_utils.process_allgather(padded.view(np.uint8).reshape(longest, -1))
+        return np.concatenate([parts[p, :n].copy().view(array.dtype)[:, 0] for p, n in enumerate(counts)])
+
+    fields = (getattr(table, name) for name in ("rows", "sums", "weights", "labels"))
+    return Table(*(jax.tree.map(gather, field) for field in fields))
 
 
 def summary(table: Table, group_names: list[str] | tuple[str, ...] = (), keep_loss: bool = True) -> dict[str, float]:

@@ -29,6 +29,7 @@ class Hooks:
       evaluate: params -> metrics, or None for no evaluation.
       save: (step, state, iterator state, metrics) -> None.
       last_saved: () -> the newest complete checkpoint's step or None.
+      where: number of a group -> the place of its data row.
     """
 
     put: Callable[[GroupBatch], GroupBatch]
@@ -37,6 +38,7 @@ class Hooks:
     evaluate: Callable[[dict], dict[str, float]] | None
     save: Callable[[int, TrainState, Any, dict[str, float]], None]
     last_saved: Callable[[], int | None]
+    where: Callable[[int], str]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -92,18 +94,14 @@ def _ahead(loader: Any, put: Callable) -> Iterator[tuple[GroupBatch, GroupBatch,
     """
 
     def fetch():
-        try:
-            host = next(loader)
-        except StopIteration:
-            return None
+        host = next(loader)
         return put(host), host, loader.state()
 
     current = fetch()
-    while current is not None:
+    while True:
         upcoming = fetch()
         yield current
         current = upcoming
-    raise UserError("the data ended before the last step; set train.epochs or fewer train.steps")
 
 
 def _check_finite(step: int, metrics: dict[str, float], batch: GroupBatch, hooks: Hooks) -> None:
@@ -113,7 +111,7 @@ def _check_finite(step: int, metrics: dict[str, float], batch: GroupBatch, hooks
     last = hooks.last_saved()
     raise UserError(
         f"step {step}: loss is {metrics['loss']} and gradient norm {metrics['grad_norm']}. Rows of the batch: "
-        f"{', '.join(map(str, sorted(rows[rows >= 0].tolist())))}. "
+        f"{', '.join(map(hooks.where, sorted(rows[rows >= 0].tolist())))}. "
         + (f"Last good checkpoint: step {last}." if last is not None else "No checkpoint was written yet.")
         + " Look at those rows, or lower optimizer.learning_rate."
     )
@@ -128,7 +126,9 @@ def _batch_metrics(batch: GroupBatch) -> dict[str, float]:
 
 
 def _speed(batch: GroupBatch, seconds: float, waited: float) -> dict[str, float]:
-    return {
+    memory = jax.local_devices()[0].memory_stats() or {}
+    peak = {"memory/peak_bytes": float(memory["peak_bytes_in_use"])} if "peak_bytes_in_use" in memory else {}
+    return peak | {
         "time/step_seconds": seconds,
         "time/data_fraction": waited / seconds,
         "time/tokens_per_second": useful_tokens(batch) / seconds,

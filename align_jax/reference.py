@@ -39,7 +39,7 @@ def compute_reference(
         # Every process has to take part in scoring, so only one alone may leave a batch out.
         if jax.process_count() == 1 and known(table)[rows].all():
             continue
-        logps = np.where(batch.mask, _local_rows(score(batch)), np.nan)[real]
+        logps = np.where(batch.mask, local_rows(score(batch)), np.nan)[real]
         width = min(table.shape[1], logps.shape[1])
         result[rows, :width] = logps[:, :width]
     if jax.process_count() > 1:
@@ -53,7 +53,7 @@ def known(table: np.ndarray) -> np.ndarray:
     return ~np.isnan(table).all(axis=1)
 
 
-def _local_rows(logps: jax.Array) -> np.ndarray:
+def local_rows(logps: jax.Array) -> np.ndarray:
     """The groups that this process holds, in order."""
     if logps.is_fully_addressable:
         return np.asarray(logps)
@@ -109,6 +109,9 @@ def cached(
       The table, and whether all that is needed came from the disk.
     """
     table = _read(path, shape)
+    if jax.process_count() > 1:
+        # The disks may differ, and all processes must take the same branch.
+        table = np.asarray(multihost_utils.broadcast_one_to_all(table))
     if known(table)[needed].all():
         return table, True
     result = compute(table)

@@ -64,12 +64,17 @@ def train_step(
         sums = {name: (jnp.sum(total), jnp.sum(weight)) for name, (total, weight) in metrics.items()}
         return sums["loss"][0], sums
 
-    def add(carry, micro):
-        return jax.tree.map(jnp.add, carry, jax.grad(loss, has_aux=True)(state.params, micro)), None
+    def grad(params, micro):
+        grads, sums = jax.grad(loss, has_aux=True)(params, micro)
+        # In float32 whatever the weights are: sums of many microbatches lose what bfloat16 has no digits for.
+        return jax.tree.map(lambda g: g.astype(jnp.float32), grads), sums
 
-    grads, sums = _over_microbatches(add, jax.grad(loss, has_aux=True), state.params, batch)
+    def add(carry, micro):
+        return jax.tree.map(jnp.add, carry, grad(state.params, micro)), None
+
+    grads, sums = _over_microbatches(add, grad, state.params, batch)
     weight = jnp.maximum(sums["loss"][1], jnp.finfo(jnp.float32).tiny)
-    grads = jax.tree.map(lambda g: g / weight.astype(g.dtype), grads)
+    grads = jax.tree.map(lambda g: g / weight, grads)
     updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
     params = optax.apply_updates(state.params, updates)
     metrics = {**means(sums), "grad_norm": optax.tree.norm(grads)}

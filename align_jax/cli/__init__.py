@@ -40,6 +40,9 @@ def main(argv: list[str] | None = None) -> int:
     except UserError as error:
         print(f"align-jax {argv[0]}: {error}", file=sys.stderr)
         return 2
+    except OSError as error:  # a folder that cannot be written, a full disk
+        print(f"align-jax {argv[0]}: {error}", file=sys.stderr)
+        return 2
     except KeyboardInterrupt:
         print(f"align-jax {argv[0]}: interrupted", file=sys.stderr)
         return 130
@@ -61,3 +64,12 @@ def _prepare() -> None:
         home = os.environ.get("XDG_CACHE_HOME", os.path.join(os.path.expanduser("~"), ".cache"))
         jax.config.update("jax_compilation_cache_dir", os.path.join(home, "align_jax", "xla"))
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.3)
+    if _launched_on_several_hosts():
+        jax.distributed.initialize()
+
+
+def _launched_on_several_hosts() -> bool:
+    """Whether a launcher that JAX knows started this process as one of several."""
+    several = (os.environ.get(name, "1") for name in ("SLURM_NTASKS", "OMPI_COMM_WORLD_SIZE"))
+    hosts = os.environ.get("TPU_WORKER_HOSTNAMES", "")
+    return "JAX_COORDINATOR_ADDRESS" in os.environ or "," in hosts or any(n.isdigit() and int(n) > 1 for n in several)

@@ -22,7 +22,7 @@ from align_jax.models import ModelConfig, init_weights, weight_shardings
 from align_jax.models.attention import resolve_backend
 from align_jax.objectives import Objective
 from align_jax.reference import cache_file, cache_key, cached, compute_reference, fingerprint_files
-from align_jax.sharding import data_shards, make_mesh, put_batch
+from align_jax.sharding import batch_sharding, data_shards, make_mesh, put_batch
 from align_jax.step import Scorer, eval_step
 
 
@@ -109,6 +109,11 @@ def dataset_of(config: Config, which: str, encoder: Encoder, objective: Objectiv
 
 def loader_of(config: Config, dataset: GroupDataset, mesh: Mesh, **more) -> BatchLoader:
     """Batches of a dataset for this mesh and this process."""
+    if data_shards(mesh) % jax.process_count():
+        raise UserError(
+            f"mesh: data x fsdp = {data_shards(mesh)} must be a multiple of the {jax.process_count()} processes, so that each "
+            "reads its own part of the data"
+        )
     return BatchLoader(
         dataset,
         shards=data_shards(mesh) // jax.process_count(),
@@ -133,7 +138,7 @@ def largest_anywhere(sizes: tuple[int, ...]) -> tuple[int, ...]:
 
 def score_batches(scorer: Scorer, mesh: Mesh, params: dict) -> Callable[[GroupBatch], jax.Array]:
     """host batch -> response log-probs `[G, K]` under fixed weights."""
-    compiled = jax.jit(scorer)
+    compiled = jax.jit(scorer, out_shardings=batch_sharding(mesh))
     return lambda batch: compiled(params, put_batch(batch, mesh))
 
 
@@ -185,5 +190,5 @@ def microbatches(batches):
 
 def evaluator(scorer: Scorer, objective: Objective, mesh: Mesh) -> Callable[[dict, GroupBatch], dict]:
     """(params, host batch) -> metrics a group."""
-    compiled = jax.jit(partial(eval_step, scorer=scorer, objective=objective))
+    compiled = jax.jit(partial(eval_step, scorer=scorer, objective=objective), out_shardings=batch_sharding(mesh))
     return lambda params, batch: compiled(params, put_batch(batch, mesh))

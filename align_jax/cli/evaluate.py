@@ -10,7 +10,7 @@ import jax
 
 from align_jax.cli import assemble
 from align_jax.cli.export import trained_weights
-from align_jax.cli.train import in_training_evaluation, say, write_whole
+from align_jax.cli.train import has_checkpoints, in_training_evaluation, say, write_whole
 from align_jax.config import load_config, parse_overrides
 from align_jax.data import Encoder
 from align_jax.errors import UserError
@@ -28,10 +28,12 @@ def main(argv: list[str]) -> int:
     config = load_config(argv[0], parse_overrides(argv[1:]), require=("run.dir", "model", "data", "data.eval"))
     folder = Path(config.run.dir)
     mesh, start = assemble.mesh_of(config), assemble.start_of(config)
-    encoder, scorer = Encoder(assemble.tokenizer_of(config), config.data), assemble.scorer_of(start, config)
+    encoder = Encoder(assemble.tokenizer_of(config), config.data, start.config.vocab_size)
+    scorer = assemble.scorer_of(start, config)
+    folder.mkdir(parents=True, exist_ok=True)
     with jax.set_mesh(mesh):
         measure = in_training_evaluation(config, start, encoder, scorer, mesh, folder)
-        if any((folder / "checkpoints").glob("[0-9]*")):
+        if has_checkpoints(folder):
             where = weight_shardings(start.config, mesh)
             params, step = trained_weights(folder, config, start.config, None, where)
             say(f"evaluating the checkpoint of step {step} in {folder}")
@@ -40,7 +42,6 @@ def main(argv: list[str]) -> int:
             say(f"{folder} has no checkpoint: evaluating the starting model")
         metrics = {name.removeprefix("eval/"): value for name, value in measure(params).items()}
     if jax.process_index() == 0:
-        folder.mkdir(parents=True, exist_ok=True)
         write_whole(folder / "evaluation.json", json.dumps({"step": step, **metrics}, indent=2))
         width = max(map(len, metrics))
         sys.stdout.writelines(f"{name:<{width}}  {value:.6g}\n" for name, value in metrics.items())

@@ -55,8 +55,9 @@ def trained_config(run_dir: Path, config: Config) -> tuple[ModelConfig, dict | N
 
 
 def trained_weights(run_dir: Path, config: Config, model_config: ModelConfig, step: int | None, shardings=None):
-    """The weights of a run's checkpoint (the newest by default) and its step; on one device unless shardings are given."""
-    device = jax.sharding.SingleDeviceSharding(jax.devices()[0])
+    """The weights of a run's checkpoint (the newest by default) and its step; on the host unless shardings are given."""
+    # In host memory: one accelerator may be smaller than the model.
+    device = jax.sharding.SingleDeviceSharding(jax.local_devices(backend="cpu")[0])
     is_shape = lambda x: isinstance(x, tuple)  # noqa: E731
     shapes = weight_shapes(model_config)
     where = shardings or jax.tree.map(lambda _: device, shapes, is_leaf=is_shape)

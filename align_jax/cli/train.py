@@ -43,7 +43,9 @@ def train(config: Config, stop: StopSignal) -> int:
     mesh, start = assemble.mesh_of(config), assemble.start_of(config)
     tokenizer = assemble.tokenizer_of(config)
     prepare_folder(folder, config, start, tokenizer)
-    encoder, scorer = Encoder(tokenizer, config.data), assemble.scorer_of(start, config)
+    encoder = Encoder(tokenizer, config.data, start.config.vocab_size)
+    scorer = assemble.scorer_of(start, config)
+    check_best_metric(config)
     with jax.set_mesh(mesh):
         dataset = assemble.dataset_of(config, "train", encoder, config.objective, folder / "spool")
         report_data("train", dataset, folder)
@@ -85,6 +87,7 @@ def train(config: Config, stop: StopSignal) -> int:
                     evaluate=measure,
                     save=lambda n, s, position, m: checkpoints.save(n, s, {"data": position}, m),
                     last_saved=checkpoints.latest_step,
+                    where=dataset.where,
                 )
                 plan = Plan(steps, config.checkpoint.every or steps, config.train.eval_every)
                 state, finished = run(state, loader, plan, hooks, stop)
@@ -95,6 +98,18 @@ def train(config: Config, stop: StopSignal) -> int:
     else:
         say(f"stopped by SIGTERM after step {done} of {steps}; checkpoint saved, the same command resumes")
     return 0
+
+
+def check_best_metric(config: Config) -> None:
+    """UserError where `checkpoint.best_metric` is an evaluation that no checkpoint would have."""
+    metric, every = config.checkpoint.best_metric, config.train.eval_every
+    if metric is None or not metric.startswith("eval/"):
+        return
+    if config.data.eval is None or every is None or (config.checkpoint.every or every) % every:
+        raise UserError(
+            f"checkpoint.best_metric: {metric!r} is measured every train.eval_every={every} steps on data.eval="
+            f"{config.data.eval!r}; set both, and checkpoint.every to a multiple of train.eval_every"
+        )
 
 
 def say(line: str) -> None:
@@ -116,16 +131,21 @@ def prepare_folder(folder: Path, config: Config, start: assemble.Start, tokenize
     Raises:
       UserError: the folder holds another run's checkpoints: the keys that decide its weights differ.
     """
+    previous = folder / "config.yaml"
+    if previous.exists() and has_checkpoints(folder):
+        check_same_run(load_config(previous), config, folder)
     if jax.process_index() != 0:
         return
-    previous = folder / "config.yaml"
-    if previous.exists() and any((folder / "checkpoints").glob("[0-9]*")):
-        check_same_run(load_config(previous), config, folder)
     folder.mkdir(parents=True, exist_ok=True)
     write_whole(previous, config.to_yaml())
     tokenizer.save_pretrained(folder / "tokenizer")
     if start.hf_config is not None:
         write_whole(folder / "model_config.json", json.dumps(start.hf_config, indent=2))
+
+
+def has_checkpoints(folder: Path) -> bool:
+    """Whether a run folder holds a complete checkpoint."""
+    return any(path.name.isdigit() for path in (folder / "checkpoints").glob("[0-9]*"))
 
 
 def write_whole(path: Path, text: str) -> None:
@@ -136,7 +156,10 @@ def write_whole(path: Path, text: str) -> None:
 
 
 # Sections and keys that a resumed run may change: they decide where and how fast it runs, or how it is watched.
-FREE = ("mesh", "log", "checkpoint", "generate", "reference.cache_dir", "train.steps", "train.epochs", "run.dir")
+FREE = (
+    *("mesh", "log", "checkpoint", "generate", "reference.cache_dir", "run.dir", "train.steps", "train.epochs"),
+    *("train.eval_every", "data.eval", "data.eval_split", "data.workers", "data.prefetch"),
+)
 
 
 def check_same_run(old: Config, new: Config, folder: Path) -> None:
@@ -222,7 +245,9 @@ def in_training_evaluation(config: Config, start, encoder: Encoder, scorer, mesh
     dataset = assemble.dataset_of(config, "eval", encoder, objective, folder / "spool")
     report_data("eval", dataset, folder)
     loader = assemble.loader_of(config, dataset, mesh)
-    labels = _labels(config, start, dataset, np.arange(len(dataset)), loader.eval_batches(), scorer, mesh)
+    labels = {}
+    if objective.needs_reference:
+        labels = _labels(config, start, dataset, np.arange(len(dataset)), loader.eval_batches(), scorer, mesh)
     loader = assemble.loader_of(config, dataset, mesh, labels=labels)
     step = assemble.evaluator(scorer, objective, mesh)
 

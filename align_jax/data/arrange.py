@@ -69,7 +69,8 @@ def survey(examples: Callable[[int], Example], rows: Sequence[int], layout: str,
         example = examples(row)
         names.add(example.group)
         k = len(example.responses)
-        if (layout == "pair" and len(set(example.scores)) < 2) or (layout == "sft" and example.desirable is False):
+        equal = example.scores is not None and len(set(example.scores)) < 2
+        if (layout in ("pair", "unpaired") and equal) or (layout == "sft" and example.desirable is False):
             dropped += 1
             continue
         if layout == "unpaired" and example.desirable is None:
@@ -81,8 +82,6 @@ def survey(examples: Callable[[int], Example], rows: Sequence[int], layout: str,
             key, n = plain_key(example), len(example.opinion.options)
             beliefs = max(beliefs, n)
             count = counts.setdefault(key, np.zeros(n))
-            if len(count) != n:
-                raise UserError(f"two rows of the prompt {str(example.prompt)[:60]!r} have different options")
             count[example.opinion.accepted] += 1
             companions[key, example.opinion.accepted].append(row)
     if not items:

@@ -100,6 +100,10 @@ class GroupDataset:
         for name in ("group", "context"):
             if f"{{{name}}}" in config.prompt_template and not any(getattr(self.example(row), name) for row in rows):
                 raise UserError(f"data.prompt_template uses {{{name}}}, but no row of {self.path} has a field {name!r}")
+        if config.prompt_template != DataConfig().prompt_template and not isinstance(self.example(rows[0]).prompt, str):
+            raise UserError(
+                f"data.prompt_template {config.prompt_template!r} is for plain prompts, but {self.path} holds conversations"
+            )
 
     def example(self, row: int) -> Example:
         """Row `row` of the source, checked."""

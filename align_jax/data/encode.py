@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 from typing import Any
 
+import jinja2
 import numpy as np
 
 from align_jax.data.config import DataConfig
@@ -23,13 +24,14 @@ class Encoder:
     Args:
       tokenizer: a transformers tokenizer with an end-of-sequence token.
       config: templates and lengths.
+      vocab_size: of the model; a token beyond it is an error. None does not check.
 
     Raises:
       UserError: no end-of-sequence token, or `data.chat_template: always` with a tokenizer that has none.
     """
 
-    def __init__(self, tokenizer: Any, config: DataConfig):
-        self.tokenizer, self.config = tokenizer, config
+    def __init__(self, tokenizer: Any, config: DataConfig, vocab_size: int | None = None):
+        self.tokenizer, self.config, self._vocab_size = tokenizer, config, vocab_size
         self.bos, self.eos = tokenizer.bos_token_id, tokenizer.eos_token_id
         has_template = getattr(tokenizer, "chat_template", None) is not None
         if self.eos is None:
@@ -37,6 +39,9 @@ class Encoder:
         if config.chat_template == "always" and not has_template:
             raise UserError("data.chat_template is 'always', but the tokenizer has no chat template")
         self._chat = has_template and config.chat_template != "never"
+        # Without a template every special token is ours, and "</s>" in a text is text. One mode for all texts: switching it
+        # would change the tokenizer under the other threads.
+        self._split_special = not has_template
         self._beliefs: dict[str, np.ndarray] = {}
         # Also the first call, before there are threads: it may change the tokenizer's own settings, later ones do not.
         self._inserts_space = self._ids("\na")[-1:] != self._ids("a")
@@ -91,7 +96,14 @@ class Encoder:
         return self._beliefs[statement]
 
     def _ids(self, text: str) -> list[int]:
-        return self.tokenizer(text, add_special_tokens=False)["input_ids"]
+        ids = self.tokenizer(text, add_special_tokens=False, split_special_tokens=self._split_special)["input_ids"]
+        if self._vocab_size is not None and ids and max(ids) >= self._vocab_size:
+            token = self.tokenizer.convert_ids_to_tokens(max(ids))
+            raise UserError(
+                f"the tokenizer gives token {token!r} the number {max(ids)}, but the model's vocabulary ends at "
+                f"{self._vocab_size - 1}; use the tokenizer that belongs to the model (model.tokenizer)"
+            )
+        return ids
 
     def _render_prompt(self, prompt: Text, group: str, context: str) -> str:
         if isinstance(prompt, str):
@@ -130,7 +142,12 @@ class Encoder:
     def _apply(self, messages: list[dict], *, add_generation_prompt: bool) -> str:
         if getattr(self.tokenizer, "chat_template", None) is None:
             raise UserError("the data holds conversations, but the tokenizer has no chat template; set one, or use plain text")
-        return self.tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=add_generation_prompt)
+        try:
+            return self.tokenizer.apply_chat_template(
+                messages, tokenize=False, add_generation_prompt=add_generation_prompt
+            )
+        except jinja2.TemplateError as error:
+            raise RowError(f"the chat template refuses this conversation: {error}") from error
 
 
 def as_messages(text: Text) -> list[dict]:
@@ -139,5 +156,6 @@ def as_messages(text: Text) -> list[dict]:
 
 
 def plain_key(example: Example) -> str:
-    """What makes two rows rows of the same prompt: prompt, context and group."""
-    return repr((example.prompt, example.context, example.group))
+    """What makes two rows rows of the same prompt: prompt, context, group and, where it has them, the options."""
+    options = example.opinion.options if example.opinion is not None else None
+    return repr((example.prompt, example.context, example.group, options))

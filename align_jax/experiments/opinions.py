@@ -90,7 +90,8 @@ def write_tokenizer(folder: Path) -> None:
     from tokenizers import Tokenizer, models, pre_tokenizers
     from transformers import PreTrainedTokenizerFast
 
-    texts = [*BELIEFS, *TOPICS, *_QUESTIONS, *(s for group in (_OPENINGS, _REASONS) for b in BELIEFS for s in group[b])]
+    sentences = (s for group in (_OPENINGS, _REASONS) for belief in BELIEFS for s in group[belief])
+    texts = ["question", *BELIEFS, *TOPICS, *_QUESTIONS, *sentences]
     words = sorted({word for text in texts for word in text.replace("{topic}", " ").split()} | set("0123:"))
     special = ["<unk>", "<s>", "</s>"]
     vocab = {word: i for i, word in enumerate([*special, *words])}

@@ -24,6 +24,7 @@ def main(argv: list[str]) -> int:
     for config in (BASE, MAIN):
         if not config.exists():
             raise UserError(f"{config} is not here; run this from the root of the repository")
+    config = load_config(MAIN, parse_overrides(argv), require=("data.eval",))
     opinions.write_tokenizer(OUT / "tokenizer")
     for seed, (name, count) in enumerate(ROWS.items()):
         opinions.write_rows(OUT / f"{name}.jsonl", opinions.rows(count, seed, uniform=name == "base"))
@@ -33,7 +34,6 @@ def main(argv: list[str]) -> int:
         return 0
     export(Path(base.run.dir), OUT / "base-model")
 
-    config = load_config(MAIN, parse_overrides(argv))
     if not _train(config):
         return 0
     model = OUT / "model"
@@ -48,7 +48,10 @@ def main(argv: list[str]) -> int:
 
 def _train(config: Config) -> bool:
     """Trains anew; False when SIGTERM ended it."""
-    remove_run(Path(config.run.dir))
+    folder = Path(config.run.dir)
+    if folder.exists() and not (folder / "config.yaml").exists():
+        raise UserError(f"run.dir: {folder} is not a run folder, and the quick start would replace it; choose another")
+    remove_run(folder)
     with StopSignal() as stop:
         train(config, stop)
         return not stop.requested(0)

@@ -5,7 +5,7 @@ holds at one time, P their longest length, T the columns of the ring. The C rows
 in place: no key of a prompt is ever copied for a sample.
 
 At clock t every row writes its new key at column `t mod T`, wherever the row stands in its text: one slice is written
-for the whole batch. A row that has made n steps finds the key of d steps ago, d = 1 .. n, at column `(t - d) mod T`; rows
+for the whole batch. A row that has made n steps finds the key of d steps ago, d = 0 .. n, at column `(t - d) mod T`; rows
 that start later, in the place of finished ones, need nothing cleared. T is at least the most tokens that a row generates,
 or larger than the clock: a ring may start short and grow.
 """
@@ -129,62 +129,80 @@ def decode_step(model: Decoder, cache: KVCache, rows: DecodeRows, clock: jax.Arr
     Returns:
       Normalized hidden states `[D, N, W]` of the inputs, and the cache with their keys and values.
     """
+    positions, prefix, past = _visible(model, cache, rows, clock)
+    x, layer = model.begin(rows.tokens[..., None], positions)
+    weights, column = model.layers.weights(), clock % cache.length
+    k, v, start = list(cache.k), list(cache.v), 0
+    for i, (prompt_k, prompt_v) in enumerate(zip(cache.prompt_k, cache.prompt_v, strict=True)):
+
+        def body(carry, inputs):
+            x, k, v = carry
+            at, weights, of_prompt = inputs
+
+            def attention(q, new_k, new_v):
+                # Written before it is read: XLA then changes the ring in place.
+                rings = _write(k, new_k, at, column, 5), _write(v, new_v, at, column, 4)
+                own = [jax.lax.dynamic_index_in_dim(ring, at, keepdims=False) for ring in rings]
+                return _attend_cached(q, *of_prompt, *own, prefix, past), rings
+
+            x, rings = layer(x, weights, attention)
+            return (x, *rings), None
+
+        count = prompt_k.shape[0]
+        of_block = {name: w[start : start + count] for name, w in weights.items()}
+        inputs = (jnp.arange(count), of_block, (prompt_k, prompt_v))
+        if count == 1:
+            (x, k[i], v[i]), _ = body((x, k[i], v[i]), _first(inputs))
+        else:
+            (x, k[i], v[i]), _ = jax.lax.scan(body, (x, k[i], v[i]), inputs)
+        start += count
+    return model.finish(x)[:, :, 0], _lay_out(dataclasses.replace(cache, k=k, v=v))
+
+
+def _visible(model, cache, rows, clock):
+    """Positions `[D, N, 1]` of the inputs, and which keys they see: of the prompts `[D, N, S * P]`, of the ring `[D, N, T]`."""
     length, window = cache.length, model.config.sliding_window
     shards, count = rows.tokens.shape
     slots, _, prompts, prompt_length = cache.prompt_k[0].shape[2:6]
-    per_slot = count // slots
-    lengths = jnp.take_along_axis(jnp.repeat(rows.lengths, per_slot, axis=1), rows.prompts[..., None], axis=-1)
+    lengths = jnp.take_along_axis(jnp.repeat(rows.lengths, count // slots, axis=1), rows.prompts[..., None], axis=-1)
     positions = lengths + rows.steps[..., None]
-
     index = jnp.arange(prompt_length)
     seen = index < lengths
-    age = (clock - 1 - jnp.arange(length)) % length + 1
+    age = (clock - jnp.arange(length)) % length
     past = age <= rows.steps[..., None]
     if window is not None:
         seen &= positions - index < window
         past &= age < window
     of_row = jnp.arange(prompts) == rows.prompts[..., None]
-    prefix = (of_row[..., None] & seen[:, :, None]).reshape(shards, count, prompts * prompt_length)
-    hidden, new = model.run(
-        rows.tokens[..., None],
-        positions,
-        None,
-        prefix=list(zip(cache.prompt_k, cache.prompt_v, cache.k, cache.v, strict=True)),
-        keep_kv=True,
-        attention=partial(_attend_cached, prefix=prefix, past=past),
-    )
-
-    # The writes wait for all reads, so that XLA does not copy the ring to write while others read.
-    hidden, new = jax.lax.optimization_barrier((hidden, new))
-
-    def write(ring, new, axis):  # new: [L, D, N, 1, Hk, E]
-        return jax.lax.dynamic_update_slice_in_dim(ring, jnp.moveaxis(new, 3, axis), clock % length, axis=axis)
-
-    k = [write(ring, block[0], 5) for ring, block in zip(cache.k, new, strict=True)]
-    v = [write(ring, block[1], 4) for ring, block in zip(cache.v, new, strict=True)]
-    return hidden[:, :, 0], _lay_out(dataclasses.replace(cache, k=k, v=v))
+    return positions, (of_row[..., None] & seen[:, :, None]).reshape(shards, count, prompts * prompt_length), past
 
 
-def _attend_cached(q, k, v, seen, prompt_k, prompt_v, past_k, past_v, *, prefix, past):
-    """Attention of one token a row to its slot's prompts, to the ring and to itself, as one softmax.
+def _first(tree):
+    return jax.tree.map(lambda x: x[0], tree)
+
+
+def _write(ring, new, layer, column, axis):
+    """The ring `[L, D, N, Hk, ...]` with the new keys or values `[D, N, 1, Hk, E]` in the column, which is the given axis."""
+    new = jnp.moveaxis(new, 2, axis - 1)[None]
+    start = [0] * ring.ndim
+    start[0], start[axis] = layer, column
+    return jax.lax.dynamic_update_slice(ring, new, start)
+
+
+def _attend_cached(q, prompt_k, prompt_v, past_k, past_v, prefix, past):
+    """Attention of one token a row to its slot's prompts and to the ring, as one softmax.
 
     Args:
-      q: `[D, N, 1, H, E]`; k, v: `[D, N, 1, Hk, E]`; the cache without L.
-      seen: unused, of the interface of `Decoder.run`. prefix: bool `[D, N, S * P]`. past: bool `[D, N, T]`.
+      q: `[D, N, 1, H, E]`; the cache without L. prefix, past: see `_visible`.
     """
     shards, rows, _, heads, size = q.shape
-    slots, kv_heads = prompt_k.shape[1], k.shape[3]
+    slots, kv_heads = prompt_k.shape[1:3]
     dot = partial(jnp.einsum, preferred_element_type=jnp.float32, precision=precision(q.dtype))
     q = (q * (size**-0.5)).reshape(shards, rows, kv_heads, heads // kv_heads, size)
     # The C rows of a slot are the rows of one larger product with its prompts.
     q_slots = q.reshape(shards, slots, rows // slots, *q.shape[2:])
     prompt_k, prompt_v = (x.reshape(shards, slots, kv_heads, -1, size) for x in (prompt_k, prompt_v))
-    hidden = prefix.reshape(shards, slots, 1, rows // slots, 1, -1)
-
-    to_prompt = jnp.where(hidden, dot("dmchge,dmhpe->dmhcgp", q_slots, prompt_k), _NEVER)
-    to_past = jnp.where(past[:, :, None, None], dot("dnhge,dnhet->dnhgt", q, past_k), _NEVER)
-    k, v = (x.reshape(shards, rows, kv_heads, 1, size) for x in (k, v))
-    to_self = jnp.sum(q.astype(jnp.float32) * k, axis=-1, keepdims=True)
+    prefix = prefix.reshape(shards, slots, 1, rows // slots, 1, -1)
 
     def by_row(x):  # [D, M, Hk, C, g, ...] to [D, N, Hk, g, ...]
         return jnp.moveaxis(x, 2, 3).reshape(shards, rows, *x.shape[2:3], *x.shape[4:])
@@ -192,14 +210,15 @@ def _attend_cached(q, k, v, seen, prompt_k, prompt_v, past_k, past_v, *, prefix,
     def by_slot(x):
         return jnp.moveaxis(x.reshape(shards, slots, rows // slots, *x.shape[2:]), 3, 2)
 
+    to_prompt = jnp.where(prefix, dot("dmchge,dmhpe->dmhcgp", q_slots, prompt_k), _NEVER)
+    to_past = jnp.where(past[:, :, None, None], dot("dnhge,dnhet->dnhgt", q, past_k), _NEVER)
     # A token always sees itself, so the largest logit is a real one and what is hidden gets weight 0.
-    top = jnp.maximum(jnp.maximum(by_row(to_prompt.max(-1)), to_past.max(-1)), to_self[..., 0])[..., None]
-    on_prompt, on_past, on_self = jnp.exp(to_prompt - by_slot(top)), jnp.exp(to_past - top), jnp.exp(to_self - top)
-    total = by_row(on_prompt.sum(-1))[..., None] + on_past.sum(-1, keepdims=True) + on_self
-    mixed = by_row(dot("dmhcgp,dmhpe->dmhcge", on_prompt.astype(v.dtype), prompt_v))
-    mixed += dot("dnhgt,dnhte->dnhge", on_past.astype(v.dtype), past_v)
-    mixed += on_self * v
-    return (mixed / total).astype(v.dtype).reshape(shards, rows, 1, heads, size)
+    top = jnp.maximum(by_row(to_prompt.max(-1)), to_past.max(-1))[..., None]
+    on_prompt, on_past = jnp.exp(to_prompt - by_slot(top)), jnp.exp(to_past - top)
+    total = by_row(on_prompt.sum(-1))[..., None] + on_past.sum(-1, keepdims=True)
+    mixed = by_row(dot("dmhcgp,dmhpe->dmhcge", on_prompt.astype(past_v.dtype), prompt_v))
+    mixed += dot("dnhgt,dnhte->dnhge", on_past.astype(past_v.dtype), past_v)
+    return (mixed / total).astype(past_v.dtype).reshape(shards, rows, 1, heads, size)
 
 
 def _lay_out(cache: KVCache) -> KVCache:

@@ -139,32 +139,40 @@ class Decoder(nnx.Module):
         seen: Masks | Rows,
         prefix: tuple[jax.Array, jax.Array] | None = None,
         keep_kv: bool = False,
-        attention: Callable[..., jax.Array] = attend,
     ) -> tuple[jax.Array, tuple[jax.Array, jax.Array] | None]:
         """Runs all layers over rows of tokens, each row seeing its prompt's keys and values.
 
         Args:
           tokens, positions: int32 `[D, N, R]`.
           seen: what each token sees, from `align_jax.models.attention.visibility`.
-          prefix: keys and values of the prompt rows, each `[L, D, M, P, Hk, E]`; None for rows without a prompt. Another
-            `attention` may take other arrays with a leading L, or a list of them, one entry for each block of consecutive
-            layers.
+          prefix: keys and values of the prompt rows, each `[L, D, M, P, Hk, E]`; None for rows without a prompt.
           keep_kv: also return this call's own keys and values, each `[L, D, N, R, Hk, E]`.
-          attention: called as `attention(q, k, v, seen, *prefix of the layer)`; see `models.cache` for decoding.
 
         Returns:
-          The normalized hidden states `[D, N, R, W]`, and the keys and values (a list where prefix is one) or None.
+          The normalized hidden states `[D, N, R, W]`, and the keys and values or None.
+        """
+        x, layer = self.begin(tokens, positions)
+
+        def body(x, inputs):
+            weights, of_prompt = inputs
+            return layer(x, weights, lambda q, k, v: (attend(q, k, v, seen, *(of_prompt or ())), (k, v) if keep_kv else None))
+
+        x, kv = jax.lax.scan(rematerialize(body, self.remat), x, (self.layers.weights(), prefix))
+        return self.finish(x), kv
+
+    def begin(self, tokens: jax.Array, positions: jax.Array) -> tuple[jax.Array, Callable]:
+        """Embeddings `[D, N, R, W]` of tokens `[D, N, R]`, and the function that applies one layer to them.
+
+        The function is `layer(x, weights of the layer, attention) -> (x, what attention keeps)`, where `attention(q, k, v)`
+        returns the mixed values `[D, N, R, H, E]` and anything else.
         """
         x = constrain(self.embed[...].astype(self.dtype)[tokens], "shards", None, None, "act_embed")
         cos, sin = rotation(positions, frequencies(self.config))
-        layer = partial(_layer, eps=self.config.norm_eps, cos=cos, sin=sin, seen=seen, keep_kv=keep_kv)
-        layer = partial(layer, attention=attention)
-        layer, weights = rematerialize(layer, self.remat), self.layers.weights()
-        if isinstance(prefix, list):
-            x, kv = _scan_blocks(layer, x, weights, prefix)
-        else:
-            x, kv = jax.lax.scan(layer, x, (weights, prefix))
-        return rms_norm(x, self.norm[...], self.config.norm_eps), kv
+        return x, partial(_layer, eps=self.config.norm_eps, cos=cos, sin=sin)
+
+    def finish(self, x: jax.Array) -> jax.Array:
+        """The normalized hidden states of what left the last layer."""
+        return rms_norm(x, self.norm[...], self.config.norm_eps)
 
     def weights(self) -> dict:
         """The weights as the nested dict of `weight_shapes`; `Decoder(config, model.weights())` is the same model."""
@@ -187,20 +195,8 @@ class Decoder(nnx.Module):
         )
 
 
-def _scan_blocks(layer, x, weights, blocks):
-    """The layers in blocks, each with arrays of its own: a block of one layer is not scanned, and nothing is sliced."""
-    kv, start = [], 0
-    for block in blocks:
-        end = start + block[0].shape[0]
-        x, of_block = jax.lax.scan(layer, x, ({name: w[start:end] for name, w in weights.items()}, block), unroll=end - start == 1)
-        kv.append(of_block)
-        start = end
-    return x, kv
-
-
-def _layer(x, inputs, *, eps, cos, sin, seen, keep_kv, attention):
+def _layer(x, weights, attention, *, eps, cos, sin):
     """One decoder layer; pre-norm attention and SwiGLU MLP, each added to the residual."""
-    weights, prefix = inputs
     w = {name: value if name.endswith("norm") else value.astype(x.dtype) for name, value in weights.items()}
     dot = partial(jnp.einsum, precision=precision(x.dtype))
 
@@ -209,14 +205,14 @@ def _layer(x, inputs, *, eps, cos, sin, seen, keep_kv, attention):
     k = constrain(dot("dnrw,whe->dnrhe", h, w["k"]), "shards", None, None, "kv_heads", None)
     v = constrain(dot("dnrw,whe->dnrhe", h, w["v"]), "shards", None, None, "kv_heads", None)
     q, k = rotate(q, cos, sin), rotate(k, cos, sin)
-    mixed = attention(q, k, v, seen, *(prefix or ()))
+    mixed, kept = attention(q, k, v)
     x = x + constrain(dot("dnrhe,hew->dnrw", mixed, w["o"]), "shards", None, None, "act_embed")
 
     h = rms_norm(x, w["mlp_norm"], eps)
     gated = jax.nn.silu(dot("dnrw,wf->dnrf", h, w["gate"])) * dot("dnrw,wf->dnrf", h, w["up"])
     gated = constrain(gated, "shards", None, None, "mlp")
     x = x + constrain(dot("dnrf,fw->dnrw", gated, w["down"]), "shards", None, None, "act_embed")
-    return x, ((k, v) if keep_kv else None)
+    return x, kept
 
 
 def rms_norm(x: jax.Array, weight: jax.Array, eps: float) -> jax.Array:

@@ -12,7 +12,8 @@ from align_jax.objectives.base import Metrics, weighted
 def set_metrics(logps: jax.Array, rewards: jax.Array, scores: jax.Array, mask: jax.Array) -> Metrics:
     """Rewards of the accepted (`S_i > mean`) and the rejected responses of each group, TRL's names.
 
-    `rewards/accuracies` is over all accepted-rejected pairs: the fraction whose accepted response has the larger reward.
+    `rewards/accuracies` is over all accepted-rejected pairs: the fraction whose accepted response has the larger reward,
+    ties counting half.
 
     Args:
       logps, rewards: float32 `[G, K]`, log-probs and implicit rewards `beta * r`.
@@ -22,17 +23,27 @@ def set_metrics(logps: jax.Array, rewards: jax.Array, scores: jax.Array, mask: j
     accepted, rejected = accepted & contrast[:, None], rejected & contrast[:, None]
     clean_rewards, clean_logps = jnp.where(mask, rewards, 0.0), jnp.where(mask, logps, 0.0)
     pairs = accepted[:, :, None] & rejected[:, None, :]
-    right = pairs & (clean_rewards[:, :, None] > clean_rewards[:, None, :])
+    right = wins(clean_rewards[:, :, None], clean_rewards[:, None, :], clean_logps[:, :, None], clean_logps[:, None, :])
     chosen = _masked_mean(clean_rewards, accepted)
     lost = _masked_mean(clean_rewards, rejected)
     return {
         "rewards/chosen": weighted(chosen, contrast),
         "rewards/rejected": weighted(lost, contrast),
         "rewards/margins": weighted(chosen - lost, contrast),
-        "rewards/accuracies": (_count(right), _count(pairs)),
+        "rewards/accuracies": (jnp.sum(jnp.where(pairs, right, 0.0), axis=(-2, -1)), _count(pairs)),
         "logps/chosen": weighted(_masked_mean(clean_logps, accepted), contrast),
         "logps/rejected": weighted(_masked_mean(clean_logps, rejected), contrast),
     }
+
+
+def wins(reward: jax.Array, other: jax.Array, logp: jax.Array, other_logp: jax.Array) -> jax.Array:
+    """1 where a reward is above another, 0 where it is below, 1/2 where they differ by no more than rounding.
+
+    At the first step policy and reference agree, and every difference of rewards is rounding of the log-probs: without the
+    tie the accuracy would be noise that changes with the devices.
+    """
+    rounding = 2e-7 * (jnp.abs(logp) + jnp.abs(other_logp))
+    return jnp.where(jnp.abs(reward - other) <= rounding, 0.5, (reward > other).astype(jnp.float32))
 
 
 def pair_metrics(logps: jax.Array, rewards: jax.Array, exists: jax.Array) -> Metrics:
@@ -45,7 +56,7 @@ def pair_metrics(logps: jax.Array, rewards: jax.Array, exists: jax.Array) -> Met
         "rewards/chosen": weighted(rewards[:, 0], exists),
         "rewards/rejected": weighted(rewards[:, 1], exists),
         "rewards/margins": weighted(rewards[:, 0] - rewards[:, 1], exists),
-        "rewards/accuracies": weighted((rewards[:, 0] > rewards[:, 1]).astype(jnp.float32), exists),
+        "rewards/accuracies": weighted(wins(rewards[:, 0], rewards[:, 1], logps[:, 0], logps[:, 1]), exists),
         "logps/chosen": weighted(logps[:, 0], exists),
         "logps/rejected": weighted(logps[:, 1], exists),
     }

@@ -71,9 +71,10 @@ class MPO(SetObjective):
 
 @dataclasses.dataclass(frozen=True)
 class OrderedMPO(SetObjective):
-    """Plackett-Luce over ordered levels of responses; M = 2 levels is MPO.
+    """Plackett-Luce over ordered levels of responses, best first.
 
-    A response's level is its rank among the `levels` equal intervals between its group's lowest and highest score.
+    A response's level is which of the `levels` equal intervals between its group's lowest and highest score it is in. (Two
+    levels are MPO's loss with the sets divided at the middle of the scores' range instead of at their mean.)
     """
 
     name: ClassVar[str] = "ordered_mpo"
