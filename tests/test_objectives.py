@@ -109,6 +109,15 @@ def test_accuracy_counts_all_accepted_rejected_pairs():
     assert mean(out["rewards/chosen"]) == 3.5 and mean(out["rewards/rejected"]) == 1.5
 
 
+def test_rewards_that_differ_by_rounding_are_ties():
+    logps = np.float32([[-1000.0, -800.0]])
+    batch = batch_of(np.ones((1, 2), bool), scores=[[1.0, 0.0]], ref_logps=logps + np.float32([[6e-5, 0.0]]))
+    assert mean(DPO(beta=1.0)(logps, batch)["rewards/accuracies"]) == 0.5
+    assert mean(MPO(beta=1.0)(logps, batch)["rewards/accuracies"]) == 0.5
+    batch = batch.with_labels(ref_logps=logps - np.float32([[0.01, 0.0]]))
+    assert mean(DPO(beta=1.0)(logps, batch)["rewards/accuracies"]) == 1.0
+
+
 @pytest.mark.parametrize("cls, loss", [(InfoNCA, losses.infonca_loss), (NCA, losses.nca_loss)])
 def test_soft_targets_count_groups_of_equal_scores_too(cls, loss):
     logps, batch = groups()

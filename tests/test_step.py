@@ -12,8 +12,8 @@ import pytest
 from align_jax.data import RowLayout, Segment, TokenGroup, pack_groups
 from align_jax.models import ModelConfig, init_weights, weight_shardings
 from align_jax.objectives import DPO, KTO, MPO, SFT
-from align_jax.sharding import make_mesh, put_batch
-from align_jax.state import create_state, state_shardings
+from align_jax.sharding import make_mesh, put_batch, replicated
+from align_jax.state import create_state, state_shapes, state_shardings
 from align_jax.step import Scorer, compile_step
 
 CONFIG = ModelConfig(vocab_size=32, width=16, mlp_width=24, layers=2, heads=4, kv_heads=2, head_size=4)
@@ -58,16 +58,16 @@ def with_reference(scorer, weights, batch):
     return batch.with_labels(ref_logps=np.stack([np.asarray(jax.jit(scorer)(weights, m)) for m in micro]))
 
 
-def one_step(batch, objective, mesh=None, scorer=None, optimizer=None):
+def one_step(batch, objective, mesh=None, scorer=None, optimizer=None, param_dtype=jnp.float32):
     mesh = mesh or make_mesh()
     scorer, optimizer = scorer or Scorer(CONFIG, dtype="float32"), optimizer or optax.adamw(1e-2)
     with jax.set_mesh(mesh):
-        make = jax.jit(partial(init_weights, CONFIG), out_shardings=weight_shardings(CONFIG, mesh))
+        make = jax.jit(partial(init_weights, CONFIG, param_dtype=param_dtype), out_shardings=weight_shardings(CONFIG, mesh))
         weights = make(jax.random.key(0))
         if objective.needs_reference and "ref_logps" not in batch.labels:
             batch = with_reference(scorer, jax.tree.map(np.asarray, weights), batch)
-        state = create_state(CONFIG, weights, optimizer, mesh, jnp.float32)
-        where = state_shardings(CONFIG, optimizer, mesh, jnp.float32)
+        state = create_state(CONFIG, weights, optimizer, mesh, param_dtype)
+        where = state_shardings(CONFIG, optimizer, mesh, param_dtype)
         step = compile_step(mesh, where, scorer, objective, optimizer)
         state, metrics = step(state, put_batch(batch, mesh, leading=1))
     return jax.tree.map(np.asarray, state), {k: float(v) for k, v in metrics.items()}
@@ -140,8 +140,20 @@ def test_moments_live_with_their_weights_and_adafactor_statistics_are_whole():
     mesh = make_mesh(2, 2, 2)
     where = state_shardings(CONFIG, optax.adamw(1e-3), mesh, jnp.float32)
     assert where.opt_state[0].mu["layers"]["q"] == where.params["layers"]["q"]
-    factored = state_shardings(CONFIG, optax.adafactor(1e-3), mesh, jnp.float32)
-    assert jax.tree.structure(factored.params) == jax.tree.structure(where.params)
+    wide = dataclasses.replace(CONFIG, width=128, mlp_width=256)  # optax factors dimensions from 128 up
+    shapes = state_shapes(wide, optax.adafactor(1e-3), jnp.float32)
+    factored = state_shardings(wide, optax.adafactor(1e-3), mesh, jnp.float32)
+    rows, placed = (s.opt_state[0].v_row["layers"]["gate"] for s in (shapes, factored))
+    assert rows.shape != shapes.params["layers"]["gate"].shape and placed == replicated(mesh)
+    assert factored.opt_state[0].v["layers"]["attn_norm"] == factored.params["layers"]["attn_norm"]
+
+
+def test_bfloat16_weights_accumulate_gradients_in_float32():
+    items = make_items(16, 1)
+    norms = []
+    for accumulation in (1, 16):
+        norms.append(one_step(stacked(items, accumulation, 1), SFT(), param_dtype=jnp.bfloat16)[1]["grad_norm"])
+    assert norms[1] == pytest.approx(norms[0], rel=2e-3)
 
 
 def test_a_batch_without_any_contrast_changes_nothing_but_the_step():

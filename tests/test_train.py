@@ -14,12 +14,14 @@ import yaml
 
 from align_jax.checkpoint import Checkpointer, flatten_names
 from align_jax.cli import main
+from align_jax.cli.train import has_checkpoints
 from align_jax.experiments import opinions
-from align_jax.logs import read_metrics
+from align_jax.logs import TIMING_PREFIXES, read_metrics
 
 ROOT = Path(__file__).parent.parent
 SHAPE = dict(vocab_size=130, width=16, mlp_width=24, layers=2, heads=4, kv_heads=2, head_size=4, max_length=128)
 STEPS = 6
+LONG = ("--train.steps", 40, "--checkpoint.every", 4, "--data.eval", "null")
 
 
 @pytest.fixture(scope="module")
@@ -84,7 +86,7 @@ def assert_same_run(a, b):
     assert (step, first.keys()) == (parameters(b)[0], parameters(b)[1].keys())
     for name, value in parameters(b)[1].items():
         assert np.array_equal(value, first[name]), name
-    lines = [[{k: v for k, v in m.items() if not k.startswith("time/")} for m in read_metrics(run / "metrics.jsonl")]
+    lines = [[{k: v for k, v in m.items() if not k.startswith(TIMING_PREFIXES)} for m in read_metrics(run / "metrics.jsonl")]
              for run in (a, b)]  # fmt: skip
     assert lines[0] == lines[1]
 
@@ -116,18 +118,32 @@ def test_a_run_writes_what_it_promises(whole):
     assert (whole / "config.yaml").exists()
 
 
-@pytest.mark.parametrize("step", [1, 3])
-def test_killed_and_started_again_ends_with_the_same_bits(world, whole, step):
+@pytest.fixture(scope="module")
+def long(world):
+    """An uninterrupted run of enough steps that a kill finds it at work."""
     folder, config = world
-    run = folder / f"killed{step}"
-    process = subprocess.Popen(command(config, run), env=environment(), stderr=subprocess.PIPE, text=True)
-    wait_for_step(run, step, process)
+    assert train(config, "--run.dir", folder / "long", *LONG) == 0
+    return folder / "long"
+
+
+@pytest.mark.parametrize("resumes", [False, True], ids=["before the first checkpoint", "after it"])
+def test_killed_and_started_again_ends_with_the_same_bits(world, long, resumes):
+    folder, config = world
+    run = folder / f"killed-{resumes}"
+    process = subprocess.Popen(command(config, run, *LONG), env=environment(), stderr=subprocess.PIPE, text=True)
+    wait_for_step(run, 1, process)
+    while resumes and not has_checkpoints(run):
+        assert process.poll() is None
+        time.sleep(0.01)
     process.send_signal(signal.SIGKILL)
-    process.wait()
-    done = subprocess.run(command(config, run), env=environment(), capture_output=True, text=True)
+    assert process.wait() == -signal.SIGKILL
+    had = has_checkpoints(run)
+    done = subprocess.run(command(config, run, *LONG), env=environment(), capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
+    assert had == ("resumed from the checkpoint" in done.stderr)
+    assert had or not resumes
     assert "reused from" in done.stderr
-    assert_same_run(whole, run)
+    assert_same_run(long, run)
 
 
 def test_sigterm_saves_and_exits_0(world):
@@ -155,7 +171,7 @@ def test_eight_devices_give_the_same_metrics(world, whole):
         for name in one.keys() - {"tokens/padding"}:
             if one[name] is None:  # nothing to average, such as no minority in the batch
                 assert many[name] is None
-            elif not name.startswith("time/"):
+            elif not name.startswith(TIMING_PREFIXES):
                 assert many[name] == pytest.approx(one[name], abs=1e-4, rel=1e-4), (one["step"], name)
 
 
@@ -227,7 +243,33 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_says_where(world, capsys):
     folder, config = world
     assert train(config, "--run.dir", folder / "nan", "--optimizer.learning_rate", 1e38, "--optimizer.clip_norm", "null") == 2
     said = capsys.readouterr().err
-    assert "loss is" in said and "Rows of the batch" in said and "checkpoint" in said
+    assert "loss is" in said and "checkpoint" in said
+    assert f"Rows of the batch: {folder / 'train.jsonl'}:" in said
+
+
+def test_a_best_metric_that_no_checkpoint_has_is_refused(world, capsys):
+    folder, config = world
+    assert train(config, "--run.dir", folder / "best", "--checkpoint.best_metric", "eval/loss") == 2
+    assert "checkpoint.best_metric: 'eval/loss' is measured every train.eval_every=None steps" in capsys.readouterr().err
+
+
+def test_a_tokenizer_larger_than_the_vocabulary_is_refused(world, capsys):
+    folder, config = world
+    values = yaml.safe_load(config.read_text())
+    values["model"]["config"]["vocab_size"] = 64
+    path = folder / "small.yaml"
+    path.write_text(yaml.safe_dump(values))
+    assert train(path, "--run.dir", folder / "small") == 2
+    assert "vocabulary ends at 63" in capsys.readouterr().err
+
+
+def test_evaluate_prints_the_metrics_of_the_newest_checkpoint(world, whole, capsys):
+    _, config = world
+    assert main(["evaluate", str(config), "--run.dir", str(whole)]) == 0
+    printed = dict(line.split() for line in capsys.readouterr().out.splitlines())
+    last = read_metrics(whole / "metrics.jsonl")[-1]
+    assert float(printed["beliefs/js_distance"]) == pytest.approx(last["eval/beliefs/js_distance"], rel=1e-5)
+    assert json.loads((whole / "evaluation.json").read_text())["step"] == STEPS
 
 
 def test_another_run_in_the_folder_is_refused(world, whole, capsys):

@@ -109,12 +109,16 @@ class Encoder:
         if isinstance(prompt, str):
             prompt = self.config.prompt_template.format(prompt=prompt, group=group, context=context)
         if isinstance(prompt, str) and not self._chat:
+            bos = self.tokenizer.bos_token
+            while bos and prompt.startswith(bos):
+                prompt = prompt.removeprefix(bos)
             return prompt
         return self._apply(as_messages(prompt), add_generation_prompt=True)
 
     def _response_ids(self, prompt: Text, response: Text) -> list[int]:
         if isinstance(response, str) and isinstance(prompt, str) and not self._chat:
-            return self._ids(response)
+            # Some data sets write the end of the sequence out.
+            return self._ids(response.removesuffix(self.tokenizer.eos_token))
         start, text = self._render_turn(prompt, response)
         if self._inserts_space:
             # Such a tokenizer puts a space before whatever it is given; within a conversation there is none.

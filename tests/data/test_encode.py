@@ -130,3 +130,19 @@ def test_a_real_tokenizer():
     assert prompt.tolist() == tokenizer("Once upon")["input_ids"] and prompt.tolist().count(tokenizer.bos_token_id) == 1
     # a response begins as after a space, so prompt and response join to the text
     assert [*prompt, *response] == [*tokenizer("Once upon a time")["input_ids"], tokenizer.eos_token_id]
+
+
+def test_special_tokens_inside_a_text_are_text():
+    tokenizer = char_tokenizer()
+    encoder = Encoder(tokenizer, DataConfig())
+    response, _ = encoder.encode_response("hi", "a </s> b")
+    assert list(response).count(tokenizer.eos_token_id) == 1 and response[-1] == tokenizer.eos_token_id
+    prompt, _ = encoder.encode_prompt("a <s> b </s>")
+    assert list(prompt).count(tokenizer.bos_token_id) == 1
+    assert tokenizer.eos_token_id not in prompt
+
+
+def test_a_token_beyond_the_models_vocabulary_is_an_error():
+    tokenizer = char_tokenizer()
+    with pytest.raises(UserError, match="vocabulary ends at 3"):
+        Encoder(tokenizer, DataConfig(), vocab_size=4).encode_prompt("hi")
