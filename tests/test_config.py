@@ -153,7 +153,7 @@ REFUSED = [
     (TEXT, ["--mesh.fsdp", "-1", "--mesh.data", "-1"], "--mesh.fsdp: only one axis"),
     (TEXT, ["--mesh.tensor", "0"], "--mesh.tensor: 0 must be positive"),
     (TEXT, ["--checkpoint.every", "0"], "--checkpoint.every: 0 must be positive"),
-    (TEXT, ["--generate.temperature", "-0.5"], "--generate.temperature: -0.5 must not be negative"),
+    (TEXT, ["--generate.temperature", "-0.5"], "--generate.temperature: -0.5 must be 0 or more"),
     (TEXT, ["--log.wandb_name", "x"], "--log.wandb_name: 'x' is not used without log.wandb_project"),
 ]  # fmt: skip
 

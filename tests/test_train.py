@@ -14,7 +14,7 @@ import yaml
 
 from align_jax.checkpoint import Checkpointer, flatten_names
 from align_jax.cli import main
-from align_jax.cli.train import has_checkpoints
+from align_jax.cli.run_folder import has_checkpoints
 from align_jax.experiments import opinions
 from align_jax.logs import TIMING_PREFIXES, read_metrics
 

@@ -10,7 +10,8 @@ import jax
 
 from align_jax.cli import assemble
 from align_jax.cli.export import trained_weights
-from align_jax.cli.train import has_checkpoints, in_training_evaluation, say, write_whole
+from align_jax.cli.run_folder import has_checkpoints, say, write_whole
+from align_jax.cli.train import in_training_evaluation
 from align_jax.config import load_config, parse_overrides
 from align_jax.data import Encoder
 from align_jax.errors import UserError

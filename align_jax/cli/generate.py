@@ -15,6 +15,7 @@ import jax
 from align_jax import hf
 from align_jax.cli import assemble
 from align_jax.cli.export import trained_config, trained_weights
+from align_jax.cli.run_folder import has_checkpoints
 from align_jax.config import Config, GenerateConfig, load_config, parse_overrides
 from align_jax.data import Encoder
 from align_jax.data.config import DataConfig
@@ -191,7 +192,7 @@ def sampling_of(options: GenerateConfig) -> Sampling:
 def _shape_of(config: Config) -> tuple[ModelConfig, Path | None]:
     """The model's shape, and the run folder where its weights come from one."""
     folder = Path(config.run.dir) if config.run.dir else None
-    if folder and (folder / "config.yaml").exists() and any((folder / "checkpoints").glob("[0-9]*")):
+    if folder and (folder / "config.yaml").exists() and has_checkpoints(folder):
         return trained_config(folder, config)[0], folder
     return assemble.start_of(config).config, None
 

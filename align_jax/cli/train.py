@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
+import collections
 import itertools
 import json
-import os
-import shutil
-import sys
 from pathlib import Path
 
 import jax
@@ -15,6 +13,7 @@ import numpy as np
 from align_jax import optim
 from align_jax.checkpoint import Checkpointer
 from align_jax.cli import assemble
+from align_jax.cli.run_folder import prepare_folder, say, write_whole
 from align_jax.config import Config, load_config, parse_overrides
 from align_jax.data import Encoder, GroupDataset
 from align_jax.errors import UserError
@@ -80,10 +79,16 @@ def train(config: Config, stop: StopSignal) -> int:
                 config=config.to_dict(),
                 active=jax.process_index() == 0,
             ) as log:
+                cut = collections.Counter()
+
+                def record(n: int, metrics: dict[str, float]) -> None:
+                    cut.update({kind: metrics.get(f"tokens/truncated_{kind}", 0) for kind in ("prompts", "responses")})
+                    log.log(n, metrics | {"learning_rate": float(schedule(n - 1))} if n else metrics)
+
                 hooks = Hooks(
                     put=lambda batch: put_batch(batch, mesh, leading=1),
                     step=step,
-                    log=lambda n, m: log.log(n, m | {"learning_rate": float(schedule(max(n - 1, 0)))} if n else m),
+                    log=record,
                     evaluate=measure,
                     save=lambda n, s, position, m: checkpoints.save(n, s, {"data": position}, m),
                     last_saved=checkpoints.latest_step,
@@ -93,6 +98,9 @@ def train(config: Config, stop: StopSignal) -> int:
                 state, finished = run(state, loader, plan, hooks, stop)
             checkpoints.wait()
     done = int(state.step)
+    if any(cut.values()):
+        lengths = f"{config.data.max_prompt_tokens} and {config.data.max_response_tokens} tokens"
+        say(f"cut to {lengths}: {cut['prompts']:.0f} prompts and {cut['responses']:.0f} responses of this run's batches")
     if finished:
         say(f"trained to step {done}; export with: align-jax export {folder} OUT_DIR")
     else:
@@ -112,73 +120,11 @@ def check_best_metric(config: Config) -> None:
         )
 
 
-def say(line: str) -> None:
-    """One line for the user, from the first process only."""
-    if jax.process_index() == 0:
-        print(f"align-jax: {line}", file=sys.stderr, flush=True)
-
-
 def total_steps(config: Config, rows: int) -> int:
     """Optimizer steps of the run: `train.steps`, or those of `train.epochs` passes over the rows."""
     if config.train.steps is not None:
         return config.train.steps
     return max(1, -(-int(config.train.epochs * rows) // config.train.groups_per_step))
-
-
-def prepare_folder(folder: Path, config: Config, start: assemble.Start, tokenizer) -> None:
-    """Writes config.yaml, the tokenizer and the model's config.json to the run folder, for resuming and exporting.
-
-    Raises:
-      UserError: the folder holds another run's checkpoints: the keys that decide its weights differ.
-    """
-    previous = folder / "config.yaml"
-    if previous.exists() and has_checkpoints(folder):
-        check_same_run(load_config(previous), config, folder)
-    if jax.process_index() != 0:
-        return
-    folder.mkdir(parents=True, exist_ok=True)
-    write_whole(previous, config.to_yaml())
-    tokenizer.save_pretrained(folder / "tokenizer")
-    if start.hf_config is not None:
-        write_whole(folder / "model_config.json", json.dumps(start.hf_config, indent=2))
-
-
-def has_checkpoints(folder: Path) -> bool:
-    """Whether a run folder holds a complete checkpoint."""
-    return any(path.name.isdigit() for path in (folder / "checkpoints").glob("[0-9]*"))
-
-
-def write_whole(path: Path, text: str) -> None:
-    """Writes a file by way of another, so that a kill leaves the old or the new one."""
-    temporary = path.with_name(path.name + ".tmp")
-    temporary.write_text(text, encoding="utf-8")
-    os.replace(temporary, path)
-
-
-# Sections and keys that a resumed run may change: they decide where and how fast it runs, or how it is watched.
-FREE = (
-    *("mesh", "log", "checkpoint", "generate", "reference.cache_dir", "run.dir", "train.steps", "train.epochs"),
-    *("train.eval_every", "data.eval", "data.eval_split", "data.workers", "data.prefetch"),
-)
-
-
-def check_same_run(old: Config, new: Config, folder: Path) -> None:
-    """Raises UserError naming the first key on which a run folder's config and the one given differ."""
-    before, after = flat(old.to_dict()), flat(new.to_dict())
-    for key in sorted(before.keys() | after.keys()):
-        if before.get(key) != after.get(key) and not any(key == f or key.startswith(f + ".") for f in FREE):
-            raise UserError(
-                f"{folder} holds checkpoints of a run with {key}={before.get(key)!r}, but {key}={after.get(key)!r} was "
-                "given; choose another run.dir, or give the same value to resume"
-            )
-
-
-def flat(tree: dict, prefix: str = "") -> dict:
-    """A nested dict with dotted keys."""
-    result = {}
-    for name, value in tree.items():
-        result |= flat(value, f"{prefix}{name}.") if isinstance(value, dict) else {prefix + name: value}
-    return result
 
 
 def report_data(which: str, dataset: GroupDataset, folder: Path) -> None:
@@ -256,8 +202,3 @@ def in_training_evaluation(config: Config, start, encoder: Encoder, scorer, mesh
         return {f"eval/{name}": value for name, value in summary(table, dataset.group_names, same).items()}
 
     return measure
-
-
-def remove_run(folder: Path) -> None:
-    """Deletes a run folder, so that an experiment starts anew."""
-    shutil.rmtree(folder, ignore_errors=True)

@@ -6,7 +6,8 @@ import time
 from pathlib import Path
 
 from align_jax.cli.export import export
-from align_jax.cli.train import remove_run, train
+from align_jax.cli.run_folder import remove_run
+from align_jax.cli.train import train
 from align_jax.config import Config, load_config, parse_overrides
 from align_jax.errors import UserError
 from align_jax.experiments import opinions
