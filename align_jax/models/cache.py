@@ -1,13 +1,13 @@
 """Decoding with a cache of keys and values: prompts computed once for all their samples, and a ring of own tokens.
 
 Axes as in `align_jax.batch`, N rows a shard in M slots of C rows each, one sample a row; also S the prompts that a slot
-holds at one time, P their longest length, T the columns of the ring. The C rows of a slot attend to its prompts
-in place: no key of a prompt is ever copied for a sample.
+holds at one time, P their longest length, T the columns of the ring. The C rows of a slot attend to its prompts in place:
+no key of a prompt is ever copied for a sample.
 
-At clock t every row writes its new key at column `t mod T`, wherever the row stands in its text: one slice is written
-for the whole batch. A row that has made n steps finds the key of d steps ago, d = 0 .. n, at column `(t - d) mod T`; rows
-that start later, in the place of finished ones, need nothing cleared. T is at least the most tokens that a row generates,
-or larger than the clock: a ring may start short and grow.
+At clock t every row writes its key at column `t mod T`, wherever the row stands in its text: one slice is written for the
+whole batch. A row that has made n steps finds the key of d steps ago, d = 1 .. n, at column `(t - d) mod T`; rows that
+start later, in the place of finished ones, need nothing cleared. T is at least the most tokens that a row generates, or
+larger than the clock: a ring may start short and grow.
 """
 
 from __future__ import annotations
@@ -17,14 +17,12 @@ from functools import partial
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 
 from align_jax.axes import constrain
 from align_jax.models.attention import Masks, Tokens, own_mask, precision
 from align_jax.models.decoder import Decoder
 
-_UNROLLED = 8  # the most layers that are compiled one by one
-_NEVER = -1e30  # below any real logit, yet finite: a part in which nothing is visible gets weight 0, not NaN
+_NEVER = -1e30  # below any real logit, yet finite: what is not visible gets weight 0, not NaN
 
 
 @jax.tree_util.register_dataclass
@@ -32,25 +30,21 @@ _NEVER = -1e30  # below any real logit, yet finite: a part in which nothing is v
 class KVCache:
     """Keys and values, in the model's compute type.
 
-    Each is a list of arrays for blocks of consecutive layers, L the layers of a block. A model of few layers has a block
-    for each, whose products read the cache in place; a deep one has a single block that is scanned (and of which XLA
-    copies one layer at a time), so that compilation does not grow with depth.
-
     Attributes:
       prompt_k, prompt_v: `[L, D, M, Hk, S, P, E]`, the prompts without their last tokens.
-      k, v: `[L, D, N, Hk, E, T]` and `[L, D, N, Hk, T, E]`, the ring: the prompt's last token and what was generated
-        after it. Keys are transposed, which makes their product with a query a plain one.
+      k, v: `[L, D, N, Hk, E, T]`, the ring: the prompt's last token and what was generated after it. Time stands last,
+        which makes the products with a single query several times faster.
     """
 
-    prompt_k: list[jax.Array]
-    prompt_v: list[jax.Array]
-    k: list[jax.Array]
-    v: list[jax.Array]
+    prompt_k: jax.Array
+    prompt_v: jax.Array
+    k: jax.Array
+    v: jax.Array
 
     @property
     def length(self) -> int:
         """T."""
-        return self.k[0].shape[-1]
+        return self.k.shape[-1]
 
 
 @jax.tree_util.register_dataclass
@@ -73,11 +67,9 @@ class DecodeRows:
 def init_cache(model: Decoder, shards: int, slots: int, prompts: int, prompt_length: int, rows: int, length: int) -> KVCache:
     """An empty cache for D, M, S, P, N, T as named in the module docstring."""
     c = model.config
-    layers = [1] * c.layers if c.layers <= _UNROLLED else [c.layers]
-    prompt_shape = (shards, slots, c.kv_heads, prompts, prompt_length, c.head_size)
-    ring = (shards, rows, c.kv_heads)
-    shapes = (prompt_shape, prompt_shape, (*ring, c.head_size, length), (*ring, length, c.head_size))
-    return _lay_out(KVCache(*([jnp.zeros((n, *shape), model.dtype) for n in layers] for shape in shapes)))
+    prompt = (c.layers, shards, slots, c.kv_heads, prompts, prompt_length, c.head_size)
+    ring = (c.layers, shards, rows, c.kv_heads, c.head_size, length)
+    return _lay_out(KVCache(*(jnp.zeros(shape, model.dtype) for shape in (prompt, prompt, ring, ring))))
 
 
 def write_prompts(
@@ -100,24 +92,15 @@ def write_prompts(
         new = jnp.transpose(new.astype(cached.dtype), (1, 0, 3, 2, 4))
         return cached.at[:, slot, :, prompt, : new.shape[3]].set(new, mode="drop")
 
-    def put_all(blocks, new):
-        over_shards = jax.vmap(put, in_axes=(1, 1, 0, 0), out_axes=1)
-        starts = np.cumsum([0, *(block.shape[0] for block in blocks)])
-        return [over_shards(x, new[a : a + x.shape[0]], slots, prompts) for x, a in zip(blocks, starts[:-1], strict=True)]
-
-    return _lay_out(
-        dataclasses.replace(cache, prompt_k=put_all(cache.prompt_k, k), prompt_v=put_all(cache.prompt_v, v))
-    )
+    over_shards = jax.vmap(put, in_axes=(1, 1, 0, 0), out_axes=1)
+    prompt_k, prompt_v = (over_shards(x, y, slots, prompts) for x, y in ((cache.prompt_k, k), (cache.prompt_v, v)))
+    return _lay_out(dataclasses.replace(cache, prompt_k=prompt_k, prompt_v=prompt_v))
 
 
 def grow_ring(cache: KVCache, length: int) -> KVCache:
     """The cache with a ring of more columns; to be called before the clock reaches the T that it has."""
-    more = length - cache.length
-
-    def pad(blocks, axis):
-        return [jnp.pad(x, [(0, more if i == axis else 0) for i in range(x.ndim)]) for x in blocks]
-
-    return _lay_out(dataclasses.replace(cache, k=pad(cache.k, 5), v=pad(cache.v, 4)))
+    k, v = (jnp.pad(x, [(0, 0)] * 5 + [(0, length - cache.length)]) for x in (cache.k, cache.v))
+    return _lay_out(dataclasses.replace(cache, k=k, v=v))
 
 
 def decode_step(model: Decoder, cache: KVCache, rows: DecodeRows, clock: jax.Array) -> tuple[jax.Array, KVCache]:
@@ -131,44 +114,31 @@ def decode_step(model: Decoder, cache: KVCache, rows: DecodeRows, clock: jax.Arr
     """
     positions, prefix, past = _visible(model, cache, rows, clock)
     x, layer = model.begin(rows.tokens[..., None], positions)
-    weights, column = model.layers.weights(), clock % cache.length
-    k, v, start = list(cache.k), list(cache.v), 0
-    for i, (prompt_k, prompt_v) in enumerate(zip(cache.prompt_k, cache.prompt_v, strict=True)):
 
-        def body(carry, inputs):
-            x, k, v = carry
-            at, weights, of_prompt = inputs
+    def body(x, inputs):
+        weights, *cached = inputs
+        return layer(x, weights, lambda q, k, v: (_attend_cached(q, k, v, *cached, prefix, past), (k, v)))
 
-            def attention(q, new_k, new_v):
-                # Written before it is read: XLA then changes the ring in place.
-                rings = _write(k, new_k, at, column, 5), _write(v, new_v, at, column, 4)
-                own = [jax.lax.dynamic_index_in_dim(ring, at, keepdims=False) for ring in rings]
-                return _attend_cached(q, *of_prompt, *own, prefix, past), rings
+    # The layers only read the ring, and all write to it at once: a write in each would copy it.
+    x, new = jax.lax.scan(body, x, (model.layers.weights(), cache.prompt_k, cache.prompt_v, cache.k, cache.v))
 
-            x, rings = layer(x, weights, attention)
-            return (x, *rings), None
+    def write(ring, new):  # new: [L, D, N, 1, Hk, E]
+        return jax.lax.dynamic_update_slice_in_dim(ring, jnp.moveaxis(new, 3, 5), clock % cache.length, axis=5)
 
-        count = prompt_k.shape[0]
-        of_block = {name: w[start : start + count] for name, w in weights.items()}
-        inputs = (jnp.arange(count), of_block, (prompt_k, prompt_v))
-        if count == 1:
-            (x, k[i], v[i]), _ = body((x, k[i], v[i]), _first(inputs))
-        else:
-            (x, k[i], v[i]), _ = jax.lax.scan(body, (x, k[i], v[i]), inputs)
-        start += count
+    k, v = write(cache.k, new[0]), write(cache.v, new[1])
     return model.finish(x)[:, :, 0], _lay_out(dataclasses.replace(cache, k=k, v=v))
 
 
 def _visible(model, cache, rows, clock):
     """Positions `[D, N, 1]` of the inputs, and which keys they see: of the prompts `[D, N, S * P]`, of the ring `[D, N, T]`."""
-    length, window = cache.length, model.config.sliding_window
+    window = model.config.sliding_window
     shards, count = rows.tokens.shape
-    slots, _, prompts, prompt_length = cache.prompt_k[0].shape[2:6]
+    slots, _, prompts, prompt_length = cache.prompt_k.shape[2:6]
     lengths = jnp.take_along_axis(jnp.repeat(rows.lengths, count // slots, axis=1), rows.prompts[..., None], axis=-1)
     positions = lengths + rows.steps[..., None]
     index = jnp.arange(prompt_length)
     seen = index < lengths
-    age = (clock - jnp.arange(length)) % length
+    age = (clock - 1 - jnp.arange(cache.length)) % cache.length + 1
     past = age <= rows.steps[..., None]
     if window is not None:
         seen &= positions - index < window
@@ -177,23 +147,11 @@ def _visible(model, cache, rows, clock):
     return positions, (of_row[..., None] & seen[:, :, None]).reshape(shards, count, prompts * prompt_length), past
 
 
-def _first(tree):
-    return jax.tree.map(lambda x: x[0], tree)
-
-
-def _write(ring, new, layer, column, axis):
-    """The ring `[L, D, N, Hk, ...]` with the new keys or values `[D, N, 1, Hk, E]` in the column, which is the given axis."""
-    new = jnp.moveaxis(new, 2, axis - 1)[None]
-    start = [0] * ring.ndim
-    start[0], start[axis] = layer, column
-    return jax.lax.dynamic_update_slice(ring, new, start)
-
-
-def _attend_cached(q, prompt_k, prompt_v, past_k, past_v, prefix, past):
-    """Attention of one token a row to its slot's prompts and to the ring, as one softmax.
+def _attend_cached(q, k, v, prompt_k, prompt_v, past_k, past_v, prefix, past):
+    """Attention of one token a row to its slot's prompts, to the ring and to itself, as one softmax.
 
     Args:
-      q: `[D, N, 1, H, E]`; the cache without L. prefix, past: see `_visible`.
+      q: `[D, N, 1, H, E]`; k, v: `[D, N, 1, Hk, E]`; the cache without L. prefix, past: see `_visible`.
     """
     shards, rows, _, heads, size = q.shape
     slots, kv_heads = prompt_k.shape[1:3]
@@ -203,6 +161,7 @@ def _attend_cached(q, prompt_k, prompt_v, past_k, past_v, prefix, past):
     q_slots = q.reshape(shards, slots, rows // slots, *q.shape[2:])
     prompt_k, prompt_v = (x.reshape(shards, slots, kv_heads, -1, size) for x in (prompt_k, prompt_v))
     prefix = prefix.reshape(shards, slots, 1, rows // slots, 1, -1)
+    k, v = (x.reshape(shards, rows, kv_heads, 1, size).astype(jnp.float32) for x in (k, v))
 
     def by_row(x):  # [D, M, Hk, C, g, ...] to [D, N, Hk, g, ...]
         return jnp.moveaxis(x, 2, 3).reshape(shards, rows, *x.shape[2:3], *x.shape[4:])
@@ -212,22 +171,22 @@ def _attend_cached(q, prompt_k, prompt_v, past_k, past_v, prefix, past):
 
     to_prompt = jnp.where(prefix, dot("dmchge,dmhpe->dmhcgp", q_slots, prompt_k), _NEVER)
     to_past = jnp.where(past[:, :, None, None], dot("dnhge,dnhet->dnhgt", q, past_k), _NEVER)
+    to_self = jnp.sum(q.astype(jnp.float32) * k, axis=-1, keepdims=True)
     # A token always sees itself, so the largest logit is a real one and what is hidden gets weight 0.
-    top = jnp.maximum(by_row(to_prompt.max(-1)), to_past.max(-1))[..., None]
-    on_prompt, on_past = jnp.exp(to_prompt - by_slot(top)), jnp.exp(to_past - top)
-    total = by_row(on_prompt.sum(-1))[..., None] + on_past.sum(-1, keepdims=True)
-    mixed = by_row(dot("dmhcgp,dmhpe->dmhcge", on_prompt.astype(past_v.dtype), prompt_v))
-    mixed += dot("dnhgt,dnhte->dnhge", on_past.astype(past_v.dtype), past_v)
+    top = jnp.maximum(jnp.maximum(by_row(to_prompt.max(-1)), to_past.max(-1)), to_self[..., 0])[..., None]
+    on_prompt, on_past, on_self = jnp.exp(to_prompt - by_slot(top)), jnp.exp(to_past - top), jnp.exp(to_self - top)
+    total = by_row(on_prompt.sum(-1))[..., None] + on_past.sum(-1, keepdims=True) + on_self
+    mixed = by_row(dot("dmhcgp,dmhpe->dmhcge", on_prompt.astype(past_v.dtype), prompt_v)) + on_self * v
+    mixed += dot("dnhgt,dnhet->dnhge", on_past.astype(past_v.dtype), past_v)
     return (mixed / total).astype(past_v.dtype).reshape(shards, rows, 1, heads, size)
 
 
 def _lay_out(cache: KVCache) -> KVCache:
-    def place(blocks, *axes):
-        return [constrain(x, *axes) for x in blocks]
-
+    prompt = (None, "shards", None, "kv_heads", None, None, None)
+    ring = (None, "shards", None, "kv_heads", None, None)
     return KVCache(
-        place(cache.prompt_k, None, "shards", None, "kv_heads", None, None, None),
-        place(cache.prompt_v, None, "shards", None, "kv_heads", None, None, None),
-        place(cache.k, None, "shards", None, "kv_heads", None, None),
-        place(cache.v, None, "shards", None, "kv_heads", None, None),
+        constrain(cache.prompt_k, *prompt),
+        constrain(cache.prompt_v, *prompt),
+        constrain(cache.k, *ring),
+        constrain(cache.v, *ring),
     )
