@@ -11,8 +11,9 @@ import jax.numpy as jnp
 from align_jax.axes import constrain
 from align_jax.batch import GroupBatch
 from align_jax.errors import UserError
-from align_jax.models.attention import Tokens, precision, visibility
+from align_jax.models.attention import Tokens, visibility
 from align_jax.models.decoder import Decoder
+from align_jax.models.products import precision
 
 HEAD_CHUNK = 1024  # positions of a shard whose logits exist at one time
 
@@ -143,26 +144,78 @@ def target_logps(model: Decoder, hidden: jax.Array, targets: jax.Array, head_chu
     shards, positions = hidden.shape[0], hidden.shape[1] * hidden.shape[2]
     chunks = -(-positions // head_chunk)
     size = -(-positions // chunks)
-    padding = ((0, 0), (0, chunks * size - positions))
-    flat = jnp.pad(hidden.reshape(shards, positions, -1), (*padding, (0, 0)))
-    goal = jnp.pad(targets.reshape(shards, positions), padding)
-    weight = model.head_weight()
-    body = jax.checkpoint(partial(_chunk_logps, weight), prevent_cse=False)
-    if chunks == 1:
-        return body(flat, goal).reshape(targets.shape)
 
     def split(x):
-        return jnp.moveaxis(x.reshape(shards, chunks, size, *x.shape[2:]), 1, 0)
+        rest = x.shape[3:]
+        padding = ((0, 0), (0, chunks * size - positions), *((0, 0),) * len(rest))
+        flat = jnp.pad(x.reshape(shards, positions, *rest), padding)
+        return jnp.moveaxis(flat.reshape(shards, chunks, size, *rest), 1, 0)
 
-    _, logps = jax.lax.scan(lambda carry, xs: (carry, body(*xs)), None, (split(flat), split(goal)))
+    logps = _target_logps(model.head_weight(), split(hidden), split(jnp.asarray(targets)))
     return jnp.moveaxis(logps, 0, 1).reshape(shards, -1)[:, :positions].reshape(targets.shape)
 
 
-def _chunk_logps(weight, hidden, targets):
-    logits = jnp.einsum(
-        "dtw,wv->dtv", hidden, weight, preferred_element_type=jnp.float32, precision=precision(hidden.dtype)
-    )
-    logits = constrain(logits, "shards", None, "vocab")
-    # A comparison instead of a gather: the vocabulary may be sharded.
-    chosen = jnp.sum(jnp.where(jnp.arange(logits.shape[-1]) == targets[..., None], logits, 0.0), axis=-1)
-    return chosen - jax.nn.logsumexp(logits, axis=-1)
+@jax.custom_vjp
+def _target_logps(weight, hidden, targets):
+    """weight `[W, V]`, hidden `[chunks, D, T, W]`, targets `[chunks, D, T]` -> float32 `[chunks, D, T]`.
+
+    With the cotangent c of a position's log-prob, `d_logits = c (onehot(target) - softmax(logits))`: all that is kept for the
+    way back is each position's log-sum-exp, and the weight's gradient is summed over chunks in float32.
+    """
+    return _forward(weight, hidden, targets)[0]
+
+
+def _forward(weight, hidden, targets):
+    def one(chunk):
+        x, target = chunk
+        logits = _logits(weight, x)
+        # A comparison instead of a gather: the vocabulary may be sharded.
+        chosen = jnp.sum(jnp.where(_is_target(logits, target), logits, 0.0), axis=-1)
+        lse = jax.nn.logsumexp(logits, axis=-1)
+        return chosen - lse, lse
+
+    logps, lse = _map(one, (hidden, targets))
+    return logps, (weight, hidden, targets, lse)
+
+
+def _backward(saved, d_logps):
+    weight, hidden, targets, lse = saved
+
+    def one(d_weight, chunk):
+        x, target, lse, d = chunk
+        logits = _logits(weight, x)
+        softmax = jnp.exp(logits - lse[..., None])
+        d_logits = (d[..., None] * (_is_target(logits, target) - softmax)).astype(x.dtype)
+        d_logits = constrain(d_logits, "shards", None, "vocab")
+        d_x = _product("dtv,wv->dtw", d_logits, weight).astype(x.dtype)
+        more = _product("dtw,dtv->wv", x, d_logits)
+        return more if d_weight is None else d_weight + more, d_x
+
+    chunks = (hidden, targets, lse, d_logps)
+    if hidden.shape[0] == 1:
+        d_weight, d_hidden = one(None, jax.tree.map(lambda x: x[0], chunks))
+        d_hidden = d_hidden[None]
+    else:
+        d_weight, d_hidden = jax.lax.scan(one, jnp.zeros(weight.shape, jnp.float32), chunks)
+    return d_weight.astype(weight.dtype), d_hidden, None
+
+
+_target_logps.defvjp(_forward, _backward)
+
+
+def _map(function, chunks):
+    if jax.tree.leaves(chunks)[0].shape[0] > 1:
+        return jax.lax.map(function, chunks)
+    return jax.tree.map(lambda x: x[None], function(jax.tree.map(lambda x: x[0], chunks)))
+
+
+def _logits(weight, x):
+    return constrain(_product("dtw,wv->dtv", x, weight), "shards", None, "vocab")
+
+
+def _is_target(logits, target):
+    return jnp.arange(logits.shape[-1]) == target[..., None]
+
+
+def _product(spec, a, b):
+    return jnp.einsum(spec, a, b, preferred_element_type=jnp.float32, precision=precision(a.dtype))

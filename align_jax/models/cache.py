@@ -19,8 +19,9 @@ import jax
 import jax.numpy as jnp
 
 from align_jax.axes import constrain
-from align_jax.models.attention import Masks, Tokens, own_mask, precision
+from align_jax.models.attention import Masks, Tokens, own_mask
 from align_jax.models.decoder import Decoder
+from align_jax.models.products import precision
 
 _NEVER = -1e30  # below any real logit, yet finite: what is not visible gets weight 0, not NaN
 

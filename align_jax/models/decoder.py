@@ -14,8 +14,9 @@ from flax import nnx
 from jax.sharding import Mesh
 
 from align_jax.axes import constrain, shardings
-from align_jax.models.attention import Masks, Rows, Tokens, attend, precision, resolve_backend, visibility
+from align_jax.models.attention import Masks, Rows, Tokens, attend, resolve_backend, visibility
 from align_jax.models.config import ModelConfig
+from align_jax.models.products import gated_unit, linear, precision
 from align_jax.models.remat import rematerialize
 from align_jax.models.rope import frequencies, rotate, rotation
 
@@ -198,20 +199,19 @@ class Decoder(nnx.Module):
 def _layer(x, weights, attention, *, eps, cos, sin):
     """One decoder layer; pre-norm attention and SwiGLU MLP, each added to the residual."""
     w = {name: value if name.endswith("norm") else value.astype(x.dtype) for name, value in weights.items()}
-    dot = partial(jnp.einsum, precision=precision(x.dtype))
 
     h = rms_norm(x, w["attn_norm"], eps)
-    q = constrain(dot("dnrw,whe->dnrhe", h, w["q"]), "shards", None, None, "heads", None)
-    k = constrain(dot("dnrw,whe->dnrhe", h, w["k"]), "shards", None, None, "kv_heads", None)
-    v = constrain(dot("dnrw,whe->dnrhe", h, w["v"]), "shards", None, None, "kv_heads", None)
+    q = constrain(linear(h, w["q"]), "shards", None, None, "heads", None)
+    k = constrain(linear(h, w["k"]), "shards", None, None, "kv_heads", None)
+    v = constrain(linear(h, w["v"]), "shards", None, None, "kv_heads", None)
     q, k = rotate(q, cos, sin), rotate(k, cos, sin)
     mixed, kept = attention(q, k, v)
-    x = x + constrain(dot("dnrhe,hew->dnrw", mixed, w["o"]), "shards", None, None, "act_embed")
+    x = x + constrain(linear(mixed, w["o"], 2), "shards", None, None, "act_embed")
 
     h = rms_norm(x, w["mlp_norm"], eps)
-    gated = jax.nn.silu(dot("dnrw,wf->dnrf", h, w["gate"])) * dot("dnrw,wf->dnrf", h, w["up"])
+    gated = gated_unit(linear(h, w["gate"]), linear(h, w["up"]))
     gated = constrain(gated, "shards", None, None, "mlp")
-    x = x + constrain(dot("dnrf,fw->dnrw", gated, w["down"]), "shards", None, None, "act_embed")
+    x = x + constrain(linear(gated, w["down"]), "shards", None, None, "act_embed")
     return x, kept
 
 

@@ -15,7 +15,7 @@ from align_jax.models.attention.backends import BACKENDS, resolve_backend
 from align_jax.models.attention.cudnn import attend_cudnn
 from align_jax.models.attention.splash import attend_splash
 from align_jax.models.attention.visible import Masks, Rows, Tokens, own_mask, prefix_mask, visibility
-from align_jax.models.attention.xla import attend_xla, precision
+from align_jax.models.attention.xla import attend_xla
 
 __all__ = [
     "BACKENDS",
@@ -24,7 +24,6 @@ __all__ = [
     "Tokens",
     "attend",
     "own_mask",
-    "precision",
     "prefix_mask",
     "resolve_backend",
     "visibility",

@@ -1,19 +1,25 @@
-"""Attention by XLA's matrix products, a few rows at a time: every platform, every batch.
+"""Attention by XLA's matrix products: every platform, every batch.
 
-Axes as in `align_jax.batch`; H query heads, Hk key/value heads, E the head size, S = P + R the keys that a row may see. The
-prompt's keys stand before the row's own, and a block of rows is computed at a time: its logits stay in the cache, and only the
-output and the log-sum-exp of each query are kept. The backward pass computes the weights again from them (FlashAttention,
-arXiv 2205.14135):
+The rows that share a prompt are one product with its keys, and each row is one with its own; a softmax joins the two. A block
+of them is computed at a time, so that logits stay in the cache, and only the output and the log-sum-exp of each query are
+kept. The backward pass computes the weights again from them (FlashAttention, arXiv 2205.14135), for both kinds of keys:
 
-    p = exp(q k - lse),  dv = p^T do,  ds = p (do v^T - sum(o do)),  dq = ds k,  dk = ds^T q
+    w = exp(q k - lse),  dv = w^T do,  dl = w (do v^T - sum(o do)),  dq = dl k,  dk = dl^T q
+
+Axes as in `align_jax.batch`; also H query heads, Hk key/value heads, g = H / Hk, E the head size, and here
+B sets of C rows with one prompt each (N = B C), X = R g the queries of a row that share a key/value head.
 """
 
 from __future__ import annotations
+
+from functools import partial
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 
 from align_jax.models.attention.visible import Masks
+from align_jax.models.products import precision
 
 _NEVER = -1e30  # below any real logit, yet finite: a query that sees nothing gets finite values, not NaN
 _BLOCK_BYTES = {"cpu": 4 << 20}  # what fits the cache; elsewhere large products matter more
@@ -29,99 +35,159 @@ def attend_xla(
     prefix_v: jax.Array | None = None,
 ) -> jax.Array:
     """See `align_jax.models.attention.attend`."""
-    seen = masks.own
+    shards, count, length, heads, size = q.shape
+    keys = length + (0 if prefix_k is None else prefix_k.shape[2])
+    shared = 1 if prefix_k is None or masks.prompt_row is not None else count // prefix_k.shape[1]
+    most = max(1, _block_bytes() // (4 * shards * heads * length * keys))
+    rows = _largest_divisor(shared, most)
+    sets = count // rows
+
+    def by_set(x: jax.Array) -> jax.Array:
+        """`[D, N, R, Hk * g, E]` -> `[B, D, Hk, C, R g, E]`."""
+        kv_heads = k.shape[-2]
+        split = x.reshape(shards, sets, rows, length, kv_heads, x.shape[3] // kv_heads, size)
+        return split.transpose(1, 0, 4, 2, 3, 5, 6).reshape(sets, shards, kv_heads, rows, -1, size)
+
+    def masks_by_set(x: jax.Array) -> jax.Array:
+        return jnp.swapaxes(x.reshape(shards, sets, rows, length, x.shape[-1]), 0, 1)
+
+    scaled = q * jnp.asarray(size**-0.5, q.dtype)
+    prompt = None
     if prefix_k is not None:
-        k, v = _joined(prefix_k, k, masks), _joined(prefix_v, v, masks)
-        seen = jnp.concatenate([masks.prefix, masks.own], axis=-1)
-    scaled = q * jnp.asarray(q.shape[-1] ** -0.5, q.dtype)
-    rows = tuple(jnp.moveaxis(x, 1, 0) for x in (_grouped(scaled, k.shape[-2]), _heads_first(k), _heads_first(v), seen))
-    out = jnp.moveaxis(_attend_rows(*rows), 0, 1)
-    return jnp.moveaxis(out, -2, 2).reshape(q.shape)
+        prompt = _Prompt(jnp.swapaxes(prefix_k, 2, 3), jnp.swapaxes(prefix_v, 2, 3), masks_by_set(masks.prefix))
+    own = _Own(by_set(k), by_set(v), masks_by_set(masks.own))
+    out = _attend(_largest_divisor(sets, max(1, most // rows)), by_set(scaled), own, prompt, masks.prompt_row)
+    split = out.reshape(sets, shards, k.shape[-2], rows, length, -1, size)
+    return split.transpose(1, 0, 3, 4, 2, 5, 6).reshape(q.shape)
 
 
-def _joined(prefix: jax.Array, own: jax.Array, masks: Masks) -> jax.Array:
-    """Each row's prompt keys and its own, `[D, N, S, Hk, E]`."""
-    shards, prompts = prefix.shape[:2]
-    if masks.prompt_row is not None:
-        mine = jax.vmap(lambda rows, index: rows[index])(prefix, masks.prompt_row)
-    else:
-        spread = (shards, prompts, own.shape[1] // prompts, *prefix.shape[2:])
-        mine = jnp.broadcast_to(prefix[:, :, None], spread).reshape(shards, own.shape[1], *prefix.shape[2:])
-    return jnp.concatenate([mine, own], axis=2)
+class _Own(NamedTuple):
+    """The rows' own keys and values `[B, D, Hk, C, R, E]`, and what is visible of them, bool `[B, D, C, R, R]`."""
+
+    k: jax.Array
+    v: jax.Array
+    seen: jax.Array
 
 
-def _grouped(q: jax.Array, kv_heads: int) -> jax.Array:
-    """Queries by the key/value head that they share: `[D, N, R, H, E]` -> `[D, N, Hk, g, R, E]`."""
-    split = q.reshape(*q.shape[:-2], kv_heads, q.shape[-2] // kv_heads, q.shape[-1])
-    return jnp.moveaxis(split, 2, -2)
+class _Prompt(NamedTuple):
+    """The prompts' keys and values `[D, M, Hk, P, E]` (of a block of sets `[B, D, Hk, P, E]`), and bool `[B, D, C, R, P]`."""
+
+    k: jax.Array
+    v: jax.Array
+    seen: jax.Array
 
 
-def _heads_first(x: jax.Array) -> jax.Array:
-    return jnp.swapaxes(x, 2, 3)
+def _block_bytes() -> int:
+    return _BLOCK_BYTES.get(jax.default_backend(), _OTHER_BLOCK_BYTES)
 
 
-def _block_rows(q: jax.Array, keys: int) -> int:
-    """How many of the N rows are computed at a time: as many as keep the logits in the block's bytes, and divide N."""
-    rows, row_bytes = q.shape[0], 4 * keys * q.size // (q.shape[0] * q.shape[-1])
-    most = max(1, _BLOCK_BYTES.get(jax.default_backend(), _OTHER_BLOCK_BYTES) // max(row_bytes, 1))
-    return max(n for n in range(1, min(rows, most) + 1) if rows % n == 0)
+def _largest_divisor(n: int, most: int) -> int:
+    return max(d for d in range(1, min(n, most) + 1) if n % d == 0)
 
 
-def _over_blocks(function, q: jax.Array, keys: int, *arrays: jax.Array):
-    size = _block_rows(q, keys)
-    if size == q.shape[0]:
-        return function(*arrays)
-    split = tuple(x.reshape(x.shape[0] // size, size, *x.shape[1:]) for x in arrays)
-    out = jax.lax.map(lambda block: function(*block), split)
-    return jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), out)
+def _of_sets(x: jax.Array, prompt_row: jax.Array | None, sets: int) -> jax.Array:
+    """Each set's prompt: `[D, M, ...]` -> `[B, D, ...]`."""
+    if prompt_row is None:
+        return jnp.repeat(jnp.swapaxes(x, 0, 1), sets // x.shape[1], axis=0)
+    return jax.vmap(lambda rows, index: rows[index], out_axes=1)(x, prompt_row)
 
 
-@jax.custom_vjp
-def _attend_rows(q, k, v, seen):
-    """q `[N, D, Hk, g, R, E]`, k and v `[N, D, Hk, S, E]`, seen bool `[N, D, R, S]` -> like q."""
-    return _forward(q, k, v, seen)[0]
+def _over_blocks(function, size: int, arrays):
+    sets = jax.tree.leaves(arrays)[0].shape[0]
+    if size == sets:
+        return function(arrays)
+    split = jax.tree.map(lambda x: x.reshape(sets // size, size, *x.shape[1:]), arrays)
+    return jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), jax.lax.map(function, split))
 
 
-def _forward(q, k, v, seen):
-    out, lse = _over_blocks(_forward_block, q, k.shape[-2], q, k, v, seen)
-    return out, (q, k, v, seen, out, lse)
+@partial(jax.custom_vjp, nondiff_argnums=(0,))
+def _attend(block: int, q: jax.Array, own: _Own, prompt: _Prompt | None, prompt_row: jax.Array | None) -> jax.Array:
+    """q `[B, D, Hk, C, X, E]` -> like q, `block` sets at a time."""
+    return _forward(block, q, own, prompt, prompt_row)[0]
 
 
-def _backward(saved, d_out):
-    q, k = saved[:2]
-    return (*_over_blocks(_backward_block, q, k.shape[-2], *saved, d_out), None)
+def _forward(block, q, own, prompt, prompt_row):
+    of_sets = _expanded(prompt, prompt_row, q.shape[0])
+    out, lse = _over_blocks(_forward_block, block, (q, own, of_sets))
+    return out, (q, own, prompt, prompt_row, out, lse)
 
 
-_attend_rows.defvjp(_forward, _backward)
+def _backward(block, saved, d_out):
+    q, own, prompt, prompt_row, out, lse = saved
+    of_sets = _expanded(prompt, prompt_row, q.shape[0])
+    d_q, d_own, d_prompt = _over_blocks(_backward_block, block, (q, own, of_sets, out, lse, d_out))
+    if prompt is not None:
+        _, collect = jax.vjp(lambda *kv: tuple(_of_sets(x, prompt_row, q.shape[0]) for x in kv), prompt.k, prompt.v)
+        d_prompt = _Prompt(*collect(d_prompt), None)
+    return d_q, _Own(*d_own, None), d_prompt, None
 
 
-def _logits(q, k, seen):
-    return jnp.where(seen[:, :, None, None], _product("ndhgre,ndhse->ndhgrs", q, k), _NEVER)
+_attend.defvjp(_forward, _backward)
 
 
-def _forward_block(q, k, v, seen):
-    logits = _logits(q, k, seen)
-    top = jnp.max(logits, axis=-1, keepdims=True)
-    weights = jnp.exp(logits - top)
-    total = jnp.sum(weights, axis=-1, keepdims=True)
-    out = _product("ndhgrs,ndhse->ndhgre", weights.astype(v.dtype), v) / total
-    return out.astype(q.dtype), (top + jnp.log(total))[..., 0]
+def _expanded(prompt: _Prompt | None, prompt_row: jax.Array | None, sets: int) -> _Prompt | None:
+    if prompt is None:
+        return None
+    return _Prompt(*(_of_sets(x, prompt_row, sets) for x in (prompt.k, prompt.v)), prompt.seen)
 
 
-def _backward_block(q, k, v, seen, out, lse, d_out):
-    weights = jnp.exp(_logits(q, k, seen) - lse[..., None])
+def _logits(q: jax.Array, keys: _Own | _Prompt) -> jax.Array:
+    """float32 `[B, D, Hk, C, X, keys]`."""
+    products = _product("bdhcxe,bdhcse->bdhcxs", q, keys.k) if isinstance(keys, _Own) else _with_prompt(q, keys.k, "xe,se->xs")
+    return _where_seen(products, keys.seen, _NEVER)
+
+
+def _where_seen(x: jax.Array, seen: jax.Array, otherwise: float) -> jax.Array:
+    """x `[B, D, Hk, C, R g, S]` where seen `[B, D, C, R, S]`."""
+    split = x.reshape(*x.shape[:4], seen.shape[3], -1, x.shape[-1])
+    return jnp.where(seen[:, :, None, :, :, None], split, otherwise).reshape(x.shape)
+
+
+def _with_prompt(rows: jax.Array, keys: jax.Array, spec: str) -> jax.Array:
+    """A product of `[B, D, Hk, C, X, .]` with a prompt's `[B, D, Hk, P, .]`: all rows of a set at once."""
+    a, b, out = (f"bdh{term}" for term in spec.replace("->", ",").split(","))
+    flat = rows.reshape(*rows.shape[:3], -1, rows.shape[-1])
+    return _product(f"{a},{b}->{out}", flat, keys).reshape(*rows.shape[:-1], -1)
+
+
+def _summed_over_rows(a: jax.Array, b: jax.Array) -> jax.Array:
+    """`[B, D, Hk, C, X, P]` and `[B, D, Hk, C, X, E]` -> `[B, D, Hk, P, E]`."""
+    flat = (x.reshape(*x.shape[:3], -1, x.shape[-1]) for x in (a, b))
+    return _product("bdhxs,bdhxe->bdhse", *flat)
+
+
+def _forward_block(inputs):
+    q, own, prompt = inputs
+    parts = [_logits(q, keys) for keys in (own, prompt) if keys is not None]
+    top = parts[0].max(axis=-1, keepdims=True)
+    for part in parts[1:]:
+        top = jnp.maximum(top, part.max(axis=-1, keepdims=True))
+    weights = [jnp.exp(part - top) for part in parts]
+    total = sum(w.sum(axis=-1, keepdims=True) for w in weights)
+    out = _product("bdhcxs,bdhcse->bdhcxe", weights[0].astype(own.v.dtype), own.v)
+    if prompt is not None:
+        out += _with_prompt(weights[1].astype(prompt.v.dtype), prompt.v, "xs,se->xe")
+    return (out / total).astype(q.dtype), (top + jnp.log(total))[..., 0]
+
+
+def _backward_block(inputs):
+    q, own, prompt, out, lse, d_out = inputs
     delta = jnp.sum(out.astype(jnp.float32) * d_out.astype(jnp.float32), axis=-1, keepdims=True)
-    d_logits = (weights * (_product("ndhgre,ndhse->ndhgrs", d_out, v) - delta)).astype(q.dtype)
-    dv = _product("ndhgrs,ndhgre->ndhse", weights.astype(v.dtype), d_out)
-    dq = _product("ndhgrs,ndhse->ndhgre", d_logits, k)
-    dk = _product("ndhgrs,ndhgre->ndhse", d_logits, q)
-    return dq.astype(q.dtype), dk.astype(k.dtype), dv.astype(v.dtype)
+
+    def weights_of(keys, d_weights):
+        weights = jnp.exp(_logits(q, keys) - lse[..., None])
+        return weights.astype(q.dtype), (weights * (d_weights - delta)).astype(q.dtype)
+
+    weights, d_logits = weights_of(own, _product("bdhcxe,bdhcse->bdhcxs", d_out, own.v))
+    d_q = _product("bdhcxs,bdhcse->bdhcxe", d_logits, own.k)
+    d_own = [_product("bdhcxs,bdhcxe->bdhcse", *pair).astype(q.dtype) for pair in ((d_logits, q), (weights, d_out))]
+    if prompt is None:
+        return d_q.astype(q.dtype), d_own, None
+    weights, d_logits = weights_of(prompt, _with_prompt(d_out, prompt.v, "xe,se->xs"))
+    d_q += _with_prompt(d_logits, prompt.k, "xs,se->xe")
+    d_prompt = [_summed_over_rows(*pair).astype(q.dtype) for pair in ((d_logits, q), (weights, d_out))]
+    return d_q.astype(q.dtype), d_own, tuple(d_prompt)
 
 
 def _product(spec: str, a: jax.Array, b: jax.Array) -> jax.Array:
     return jnp.einsum(spec, a, b, preferred_element_type=jnp.float32, precision=precision(a.dtype))
-
-
-def precision(dtype) -> str | None:
-    """Matrix-product precision: float32 means float32, also where the hardware would round its inputs (TF32, bf16 passes)."""
-    return "highest" if jnp.dtype(dtype) == jnp.float32 else None
