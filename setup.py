@@ -25,6 +25,7 @@ setup(
         "omegaconf>=2.4",
         "pyyaml>=6.0",
         "tqdm>=4.66",
+        "tabulate>=0.9",
         "tensorboardX>=2.6",
     ],
     extras_require={

@@ -216,6 +216,40 @@ class LogConfig:
             raise UserError(f"log.wandb_name: {self.wandb_name!r} is not used without log.wandb_project")
 
 
+@dataclasses.dataclass(frozen=True)
+class BenchConfig:
+    """What `align-jax bench` measures: steps on `data.train`, or on random tokens of exactly these lengths.
+
+    Attributes:
+      prompt_tokens, response_tokens: of every prompt and response; give both or neither.
+      responses: of a prompt, with random tokens; None is `data.max_responses`, or 2 where the objective takes pairs.
+      groups: of a step, with random tokens; None is `train.groups_per_step`.
+      steps: that are timed, after one of every shape that is not.
+      peak_flops: operations a second of one device, for its utilisation; None is the maker's number, or, of a device that
+        is not known, what a large product reaches in the same run.
+      memory_bytes: of one device, for the recommendation; None asks the device.
+      recommend: also compile the step for every rematerialization policy, and say which one to choose.
+    """
+
+    prompt_tokens: int | None = None
+    response_tokens: int | None = None
+    responses: int | None = None
+    groups: int | None = None
+    steps: int = 10
+    peak_flops: float | None = None
+    memory_bytes: float | None = None
+    recommend: bool = True
+
+    def __post_init__(self):
+        _positive("bench", self, *(f.name for f in dataclasses.fields(self) if f.name != "recommend"))
+        given = [key for key in ("prompt_tokens", "response_tokens") if getattr(self, key) is not None]
+        if len(given) == 1:
+            raise UserError(f"bench.{given[0]}: give bench.prompt_tokens and bench.response_tokens, or neither")
+        for key in ("responses", "groups"):
+            if getattr(self, key) is not None and not given:
+                raise UserError(f"bench.{key}: {getattr(self, key)} is used with bench.prompt_tokens and bench.response_tokens")
+
+
 SECTIONS: dict[str, type] = {
     "run": RunConfig,
     "model": ModelSection,
@@ -225,6 +259,7 @@ SECTIONS: dict[str, type] = {
     "train": TrainConfig,
     "checkpoint": CheckpointConfig,
     "generate": GenerateConfig,
+    "bench": BenchConfig,
     "log": LogConfig,
 }
 
@@ -243,6 +278,7 @@ class Config:
     train: TrainConfig
     checkpoint: CheckpointConfig
     generate: GenerateConfig
+    bench: BenchConfig
     log: LogConfig
 
     def to_dict(self) -> dict[str, Any]:

@@ -17,6 +17,9 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Sequence
 
+import numpy as np
+
+from align_jax.batch import GroupBatch
 from align_jax.models import ModelConfig
 
 
@@ -42,10 +45,28 @@ def forward_flops(config: ModelConfig, prompts: Sequence[int], responses: Sequen
       prompts: tokens of each prompt row (a prompt without its last token, see `align_jax.batch`).
       responses: tokens of each of its responses.
     """
-    c, scored = config, sum(map(sum, responses))
-    tokens = sum(prompts) + scored
+    scored = sum(map(sum, responses))
     pairs = sum(m * (m + 1) // 2 for m in prompts)
     pairs += sum(n * m + n * (n + 1) // 2 for m, group in zip(prompts, responses, strict=True) for n in group)
+    return _forward(config, sum(prompts) + scored, pairs, scored)
+
+
+def batch_flops(config: ModelConfig, batch: GroupBatch) -> Forward:
+    """The least operations of scoring a (host) batch: its tokens without padding, as far as each one sees."""
+    most = config.sliding_window or np.iinfo(np.int32).max
+    seen = [
+        np.minimum(np.asarray(positions)[np.asarray(segments) > 0].astype(np.int64) + 1, most)
+        for positions, segments in (
+            (batch.prompt_positions, batch.prompt_segments),
+            (batch.positions, batch.segments),
+        )
+    ]
+    scored = int(np.count_nonzero(np.asarray(batch.slots) >= 0))
+    return _forward(config, sum(map(len, seen)), int(sum(s.sum() for s in seen)), scored)
+
+
+def _forward(config: ModelConfig, tokens: int, pairs: int, scored: int) -> Forward:
+    c = config
     down = 2 * c.layers * c.width * c.mlp_width * tokens
     projections = 2 * c.layers * 2 * c.width * c.head_size * (c.heads + c.kv_heads) * tokens
     attention = 4 * c.layers * c.heads * c.head_size * pairs
@@ -55,6 +76,26 @@ def forward_flops(config: ModelConfig, prompts: Sequence[int], responses: Sequen
 def least_flops(forward: Forward) -> int:
     """A step's least operations: `3 * forward`, nothing computed twice."""
     return 3 * forward.total
+
+
+# Dense operations a second of one device, in units of 1e12: of bfloat16 products, by `device_kind` (the vendors' data sheets).
+PEAK_TFLOPS = {
+    "TPU v4": 275,
+    "TPU v5 lite": 197,
+    "TPU v5": 459,
+    "TPU v6 lite": 918,
+    "TPU7x": 2307,
+    "NVIDIA A100": 312,
+    "NVIDIA H100": 989,
+    "NVIDIA H200": 989,
+    "NVIDIA B200": 2250,
+}
+
+
+def peak_flops(device_kind: str) -> float | None:
+    """Operations a second that the maker of the device gives for bfloat16; None for a device that is not known."""
+    known = max((name for name in PEAK_TFLOPS if device_kind.startswith(name)), key=len, default=None)
+    return None if known is None else PEAK_TFLOPS[known] * 1e12
 
 
 def remat_flops(forward: Forward, policy: str, *, chunks: bool = False, attention_saved: bool = True) -> int:

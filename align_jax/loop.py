@@ -67,7 +67,7 @@ def run(state: TrainState, loader: Any, plan: Plan, hooks: Hooks, stop: StopSign
     start = int(state.step)
     if start == 0 and hooks.evaluate is not None:
         hooks.log(0, hooks.evaluate(state.params))
-    batches = _ahead(loader, hooks.put)
+    batches = ahead(loader, hooks.put)
     for step in range(start + 1, plan.steps + 1):
         began = time.perf_counter()
         batch, host, position = next(batches)
@@ -87,7 +87,7 @@ def run(state: TrainState, loader: Any, plan: Plan, hooks: Hooks, stop: StopSign
     return state, True
 
 
-def _ahead(loader: Any, put: Callable) -> Iterator[tuple[GroupBatch, GroupBatch, Any]]:
+def ahead(loader: Any, put: Callable) -> Iterator[tuple[GroupBatch, GroupBatch, Any]]:
     """Batches on the device with their host originals and the iterator's state after each, one transfer ahead.
 
     The state belongs to the batch that was handed out, not to the one fetched ahead: a resumed run loses no row.

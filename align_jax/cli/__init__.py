@@ -14,6 +14,7 @@ COMMANDS = {
     "evaluate": ("align_jax.cli.evaluate", f"CONFIG.yaml {_OVERRIDES}", "metrics of the run's newest checkpoint"),
     "export": ("align_jax.cli.export", "RUN_DIR OUT_DIR [--step N] [--dtype D]", "write a Hugging Face folder"),
     "generate": ("align_jax.cli.generate", f"CONFIG.yaml {_OVERRIDES}", "sample responses to prompts"),
+    "bench": ("align_jax.cli.bench", "CONFIG.yaml [--json] [--sweep K=2,8,32] ...", "time, memory and FLOPs of a step"),
     "compile": ("align_jax.cli.compile", "CONFIG.yaml --topology v5p:4x4x4 ...", "compile for a TPU that is not there"),
     "experiment": ("align_jax.cli.experiment", f"NAME {_OVERRIDES}", "a runnable experiment, such as quickstart"),
 }
@@ -63,7 +64,7 @@ def _prepare() -> None:
     if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
         home = os.environ.get("XDG_CACHE_HOME", os.path.join(os.path.expanduser("~"), ".cache"))
         jax.config.update("jax_compilation_cache_dir", os.path.join(home, "align_jax", "xla"))
-    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.3)
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)  # a second start compiles nothing
     if _launched_on_several_hosts():
         jax.distributed.initialize()
 

@@ -1,0 +1,381 @@
+"""A training step beside PyTorch's: the same weights, batches, losses and optimizer, taking turns in one run.
+
+    python tools/compare_torch.py configs/bench-cpu.yaml [--steps 5] [--json] [--section.key value ...]
+
+Sides: align_jax; plain PyTorch + transformers (the whole conversation of every response in one padded batch, attention by
+`scaled_dot_product_attention`, the head on response positions only); and, for objective dpo where `trl` is installed,
+TRL's DPOTrainer (its own collator and training step, its reference log-probs computed before). Each step of each side is
+followed by one of the next; the first is not counted. With `bench.prompt_tokens` the batch is random tokens of one length,
+else it is `data.train`: every side then tokenizes and batches inside its time.
+
+The run fails where losses differ by more than `--tolerance`, relative to 1 + their size.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import dataclasses
+import json
+import os
+import statistics
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")  # PyTorch needs some of the card too
+
+import jax
+import numpy as np
+import torch
+from tabulate import tabulate
+from transformers import AutoModelForCausalLM
+
+import align_jax
+from align_jax import benchmark, optim
+from align_jax.batch import GroupBatch, useful_tokens
+from align_jax.cli import _prepare, assemble
+from align_jax.cli.bench import REQUIRED, random_batch
+from align_jax.config import Config, load_config, parse_overrides
+from align_jax.data import Encoder
+from align_jax.loop import ahead
+from align_jax.models import Decoder, init_weights, weight_shardings
+from align_jax.sharding import put_batch
+from align_jax.state import create_state, state_shardings
+from align_jax.step import compile_step
+
+
+@dataclasses.dataclass(frozen=True)
+class Group:
+    """One prompt: its tokens, those of its responses, their scores and reference log-probs."""
+
+    prompt: list[int]
+    responses: list[list[int]]
+    scores: np.ndarray
+    ref_logps: np.ndarray
+
+
+@dataclasses.dataclass
+class Job:
+    """What all sides do: the config, the starting model as a folder, and the groups of every step.
+
+    `groups(step)` does the work of a data loader, `batch_of(step)` gives our own batch of the same groups.
+    """
+
+    config: Config
+    start: Any
+    mesh: Any
+    folder: Path
+    groups: Callable[[int], list[Group]]
+    loader: Callable[[], Any]
+    learning_rate: Callable[[int], float]
+    device: str
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("config")
+    parser.add_argument("--steps", type=int, default=5, help="of each side that are counted")
+    parser.add_argument("--tolerance", type=float, default=1e-3)
+    parser.add_argument("--threads", type=int, help="of PyTorch; all cores by default")
+    parser.add_argument("--json", action="store_true")
+    options, rest = parser.parse_known_args()
+    _prepare()
+    torch.set_num_threads(options.threads or os.cpu_count())
+    config = load_config(options.config, parse_overrides(rest), require=REQUIRED)
+    with tempfile.TemporaryDirectory() as folder:
+        job = prepare(config, Path(folder), options.steps + 1)
+        with jax.set_mesh(job.mesh):
+            sides = {"align_jax": ours(job), "PyTorch + transformers": theirs(job)}
+            if config.objective.name == "dpo":
+                with contextlib.suppress(ImportError):
+                    sides["TRL DPOTrainer"] = trl(job)
+            results = take_turns(job, sides, options.steps + 1)
+    print(json.dumps(summary(results)) if options.json else table(summary(results)))
+    worst = max(results["losses_differ"].values())
+    if worst > options.tolerance:
+        print(f"FAILED: losses differ by {worst:.2e}, more than {options.tolerance:g}", file=sys.stderr)
+        return 1
+    return 0
+
+
+def prepare(config: Config, folder: Path, steps: int) -> Job:
+    """Fresh weights from `run.seed`, or those of `model.path`, saved for PyTorch; reference log-probs of all steps."""
+    mesh, start = assemble.mesh_of(config), assemble.start_of(config)
+    device = "cuda" if mesh.devices.flat[0].platform in ("gpu", "cuda") else "cpu"
+    schedule = optim.make_schedule(config.optimizer, config.train.steps or 1000)
+
+    def rate(step: int) -> float:
+        return float(schedule(step))
+
+    weights = weights_of(config, start, mesh)
+    align_jax.save_model(Decoder(start.config, weights, dtype=config.model.dtype), folder / "model")
+    scorer = assemble.scorer_of(start, config)
+    score = assemble.score_batches(scorer, mesh, weights)
+    if config.bench.prompt_tokens is not None:
+        batch = random_batch(config, start, mesh)
+        flat = jax.tree.map(lambda x: x[0], batch)
+        batch = batch.with_labels(ref_logps=np.asarray(score(flat))[None])
+        groups = groups_of(jax.tree.map(lambda x: x[0], batch))
+        return Job(config, start, mesh, folder, lambda _: groups, lambda: benchmark.Repeated(batch), rate, device)
+    encoder = Encoder(assemble.tokenizer_of(config), config.data, start.config.vocab_size)
+    dataset = assemble.dataset_of(config, "train", encoder, config.objective, folder / "spool")
+    plain = assemble.loader_of(config, dataset, mesh)
+    rows = plain.first_rows(steps).reshape(steps, -1)
+    table = np.zeros((len(dataset), dataset.slots), np.float32)
+    for _ in range(steps):
+        batch = jax.tree.map(lambda x: x[0], next(plain))
+        logps = np.asarray(score(batch))
+        table[batch.rows, : logps.shape[1]] = logps
+    make = partial(assemble.loader_of, config, dataset, mesh, labels={"ref_logps": table})
+
+    def groups(step: int) -> list[Group]:
+        made = [dataset[int(row)] for row in rows[step]]
+        return [
+            Group(
+                g.prompt.tolist(),
+                [s.tokens.tolist() for s in g.segments],
+                g.labels["scores"],
+                table[g.row, : len(g.segments)],
+            )
+            for g in made
+        ]
+
+    return Job(config, start, mesh, folder, groups, make, rate, device)
+
+
+def weights_of(config: Config, start: Any, mesh: Any) -> dict:
+    if start.folder is not None:
+        return assemble.weights_of(start, config, mesh)
+    make = partial(init_weights, start.config, param_dtype=config.model.param_dtype)
+    return jax.jit(make, out_shardings=weight_shardings(start.config, mesh))(jax.random.key(config.run.seed))
+
+
+def groups_of(batch: GroupBatch) -> list[Group]:
+    """The groups of an unpacked batch: what the rows hold, read back."""
+    groups, count = [], batch.mask.shape[1]
+    prompts = batch.prompt_tokens.reshape(-1, batch.prompt_tokens.shape[-1])
+    real = batch.prompt_segments.reshape(prompts.shape) > 0
+    rows, targets = (x.reshape(-1, count, x.shape[-1]) for x in (batch.tokens, batch.targets))
+    for g in range(len(prompts)):
+        prompt = [*prompts[g][real[g]].tolist(), int(rows[g, 0, 0])]
+        responses = [targets[g, k, : batch.lengths[g, k]].tolist() for k in range(count)]
+        groups.append(Group(prompt, responses, batch.labels["scores"][g], batch.labels["ref_logps"][g]))
+    return groups
+
+
+# A side is step -> (loss, useful tokens); its time is that of the call.
+Side = Callable[[int], tuple[float, int]]
+
+
+def ours(job: Job) -> Side:
+    config, start, mesh = job.config, job.start, job.mesh
+    scorer = assemble.scorer_of(start, config)
+    optimizer = optim.make_optimizer(config.optimizer, config.train.steps or 1000)
+    where = state_shardings(start.config, optimizer, mesh, config.model.param_dtype)
+    weights = weights_of(config, start, mesh)
+    state = create_state(start.config, weights, optimizer, mesh, config.model.param_dtype)
+    step = compile_step(mesh, where, scorer, config.objective, optimizer)
+    put = partial(put_batch, mesh=mesh, leading=1)
+    # Every shape is compiled first, as a second start of the run would find it.
+    loader = job.loader()
+    for batch in benchmark.distinct(next(loader) for _ in range(config.bench.steps + 1)).values():
+        step.lower(state, put(batch)).compile()
+        jax.block_until_ready(step(jax.tree.map(lambda x: x.copy(), state), put(batch)))
+    batches, held = ahead(job.loader(), put), [state]
+
+    def run(_: int) -> tuple[float, int]:
+        batch, host, _ = next(batches)
+        held[0], metrics = step(held[0], batch)
+        return float(metrics["loss"]), useful_tokens(host)
+
+    return run
+
+
+def useful(groups: list[Group]) -> int:
+    """Tokens of every response with its prompt."""
+    return sum(len(g.prompt) + len(r) for g in groups for r in g.responses)
+
+
+def torch_optimizer(config: Config, model: torch.nn.Module) -> torch.optim.Optimizer:
+    o = config.optimizer
+    if o.name != "adamw":
+        raise SystemExit(f"optimizer.name: {o.name!r}; the comparison is with PyTorch's AdamW")
+    decay = {"betas": (o.b1, o.b2), "eps": o.eps, "weight_decay": o.weight_decay}
+    return torch.optim.AdamW(model.parameters(), lr=o.learning_rate, fused=True, **decay)
+
+
+def update(job: Job, model: torch.nn.Module, optimizer: torch.optim.Optimizer, step: int) -> None:
+    for group in optimizer.param_groups:
+        group["lr"] = job.learning_rate(step)
+    if job.config.optimizer.clip_norm is not None:
+        torch.nn.utils.clip_grad_norm_(model.parameters(), job.config.optimizer.clip_norm)
+    optimizer.step()
+    optimizer.zero_grad(set_to_none=True)
+
+
+def load(job: Job) -> torch.nn.Module:
+    dtype = getattr(torch, job.config.model.param_dtype)
+    model = AutoModelForCausalLM.from_pretrained(job.folder / "model", dtype=dtype, attn_implementation="sdpa")
+    return model.to(job.device).train()
+
+
+def theirs(job: Job) -> Side:
+    model = load(job)
+    optimizer = torch_optimizer(job.config, model)
+    loss_of = TORCH_LOSSES[job.config.objective.name]
+    mixed = job.config.model.dtype != job.config.model.param_dtype
+    compute = torch.autocast(job.device, getattr(torch, job.config.model.dtype), enabled=mixed)
+
+    def run(step: int) -> tuple[float, int]:
+        groups = job.groups(step)
+        with compute:
+            logps = torch_logps(model, groups, job.device)
+        losses = []
+        for g, own in zip(groups, logps.split([len(g.responses) for g in groups]), strict=True):
+            given = (torch.from_numpy(np.ascontiguousarray(x)).to(job.device) for x in (g.ref_logps, g.scores))
+            losses.append(loss_of(job.config.objective, own, *given))
+        loss = torch.stack([x for x in losses if x is not None]).mean()
+        loss.backward()
+        update(job, model, optimizer, step)
+        return loss.item(), useful(groups)
+
+    return run
+
+
+def torch_logps(model: torch.nn.Module, groups: list[Group], device: str) -> torch.Tensor:
+    """Sums of response log-probs, one a response: rows padded to the longest, the head on response positions only."""
+    rows = [(g.prompt, r) for g in groups for r in g.responses]
+    longest = max(len(p) + len(r) for p, r in rows)
+    tokens = torch.zeros(len(rows), longest, dtype=torch.long)
+    mask, scored = torch.zeros_like(tokens), torch.zeros(len(rows), longest, dtype=torch.bool)
+    for i, (p, r) in enumerate(rows):
+        tokens[i, : len(p) + len(r)] = torch.tensor(p + r)
+        mask[i, : len(p) + len(r)] = 1
+        scored[i, len(p) - 1 : len(p) + len(r) - 1] = True
+    targets = torch.cat([torch.tensor(r) for _, r in rows]).to(device)
+    full = bool(mask.all())  # without padding the causal kernel needs no mask
+    hidden = model.model(tokens.to(device), attention_mask=None if full else mask.to(device), use_cache=False)
+    logits = model.lm_head(hidden.last_hidden_state[scored.to(device)]).float()
+    logps = -torch.nn.functional.cross_entropy(logits, targets, reduction="none")
+    which = torch.repeat_interleave(torch.arange(len(rows)), torch.tensor([len(r) for _, r in rows])).to(device)
+    return torch.zeros(len(rows), device=device).index_add(0, which, logps)
+
+
+def torch_mpo(objective: Any, logps: torch.Tensor, refs: torch.Tensor, scores: torch.Tensor) -> torch.Tensor | None:
+    deviation = scores - scores.mean()
+    accepted = deviation > 0
+    if not bool(accepted.any()):
+        return None
+    z = objective.beta * (logps - refs) + objective.alpha * deviation.abs() ** objective.power
+    return torch.logsumexp(z, 0) - torch.logsumexp(z[accepted], 0)
+
+
+def torch_dpo(objective: Any, logps: torch.Tensor, refs: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
+    ratio = logps - refs
+    return -torch.nn.functional.logsigmoid(objective.beta * (ratio[0] - ratio[1]))
+
+
+TORCH_LOSSES = {"mpo": torch_mpo, "dpo": torch_dpo}
+
+
+def trl(job: Job) -> Side:
+    """TRL's own collator, model wrapper, loss and `training_step`; without checkpointing, logging and callbacks."""
+    from datasets import Dataset
+    from tokenizers import Tokenizer, models
+    from transformers import PreTrainedTokenizerFast
+    from trl import DPOConfig, DPOTrainer
+
+    class Tokenized(DPOTrainer):
+        """The rows are tokens already."""
+
+        def _prepare_dataset(self, dataset, *_, **__):
+            return dataset
+
+    def rows_of(groups: list[Group]) -> list[dict]:
+        return [{"prompt_ids": g.prompt, "chosen_ids": g.responses[0], "rejected_ids": g.responses[1]} for g in groups]
+
+    first = job.groups(0)
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=Tokenizer(models.WordLevel({"<pad>": 0}, unk_token="<pad>")))
+    tokenizer.pad_token = tokenizer.eos_token = "<pad>"
+    arguments = DPOConfig(
+        output_dir=str(job.folder / "trl"),
+        per_device_train_batch_size=len(first),
+        beta=job.config.objective.beta,
+        precompute_ref_log_probs=True,
+        gradient_checkpointing=False,
+        max_length=None,
+        bf16=False,
+        report_to=[],
+        use_cpu=job.device == "cpu",
+    )
+    model = load(job)
+    trainer = Tokenized(model, args=arguments, train_dataset=Dataset.from_list(rows_of(first)), processing_class=tokenizer)
+    optimizer = torch_optimizer(job.config, model)
+    trainer.current_gradient_accumulation_steps = 1
+
+    def run(step: int) -> tuple[float, int]:
+        groups = job.groups(step)
+        refs = [{"ref_chosen_logps": float(g.ref_logps[0]), "ref_rejected_logps": float(g.ref_logps[1])} for g in groups]
+        batch = trainer.data_collator([row | ref for row, ref in zip(rows_of(groups), refs, strict=True)])
+        loss = trainer.training_step(model, batch)
+        update(job, model, optimizer, step)
+        return loss.item(), useful(groups)
+
+    return run
+
+
+def take_turns(job: Job, sides: dict[str, Side], steps: int) -> dict[str, Any]:
+    """Step by step, one side after the other; the first step is not counted."""
+    seconds: dict[str, list[float]] = {name: [] for name in sides}
+    losses: dict[str, list[float]] = {name: [] for name in sides}
+    tokens: list[int] = []
+    for step in range(steps):
+        for name, run in sides.items():
+            began = time.perf_counter()
+            loss, useful = run(step)
+            if job.device == "cuda":
+                torch.cuda.synchronize()
+            taken = time.perf_counter() - began
+            losses[name].append(loss)
+            if step:
+                seconds[name].append(taken)
+                tokens += [useful] if name == "align_jax" else []
+        line = ", ".join(f"{name} {losses[name][-1]:.5f}" for name in sides)
+        print(f"step {step}: loss {line}", file=sys.stderr, flush=True)
+    differ = {
+        name: max(abs(a - b) / (1 + abs(b)) for a, b in zip(losses["align_jax"], other, strict=True))
+        for name, other in losses.items()
+        if name != "align_jax"
+    }
+    return {"seconds": seconds, "tokens": tokens, "losses": losses, "losses_differ": differ}
+
+
+def summary(results: dict[str, Any]) -> dict[str, Any]:
+    """Tokens a second over all counted steps, the median step, and ours over theirs."""
+    total = sum(results["tokens"])
+    rates = {name: total / sum(times) for name, times in results["seconds"].items()}
+    return {
+        name: {
+            "step_seconds": statistics.median(times),
+            "useful_tokens_per_second": rates[name],
+            "ratio": rates["align_jax"] / rates[name],
+            "losses_differ": results["losses_differ"].get(name, 0.0),
+        }
+        for name, times in results["seconds"].items()
+    }
+
+
+def table(values: dict[str, Any]) -> str:
+    formats = {"step_seconds": "{:.3f}", "useful_tokens_per_second": "{:.0f}", "ratio": "{:.2f}", "losses_differ": "{:.1e}"}
+    rows = [(name, *(text.format(v[key]) for key, text in formats.items())) for name, v in values.items()]
+    headers = ("", "s a step (median)", "useful tokens/s", "ours / theirs", "losses differ")
+    return tabulate(rows, headers=headers, disable_numparse=True)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
