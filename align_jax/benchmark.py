@@ -15,11 +15,10 @@ import numpy as np
 
 from align_jax.batch import GroupBatch, computed_positions, real_positions, useful_tokens
 from align_jax.compilations import Compilations, so_far
-from align_jax.data import RowLayout, Segment, TokenGroup, pack_groups
+from align_jax.data import RowLayout, Segment, TokenGroup, ahead, pack_groups
 from align_jax.errors import UserError
 from align_jax.flops import batch_flops, least_flops, peak_flops
 from align_jax.hlo import count
-from align_jax.loop import ahead
 from align_jax.models import ModelConfig
 from align_jax.state import TrainState
 

@@ -73,6 +73,12 @@ def _forward(config: ModelConfig, tokens: int, pairs: int, scored: int) -> Forwa
     return Forward(projections + 3 * down, down, attention, 2 * c.width * c.vocab_size * scored)
 
 
+def keys_per_position(config: ModelConfig) -> int:
+    """How many attended keys cost as much as the rest of a response position, head included; what packing weighs."""
+    position, key = _forward(config, 1, 0, 1), _forward(config, 0, 1, 0)
+    return max(1, position.total // key.total)
+
+
 def least_flops(forward: Forward) -> int:
     """A step's least operations: `3 * forward`, nothing computed twice."""
     return 3 * forward.total

@@ -6,7 +6,7 @@ import dataclasses
 import math
 import signal
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -14,6 +14,7 @@ import numpy as np
 from jax.experimental import multihost_utils
 
 from align_jax.batch import GroupBatch, computed_positions, real_positions, useful_tokens
+from align_jax.data import ahead
 from align_jax.errors import UserError
 from align_jax.state import TrainState
 
@@ -85,23 +86,6 @@ def run(state: TrainState, loader: Any, plan: Plan, hooks: Hooks, stop: StopSign
         if stopping and step < plan.steps:
             return state, False
     return state, True
-
-
-def ahead(loader: Any, put: Callable) -> Iterator[tuple[GroupBatch, GroupBatch, Any]]:
-    """Batches on the device with their host originals and the iterator's state after each, one transfer ahead.
-
-    The state belongs to the batch that was handed out, not to the one fetched ahead: a resumed run loses no row.
-    """
-
-    def fetch():
-        host = next(loader)
-        return put(host), host, loader.state()
-
-    current = fetch()
-    while True:
-        upcoming = fetch()
-        yield current
-        current = upcoming
 
 
 def _check_finite(step: int, metrics: dict[str, float], batch: GroupBatch, hooks: Hooks) -> None:

@@ -41,8 +41,7 @@ from align_jax.batch import GroupBatch, useful_tokens
 from align_jax.cli import _prepare, assemble
 from align_jax.cli.bench import REQUIRED, random_batch
 from align_jax.config import Config, load_config, parse_overrides
-from align_jax.data import Encoder
-from align_jax.loop import ahead
+from align_jax.data import Encoder, ahead
 from align_jax.models import Decoder, init_weights, weight_shardings
 from align_jax.sharding import put_batch
 from align_jax.state import create_state, state_shardings

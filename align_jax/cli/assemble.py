@@ -18,12 +18,17 @@ from align_jax.batch import GroupBatch
 from align_jax.config import Config
 from align_jax.data import BatchLoader, Encoder, GroupDataset, RowLayout
 from align_jax.errors import UserError
+from align_jax.flops import keys_per_position
 from align_jax.models import ModelConfig, init_weights, weight_shardings
 from align_jax.models.attention import resolve_backend
 from align_jax.objectives import Objective
 from align_jax.reference import cache_file, cache_key, cached, compute_reference, fingerprint_files
 from align_jax.sharding import batch_sharding, data_shards, make_mesh, put_batch
 from align_jax.step import Scorer, eval_step
+
+# Attention without a kernel: small products and a softmax in memory take this much longer for an operation than the rest does
+# (measured on a CPU, heads of 64).
+XLA_ATTENTION_COST = 4
 
 
 @dataclasses.dataclass(frozen=True)
@@ -114,6 +119,10 @@ def loader_of(config: Config, dataset: GroupDataset, mesh: Mesh, **more) -> Batc
             f"mesh: data x fsdp = {data_shards(mesh)} must be a multiple of the {jax.process_count()} processes, so that each "
             "reads its own part of the data"
         )
+    backend = backend_of(config, mesh)
+    dense = keys_per_position(start_of(config).config)
+    if backend == "xla":
+        dense = max(1, dense // XLA_ATTENTION_COST)
     return BatchLoader(
         dataset,
         shards=data_shards(mesh) // jax.process_count(),
@@ -121,7 +130,7 @@ def loader_of(config: Config, dataset: GroupDataset, mesh: Mesh, **more) -> Batc
         accumulation_steps=config.train.accumulation_steps,
         seed=config.run.seed,
         shuffle=config.data.shuffle,
-        layout=RowLayout(pack=config.data.pack and backend_of(config, mesh) == "xla"),
+        layout=RowLayout(pack=config.data.pack and backend == "xla", dense=dense),
         workers=config.data.workers,
         prefetch=config.data.prefetch,
         process_index=jax.process_index(),

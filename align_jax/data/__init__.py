@@ -5,7 +5,7 @@ from align_jax.data.config import DataConfig
 from align_jax.data.dataset import GroupDataset
 from align_jax.data.encode import Encoder
 from align_jax.data.layout import RowLayout
-from align_jax.data.loader import BatchLoader
+from align_jax.data.loader import BatchLoader, ahead
 from align_jax.data.records import Segment, TokenGroup
 from align_jax.data.sources import open_source
 
@@ -17,6 +17,7 @@ __all__ = [
     "RowLayout",
     "Segment",
     "TokenGroup",
+    "ahead",
     "make_groups",
     "open_source",
     "pack_groups",

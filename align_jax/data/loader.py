@@ -169,3 +169,20 @@ def _blank(batch: GroupBatch) -> GroupBatch:
     """A batch of padding groups only, in the shapes of another."""
     empty = jax.tree.map(np.zeros_like, batch)
     return dataclasses.replace(empty, slots=np.full_like(batch.slots, -1), rows=np.full_like(batch.rows, -1))
+
+
+def ahead(loader: Any, put: Callable) -> Iterator[tuple[GroupBatch, GroupBatch, Any]]:
+    """Batches on the device with their host originals and the iterator's state after each, one transfer ahead.
+
+    The state belongs to the batch that was handed out, not to the one fetched ahead: a resumed run loses no row.
+    """
+
+    def fetch():
+        host = next(loader)
+        return put(host), host, loader.state()
+
+    current = fetch()
+    while True:
+        upcoming = fetch()
+        yield current
+        current = upcoming

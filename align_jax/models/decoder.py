@@ -16,7 +16,7 @@ from jax.sharding import Mesh
 from align_jax.axes import constrain, shardings
 from align_jax.models.attention import Masks, Rows, Tokens, attend, resolve_backend, visibility
 from align_jax.models.config import ModelConfig
-from align_jax.models.products import gated_unit, linear, precision
+from align_jax.models.products import gated_linear, linear, precision, rms_norm
 from align_jax.models.remat import rematerialize
 from align_jax.models.rope import frequencies, rotate, rotation
 
@@ -209,17 +209,9 @@ def _layer(x, weights, attention, *, eps, cos, sin):
     x = x + constrain(linear(mixed, w["o"], 2), "shards", None, None, "act_embed")
 
     h = rms_norm(x, w["mlp_norm"], eps)
-    gated = gated_unit(linear(h, w["gate"]), linear(h, w["up"]))
-    gated = constrain(gated, "shards", None, None, "mlp")
-    x = x + constrain(linear(gated, w["down"]), "shards", None, None, "act_embed")
+    gate, up = (constrain(linear(h, w[name]), "shards", None, None, "mlp") for name in ("gate", "up"))
+    x = x + constrain(gated_linear(gate, up, w["down"]), "shards", None, None, "act_embed")
     return x, kept
-
-
-def rms_norm(x: jax.Array, weight: jax.Array, eps: float) -> jax.Array:
-    """Root-mean-square norm in float32 (arXiv 1910.07467): `x / sqrt(mean(x^2) + eps) * weight`, in the type of x."""
-    x32 = x.astype(jnp.float32)
-    scale = jax.lax.rsqrt(jnp.mean(jnp.square(x32), axis=-1, keepdims=True) + eps)
-    return ((x32 * scale).astype(x.dtype) * weight).astype(x.dtype)
 
 
 def _check_weights(config: ModelConfig, weights: dict) -> None:

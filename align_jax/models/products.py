@@ -1,10 +1,11 @@
-"""The decoder's products and its gated unit, with gradients written out: nothing is transposed in memory or kept twice.
+"""The parts of a layer, with gradients written out: nothing is transposed in memory, and nothing kept that is cheap to redo.
 
 Axes as in `align_jax.batch`; also W the width and F the MLP width.
 """
 
 from __future__ import annotations
 
+import math
 from functools import partial
 
 import jax
@@ -39,8 +40,11 @@ def _linear_backward(axes, saved, d_out):
     x, weight = saved
     tokens = range(x.ndim - axes)
     d_x = _product(d_out, weight, range(x.ndim - axes, d_out.ndim), range(axes, weight.ndim))
-    # In this order neither operand has to be transposed first, as the derivative that JAX would take makes XLA do.
-    return d_x, _product(x, d_out, tokens, tokens)
+    # In this order, and with one axis of tokens, neither operand has to be transposed first, as the derivative that JAX
+    # would take makes XLA do.
+    count = math.prod(x.shape[: len(tokens)])
+    d_weight = _product(x.reshape(count, -1), d_out.reshape(count, -1), [0], [0])
+    return d_x, d_weight.reshape(weight.shape)
 
 
 linear.defvjp(_linear_forward, _linear_backward)
@@ -51,23 +55,60 @@ def _product(a, b, over_a, over_b):
 
 
 @jax.custom_vjp
-def gated_unit(gate: jax.Array, up: jax.Array) -> jax.Array:
-    """SwiGLU's elementwise part, `silu(gate) * up` (arXiv 2002.05202, Eq. 6), from any shape to the same.
+def gated_linear(gate: jax.Array, up: jax.Array, weight: jax.Array) -> jax.Array:
+    """SwiGLU and the product after it, `(silu(gate) * up) weight` (arXiv 2002.05202, Eq. 6), `[..., F]` x 2 -> `[..., W]`.
 
-        s = sigmoid(gate),    d_up = d gate s,    d_gate = d up s (1 + gate (1 - s))
+        s = sigmoid(gate),  u = gate s up,    d_u = d_y weight^T,  d_weight = u^T d_y
+        d_up = d_u gate s,    d_gate = d_u up s (1 + gate (1 - s))
+
+    The elementwise part is computed again on the way back instead of kept.
     """
-    return jax.nn.silu(gate) * up
+    return linear(jax.nn.silu(gate) * up, weight)
 
 
-def _gated_forward(gate, up):
-    return gated_unit(gate, up), (gate, up)
+def _gated_forward(gate, up, weight):
+    return gated_linear(gate, up, weight), (gate, up, weight)
 
 
 def _gated_backward(saved, d_out):
-    gate, up, d = (x.astype(_FLOAT32) for x in (*saved, d_out))
+    gate, up, weight = saved
+    d_unit, d_weight = _linear_backward(1, (jax.nn.silu(gate) * up, weight), d_out)
+    gate, up, d = (x.astype(_FLOAT32) for x in (gate, up, d_unit))
     s = jax.nn.sigmoid(gate)
     d_gate, d_up = d * up * s * (1 + gate * (1 - s)), d * gate * s
-    return d_gate.astype(d_out.dtype), d_up.astype(d_out.dtype)
+    return d_gate.astype(d_out.dtype), d_up.astype(d_out.dtype), d_weight
 
 
-gated_unit.defvjp(_gated_forward, _gated_backward)
+gated_linear.defvjp(_gated_forward, _gated_backward)
+
+
+@partial(jax.custom_vjp, nondiff_argnums=(2,))
+def rms_norm(x: jax.Array, weight: jax.Array, eps: float) -> jax.Array:
+    """Root-mean-square norm in float32 (arXiv 1910.07467, Eq. 4), `[..., W]` in the type of x.
+
+        y = x s w,  s = 1 / sqrt(mean(x^2) + eps),    d_x = s w d_y - x s^3 mean(x w d_y),    d_w = sum x s d_y
+
+    Args:
+      x: activations. weight: `[W]`. eps: added to the mean square.
+    """
+    return ((x.astype(_FLOAT32) * _inverse_rms(x, eps)).astype(x.dtype) * weight).astype(x.dtype)
+
+
+def _inverse_rms(x, eps):
+    return jax.lax.rsqrt(jnp.mean(jnp.square(x.astype(_FLOAT32)), axis=-1, keepdims=True) + eps)
+
+
+def _norm_forward(x, weight, eps):
+    return rms_norm(x, weight, eps), (x, weight)
+
+
+def _norm_backward(eps, saved, d_out):
+    x, weight = saved
+    s, x32, d = _inverse_rms(x, eps), x.astype(_FLOAT32), d_out.astype(_FLOAT32)
+    scaled = d * weight.astype(_FLOAT32)
+    d_x = s * scaled - x32 * s**3 * jnp.mean(x32 * scaled, axis=-1, keepdims=True)
+    d_weight = jnp.sum(x32 * s * d, axis=range(x.ndim - 1))
+    return d_x.astype(x.dtype), d_weight.astype(weight.dtype)
+
+
+rms_norm.defvjp(_norm_forward, _norm_backward)

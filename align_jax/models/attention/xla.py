@@ -12,6 +12,8 @@ B sets of C rows with one prompt each (N = B C), X = R g the queries of a row th
 
 from __future__ import annotations
 
+import itertools
+from collections.abc import Iterator
 from functools import partial
 from typing import NamedTuple
 
@@ -24,6 +26,7 @@ from align_jax.models.products import precision
 _NEVER = -1e30  # below any real logit, yet finite: a query that sees nothing gets finite values, not NaN
 _BLOCK_BYTES = {"cpu": 4 << 20}  # what fits the cache; elsewhere large products matter more
 _OTHER_BLOCK_BYTES = 256 << 20
+_CHUNK, _MOST_CHUNKS = 64, 4  # queries at a time: the later half sees keys that the earlier one does not
 
 
 def attend_xla(
@@ -68,6 +71,10 @@ class _Own(NamedTuple):
     v: jax.Array
     seen: jax.Array
 
+    def of_queries(self, start: int, end: int) -> _Own:
+        """What the queries from `start` to `end` may see: nothing after themselves."""
+        return _Own(self.k[..., :end, :], self.v[..., :end, :], self.seen[..., start:end, :end])
+
 
 class _Prompt(NamedTuple):
     """The prompts' keys and values `[D, M, Hk, P, E]` (of a block of sets `[B, D, Hk, P, E]`), and bool `[B, D, C, R, P]`."""
@@ -75,6 +82,10 @@ class _Prompt(NamedTuple):
     k: jax.Array
     v: jax.Array
     seen: jax.Array
+
+    def of_queries(self, start: int, end: int) -> _Prompt:
+        """What the queries from `start` to `end` see."""
+        return self._replace(seen=self.seen[..., start:end, :])
 
 
 def _block_bytes() -> int:
@@ -156,8 +167,28 @@ def _summed_over_rows(a: jax.Array, b: jax.Array) -> jax.Array:
     return _product("bdhxs,bdhxe->bdhse", *flat)
 
 
-def _forward_block(inputs):
+def _query_chunks(inputs) -> Iterator[tuple[slice, _Own, _Prompt | None]]:
+    """Parts of the queries, since early ones see few keys: their place along X, and what they see."""
     q, own, prompt = inputs
+    length = own.seen.shape[3]
+    shared = q.shape[4] // length
+    bounds = [length * i // _chunk_count(length) for i in range(_chunk_count(length) + 1)]
+    for start, end in itertools.pairwise(bounds):
+        of_prompt = None if prompt is None else prompt.of_queries(start, end)
+        yield slice(start * shared, end * shared), own.of_queries(start, end), of_prompt
+
+
+def _chunk_count(length: int) -> int:
+    return min(_MOST_CHUNKS, max(1, length // _CHUNK))
+
+
+def _forward_block(inputs):
+    q = inputs[0]
+    parts = [_forward_queries(q[..., x, :], own, prompt) for x, own, prompt in _query_chunks(inputs)]
+    return tuple(jnp.concatenate(part, axis=4) for part in zip(*parts, strict=True))
+
+
+def _forward_queries(q, own: _Own, prompt: _Prompt | None):
     parts = [_logits(q, keys) for keys in (own, prompt) if keys is not None]
     top = parts[0].max(axis=-1, keepdims=True)
     for part in parts[1:]:
@@ -172,6 +203,28 @@ def _forward_block(inputs):
 
 def _backward_block(inputs):
     q, own, prompt, out, lse, d_out = inputs
+    d_q, d_own, d_prompt = [], None, None
+    for x, mine, of_prompt in _query_chunks((q, own, prompt)):
+        rows = (q[..., x, :], out[..., x, :], lse[..., x], d_out[..., x, :])
+        part, more_own, more_prompt = _backward_queries(*rows, mine, of_prompt)
+        d_q.append(part)
+        d_own = _longer(d_own, more_own)
+        d_prompt = more_prompt if d_prompt is None else jax.tree.map(jnp.add, d_prompt, more_prompt)
+    kept = q.dtype
+    d_prompt = jax.tree.map(lambda d: d.astype(kept), d_prompt)
+    return jnp.concatenate(d_q, axis=4), tuple(d.astype(kept) for d in d_own), d_prompt
+
+
+def _longer(total, more):
+    """Sums of gradients for the first keys and for the first few more."""
+    if total is None:
+        return more
+    missing = more[0].shape[4] - total[0].shape[4]
+    return tuple(jnp.pad(t, [*[(0, 0)] * 4, (0, missing), (0, 0)]) + m for t, m in zip(total, more, strict=True))
+
+
+def _backward_queries(q, out, lse, d_out, own: _Own, prompt: _Prompt | None):
+    """Gradients of some queries; those of keys and values are float32, to be summed."""
     delta = jnp.sum(out.astype(jnp.float32) * d_out.astype(jnp.float32), axis=-1, keepdims=True)
 
     def weights_of(keys, d_weights):
@@ -180,13 +233,13 @@ def _backward_block(inputs):
 
     weights, d_logits = weights_of(own, _product("bdhcxe,bdhcse->bdhcxs", d_out, own.v))
     d_q = _product("bdhcxs,bdhcse->bdhcxe", d_logits, own.k)
-    d_own = [_product("bdhcxs,bdhcxe->bdhcse", *pair).astype(q.dtype) for pair in ((d_logits, q), (weights, d_out))]
+    d_own = tuple(_product("bdhcxs,bdhcxe->bdhcse", *pair) for pair in ((d_logits, q), (weights, d_out)))
     if prompt is None:
         return d_q.astype(q.dtype), d_own, None
     weights, d_logits = weights_of(prompt, _with_prompt(d_out, prompt.v, "xe,se->xs"))
     d_q += _with_prompt(d_logits, prompt.k, "xs,se->xe")
-    d_prompt = [_summed_over_rows(*pair).astype(q.dtype) for pair in ((d_logits, q), (weights, d_out))]
-    return d_q.astype(q.dtype), d_own, tuple(d_prompt)
+    d_prompt = tuple(_summed_over_rows(*pair) for pair in ((d_logits, q), (weights, d_out)))
+    return d_q.astype(q.dtype), d_own, d_prompt
 
 
 def _product(spec: str, a: jax.Array, b: jax.Array) -> jax.Array:
