@@ -20,7 +20,7 @@ from align_jax.config import Config, GenerateConfig, load_config, parse_override
 from align_jax.data import Encoder
 from align_jax.data.config import DataConfig
 from align_jax.errors import UserError
-from align_jax.generate import Sampling, StopStrings, end_ids, response_text, stream, stream_beliefs
+from align_jax.generate import Sampling, StopStrings, end_ids, sample_text, stream, stream_beliefs
 from align_jax.generate.files import PromptRow, ResultsFile, read_prompts
 from align_jax.models import Decoder, ModelConfig, weight_shardings
 
@@ -164,8 +164,7 @@ def _results(
     prompts = [e.prompt for e in encoded]
 
     def text(before: list[int], sample) -> str:
-        tokens = sample.tokens[:-1] if sample.finish_reason == "eos" else sample.tokens
-        return stops.cut(response_text(stops.tokenizer, before, tokens.tolist()))
+        return stops.cut(sample_text(stops.tokenizer, before, sample))
 
     if not options.beliefs:
         for i, samples in stream(model, prompts, **common):
