@@ -206,8 +206,8 @@ class EvaluateConfig:
 
     Attributes:
       models: name -> run folder or Hugging Face folder, the columns of the table; empty: the starting model and the run.
-      samples: responses (for format gdpo: beliefs with texts) sampled for each prompt; 0 leaves out the KL to the
-        reference, sampled beliefs and consistency.
+      samples: responses sampled for each prompt (for format gdpo: beliefs, and about as many texts, of every belief
+        equally many, for the judge); 0 leaves out the KL to the reference, sampled beliefs and consistency.
       training_samples: the same for evaluations during training. Each then costs `training_samples` x
         min(prompts, `sampled_prompts`) responses, and the reference's weights are loaded beside the policy's.
       sampled_prompts: sample for at most this many different prompts; None is all.

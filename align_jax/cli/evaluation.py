@@ -186,20 +186,22 @@ def speak(data: EvalData, params: dict, samples: int, judge: Judge | None) -> Sp
 
 
 def _speak_beliefs(data: EvalData, model, opinions: sampling.Opinions, rows: list[dict], judge, options) -> Spoken:
-    results = sampling.sample_beliefs(model, opinions, **options)
-    tokenizer = data.encoder.tokenizer
-    for row, result, prompt, statements, names in zip(
-        rows, results, opinions.prompts, opinions.statements, opinions.options, strict=True
-    ):
-        row["options"], row["beliefs"] = list(names), [s.belief for s in result.samples]
-        before = [[*prompt.tolist(), *statements[s.belief]] for s in result.samples]
-        row["responses"] = [sample_text(tokenizer, b, s.sample) for b, s in zip(before, result.samples, strict=True)]
-    metrics, problem = sampling.sampled_belief_metrics(results, opinions.targets), ""
+    drawn = sampling.draw_beliefs(model, opinions, **options)
+    metrics, problem = sampling.sampled_belief_metrics(drawn, opinions.targets), ""
+    for row, beliefs, names in zip(rows, drawn, opinions.options, strict=True):
+        row["options"], row["drawn"] = list(names), np.bincount(beliefs, minlength=len(names)).tolist()
     if judge is not None:
+        _add_texts(rows, sampling.texts_of_every_belief(model, opinions, **options), opinions, data.encoder.tokenizer)
         verdicts = judge_rows(judge, rows)
         problem = verdicts.problem
         metrics |= sampling.consistency_metrics([r["beliefs"] for r in rows], [r["judged"] for r in rows], opinions.options)
     return Spoken([data.unit_table(metrics)], rows, problem=problem)
+
+
+def _add_texts(rows: list[dict], texts, opinions: sampling.Opinions, tokenizer) -> None:
+    for row, pairs, prompt, statements in zip(rows, texts, opinions.prompts, opinions.statements, strict=True):
+        row["beliefs"] = [belief for belief, _ in pairs]
+        row["responses"] = [sample_text(tokenizer, [*prompt.tolist(), *statements[b]], sample) for b, sample in pairs]
 
 
 def judge_rows(judge: Judge, rows: Sequence[dict]) -> Verdicts:

@@ -113,6 +113,7 @@ def _fit(texts: Sequence[str], labels: Sequence[str]):
     return make_pipeline(features, model).fit(list(texts), list(labels))
 
 
+_LOST = 4  # questions in a row without any reply, after which an endpoint is given up
 _INSTRUCTION = (
     "Question: {prompt}\n\nAnswer of a person: {text}\n\nWhich of these does the answer express: {options}? "
     "Reply with exactly one of them and nothing else."
@@ -136,17 +137,15 @@ class Endpoint:
         self.quality = {"judge": self.url, "model": model}
         self._model, self._key = model, key
         self._timeout, self._retries, self._concurrency, self._wait = timeout, retries, concurrency, wait
+        self._lost: list[str] = []  # why the latest questions got no reply
 
     def __call__(self, questions: Sequence[Question]) -> Verdicts:
         """Asks all; questions that get no answer, or one that names no option, are left out and counted."""
         if not questions:
             return Verdicts([])
-        first = self._ask(questions[0])
-        if isinstance(first, _Dead):
-            # Nobody is there: do not wait for the others one after the other.
-            return Verdicts([None] * len(questions), f"{self.url}: {first}; 0 of {len(questions)} texts judged")
+        self._lost.clear()
         with concurrent.futures.ThreadPoolExecutor(self._concurrency) as pool:
-            results = [first, *pool.map(self._ask, questions[1:])]
+            results = list(pool.map(self._ask, questions))
         failed = [r for r in results if isinstance(r, str)]
         answers = [None if isinstance(r, str) else r for r in results]
         done = len(results) - len(failed)
@@ -154,11 +153,15 @@ class Endpoint:
 
     def _ask(self, question: Question) -> int | str:
         """The number of an option, or why there is none."""
+        if len(self._lost) >= _LOST:
+            return self._lost[0]  # nobody is there: do not wait for the others one after the other
         text = _INSTRUCTION.format(prompt=question.prompt, text=question.text, options=", ".join(question.options))
         body = {"model": self._model, "temperature": 0, "max_tokens": 32, "messages": [{"role": "user", "content": text}]}
         reply = self._post(json.dumps(body).encode())
         if isinstance(reply, str):
+            self._lost.append(reply)
             return reply
+        self._lost.clear()
         try:
             content = json.loads(reply)["choices"][0]["message"]["content"]
             named = options_in(content, question.options)
@@ -178,16 +181,12 @@ class Endpoint:
             except urllib.error.HTTPError as error:
                 reason = f"HTTP {error.code} {error.reason}"
                 if error.code < 500 and error.code != 429:
-                    return _Dead(reason)  # the request is refused, and so will be the next
+                    return reason
             except (urllib.error.URLError, TimeoutError, OSError) as error:
                 reason = f"no answer ({getattr(error, 'reason', None) or error or type(error).__name__})"
             except Exception as error:  # http.client's, for what is not HTTP
                 reason = f"not HTTP: {type(error).__name__}"
-        return _Dead(reason)
-
-
-class _Dead(str):
-    """A reason for which the next question would not be answered either."""
+        return reason
 
 
 def options_in(content: str, options: Sequence[str]) -> list[int]:

@@ -75,12 +75,13 @@ def _distances(shown: Shown) -> Figure:
 
 
 def _panels(shown: Shown, **options):
-    columns = min(3, len(shown))
+    columns = len(shown) if len(shown) <= 4 else 3
     lines = -(-len(shown) // columns)
     figure = Figure(figsize=(3.6 * columns, 3.2 * lines), layout="constrained")
     axes = figure.subplots(lines, columns, squeeze=False, **options)
-    for empty in axes.flat[len(shown) :]:
-        empty.set_visible(False)
+    for i in range(len(shown), lines * columns):
+        axes.flat[i].set_visible(False)
+        axes.flat[i - columns].tick_params(labelbottom=True)
     return figure, axes.flat
 
 

@@ -43,7 +43,8 @@ def _cell(estimate: Estimate | None) -> str:
 
 
 def _number(value: float) -> str:
-    return f"{value:.3f}" if abs(value) < 100 else f"{value:.1f}"
+    text = f"{value:.3f}" if abs(value) < 100 else f"{value:.1f}"
+    return text.removeprefix("-") if float(text) == 0 else text
 
 
 def as_json(columns: Columns) -> dict:

@@ -12,7 +12,7 @@ from align_jax.data import Segment, TokenGroup
 from align_jax.data.packing import GroupSize, group_size
 from align_jax.evaluation.responses import Responses
 from align_jax.evaluation.table import Sums
-from align_jax.generate import BeliefResult, Sample, generate, generate_beliefs
+from align_jax.generate import Sample, generate, generate_beliefs
 from align_jax.losses import jensen_shannon_distance
 from align_jax.models import Decoder
 
@@ -91,20 +91,43 @@ def opinions_of(groups: Sequence[TokenGroup], options: Sequence[tuple[str, ...]]
     return Opinions([g.prompt for g in groups], statements, list(options), targets)
 
 
-def sample_beliefs(model: Decoder, opinions: Opinions, **options) -> list[BeliefResult]:
-    """Draws of a belief, `b ~ pi(b|x)` renormalised, each with a text `y ~ pi(y|b,x)` at temperature 1."""
-    return generate_beliefs(model, [p.tolist() for p in opinions.prompts], opinions.statements, **options)
+def draw_beliefs(model: Decoder, opinions: Opinions, prompt_ids: Sequence[int], **options) -> list[np.ndarray]:
+    """Draws of a belief, `b ~ pi(b|x)` renormalised over the beliefs: int `[samples]` for each prompt."""
+    options |= {"prompt_ids": prompt_ids, "max_new_tokens": 1}  # the sampler draws a text too
+    results = generate_beliefs(model, [p.tolist() for p in opinions.prompts], opinions.statements, **options)
+    return [np.asarray([s.belief for s in result.samples]) for result in results]
 
 
-def sampled_belief_metrics(results: Sequence[BeliefResult], targets: Sequence[np.ndarray]) -> Sums:
+def texts_of_every_belief(
+    model: Decoder, opinions: Opinions, samples: int, prompt_ids: Sequence[int], **options
+) -> list[list[tuple[int, Sample]]]:
+    """(belief, text) at temperature 1, `y ~ pi(y|b,x)`: about `samples` of each prompt, of every belief equally many."""
+    each = max(1, samples // max(map(len, opinions.options)))
+    jobs = [(i, b) for i, names in enumerate(opinions.options) for b in range(len(names))]
+    results = generate_beliefs(
+        model,
+        [opinions.prompts[i].tolist() for i, _ in jobs],
+        [opinions.statements[i] for i, _ in jobs],
+        fixed=[b for _, b in jobs],
+        samples=each,
+        prompt_ids=[prompt_ids[i] for i, _ in jobs],
+        **options,
+    )
+    texts: list[list[tuple[int, Sample]]] = [[] for _ in opinions.prompts]
+    for (i, b), result in zip(jobs, results, strict=True):
+        texts[i] += [(b, s.sample) for s in result.samples]
+    return texts
+
+
+def sampled_belief_metrics(drawn: Sequence[np.ndarray], targets: Sequence[np.ndarray]) -> Sums:
     """Jensen-Shannon distance between the frequencies of the drawn beliefs and the target; a (sum, weight) a prompt.
 
     Frequencies of S draws are not a distribution known exactly: a model that predicts p* is still at a distance of about
     `sqrt((N - 1) / (8 S))` for N beliefs.
     """
     distances = []
-    for result, target in zip(results, targets, strict=True):
-        counts = np.bincount([s.belief for s in result.samples], minlength=len(target)).astype(np.float64)
+    for beliefs, target in zip(drawn, targets, strict=True):
+        counts = np.bincount(beliefs, minlength=len(target)).astype(np.float64)
         distances.append(float(jensen_shannon_distance(counts / counts.sum(), target)))
     return {"beliefs/js_distance_sampled": (np.asarray(distances), np.ones(len(distances)))}
 
@@ -114,8 +137,9 @@ def consistency_metrics(
 ) -> Sums:
     """How often a text says the belief that it was conditioned on, by a judge; a (sum, weight) a prompt.
 
-    `consistency/belief/<name>` is that among texts of one belief; `table.derived` makes their mean, `consistency/balanced`,
-    which a model that always says what the majority thinks cannot make large.
+    With equally many texts of every belief (`texts_of_every_belief`), a model whose texts ignore the belief has 1/N,
+    whatever it says, and models that predict different beliefs can be compared. `consistency/belief/<name>` is the same
+    among the texts of one belief.
 
     Args:
       drawn: beliefs of each prompt's texts. judged: what the judge read in them; None was not judged and does not count.

@@ -70,17 +70,12 @@ def derived(means: dict) -> dict:
 
     `length/controlled_accuracy` = (accuracy of pairs whose accepted response is the longer one
     + accuracy of pairs whose accepted response is the shorter one) / 2.
-    `consistency/balanced` is the mean over beliefs; `<metric>/worst_group` is the worst of `<metric>/<group>`.
+    `<metric>/worst_group` is the worst of `<metric>/<group>`.
     """
     result = dict(means)
     halves = [means.get(f"length/accuracies_{which}") for which in ("longer", "shorter")]
     if all(half is not None for half in halves):
         result["length/controlled_accuracy"] = sum(halves) / 2
-    by_belief = [value for name, value in means.items() if name.startswith("consistency/belief/")]
-    if by_belief:
-        # A resample may lack a belief: the mean is then over the others.
-        known = sum(np.isfinite(value) for value in by_belief)
-        result["consistency/balanced"] = sum(np.nan_to_num(value) for value in by_belief) / np.maximum(known, 1)
     for name, worst in BY_GROUP.items():
         parts = [value for key, value in means.items() if key.startswith(f"{name}/") and _is_group(key, name)]
         if parts:
