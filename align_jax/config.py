@@ -169,10 +169,12 @@ class GenerateConfig:
       beliefs: draw one of the row's `options` first, then the text conditioned on it; a row's `belief` fixes it.
       belief_temperature: of that draw; 0 is the most likely belief.
       rows: responses in the making at one time; more need more memory.
+      alpaca_eval: also write the first response of every prompt to this file, as AlpacaEval's `model_outputs.json`.
     """
 
     prompts: str | None = None
     output: str | None = None
+    alpaca_eval: str | None = None
     samples: int = 1
     temperature: float = 1.0
     top_k: int = 0
