@@ -6,20 +6,23 @@ import json
 import math
 from pathlib import Path
 
+import jax
 import pytest
 import yaml
 
+import align_jax
 from align_jax import cli
 from align_jax.experiments import opinions
 from align_jax.logs import read_metrics
+from align_jax.models import Decoder, init_weights
 
 SHAPE = dict(vocab_size=130, width=16, mlp_width=24, layers=1, heads=2, kv_heads=1, head_size=8, max_length=96)
 PER_SET = {"sets/log_likelihood", "rewards/accuracies", "rewards/best_of_n", "rewards/rank_correlation", "rewards/margins",
            "length/reward_correlation", "length/score_correlation", "length/controlled_accuracy", "kl/reference"}  # fmt: skip
-PER_BELIEF = {"beliefs/js_distance", "beliefs/js_distance_sampled", "beliefs/mass", "rewards/accuracies/majority",
-              "rewards/accuracies/minority", "rewards/margins/majority", "rewards/margins/minority", "consistency/accuracy",
-              *(f"{m}/{g}" for g in ("north", "south", "worst_group")
-                for m in ("beliefs/js_distance", "beliefs/js_distance_sampled", "rewards/accuracies", "consistency/accuracy"))}  # fmt: skip
+BY_GROUP = ("beliefs/js_distance", "beliefs/js_distance_sampled", "rewards/accuracies", "consistency/accuracy")
+PER_BELIEF = {"beliefs/mass", "rewards/accuracies/majority", "rewards/accuracies/minority", "rewards/margins/majority",
+              "rewards/margins/minority", *BY_GROUP,
+              *(f"{name}/{group}" for name in BY_GROUP for group in ("north", "south", "worst_group"))}  # fmt: skip
 
 
 @pytest.fixture(scope="module")
@@ -27,11 +30,15 @@ def world(tmp_path_factory):
     """Opinions of two groups and scored answers, a config of each, a run of three steps, and its model as a folder."""
     folder = tmp_path_factory.mktemp("evaluate")
     opinions.write_tokenizer(folder / "tokenizer")
-    for name, seed, count in (("train", 1, 80), ("eval", 2, 12)):
-        rows = [row | {"group": ("north", "south")[i % 2]} for i, row in enumerate(opinions.rows(count, seed, uniform=True))]
+    for name, seed, count in (("train", 1, 200), ("eval", 2, 16)):
+        rows = [row | {"group": ("north", "south")[i % 2]} for i, row in enumerate(opinions.rows(count, seed, uniform=False))]
         opinions.write_rows(folder / f"{name}.jsonl", rows)
     groups = [
-        {"prompt": row["prompt"], "responses": [row["accept_response"], row["reject_response"], "yes"], "scores": [i % 3, 1, 0.5]}
+        {
+            "prompt": row["prompt"],
+            "responses": [row["accept_response"], row["reject_response"], "yes"],
+            "scores": [i % 3, 1, 0.5],
+        }
         for i, row in enumerate(opinions.rows(7, 3, uniform=True))
     ]
     opinions.write_rows(folder / "groups.jsonl", groups)
@@ -54,8 +61,11 @@ def world(tmp_path_factory):
     sets = {"data": {"eval": str(folder / "groups.jsonl"), **data}, "train": {"groups_per_step": 8}}
     (folder / "beliefs.yaml").write_text(yaml.safe_dump(common | beliefs))
     (folder / "sets.yaml").write_text(yaml.safe_dump(common | sets | {"run": {"dir": str(folder / "sets"), "seed": 3}}))
-    assert cli.main(["train", str(folder / "beliefs.yaml"), "--evaluate.training_samples", "2"]) == 0
+    assert cli.main(["train", str(folder / "beliefs.yaml"), "--evaluate.training_samples", "4"]) == 0
     assert cli.main(["export", str(folder / "run"), str(folder / "exported")]) == 0
+    fresh = align_jax.load_model(folder / "exported", dtype="float32")
+    weights = init_weights(fresh.config, jax.random.key(5), param_dtype="float32")
+    align_jax.save_model(Decoder(fresh.config, weights, dtype="float32"), folder / "base", tokenizer=folder / "tokenizer")
     return folder
 
 
@@ -90,48 +100,42 @@ def test_beliefs_of_several_models_in_one_table(world, capsys):
         assert table[name][0].startswith(f"{e['value']:.3f}".removeprefix("-")) or e["value"] < 0
     worst = metrics["beliefs/js_distance/worst_group"]["value"]
     assert worst == max(metrics[f"beliefs/js_distance/{g}"]["value"] for g in ("north", "south"))
+    # Training evaluated by the same code.
+    last = read_metrics(world / "run" / "metrics.jsonl")[-1]
+    assert {f"eval/{name}" for name in metrics} == {name for name in last if name.startswith("eval/")}
+    for name, e in metrics.items():
+        assert last[f"eval/{name}"] == pytest.approx(e["value"], rel=1e-4, abs=1e-6), name
     rows = [json.loads(line) for line in open(world / "run/evaluation/samples-run.jsonl", encoding="utf-8")]
     assert all(sum(r["drawn"]) == 4 and r["beliefs"] == [0, 1, 2, 3] and len(r["judged"]) == 4 for r in rows)
     for name in ("belief_distance", "belief_reliability"):
         assert (world / f"run/evaluation/{name}.png").read_bytes()[:4] == b"\x89PNG"
 
 
-def test_training_evaluates_by_the_same_code(world):
-    assert evaluate(world / "beliefs.yaml", "--evaluate.samples", 2, "--evaluate.plots", "false") == 0
-    last = read_metrics(world / "run" / "metrics.jsonl")[-1]
-    metrics = report(world / "run")["models"]["run"]["metrics"]
-    assert {f"eval/{name}" for name in metrics} == {name for name in last if name.startswith("eval/")}
-    for name, e in metrics.items():
-        assert last[f"eval/{name}"] == pytest.approx(e["value"], rel=1e-4, abs=1e-6), name
-
-
-def test_sets_of_the_starting_model(world, capsys):
-    assert evaluate(world / "sets.yaml", "--evaluate.samples", 3) == 0
-    captured = capsys.readouterr()
-    assert "has no checkpoint: evaluating the starting model alone" in captured.err
-    header, table = columns(captured.out)
-    assert header == ["start"] and table.keys() >= PER_SET
-    values = {name: e["value"] for name, e in report(world / "sets")["models"]["start"]["metrics"].items()}
+def test_sets_of_a_trained_model_and_of_the_reference(world, capsys):
+    name = "trained & new"
+    models = {"base": str(world / "base"), name: str(world / "exported")}
+    base = ("--model.path", world / "base", "--model.config", "null", "--evaluate.models", json.dumps(models))
+    assert evaluate(world / "sets.yaml", *base) == 0
+    header, table = columns(capsys.readouterr().out)
+    assert header == ["base", *name.split()] and table.keys() >= PER_SET
+    values = {metric: e["value"] for metric, e in report(world / "sets")["models"]["base"]["metrics"].items()}
     # Policy and reference are one model.
     assert values["kl/reference"] == pytest.approx(0, abs=1e-4) and values["rewards/accuracies"] == 0.5
-    assert -math.log(3) < values["sets/log_likelihood"] < -math.log(3 / 2) and values["rewards/rank_correlation"] == 0
-    for name in ("agreement", "reward_and_length", "reward_and_score"):
-        assert (world / f"sets/evaluation/{name}.png").stat().st_size > 1000
-
-
-def test_a_trained_model_against_the_reference(world):
-    name = "trained & new"
-    models = {name: str(world / "exported"), "start": str(world / "run")}
-    assert evaluate(world / "sets.yaml", "--evaluate.models", json.dumps(models), "--evaluate.plots", "false") == 0
+    assert -math.log(3) <= values["sets/log_likelihood"] <= -math.log(3 / 2) and values["rewards/rank_correlation"] == 0
     metrics = report(world / "sets")["models"][name]["metrics"]
     assert metrics["kl/reference"]["value"] > 0.01 and metrics["kl/reference"]["low"] < metrics["kl/reference"]["high"]
     assert metrics["rewards/margins"]["value"] != 0
     assert (world / "sets" / "evaluation" / "samples-trained_new.jsonl").exists()
+    for plot in ("agreement", "reward_and_length", "reward_and_score"):
+        assert (world / f"sets/evaluation/{plot}.png").read_bytes()[:4] == b"\x89PNG"
 
 
-def test_without_samples(world):
-    quick = ("--evaluate.samples", 0, "--evaluate.resamples", 0, "--evaluate.plots", "false")
-    assert evaluate(world / "sets.yaml", *quick) == 0
+QUICK = ("--evaluate.samples", 0, "--evaluate.resamples", 0, "--evaluate.plots", "false")
+
+
+def test_without_samples_or_a_checkpoint(world, capsys):
+    assert evaluate(world / "sets.yaml", *QUICK) == 0
+    assert "has no checkpoint: evaluating the starting model alone" in capsys.readouterr().err
     found = report(world / "sets")
     metrics = found["models"]["start"]["metrics"]
     assert PER_SET - metrics.keys() == {"kl/reference"}
@@ -140,7 +144,7 @@ def test_without_samples(world):
 
 def test_an_endpoint_that_is_not_there_keeps_the_rest(world, capsys):
     url = "http://127.0.0.1:9/v1"
-    dead = ("--evaluate.judge", url, "--evaluate.judge_model", "m", "--evaluate.plots", "false", "--evaluate.samples", 2)
+    dead = ("--evaluate.judge", url, "--evaluate.judge_model", "m", "--evaluate.plots", "false", "--evaluate.resamples", 9)
     assert evaluate(world / "beliefs.yaml", *dead, "--run.dir", world / "dead") == 2
     captured = capsys.readouterr()
     lines = [line for line in captured.err.splitlines() if "evaluate.judge" in line]
@@ -185,6 +189,6 @@ def test_a_model_that_fails_loses_none_of_those_before(world, capsys):
     (broken / "config.json").write_text((world / "exported" / "config.json").read_text())
     (broken / "model.safetensors").write_bytes(b"nothing")
     models = json.dumps({"good": str(world / "exported"), "bad": str(broken)})
-    assert evaluate(world / "sets.yaml", "--evaluate.models", models, "--run.dir", world / "partial") == 2
+    assert evaluate(world / "sets.yaml", "--evaluate.models", models, "--run.dir", world / "partial", *QUICK) == 2
     assert "model.safetensors" in capsys.readouterr().err
     assert list(report(world / "partial")["models"]) == ["good"]
