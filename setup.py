@@ -27,6 +27,9 @@ setup(
         "tqdm>=4.66",
         "tabulate>=0.9",
         "tensorboardX>=2.6",
+        "scikit-learn>=1.5",
+        "matplotlib>=3.9",
+        "tabulate>=0.9",
     ],
     extras_require={
         "test": ["pytest>=8.0", "ruff>=0.12", "scipy>=1.14", "torch==2.13.0"],

@@ -169,10 +169,12 @@ class GenerateConfig:
       beliefs: draw one of the row's `options` first, then the text conditioned on it; a row's `belief` fixes it.
       belief_temperature: of that draw; 0 is the most likely belief.
       rows: responses in the making at one time; more need more memory.
+      alpaca_eval: also write the first response of every prompt to this file, as AlpacaEval's `model_outputs.json`.
     """
 
     prompts: str | None = None
     output: str | None = None
+    alpaca_eval: str | None = None
     samples: int = 1
     temperature: float = 1.0
     top_k: int = 0
@@ -198,6 +200,55 @@ class GenerateConfig:
             raise UserError(f"generate.stop: {self.stop!r} has an empty string")
         if self.belief_temperature != 1 and not self.beliefs:
             raise UserError(f"generate.belief_temperature: {self.belief_temperature!r} is not used without generate.beliefs")
+
+
+@dataclasses.dataclass(frozen=True)
+class EvaluateConfig:
+    """What `align-jax evaluate` measures, and what an evaluation during training adds to the log-probs.
+
+    Attributes:
+      models: name -> run folder or Hugging Face folder, the columns of the table; empty: the starting model and the run.
+      samples: responses sampled for each prompt (for format gdpo: beliefs, and about as many texts, of every belief
+        equally many, for the judge); 0 leaves out the KL to the reference, sampled beliefs and consistency.
+      training_samples: the same for evaluations during training. Each then costs `training_samples` x
+        min(prompts, `sampled_prompts`) responses, and the reference's weights are loaded beside the policy's.
+      sampled_prompts: sample for at most this many different prompts; None is all.
+      max_new_tokens: of each sample.
+      resamples: of the bootstrap; 0 gives no intervals.
+      judge: of belief-text consistency: classifier (trained on the data's own texts), none, or the base URL of an
+        OpenAI-compatible endpoint.
+      judge_model: the model's name at the endpoint.
+      judge_key_variable: environment variable that holds the endpoint's key.
+      judge_timeout: seconds that an answer may take. judge_concurrency: questions asked at one time.
+      plots: write plots.
+    """
+
+    models: dict[str, str] = dataclasses.field(default_factory=dict)
+    samples: int = 8
+    training_samples: int = 0
+    sampled_prompts: int | None = 256
+    max_new_tokens: int = 128
+    resamples: int = 1000
+    judge: str = "classifier"
+    judge_model: str | None = None
+    judge_key_variable: str | None = None
+    judge_timeout: float = 60.0
+    judge_concurrency: int = 4
+    plots: bool = True
+
+    def __post_init__(self):
+        _positive("evaluate", self, "sampled_prompts", "max_new_tokens", "judge_timeout", "judge_concurrency")
+        for key in ("samples", "training_samples", "resamples"):
+            if getattr(self, key) < 0:
+                raise UserError(f"evaluate.{key}: {getattr(self, key)!r} must be 0 or more")
+        is_url = self.judge.startswith(("http://", "https://"))
+        if not is_url and self.judge not in ("classifier", "none"):
+            raise UserError(f"evaluate.judge: {self.judge!r} is neither classifier, none nor a URL (http://...)")
+        if is_url and self.judge_model is None:
+            raise UserError(f"evaluate.judge_model: the endpoint {self.judge} needs a model name")
+        for key in ("judge_model", "judge_key_variable"):
+            if getattr(self, key) is not None and not is_url:
+                raise UserError(f"evaluate.{key}: {getattr(self, key)!r} is used by a judge at a URL only, not {self.judge}")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -260,6 +311,7 @@ SECTIONS: dict[str, type] = {
     "checkpoint": CheckpointConfig,
     "generate": GenerateConfig,
     "bench": BenchConfig,
+    "evaluate": EvaluateConfig,
     "log": LogConfig,
 }
 
@@ -279,6 +331,7 @@ class Config:
     checkpoint: CheckpointConfig
     generate: GenerateConfig
     bench: BenchConfig
+    evaluate: EvaluateConfig
     log: LogConfig
 
     def to_dict(self) -> dict[str, Any]:

@@ -14,7 +14,7 @@ from jax.sharding import Mesh
 from align_jax.batch import GroupBatch
 from align_jax.logprobs import HEAD_CHUNK, response_logps
 from align_jax.models import Decoder, ModelConfig
-from align_jax.objectives import Objective
+from align_jax.objectives import Metrics, Objective
 from align_jax.sharding import replicated
 from align_jax.state import TrainState
 
@@ -126,7 +126,6 @@ def compile_step(
     return jax.jit(step, donate_argnums=0, out_shardings=(shardings, replicated(mesh)))
 
 
-def eval_step(params: dict, batch: GroupBatch, *, scorer: Scorer, objective: Objective):
-    """What the objective reports of one batch, without an update: name -> (sums `[G]`, weights `[G]`)."""
-    logps = scorer(params, batch)
+def group_metrics(logps: jax.Array, batch: GroupBatch, objective: Objective) -> Metrics:
+    """What the objective reports of scored groups, without an update: name -> (sums `[G]`, weights `[G]`)."""
     return objective(logps, batch, _or_own(None, objective, logps, batch))

@@ -24,7 +24,7 @@ from align_jax.models.attention import resolve_backend
 from align_jax.objectives import Objective
 from align_jax.reference import cache_file, cache_key, cached, compute_reference, fingerprint_files
 from align_jax.sharding import batch_sharding, data_shards, make_mesh, put_batch
-from align_jax.step import Scorer, eval_step
+from align_jax.step import Scorer
 
 # Attention without a kernel: small products and a softmax in memory take this much longer for an operation than the rest does
 # (measured on a CPU, heads of 64).
@@ -195,9 +195,3 @@ def microbatches(batches):
     for batch in batches:
         for i in range(batch.tokens.shape[0]):
             yield jax.tree.map(lambda x, i=i: x[i], batch)
-
-
-def evaluator(scorer: Scorer, objective: Objective, mesh: Mesh) -> Callable[[dict, GroupBatch], dict]:
-    """(params, host batch) -> metrics a group."""
-    compiled = jax.jit(partial(eval_step, scorer=scorer, objective=objective), out_shardings=batch_sharding(mesh))
-    return lambda params, batch: compiled(params, put_batch(batch, mesh))

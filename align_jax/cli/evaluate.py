@@ -1,49 +1,157 @@
-"""`align-jax evaluate CONFIG.yaml [--section.key value ...]`: metrics on `data.eval`."""
+"""`align-jax evaluate CONFIG.yaml [--section.key value ...]`: models side by side on `data.eval`."""
 
 from __future__ import annotations
 
+import dataclasses
 import json
+import re
 import sys
 from pathlib import Path
 
 import jax
 
+from align_jax import hf
 from align_jax.cli import assemble
-from align_jax.cli.export import trained_weights
+from align_jax.cli.evaluation import EvalData, Spoken, divergence_table, eval_data, judge_of, reference_weights, speak
+from align_jax.cli.export import trained_config, trained_weights
 from align_jax.cli.run_folder import has_checkpoints, say, write_whole
-from align_jax.cli.train import in_training_evaluation
-from align_jax.config import load_config, parse_overrides
+from align_jax.config import Config, load_config, parse_overrides
 from align_jax.data import Encoder
 from align_jax.errors import UserError
+from align_jax.evaluation import Estimate, Responses, Table, as_json, estimates, stack, text_table
 from align_jax.models import weight_shardings
 
 
 def main(argv: list[str]) -> int:
-    """Evaluates the newest checkpoint of `run.dir`, or the starting model where there is none.
+    """Evaluates every model of `evaluate.models`, by default the starting model and the run's newest checkpoint.
 
-    Implicit rewards are relative to the reference (`reference.path`, by default the starting model). Prints one metric a
-    line, and writes them to `run.dir/evaluation.json`.
+    Implicit rewards are relative to the one reference (`reference.path`, by default the starting model), with the config's
+    `objective.beta`. Prints a table, and writes `evaluation.json` and the folder `evaluation/` (samples, plots) to
+    `run.dir`; both are there after each model, so that a later failure loses none.
     """
     if not argv or argv[0].startswith("--"):
         raise UserError("give a config: align-jax evaluate CONFIG.yaml [--section.key value ...]")
     config = load_config(argv[0], parse_overrides(argv[1:]), require=("run.dir", "model", "data", "data.eval"))
     folder = Path(config.run.dir)
     mesh, start = assemble.mesh_of(config), assemble.start_of(config)
+    sources = sources_of(config, start, folder)
     encoder = Encoder(assemble.tokenizer_of(config), config.data, start.config.vocab_size)
-    scorer = assemble.scorer_of(start, config)
-    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "evaluation").mkdir(parents=True, exist_ok=True)
     with jax.set_mesh(mesh):
-        measure = in_training_evaluation(config, start, encoder, scorer, mesh, folder)
-        if has_checkpoints(folder):
-            where = weight_shardings(start.config, mesh)
-            params, step = trained_weights(folder, config, start.config, None, where)
-            say(f"evaluating the checkpoint of step {step} in {folder}")
-        else:
-            params, step = assemble.weights_of(start, config, mesh), 0
-            say(f"{folder} has no checkpoint: evaluating the starting model")
-        metrics = {name.removeprefix("eval/"): value for name, value in measure(params).items()}
-    if jax.process_index() == 0:
-        write_whole(folder / "evaluation.json", json.dumps({"step": step, **metrics}, indent=2))
-        width = max(map(len, metrics))
-        sys.stdout.writelines(f"{name:<{width}}  {value:.6g}\n" for name, value in metrics.items())
-    return 0
+        data = eval_data(config, start, encoder, assemble.scorer_of(start, config), mesh, folder)
+        judge = judge_of(data) if config.evaluate.samples else None
+        results = evaluate(data, sources, judge)
+    if jax.process_index() != 0:
+        return 0
+    sys.stdout.write(text_table({r.name: r.estimates for r in results}) + "\n")
+    if config.evaluate.plots:
+        from align_jax.evaluation.plots import write_plots
+
+        shown = {r.name: (r.responses, r.estimates) for r in results}
+        for path in write_plots(shown, data.objective.beta, folder / "evaluation"):
+            say(f"wrote {path}")
+    say(f"wrote {folder / 'evaluation.json'}")
+    problems = [f"{r.name}: {r.spoken.problem}" for r in results if r.spoken and r.spoken.problem]
+    for problem in problems:
+        say(f"evaluate.judge: {problem}")
+    unjudged = judge is not None and any("consistency/accuracy" not in r.estimates for r in results)
+    return 2 if unjudged else 0
+
+
+@dataclasses.dataclass(frozen=True)
+class Source:
+    """A model to evaluate: a run folder, a Hugging Face folder, or (path None) the starting model."""
+
+    name: str
+    path: Path | None
+    is_run: bool = False
+
+    def load(self, config: Config, start: assemble.Start, mesh) -> tuple[dict, int | None]:
+        """Its weights on the mesh, and the step of a checkpoint."""
+        where = weight_shardings(start.config, mesh)
+        if self.path is None:
+            return assemble.weights_of(start, config, mesh), None
+        if self.is_run:
+            run = load_config(self.path / "config.yaml")
+            return trained_weights(self.path, run, start.config, None, where)
+        return hf.load_weights(self.path, start.config, where, config.model.param_dtype), None
+
+
+def sources_of(config: Config, start: assemble.Start, folder: Path) -> list[Source]:
+    """The models to evaluate, checked before any work is done.
+
+    Raises:
+      UserError: a folder that is neither a run with a checkpoint nor a model, or of another shape than the starting model.
+    """
+    if not config.evaluate.models:
+        run = [Source("run", folder, is_run=True)] if has_checkpoints(folder) else []
+        if not run:
+            say(f"{folder} has no checkpoint: evaluating the starting model alone")
+        return [Source("start", None), *run]
+    return [_source(name, Path(path), start) for name, path in config.evaluate.models.items()]
+
+
+def _source(name: str, path: Path, start: assemble.Start) -> Source:
+    is_run = (path / "config.yaml").exists()
+    if is_run and not has_checkpoints(path):
+        raise UserError(f"evaluate.models: {name}: {path} is a run without a checkpoint yet")
+    if not is_run and not (path / "config.json").exists():
+        raise UserError(
+            f"evaluate.models: {name}: {path} is neither a run folder (config.yaml, checkpoints/) nor a Hugging Face folder "
+            "(config.json)"
+        )
+    shape = trained_config(path, load_config(path / "config.yaml"))[0] if is_run else hf.load_config(path)[0]
+    if shape != start.config:
+        raise UserError(f"evaluate.models: {name}: {path} has another shape than the starting model: {shape} != {start.config}")
+    return Source(name, path, is_run)
+
+
+@dataclasses.dataclass
+class Result:
+    """What is known of one model so far."""
+
+    name: str
+    path: str
+    step: int | None
+    responses: Responses
+    tables: list[Table]
+    spoken: Spoken | None
+    estimates: dict[str, Estimate] = dataclasses.field(default_factory=dict)
+
+
+def evaluate(data: EvalData, sources: list[Source], judge) -> list[Result]:
+    """One model after the other, the reference last: there are never two models in memory."""
+    options, results = data.config.evaluate, []
+    for source in sources:
+        params, step = source.load(data.config, data.start, data.mesh)
+        say(f"evaluating {source.name}: {source.path or 'the starting model'}" + (f", step {step}" if step is not None else ""))
+        responses = data.score(params)
+        spoken = speak(data, params, options.samples, judge) if options.samples else None
+        del params
+        tables = [data.table(responses), *(spoken.tables if spoken else ())]
+        results.append(Result(source.name, str(source.path or "start"), step, responses, tables, spoken))
+        _finish(data, results, results[-1], judge)
+    waiting = [result for result in results if result.spoken and result.spoken.policy is not None]
+    if waiting:
+        reference = reference_weights(data.config, data.start, data.mesh)
+        for result in waiting:
+            result.tables.append(divergence_table(data, result.spoken, reference))
+            _finish(data, results, result, judge)
+    return results
+
+
+def _finish(data: EvalData, results: list[Result], changed: Result, judge) -> None:
+    """Makes the intervals of a model, and writes what there is of all."""
+    changed.estimates = estimates(stack(changed.tables), data.config.evaluate.resamples, data.config.run.seed)
+    if jax.process_index() != 0:
+        return
+    metrics = as_json({r.name: r.estimates for r in results})
+    models = {r.name: {"path": r.path, "step": r.step, "metrics": metrics[r.name]} for r in results}
+    values = data.config.to_dict()
+    settings = {"data": data.dataset.path, "seed": data.config.run.seed, "beta": data.objective.beta}
+    report = {**settings, "evaluate": values["evaluate"], "judge": judge.quality if judge else None, "models": models}
+    write_whole(data.folder / "evaluation.json", json.dumps(report, indent=2, default=str) + "\n")
+    if changed.spoken:
+        name = re.sub(r"[^\w.-]+", "_", changed.name)
+        lines = (json.dumps(row, ensure_ascii=False) + "\n" for row in changed.spoken.rows)
+        write_whole(data.folder / "evaluation" / f"samples-{name}.jsonl", "".join(lines))

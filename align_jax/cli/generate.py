@@ -20,8 +20,8 @@ from align_jax.config import Config, GenerateConfig, load_config, parse_override
 from align_jax.data import Encoder
 from align_jax.data.config import DataConfig
 from align_jax.errors import UserError
-from align_jax.generate import Sampling, StopStrings, end_ids, response_text, stream, stream_beliefs
-from align_jax.generate.files import PromptRow, ResultsFile, read_prompts
+from align_jax.generate import Sampling, StopStrings, end_ids, sample_text, stream, stream_beliefs
+from align_jax.generate.files import PromptRow, ResultsFile, read_prompts, write_model_outputs
 from align_jax.models import Decoder, ModelConfig, weight_shardings
 
 REQUIRED = ("model", "generate.prompts", "generate.output")
@@ -65,17 +65,21 @@ def run(config: Config) -> None:
     with ResultsFile(options.output, _settings(config, from_run, encoded), len(rows)) as results:
         _say_what_is_there(results, len(rows))
         todo = [i for i in range(len(rows)) if i not in results.done]
-        if not todo:
-            return
-        model = Decoder(shape, _weights(config, shape, from_run, mesh), dtype=config.model.dtype)
-        stops = StopStrings(tokenizer, options.stop)
-        try:
-            for i, columns in _results(model, [encoded[i] for i in todo], todo, config, mesh, ends, stops):
-                results.write(todo[i], {**rows[todo[i]].values, **columns})
-        except BaseException:
-            _say(f"{len(results.done)} of {len(rows)} prompts are in {options.output}; the same command goes on from there")
-            raise
-    _say(f"responses to {len(rows)} prompts are in {options.output}")
+        if todo:
+            model = Decoder(shape, _weights(config, shape, from_run, mesh), dtype=config.model.dtype)
+            stops = StopStrings(tokenizer, options.stop)
+            try:
+                for i, columns in _results(model, [encoded[i] for i in todo], todo, config, mesh, ends, stops):
+                    results.write(todo[i], {**rows[todo[i]].values, **columns})
+            except BaseException:
+                _say(f"{len(results.done)} of {len(rows)} prompts are in {options.output}; the same command goes on from there")
+                raise
+    if todo:
+        _say(f"responses to {len(rows)} prompts are in {options.output}")
+    if options.alpaca_eval is not None and jax.process_index() == 0:
+        name = Path(config.run.dir if from_run else config.model.path or "fresh model").name
+        count = write_model_outputs(Path(options.output), Path(options.alpaca_eval), name)
+        _say(f"{count} outputs of {name!r} for AlpacaEval are in {options.alpaca_eval}")
 
 
 def _say(line: str) -> None:
@@ -164,8 +168,7 @@ def _results(
     prompts = [e.prompt for e in encoded]
 
     def text(before: list[int], sample) -> str:
-        tokens = sample.tokens[:-1] if sample.finish_reason == "eos" else sample.tokens
-        return stops.cut(response_text(stops.tokenizer, before, tokens.tolist()))
+        return stops.cut(sample_text(stops.tokenizer, before, sample))
 
     if not options.beliefs:
         for i, samples in stream(model, prompts, **common):
@@ -208,7 +211,7 @@ def _weights(config: Config, shape: ModelConfig, run_dir: Path | None, mesh) -> 
 def _settings(config: Config, run_dir: Path | None, encoded: Sequence[Encoded]) -> dict[str, Any]:
     """Everything that decides the results; a file of other settings is not continued."""
     values = config.to_dict()
-    free = ("prompts", "output", "rows")
+    free = ("prompts", "output", "alpaca_eval", "rows")
     newest = None
     if run_dir is not None:
         newest = max(int(p.name) for p in (run_dir / "checkpoints").glob("[0-9]*") if p.name.isdigit())

@@ -4,20 +4,18 @@ from __future__ import annotations
 
 import collections
 import itertools
-import json
 from pathlib import Path
 
 import jax
-import numpy as np
 
 from align_jax import optim
 from align_jax.checkpoint import Checkpointer
 from align_jax.cli import assemble
-from align_jax.cli.run_folder import prepare_folder, say, write_whole
+from align_jax.cli.evaluation import in_training_evaluation, reference_table, report_data
+from align_jax.cli.run_folder import prepare_folder, say
 from align_jax.config import Config, load_config, parse_overrides
 from align_jax.data import Encoder, GroupDataset
 from align_jax.errors import UserError
-from align_jax.evaluate import EVALUATED_AS, evaluate, summary
 from align_jax.logs import MetricsLog
 from align_jax.loop import Hooks, Plan, StopSignal, run
 from align_jax.sharding import put_batch
@@ -127,15 +125,6 @@ def total_steps(config: Config, rows: int) -> int:
     return max(1, -(-int(config.train.epochs * rows) // config.train.groups_per_step))
 
 
-def report_data(which: str, dataset: GroupDataset, folder: Path) -> None:
-    """Says how much data there is and what was left out; lists bad rows in the run folder."""
-    say(f"data.{which}: {dataset.describe()}")
-    if dataset.bad_rows and jax.process_index() == 0:
-        lines = "".join(json.dumps(bad) + "\n" for bad in dataset.bad_rows)
-        write_whole(folder / f"bad_rows.{which}.jsonl", lines)
-        say(f"data.{which}: {len(dataset.bad_rows)} bad rows skipped, listed in {folder / f'bad_rows.{which}.jsonl'}")
-
-
 def reference_labels(config: Config, start, dataset: GroupDataset, steps: int, scorer, mesh) -> dict:
     """`{"ref_logps": [rows, K]}` for the rows of a run, or nothing for an objective without a reference."""
     if not config.objective.needs_reference:
@@ -144,28 +133,7 @@ def reference_labels(config: Config, start, dataset: GroupDataset, steps: int, s
     # The batches of the first epoch are the run's own, so at its first step policy and reference agree exactly.
     once = min(steps, -(-len(dataset) // config.train.groups_per_step))
     batches = assemble.microbatches(itertools.islice(loader, once))
-    return _labels(config, start, dataset, loader.first_rows(once), batches, scorer, mesh)
-
-
-def _labels(config, start, dataset, needed, batches, scorer, mesh) -> dict:
-    values, path, hit = assemble.reference_of(
-        config, start, dataset, needed, batches, scorer, mesh, lambda: reference_weights(config, start, mesh)
-    )
-    say(f"reference log-probs {'reused from' if hit else 'computed and stored in'} {path}")
-    return {"ref_logps": values}
-
-
-def reference_weights(config: Config, start: assemble.Start, mesh) -> dict:
-    """The reference's weights: those of `reference.path`, by default the starting model's."""
-    if config.reference.path is None:
-        return assemble.weights_of(start, config, mesh)
-    from align_jax import hf
-    from align_jax.models import weight_shardings
-
-    other, _ = hf.load_config(config.reference.path)
-    if other != start.config:
-        raise UserError(f"reference.path: {config.reference.path} has another shape than the model: {other} != {start.config}")
-    return hf.load_weights(config.reference.path, other, weight_shardings(other, mesh), config.model.param_dtype)
+    return reference_table(config, start, dataset, loader.first_rows(once), batches, scorer, mesh)
 
 
 def resume(checkpoints: Checkpointer, start, optimizer, where: TrainState, config: Config, loader) -> TrainState | None:
@@ -179,26 +147,3 @@ def resume(checkpoints: Checkpointer, start, optimizer, where: TrainState, confi
     loader.restore(extra["data"])
     say(f"resumed from the checkpoint of step {int(state.step)}")
     return state
-
-
-def in_training_evaluation(config: Config, start, encoder: Encoder, scorer, mesh, folder: Path):
-    """params -> `eval/...` metrics on `data.eval`, or None where there is no such data."""
-    if config.data.eval is None:
-        return None
-    objective = EVALUATED_AS[config.data.format](getattr(config.objective, "beta", 0.1))
-    same = type(objective) is type(config.objective)
-    objective = config.objective if same else objective
-    dataset = assemble.dataset_of(config, "eval", encoder, objective, folder / "spool")
-    report_data("eval", dataset, folder)
-    loader = assemble.loader_of(config, dataset, mesh)
-    labels = {}
-    if objective.needs_reference:
-        labels = _labels(config, start, dataset, np.arange(len(dataset)), loader.eval_batches(), scorer, mesh)
-    loader = assemble.loader_of(config, dataset, mesh, labels=labels)
-    step = assemble.evaluator(scorer, objective, mesh)
-
-    def measure(params: dict) -> dict[str, float]:
-        table = evaluate(lambda batch: step(params, batch), loader.eval_batches())
-        return {f"eval/{name}": value for name, value in summary(table, dataset.group_names, same).items()}
-
-    return measure

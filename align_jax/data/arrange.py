@@ -14,7 +14,7 @@ import numpy as np
 
 from align_jax.data.config import DataConfig
 from align_jax.data.encode import Encoder, plain_key
-from align_jax.data.formats import Example
+from align_jax.data.formats import Example, Text
 from align_jax.data.records import Segment, TokenGroup
 from align_jax.errors import UserError
 
@@ -156,12 +156,12 @@ class Arranger:
     def _group(self, index: int, item: Item, example: Example):
         keep = _subset(example.scores, self._encoder.config.max_responses, (self._seed, index))
         segments, cuts = self._segments(example, keep)
-        return segments, {"scores": np.asarray([example.scores[i] for i in keep], np.float32)}, cuts
+        return segments, _scored(example, keep), cuts
 
     def _pair(self, index: int, item: Item, example: Example):
         keep = (int(np.argmax(example.scores)), int(np.argmin(example.scores)))
         segments, cuts = self._segments(example, keep)
-        return segments, {"scores": np.asarray([example.scores[i] for i in keep], np.float32)}, cuts
+        return segments, _scored(example, keep), cuts
 
     def _sft(self, index: int, item: Item, example: Example):
         best = int(np.argmax(example.scores)) if example.scores is not None else 0
@@ -225,6 +225,19 @@ class Arranger:
             number = opinion.accepted if which == 0 else opinion.rejected
             before = self._encoder.encode_belief(number, opinion.options[number])
         return self._encoder.encode_response(example.prompt, example.responses[which], before)
+
+
+def _scored(example: Example, keep: Sequence[int]) -> dict[str, np.ndarray]:
+    """Scores of some responses, and the lengths of their texts before anything is cut, in characters."""
+    characters = [_characters(example.responses[i]) for i in keep]
+    return {
+        "scores": np.asarray([example.scores[i] for i in keep], np.float32),
+        "characters": np.asarray(characters, np.int32),
+    }
+
+
+def _characters(text: Text) -> int:
+    return len(text) if isinstance(text, str) else sum(len(message["content"]) for message in text)
 
 
 def _subset(scores: Sequence[float], most: int | None, seed: tuple[int, int]) -> list[int]:

@@ -109,6 +109,10 @@ class GroupDataset:
         """Row `row` of the source, checked."""
         return self._read(self._source[row])
 
+    def example_of(self, index: int) -> Example:
+        """The row that a group is made of."""
+        return self.example(self._found.items[index].example)
+
     def where(self, index: int) -> str:
         """The place of a group's row, for errors."""
         return self._source.where(self._found.items[index].example)

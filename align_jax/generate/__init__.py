@@ -11,7 +11,7 @@ from align_jax.generate.api import generate, stream
 from align_jax.generate.beliefs import BeliefResult, BeliefSample, belief_logps, generate_beliefs, stream_beliefs
 from align_jax.generate.sampling import Sampling
 from align_jax.generate.slots import Sample
-from align_jax.generate.text import StopStrings, end_ids, response_text
+from align_jax.generate.text import StopStrings, end_ids, response_text, sample_text
 
 __all__ = [
     "BeliefResult",
@@ -24,6 +24,7 @@ __all__ = [
     "generate",
     "generate_beliefs",
     "response_text",
+    "sample_text",
     "stream",
     "stream_beliefs",
 ]

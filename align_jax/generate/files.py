@@ -146,3 +146,32 @@ def _read_json(path: Path) -> Any:
         return json.loads(path.read_text(encoding="utf-8"))
     except ValueError:
         return None
+
+
+def write_model_outputs(results: Path, path: Path, generator: str) -> int:
+    """Writes finished results as AlpacaEval's `model_outputs.json`; returns how many outputs it has.
+
+    A list of `{"instruction", "output", "generator"}`, with `dataset` where the row has it. The instruction is the row's
+    `instruction`, or its prompt (of messages the user's last); the output is the first response.
+
+    Args:
+      results: the complete JSONL of a `ResultsFile`. path: the JSON file. generator: the model's name on the leaderboard.
+    """
+    rows = [json.loads(line) for line in results.read_bytes().splitlines()]
+    outputs = [
+        {"instruction": _instruction(row), "output": row["responses"][0].strip(), "generator": generator}
+        | {key: row[key] for key in ("dataset",) if key in row}
+        for row in rows
+    ]
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(path.name + ".tmp")
+    temporary.write_text(json.dumps(outputs, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    os.replace(temporary, path)
+    return len(outputs)
+
+
+def _instruction(row: dict[str, Any]) -> str:
+    prompt = row.get("instruction", row["prompt"])
+    if isinstance(prompt, str):
+        return prompt
+    return next((m["content"] for m in reversed(prompt) if m["role"] == "user"), prompt[-1]["content"])

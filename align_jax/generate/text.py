@@ -75,3 +75,9 @@ def response_text(tokenizer, prompt: Sequence[int], tokens: Sequence[int]) -> st
         return whole[len(before) :]
     # The prompt ended inside a character: its bytes and the response's make one.
     return tokenizer.decode(list(tokens), skip_special_tokens=True)
+
+
+def sample_text(tokenizer, prompt: Sequence[int], sample) -> str:
+    """The text of a `Sample`, without its end-of-sequence token."""
+    tokens = sample.tokens[:-1] if sample.finish_reason == "eos" else sample.tokens
+    return response_text(tokenizer, prompt, tokens.tolist())

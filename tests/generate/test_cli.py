@@ -49,6 +49,21 @@ def test_prompts_in_responses_out(work, capsys):
     assert again == rows and "has 3 of 3 prompts already" in capsys.readouterr().err
 
 
+def test_outputs_for_alpaca_eval(work, capsys):
+    prompts = [
+        {"prompt": "city parks", "dataset": "koala"},
+        {"prompt": "yes city parks", "instruction": "What of parks?"},
+    ]
+    _, rows = run(work, prompts, "--generate.samples", "2")
+    path = work / "alpaca" / "model_outputs.json"
+    code, again = run(work, prompts, "--generate.samples", "2", "--generate.alpaca_eval", str(path))
+    assert code == 0 and again == rows and "has 2 of 2 prompts already" in capsys.readouterr().err
+    first, second = json.loads(path.read_text())
+    output = {"output": rows[0]["responses"][0].strip(), "generator": "fresh model"}
+    assert first == {"instruction": "city parks", "dataset": "koala"} | output
+    assert second["instruction"] == "What of parks?" and second.keys() == {"instruction", "output", "generator"}
+
+
 def test_an_interrupted_run_goes_on(work, capsys, monkeypatch):
     prompts = [{"prompt": "city parks", "id": n} for n in range(4)]
     _, whole = run(work, prompts)

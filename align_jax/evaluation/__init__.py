@@ -1,0 +1,33 @@
+"""Evaluation: log-probs of a data set first, then metrics as (sum, weight) a row, then intervals, tables and plots.
+
+    responses = collect(score, batches)                            # one pass of the model
+    table = measure(responses, objective, clusters)                # everything that log-probs say
+    estimates(table, resamples=1000, seed=0)["rewards/accuracies"]  # value, low, high
+"""
+
+from align_jax.evaluation.intervals import Estimate, estimates, resampled_means
+from align_jax.evaluation.judges import Classifier, Endpoint, Judge, Question, Verdicts
+from align_jax.evaluation.measure import EVALUATED_AS, measure
+from align_jax.evaluation.report import as_json, text_table
+from align_jax.evaluation.responses import Responses, collect
+from align_jax.evaluation.table import Table, stack, table_of
+
+__all__ = [
+    "EVALUATED_AS",
+    "Classifier",
+    "Endpoint",
+    "Estimate",
+    "Judge",
+    "Question",
+    "Responses",
+    "Table",
+    "Verdicts",
+    "as_json",
+    "collect",
+    "estimates",
+    "measure",
+    "resampled_means",
+    "stack",
+    "table_of",
+    "text_table",
+]

@@ -1,0 +1,214 @@
+"""Judges of texts: which belief does a text express? A classifier of the data's own texts, or a chat model at a URL."""
+
+from __future__ import annotations
+
+import concurrent.futures
+import dataclasses
+import json
+import os
+import re
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Iterable, Sequence
+from typing import Protocol
+
+import numpy as np
+
+from align_jax.errors import UserError
+
+
+@dataclasses.dataclass(frozen=True)
+class Question:
+    """A text to judge: what it answers, the beliefs that there are, and the text."""
+
+    prompt: str
+    options: tuple[str, ...]
+    text: str
+
+
+@dataclasses.dataclass(frozen=True)
+class Verdicts:
+    """One answer a question, the number of an option or None; `problem` says why there are None, or is empty."""
+
+    answers: list[int | None]
+    problem: str = ""
+
+
+class Judge(Protocol):
+    """What reads beliefs in texts.
+
+    Attributes:
+      quality: what is known of the judge itself, for the report.
+    """
+
+    quality: dict
+
+    def __call__(self, questions: Sequence[Question]) -> Verdicts: ...
+
+
+class Classifier:
+    """Logistic regression on character n-grams, trained on texts whose belief is known; any language, no download.
+
+    A fifth of the texts is held out to measure it, then it is trained again on all. Classes are weighted by the inverse of
+    their frequency, because beliefs are imbalanced.
+
+    Args:
+      texts: (text, belief) of people; doubles are dropped. seed: of the split.
+
+    Attributes:
+      quality: `accuracy`, `balanced_accuracy` and `majority` (the accuracy of always naming the most frequent belief) on
+        the held-out texts, and how many texts there were.
+
+    Raises:
+      UserError: too few texts, or of one belief only.
+    """
+
+    def __init__(self, texts: Iterable[tuple[str, str]], seed: int = 0):
+        from sklearn.metrics import accuracy_score, balanced_accuracy_score
+        from sklearn.model_selection import train_test_split
+
+        pairs = sorted(set(texts))
+        labels = [belief for _, belief in pairs]
+        rare = min((labels.count(b) for b in set(labels)), default=0)
+        if len(set(labels)) < 2 or rare < 5:
+            raise UserError(
+                f"evaluate.judge: classifier needs at least 5 texts of each of two or more beliefs, and the data has "
+                f"{dict((b, labels.count(b)) for b in sorted(set(labels)))}; use another judge, or none"
+            )
+        train, held = train_test_split(np.arange(len(pairs)), test_size=0.2, random_state=seed, stratify=labels)
+        pick = lambda where: zip(*(pairs[i] for i in where), strict=True)  # noqa: E731
+        train_texts, train_labels = pick(train)
+        held_texts, held_labels = pick(held)
+        guesses = _fit(train_texts, train_labels).predict(held_texts)
+        self.quality = {
+            "judge": "classifier",
+            "texts": len(pairs),
+            "accuracy": float(accuracy_score(held_labels, guesses)),
+            "balanced_accuracy": float(balanced_accuracy_score(held_labels, guesses)),
+            "majority": max(held_labels.count(b) for b in set(held_labels)) / len(held_labels),
+        }
+        self._model = _fit([text for text, _ in pairs], labels)
+
+    def __call__(self, questions: Sequence[Question]) -> Verdicts:
+        if not questions:
+            return Verdicts([])
+        logits = self._model.predict_log_proba([q.text for q in questions])
+        column = {belief: i for i, belief in enumerate(self._model.classes_)}
+        answers = []
+        for question, row in zip(questions, logits, strict=True):
+            scores = [row[column[o]] if o in column else -np.inf for o in question.options]
+            answers.append(int(np.argmax(scores)) if np.isfinite(scores).any() else None)
+        unknown = answers.count(None)
+        return Verdicts(answers, f"{unknown} texts have beliefs that the classifier never saw" if unknown else "")
+
+
+def _fit(texts: Sequence[str], labels: Sequence[str]):
+    from sklearn.feature_extraction.text import TfidfVectorizer
+    from sklearn.linear_model import LogisticRegression
+    from sklearn.pipeline import make_pipeline
+
+    features = TfidfVectorizer(analyzer="char_wb", ngram_range=(1, 4), min_df=2, max_features=30_000, sublinear_tf=True)
+    model = LogisticRegression(C=3.0, class_weight="balanced", max_iter=300, tol=1e-3)
+    return make_pipeline(features, model).fit(list(texts), list(labels))
+
+
+_LOST = 4  # questions in a row without any reply, after which an endpoint is given up
+_INSTRUCTION = (
+    "Question: {prompt}\n\nAnswer of a person: {text}\n\nWhich of these does the answer express: {options}? "
+    "Reply with exactly one of them and nothing else."
+)
+
+
+class Endpoint:
+    """A chat model behind an OpenAI-compatible URL.
+
+    Args:
+      url: the base (`http://localhost:8000/v1`); `/chat/completions` is added.
+      model: the model's name there. key: sent as a bearer token where it is set.
+      timeout: seconds an answer may take. retries: tries after the first, for errors of the server and the network.
+      concurrency: questions asked at one time.
+      wait: seconds before the first new try, doubled for each further one.
+    """
+
+    def __init__(self, url: str, model: str, *, key="", timeout=60.0, retries=2, concurrency=4, wait=1.0):
+        base = url.rstrip("/")
+        self.url = base if base.endswith("/chat/completions") else f"{base}/chat/completions"
+        self.quality = {"judge": self.url, "model": model}
+        self._model, self._key = model, key
+        self._timeout, self._retries, self._concurrency, self._wait = timeout, retries, concurrency, wait
+        self._lost: list[str] = []  # why the latest questions got no reply
+
+    def __call__(self, questions: Sequence[Question]) -> Verdicts:
+        """Asks all; questions that get no answer, or one that names no option, are left out and counted."""
+        if not questions:
+            return Verdicts([])
+        self._lost.clear()
+        with concurrent.futures.ThreadPoolExecutor(self._concurrency) as pool:
+            results = list(pool.map(self._ask, questions))
+        failed = [r for r in results if isinstance(r, str)]
+        answers = [None if isinstance(r, str) else r for r in results]
+        done = len(results) - len(failed)
+        return Verdicts(answers, f"{self.url}: {failed[0]}; {done} of {len(results)} texts judged" if failed else "")
+
+    def _ask(self, question: Question) -> int | str:
+        """The number of an option, or why there is none."""
+        if len(self._lost) >= _LOST:
+            return self._lost[0]  # nobody is there: do not wait for the others one after the other
+        text = _INSTRUCTION.format(prompt=question.prompt, text=question.text, options=", ".join(question.options))
+        body = {"model": self._model, "temperature": 0, "max_tokens": 32, "messages": [{"role": "user", "content": text}]}
+        reply = self._post(json.dumps(body).encode())
+        if isinstance(reply, str):
+            self._lost.append(reply)
+            return reply
+        self._lost.clear()
+        try:
+            content = json.loads(reply)["choices"][0]["message"]["content"]
+            named = options_in(content, question.options)
+        except (ValueError, KeyError, IndexError, TypeError):
+            return f"not a chat completion: {_short(reply.decode(errors='replace'))}"
+        return named[0] if len(named) == 1 else f"an answer that names no single option: {_short(content)}"
+
+    def _post(self, body: bytes) -> bytes | str:
+        headers = {"Content-Type": "application/json"} | ({"Authorization": f"Bearer {self._key}"} if self._key else {})
+        request, reason = urllib.request.Request(self.url, body, headers), ""
+        for n in range(self._retries + 1):
+            if n:
+                time.sleep(self._wait * 2 ** (n - 1))
+            try:
+                with urllib.request.urlopen(request, timeout=self._timeout) as response:
+                    return response.read()
+            except urllib.error.HTTPError as error:
+                reason = f"HTTP {error.code} {error.reason}"
+                if error.code < 500 and error.code != 429:
+                    return reason
+            except (urllib.error.URLError, TimeoutError, OSError) as error:
+                reason = f"no answer ({getattr(error, 'reason', None) or error or type(error).__name__})"
+            except Exception as error:  # http.client's, for what is not HTTP
+                reason = f"not HTTP: {type(error).__name__}"
+        return reason
+
+
+def options_in(content: str, options: Sequence[str]) -> list[int]:
+    """Numbers of the options that a reply names as whole words, whatever the case; the longer name where one holds another."""
+    rest, found = content.casefold(), []
+    for i in sorted(range(len(options)), key=lambda i: -len(options[i])):
+        name = rf"(?<!\w){re.escape(options[i].casefold())}(?!\w)"
+        if re.search(name, rest):
+            found.append(i)
+            rest = re.sub(name, " ", rest)
+    return sorted(found)
+
+
+def _short(text: str) -> str:
+    text = " ".join(text.split())
+    return repr(text if len(text) <= 60 else text[:57] + "...")
+
+
+def api_key(variable: str | None) -> str:
+    """The value of an environment variable; UserError where it is named and not set."""
+    if variable is None:
+        return ""
+    if variable not in os.environ:
+        raise UserError(f"evaluate.judge_key_variable: the environment variable {variable} is not set")
+    return os.environ[variable]

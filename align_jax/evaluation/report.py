@@ -1,0 +1,52 @@
+"""The results of an evaluation as a text table and as JSON."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+
+from tabulate import tabulate
+
+from align_jax.evaluation.intervals import Estimate
+
+Columns = Mapping[str, Mapping[str, Estimate]]  # model -> metric -> estimate
+_SECTIONS = ("loss", "sets", "rewards", "length", "kl", "beliefs", "consistency", "logps")
+
+
+def metric_names(columns: Columns) -> list[str]:
+    """Every metric of any model, section by section, in a section the order in which they came up."""
+    names = list(dict.fromkeys(name for column in columns.values() for name in column))
+
+    def section(name: str) -> int:
+        first = name.split("/")[0]
+        return _SECTIONS.index(first) if first in _SECTIONS else len(_SECTIONS)
+
+    parents = {name: names.index(name) for name in names}
+    for name in names:  # a part (`x/gd1`) stands below its whole (`x`)
+        whole = name.rpartition("/")[0]
+        parents[name] = parents.get(whole, parents[name])
+    return sorted(names, key=lambda name: (section(name), parents[name], names.index(name)))
+
+
+def text_table(columns: Columns) -> str:
+    """One column a model: the value, and its interval where there is one; `-` where a model has no such metric."""
+    rows = [[name, *(_cell(column.get(name)) for column in columns.values())] for name in metric_names(columns)]
+    return tabulate(rows, headers=["", *columns], disable_numparse=True)
+
+
+def _cell(estimate: Estimate | None) -> str:
+    if estimate is None:
+        return "-"
+    if estimate.low is None:
+        return _number(estimate.value)
+    return f"{_number(estimate.value)} [{_number(estimate.low)}, {_number(estimate.high)}]"
+
+
+def _number(value: float) -> str:
+    text = f"{value:.3f}" if abs(value) < 100 else f"{value:.1f}"
+    return text.removeprefix("-") if float(text) == 0 else text
+
+
+def as_json(columns: Columns) -> dict:
+    """model -> metric -> `{"value", "low", "high"}`."""
+    return {model: {name: dataclasses.asdict(e) for name, e in column.items()} for model, column in columns.items()}

@@ -1,0 +1,87 @@
+"""What a model says of a data set: the log-prob of every response, in arrays over all groups; metrics are NumPy after that."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Iterable
+
+import jax
+import numpy as np
+from jax.experimental import multihost_utils
+
+from align_jax.batch import GroupBatch
+from align_jax.reference import local_rows
+
+
+@dataclasses.dataclass(frozen=True)
+class Responses:
+    """Scored responses of n groups, in the order of the data.
+
+    Attributes:
+      rows: int `[n]`, numbers of the groups in their data set.
+      logps: float32 `[n, K]`, 0 where there is no response.
+      mask: bool `[n, K]`. lengths: int `[n, K]`, scored tokens.
+      labels: what the batches carried, each with leading axis n (`scores`, `ref_logps`, `target_probs`, ...).
+    """
+
+    rows: np.ndarray
+    logps: np.ndarray
+    mask: np.ndarray
+    lengths: np.ndarray
+    labels: dict[str, np.ndarray]
+
+    @property
+    def log_ratios(self) -> np.ndarray:
+        """`log pi - log pi_ref`, `[n, K]`, 0 where there is no response; `log pi` where there is no reference."""
+        reference = self.labels.get("ref_logps", np.zeros_like(self.logps))
+        return np.where(self.mask, self.logps - reference, 0.0)
+
+    def as_batch(self) -> GroupBatch:
+        """All groups as one batch without tokens: what an objective needs besides log-probs."""
+        none = np.zeros((1, 0, 0), np.int32)
+        tokens = {f.name: none for f in dataclasses.fields(GroupBatch) if f.default is dataclasses.MISSING}
+        rest = {"mask": self.mask, "lengths": self.lengths, "rows": self.rows, "labels": self.labels}
+        return GroupBatch(**tokens | rest)
+
+
+def collect(score: Callable[[GroupBatch], jax.Array], batches: Iterable[GroupBatch]) -> Responses:
+    """Scores host batches; every process gets the responses of all.
+
+    Args:
+      score: host batch -> log-probs `[G, K]`.
+      batches: one pass over the data; padding groups have row -1.
+
+    Raises:
+      ValueError: no batch.
+    """
+    parts = []
+    for batch in batches:
+        real = np.asarray(batch.rows) >= 0
+        mask = np.asarray(batch.mask)
+        table = {"rows": batch.rows, "logps": np.where(mask, local_rows(score(batch)), 0.0), "mask": mask}
+        table |= {"lengths": batch.lengths} | {f"label {name}": value for name, value in batch.labels.items()}
+        parts.append({name: np.asarray(value)[real] for name, value in table.items()})
+    if not parts:
+        raise ValueError("no batches to evaluate")
+    whole = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
+    whole = _everywhere(whole)
+    order = np.argsort(whole["rows"], kind="stable")
+    whole = {name: value[order] for name, value in whole.items()}
+    labels = {name.removeprefix("label "): whole.pop(name) for name in list(whole) if name.startswith("label ")}
+    return Responses(**whole, labels=labels)
+
+
+def _everywhere(table: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """The tables of all processes as one."""
+    if jax.process_count() == 1:
+        return table
+    # The last batch may leave processes with different numbers of groups: padded for the exchange.
+    counts = multihost_utils.process_allgather(np.asarray(len(table["rows"])))
+    longest = int(counts.max())
+
+    def gather(array: np.ndarray) -> np.ndarray:
+        padded = np.pad(array, [(0, longest - len(array)), *((0, 0),) * (array.ndim - 1)])
+        parts = multihost_utils.process_allgather(padded)
+        return np.concatenate([parts[p, :n] for p, n in enumerate(counts)])
+
+    return jax.tree.map(gather, table)
