@@ -13,6 +13,7 @@ from align_jax.checkpoint import Checkpointer
 from align_jax.cli import assemble
 from align_jax.cli.evaluation import in_training_evaluation, reference_table, report_data
 from align_jax.cli.run_folder import prepare_folder, say
+from align_jax.compilations import so_far
 from align_jax.config import Config, load_config, parse_overrides
 from align_jax.data import Encoder, GroupDataset
 from align_jax.errors import UserError
@@ -36,7 +37,7 @@ def main(argv: list[str]) -> int:
 
 def train(config: Config, stop: StopSignal) -> int:
     """One run from its config to its last checkpoint."""
-    folder = Path(config.run.dir)
+    folder, before = Path(config.run.dir), so_far()
     mesh, start = assemble.mesh_of(config), assemble.start_of(config)
     tokenizer = assemble.tokenizer_of(config)
     prepare_folder(folder, config, start, tokenizer)
@@ -81,7 +82,10 @@ def train(config: Config, stop: StopSignal) -> int:
 
                 def record(n: int, metrics: dict[str, float]) -> None:
                     cut.update({kind: metrics.get(f"tokens/truncated_{kind}", 0) for kind in ("prompts", "responses")})
-                    log.log(n, metrics | {"learning_rate": float(schedule(n - 1))} if n else metrics)
+                    spent = so_far() - before
+                    compiled = {"time/compile_seconds": spent.seconds, "time/compilations": float(spent.compiled)}
+                    rate = {"learning_rate": float(schedule(n - 1))} if n else {}
+                    log.log(n, metrics | compiled | rate)
 
                 hooks = Hooks(
                     put=lambda batch: put_batch(batch, mesh, leading=1),
@@ -95,7 +99,8 @@ def train(config: Config, stop: StopSignal) -> int:
                 plan = Plan(steps, config.checkpoint.every or steps, config.train.eval_every)
                 state, finished = run(state, loader, plan, hooks, stop)
             checkpoints.wait()
-    done = int(state.step)
+    done, spent = int(state.step), so_far() - before
+    say(f"compiled {spent.compiled} programs, {spent.cached} more came from the cache: {spent.seconds:.1f} s in all")
     if any(cut.values()):
         lengths = f"{config.data.max_prompt_tokens} and {config.data.max_response_tokens} tokens"
         say(f"cut to {lengths}: {cut['prompts']:.0f} prompts and {cut['responses']:.0f} responses of this run's batches")
