@@ -23,6 +23,13 @@ EVALUATED_AS: dict[str, Callable[[float], Objective]] = {
 }
 
 
+def evaluated_as(trained: Objective | None, data_format: str) -> Objective:
+    """The objective whose metrics are measured: a reward model's own, else the one that the format's data can answer."""
+    if trained is not None and trained.head == "score":
+        return trained
+    return EVALUATED_AS[data_format](getattr(trained, "beta", 0.1))
+
+
 @dataclasses.dataclass(frozen=True)
 class Table:
     """Metrics of every evaluated group.

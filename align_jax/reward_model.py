@@ -94,10 +94,10 @@ class RewardModel:
 
         Args:
           prompts: plain texts or conversations (lists of messages with `role` and `content`).
-          responses: of each prompt, any number.
+          responses: of each prompt, any number; an empty one is the end-of-sequence token alone.
 
         Raises:
-          UserError: an empty text, a conversation without a chat template, or more than `max_tokens` tokens; names the prompt.
+          UserError: an empty prompt, a conversation without a chat template, or more than `max_tokens` tokens; by number.
           ValueError: numbers of prompts and of lists of responses that differ.
         """
         if len(prompts) != len(responses):
@@ -131,7 +131,7 @@ class RewardModel:
     def _encode(self, i: int, prompt: Text, responses: Sequence[Text]) -> TokenGroup:
         where = f"prompt {i}"
         try:
-            texts = tuple(as_text(text, f"responses[{k}]") for k, text in enumerate(responses))
+            texts = tuple(t if isinstance(t, str) else as_text(t, f"responses[{k}]") for k, t in enumerate(responses))
             group, *_ = encode_group(self.encoder, Example(as_text(prompt, "prompt"), texts), ends=True)
         except RowError as error:
             raise UserError(f"{where}: {error}") from error

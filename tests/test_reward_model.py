@@ -13,7 +13,7 @@ from tests.hf import models
 
 PROMPTS = ["Say a number.", [{"role": "user", "content": "hi"}, {"role": "assistant", "content": "yes?"},
                              {"role": "user", "content": "bye"}], "x", "Say a longer sentence, please."]  # fmt: skip
-RESPONSES = [["seven", "it is the number seven", "7"], ["bye"], [], ["no", "I will not say it, whoever asks me to."]]
+RESPONSES = [["seven", "it is the number seven", "7"], ["bye"], [], ["", "I will not say it, whoever asks me to."]]
 
 
 @pytest.fixture(scope="module")
@@ -53,8 +53,10 @@ def test_what_is_refused(reward, tmp_path):
     with pytest.raises(UserError, match="prompt 1: the prompt with its longest response has 63 tokens, more than the 30"):
         short.score(["a", "b" * 30], [["a"], ["c", "d" * 10]])
     assert load(folder).max_tokens == 256  # the model's context
-    with pytest.raises(UserError, match=r"prompt 0: field 'responses\[1\]' is empty"):
-        short.score(["a"], [["b", " "]])
+    with pytest.raises(UserError, match="prompt 1: field 'prompt' is empty"):
+        short.score(["a", " "], [["b"], ["c"]])
+    with pytest.raises(UserError, match=r"prompt 0: field 'responses\[0\]': expected text or a list of messages, got None"):
+        short.score(["a"], [[None]])
     with pytest.raises(ValueError, match="1 prompts, but 2 lists"):
         short.score(["a"], [["b"], ["c"]])
     with pytest.raises(UserError, match="batch_rows must be at least 1"):
@@ -72,14 +74,14 @@ def test_similar_lengths_share_few_shapes():
 
     rng = np.random.default_rng(0)
     groups = []
-    for i in range(40):
+    for i in range(160):
         segments = tuple(Segment(np.ones(rng.integers(1, 60), np.int32), k) for k in range(rng.integers(1, 5)))
         groups.append(TokenGroup(7 * i, np.ones(rng.integers(1, 90), np.int32), segments, len(segments), ends=True))
     batches = list(length_batches(groups, shards=2, rows=16))
     rows = np.concatenate([b.rows for b in batches])
-    assert sorted(rows[rows >= 0]) == list(range(40)) and all(b.ends and b.mask.shape == (4, 4) for b in batches)
+    assert sorted(rows[rows >= 0]) == list(range(160)) and all(b.ends and b.mask.shape == (4, 4) for b in batches)
     for batch in batches:
         for place, mask, lengths in zip(batch.rows, batch.mask, batch.lengths, strict=True):
             own = [len(s.tokens) for s in groups[place].segments] if place >= 0 else []
             assert mask.sum() == len(own) and lengths[mask].tolist() == own
-    assert len({(b.prompt_tokens.shape, b.tokens.shape) for b in batches}) <= 8
+    assert len(batches) == 40 and len({(b.prompt_tokens.shape, b.tokens.shape) for b in batches}) <= 12

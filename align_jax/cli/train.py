@@ -17,7 +17,7 @@ from align_jax.cli.run_folder import prepare_folder, say, write_whole
 from align_jax.config import Config, load_config, parse_overrides
 from align_jax.data import Encoder, GroupDataset
 from align_jax.errors import UserError
-from align_jax.evaluate import EVALUATED_AS, evaluate, summary
+from align_jax.evaluate import evaluate, evaluated_as, summary
 from align_jax.logs import MetricsLog
 from align_jax.loop import Hooks, Plan, StopSignal, run
 from align_jax.sharding import put_batch
@@ -185,7 +185,7 @@ def in_training_evaluation(config: Config, start, encoder: Encoder, scorer, mesh
     """params -> `eval/...` metrics on `data.eval`, or None where there is no such data."""
     if config.data.eval is None:
         return None
-    objective = EVALUATED_AS[config.data.format](getattr(config.objective, "beta", 0.1))
+    objective = evaluated_as(config.objective, config.data.format)
     same = type(objective) is type(config.objective)
     objective = config.objective if same else objective
     dataset = assemble.dataset_of(config, "eval", encoder, objective, folder / "spool")

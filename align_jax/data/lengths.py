@@ -11,7 +11,7 @@ from align_jax.data.layout import RowLayout, fit, ladder
 from align_jax.data.records import TokenGroup
 
 # Coarse, so that another call with other texts (the next round of sampling) meets shapes that are compiled already.
-_LENGTHS = ladder(16, 1 << 18, 1.5, 16)
+_LENGTHS = ladder(16, 1 << 18, 2, 16)
 _LAYOUT = RowLayout(
     pack=False, prompt_lengths=_LENGTHS, response_lengths=_LENGTHS, row_counts=_LENGTHS, uniform_waste=0.25
 )

@@ -43,17 +43,18 @@ _LLAMA3 = {
 }
 
 
-def model_config_from_hf(hf: dict[str, Any], where: str, head: str = "lm_head") -> ModelConfig:
+def model_config_from_hf(hf: dict[str, Any], where: str, head: str | None = "lm_head") -> ModelConfig:
     """Reads the dict of a `config.json`.
 
     Args:
       hf: the dict.
       where: the file it came from, for errors.
-      head: `lm_head` for a language model, `score` for a sequence classifier (a reward model).
+      head: `lm_head` for a language model, `score` for a sequence classifier (a reward model), None for either.
 
     Raises:
       UserError: an unsupported architecture, activation, bias, rope type or quantization; a missing or malformed field.
     """
+    head = stored_head(hf) if head is None else head
     kind = _model_type(hf, where, head)
     _reject_unsupported(hf, where)
     heads, width = _integer(hf, "num_attention_heads", where), _integer(hf, "hidden_size", where)

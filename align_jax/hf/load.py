@@ -27,7 +27,7 @@ from align_jax.models import Decoder, ModelConfig, weight_shapes, weight_shardin
 _COMPARED_BYTES = 64 << 20
 
 
-def load_config(path: str | os.PathLike, head: str = "lm_head") -> tuple[ModelConfig, dict[str, Any]]:
+def load_config(path: str | os.PathLike, head: str | None = "lm_head") -> tuple[ModelConfig, dict[str, Any]]:
     """The ModelConfig of a folder or hub id, and the dict of its `config.json`.
 
     Raises:
