@@ -150,13 +150,13 @@ def test_score_writes_a_training_file(world, exported):
 
 
 def test_score_goes_on_where_it_was(world, exported, monkeypatch, capsys):
-    from align_jax.cli import score
+    from align_jax.cli import score_passes
     from align_jax.reward_model import RewardModel
 
     output, whole = world / "cut.jsonl", world / "whole.jsonl"
     options = causal(world, "--score.input", world / "rows.jsonl", "--score.reward_model", exported)
     assert run("score", world, *options, "--score.output", whole) == 0
-    monkeypatch.setattr(score, "BLOCK", 2)
+    monkeypatch.setattr(score_passes, "BLOCK", 2)
     calls, original = [], RewardModel.score_groups
 
     def failing(self, groups):
