@@ -5,6 +5,9 @@
     batch = align_jax.make_groups(prompts, responses, scores)
     align_jax.response_logps(model, batch)
     align_jax.save_model(model, out_dir)
+
+    reward = align_jax.load_model(path, head="score")
+    align_jax.response_scores(reward, align_jax.make_groups(prompts, responses, ends=True))
 """
 
 from __future__ import annotations
@@ -17,14 +20,16 @@ if TYPE_CHECKING:
     from align_jax.data import make_groups
     from align_jax.hf import load_model, save_model
     from align_jax.logprobs import response_logps
+    from align_jax.reward_scores import response_scores
 
-__all__ = ["load_model", "losses", "make_groups", "response_logps", "save_model"]
+__all__ = ["load_model", "losses", "make_groups", "response_logps", "response_scores", "save_model"]
 
 # Imported on first use: the losses alone need neither transformers nor grain.
 _HOMES = {
     "load_model": "align_jax.hf",
     "make_groups": "align_jax.data",
     "response_logps": "align_jax.logprobs",
+    "response_scores": "align_jax.reward_scores",
     "save_model": "align_jax.hf",
 }
 

@@ -20,6 +20,9 @@ A segment sees its own earlier tokens, the earlier part of its parent segment, a
                  or k is in the same row, not after q, and k.segment is q.segment or q.parent
 
 A parent is how a text shares the belief that it was conditioned on: the text's first input is the belief's last token.
+
+A reward model reads the state at a response's last token, which is no input above. A batch with `ends` has inputs
+`x_{m-1}, y_0 .. y_{n-1}` (the last one without a target), and `slots` marks that last position alone.
 """
 
 from __future__ import annotations
@@ -49,7 +52,7 @@ class GroupBatch:
       parents: int32 `[D, N, R]`, the segment of the same row that this one continues; 0 is none.
       groups: int32 `[D, N, R]`, which segment of the prompt row this token may see; 0 is padding.
       slots: int32 `[D, N, R]`, `group_in_shard * K + k` of the response whose log-prob the target belongs to;
-        -1 where the target is not scored.
+        -1 where the target is not scored. With `ends`, marks the response's last token instead.
       prompt_row: int32 `[D, N]`, which prompt row a response row belongs to.
       mask: bool `[G, K]`, True for a response that exists.
       lengths: int32 `[G, K]`, how many targets of the response are scored.
@@ -58,6 +61,7 @@ class GroupBatch:
       uniform: static; every prompt row has the same number of response rows, in order
         (`prompt_row[d] == repeat(arange(M), N // M)`), so that keys need not be gathered.
       packed: static; False promises one prompt a prompt row and one segment a response row (`parents` all 0).
+      ends: static; True is the layout for scores (`reward_scores`), False that for log-probs (`logprobs`).
     """
 
     prompt_tokens: Array
@@ -77,6 +81,7 @@ class GroupBatch:
     labels: dict[str, Array]
     uniform: bool = dataclasses.field(default=False, metadata={"static": True})
     packed: bool = dataclasses.field(default=True, metadata={"static": True})
+    ends: bool = dataclasses.field(default=False, metadata={"static": True})
 
     @property
     def scores(self) -> Array:
@@ -105,7 +110,7 @@ def useful_tokens(batch: GroupBatch) -> int:
     per_shard = np.asarray(batch.mask).size // shards
     ends = np.zeros((shards, per_shard + 1), np.int64)  # the last column takes the targets that are not scored
     for shard, (index, position) in enumerate(zip(slots.reshape(shards, -1), positions.reshape(shards, -1), strict=True)):
-        np.maximum.at(ends[shard], np.where(index < 0, per_shard, index), position + 2)
+        np.maximum.at(ends[shard], np.where(index < 0, per_shard, index), position + (1 if batch.ends else 2))
     return int(ends[:, :per_shard].sum())
 
 

@@ -100,6 +100,7 @@ def random_batch(
             tuple(Segment(tokens(response_tokens), k) for k in range(responses)),
             responses,
             label(responses),
+            ends=model.head == "score",
         )
         for g in range(groups)
     ]
@@ -107,7 +108,7 @@ def random_batch(
     layout = RowLayout(
         pack=False,
         prompt_lengths=(max(prompt_tokens - 1, 1),),
-        response_lengths=(response_tokens,),
+        response_lengths=(response_tokens + (model.head == "score"),),
         row_counts=tuple(range(1, groups * responses + 1)),
         uniform_waste=float("inf"),
     )

@@ -75,6 +75,8 @@ class ModelSection:
     def __post_init__(self):
         if self.path is not None and self.config is not None:
             raise UserError(f"model.config: give model.path (here {self.path!r}) or model.config, not both")
+        if self.config is not None and "head" in self.config:
+            raise UserError("model.config.head: the head follows from objective.name; leave it out")
         _positive("model", self, "rows_per_chunk", "head_chunk")
 
     def fresh_config(self) -> ModelConfig:
@@ -252,6 +254,31 @@ class EvaluateConfig:
 
 
 @dataclasses.dataclass(frozen=True)
+class ScoreConfig:
+    """Rows with responses in, the same rows with log-probs and scores out (`align-jax score`).
+
+    Attributes:
+      input: what is read, in `data.format`; of `groups`, `prompt` and `responses` are enough.
+      output: JSONL, whose `prompt`, `responses` and `scores` are data of format `groups`.
+      reward_model: a sequence classifier with one label, a Hugging Face folder or id, or the run folder of objective `reward`;
+        None writes log-probs and implicit rewards only.
+      logps: False leaves the policy's and the reference's log-probs out.
+      batch_rows: responses computed at one time, over all devices.
+    """
+
+    input: str | None = None
+    output: str | None = None
+    reward_model: str | None = None
+    logps: bool = True
+    batch_rows: int = 64
+
+    def __post_init__(self):
+        _positive("score", self, "batch_rows")
+        if not self.logps and self.reward_model is None:
+            raise UserError("score.logps: False and no score.reward_model leaves nothing to compute")
+
+
+@dataclasses.dataclass(frozen=True)
 class LogConfig:
     """A line of metrics `every` so many steps, a progress line, TensorBoard files in `run.dir`, Weights & Biases."""
 
@@ -310,6 +337,7 @@ SECTIONS: dict[str, type] = {
     "train": TrainConfig,
     "checkpoint": CheckpointConfig,
     "generate": GenerateConfig,
+    "score": ScoreConfig,
     "bench": BenchConfig,
     "evaluate": EvaluateConfig,
     "log": LogConfig,
@@ -330,9 +358,15 @@ class Config:
     train: TrainConfig
     checkpoint: CheckpointConfig
     generate: GenerateConfig
+    score: ScoreConfig
     bench: BenchConfig
     evaluate: EvaluateConfig
     log: LogConfig
+
+    @property
+    def head(self) -> str:
+        """What the model that is trained has on its last layer, see `objectives.Objective`."""
+        return "lm_head" if self.objective is None else self.objective.head
 
     def to_dict(self) -> dict[str, Any]:
         """Every key of every section, resolved; `name` first where a section is chosen by one."""

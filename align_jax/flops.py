@@ -5,7 +5,7 @@ heads of size E, MLP width F, vocabulary V:
 
     layer products of a token    2 L (2 W H E + 2 W Hk E + 3 W F)
     attention of a visible pair  4 L H E                            (logits, and values weighted by them)
-    head of a scored position    2 W V
+    head of a scored position    2 W V                              (a reward model's, of a response: 2 W)
 
 The prompt counts once for all its responses, and only visible pairs count: `m (m + 1) / 2` in a prompt of m tokens,
 `n m + n (n + 1) / 2` for its response of n tokens. The gradient of a product is two products, so a step is at least
@@ -45,10 +45,11 @@ def forward_flops(config: ModelConfig, prompts: Sequence[int], responses: Sequen
       prompts: tokens of each prompt row (a prompt without its last token, see `align_jax.batch`).
       responses: tokens of each of its responses.
     """
-    scored = sum(map(sum, responses))
+    tokens = sum(prompts) + sum(map(sum, responses))
+    scored = sum(map(sum if config.head == "lm_head" else len, responses))
     pairs = sum(m * (m + 1) // 2 for m in prompts)
     pairs += sum(n * m + n * (n + 1) // 2 for m, group in zip(prompts, responses, strict=True) for n in group)
-    return _forward(config, sum(prompts) + scored, pairs, scored)
+    return _forward(config, tokens, pairs, scored)
 
 
 def batch_flops(config: ModelConfig, batch: GroupBatch) -> Forward:
@@ -70,7 +71,8 @@ def _forward(config: ModelConfig, tokens: int, pairs: int, scored: int) -> Forwa
     down = 2 * c.layers * c.width * c.mlp_width * tokens
     projections = 2 * c.layers * 2 * c.width * c.head_size * (c.heads + c.kv_heads) * tokens
     attention = 4 * c.layers * c.heads * c.head_size * pairs
-    return Forward(projections + 3 * down, down, attention, 2 * c.width * c.vocab_size * scored)
+    outputs = c.vocab_size if c.head == "lm_head" else 1
+    return Forward(projections + 3 * down, down, attention, 2 * c.width * outputs * scored)
 
 
 def keys_per_position(config: ModelConfig) -> int:

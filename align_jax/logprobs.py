@@ -2,18 +2,14 @@
 
 from __future__ import annotations
 
-import dataclasses
-from functools import partial
-
 import jax
 import jax.numpy as jnp
 
 from align_jax.axes import constrain
 from align_jax.batch import GroupBatch
-from align_jax.errors import UserError
-from align_jax.models.attention import Tokens, visibility
 from align_jax.models.decoder import Decoder
 from align_jax.models.products import precision
+from align_jax.models.responses import sum_over_responses
 
 HEAD_CHUNK = 1024  # positions of a shard whose logits exist at one time
 
@@ -37,96 +33,17 @@ def response_logps(
       float32 `[G, K]`, summed over the response's scored targets; 0 for a response that does not exist.
 
     Raises:
-      ValueError: a chunk size below 1.
+      ValueError: a chunk size below 1, or a batch that is laid out for scores.
     """
-    if head_chunk < 1 or (rows_per_chunk is not None and rows_per_chunk < 1):
-        raise ValueError(f"chunk sizes must be at least 1, got {rows_per_chunk=}, {head_chunk=}")
-    batch = _aligned(batch, _backend(model, batch))
-    kv = prompt_kv(model, batch)
-    rows = {name: getattr(batch, name) for name in _ROW_FIELDS}
-    score = partial(_score_rows, model, batch, kv, head_chunk)
-    count = batch.tokens.shape[1]
-    if rows_per_chunk is None or rows_per_chunk >= count:
-        sums = score(rows)
-    else:
-        sums = _scan_chunks(score, rows, count, rows_per_chunk, batch)
-    return sums.reshape(batch.mask.shape)
+    if head_chunk < 1:
+        raise ValueError(f"chunk sizes must be at least 1, got {head_chunk=}")
+    if batch.ends:
+        raise ValueError("the batch is laid out for scores (ends=True): its slots mark last tokens, not targets")
 
+    def read(hidden: jax.Array, rows: dict[str, jax.Array]) -> jax.Array:
+        return target_logps(model, hidden, rows["targets"], head_chunk)
 
-_ROW_FIELDS = ("tokens", "targets", "positions", "segments", "parents", "groups", "slots", "prompt_row")
-
-
-def prompt_kv(model: Decoder, batch: GroupBatch) -> tuple[jax.Array, jax.Array]:
-    """Keys and values of the prompt rows in every layer: two `[L, D, M, P, Hk, E]`."""
-    own = Tokens(batch.prompt_positions, batch.prompt_segments)
-    seen = visibility(_backend(model, batch), own, model.config.sliding_window)
-    _, kv = model.run(batch.prompt_tokens, batch.prompt_positions, seen, keep_kv=True)
-    return kv
-
-
-def _backend(model: Decoder, batch: GroupBatch) -> str:
-    """The model's attention backend, or XLA's where `auto` chose one that does not take this batch."""
-    if model.backend == "xla" or not batch.packed:
-        return model.backend
-    if model.attention == "auto":
-        return "xla"
-    raise UserError(f"model.attention: {model.backend!r} takes one response a row, and this batch is packed (data.pack)")
-
-
-def _aligned(batch: GroupBatch, backend: str) -> GroupBatch:
-    """Prompts moved to the end that the backend's kernels count from: splash to the right, cuDNN to the left.
-
-    At the right, distances between array indices are those between positions, which is what a sliding window needs.
-    """
-    if backend == "xla":
-        return batch
-    real = jnp.asarray(batch.prompt_segments) > 0
-    order = jnp.argsort(~real if backend.startswith("cudnn") else real, axis=-1, stable=True)
-    names = ("prompt_tokens", "prompt_segments", "prompt_positions")
-    moved = {name: jnp.take_along_axis(jnp.asarray(getattr(batch, name)), order, axis=-1) for name in names}
-    return dataclasses.replace(batch, **moved)
-
-
-def _score_rows(model, batch, kv, head_chunk, rows):
-    """Log-probs summed into response slots, `[D, slots of a shard]`, for some of the batch's response rows."""
-    window = model.config.sliding_window
-    own = Tokens(rows["positions"], rows["segments"], rows["parents"] if batch.packed else None, rows["groups"])
-    prompt = Tokens(batch.prompt_positions, batch.prompt_segments)
-    uniform = batch.uniform and rows["tokens"].shape == batch.tokens.shape
-    seen = visibility(_backend(model, batch), own, window, prompt, rows["prompt_row"], uniform)
-    hidden, _ = model.run(rows["tokens"], rows["positions"], seen, kv)
-    logps = target_logps(model, hidden, rows["targets"], head_chunk)
-    slots = batch.mask.size // batch.tokens.shape[0]
-    return _sum_into_slots(logps, rows["slots"], slots)
-
-
-def _sum_into_slots(logps, slots, count):
-    def one_shard(values, index):
-        # A negative index would wrap around; one past the end is dropped.
-        index = jnp.where(index < 0, count, index).reshape(-1)
-        return jnp.zeros(count, jnp.float32).at[index].add(values.reshape(-1), mode="drop")
-
-    return jax.vmap(one_shard)(logps, slots)
-
-
-def _scan_chunks(score, rows, count, size, batch):
-    """Sums over chunks of rows; the checkpoint makes the backward pass hold one chunk's activations at a time."""
-    chunks = -(-count // size)
-
-    def split(name, x):
-        # Rows of padding: no segment, and slots that nothing is added to.
-        fill = -1 if name == "slots" else 0
-        padding = ((0, 0), (0, chunks * size - count), *((0, 0),) * (x.ndim - 2))
-        x = jnp.pad(jnp.asarray(x), padding, constant_values=fill)
-        return jnp.moveaxis(x.reshape(x.shape[:1] + (chunks, size) + x.shape[2:]), 1, 0)
-
-    def body(sums, chunk):
-        return sums + score(chunk), None
-
-    shards = batch.tokens.shape[0]
-    zero = jnp.zeros((shards, batch.mask.size // shards), jnp.float32)
-    sums, _ = jax.lax.scan(jax.checkpoint(body, prevent_cse=False), zero, {name: split(name, x) for name, x in rows.items()})
-    return sums
+    return sum_over_responses(model, batch, read, rows_per_chunk)
 
 
 def target_logps(model: Decoder, hidden: jax.Array, targets: jax.Array, head_chunk: int = HEAD_CHUNK) -> jax.Array:

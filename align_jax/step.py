@@ -15,13 +15,14 @@ from align_jax.batch import GroupBatch
 from align_jax.logprobs import HEAD_CHUNK, response_logps
 from align_jax.models import Decoder, ModelConfig
 from align_jax.objectives import Metrics, Objective
+from align_jax.reward_scores import response_scores
 from align_jax.sharding import replicated
 from align_jax.state import TrainState
 
 
 @dataclasses.dataclass(frozen=True)
 class Scorer:
-    """How response log-probs are computed: the model's shape and numerics, and the chunks; static for a run."""
+    """How responses are scored: the model's shape and numerics, and the chunks; static for a run."""
 
     config: ModelConfig
     dtype: str = "bfloat16"
@@ -31,8 +32,10 @@ class Scorer:
     head_chunk: int = HEAD_CHUNK
 
     def __call__(self, params: dict, batch: GroupBatch) -> jax.Array:
-        """Response log-probs `[G, K]` under these weights; policy and reference both come from here."""
+        """What the model's head says of the responses, `[G, K]`: log-probs (of policy and reference both), or scores."""
         model = Decoder(self.config, params, dtype=self.dtype, remat=self.remat, attention=self.attention)
+        if self.config.head == "score":
+            return response_scores(model, batch, rows_per_chunk=self.rows_per_chunk)
         return response_logps(model, batch, rows_per_chunk=self.rows_per_chunk, head_chunk=self.head_chunk)
 
 

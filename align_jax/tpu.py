@@ -84,7 +84,7 @@ def abstract_batch(objective: Objective, lengths: Lengths, mesh: Mesh, groups: i
     row = [array(shards, rows * k, lengths.response) for _ in range(7)]
     return GroupBatch(
         *prompt, *row, array(shards, rows * k), array(g, k, dtype=jnp.bool_), array(g, k), array(g), labels,
-        uniform=True, packed=False,
+        uniform=True, packed=False, ends=objective.head == "score",
     )  # fmt: skip
 
 

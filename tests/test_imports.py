@@ -15,8 +15,8 @@ ROOT = Path(__file__).parent.parent / "align_jax"
 FLOORS = {
     **dict.fromkeys(("losses", "batch", "axes", "errors", "compilations"), 0),
     **dict.fromkeys(("models", "data", "sharding", "optim", "hlo"), 1),
-    **dict.fromkeys(("logprobs", "hf", "objectives", "state", "flops"), 2),
-    **dict.fromkeys(("step", "reference", "checkpoint", "generate"), 3),
+    **dict.fromkeys(("logprobs", "reward_scores", "hf", "objectives", "state", "flops"), 2),
+    **dict.fromkeys(("step", "reference", "checkpoint", "generate", "reward_model"), 3),
     **dict.fromkeys(("loop", "evaluation", "logs", "config_source", "tpu", "benchmark"), 4),
     **dict.fromkeys(("cli", "config", "experiments"), 5),
 }

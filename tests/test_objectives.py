@@ -7,7 +7,7 @@ import pytest
 from align_jax import losses
 from align_jax.batch import GroupBatch
 from align_jax.errors import UserError
-from align_jax.objectives import DPO, GDPO, IPO, KTO, MPO, NCA, OBJECTIVES, SFT, InfoNCA, OrderedMPO, RobustDPO, SimPO
+from align_jax.objectives import DPO, GDPO, IPO, KTO, MPO, NCA, OBJECTIVES, SFT, InfoNCA, OrderedMPO, Reward, RobustDPO, SimPO
 
 RNG = np.random.default_rng(0)
 
@@ -152,6 +152,26 @@ def test_sft_is_a_mean_over_tokens():
     assert mean(out["loss"]) == pytest.approx(7 / 4)
 
 
+@pytest.mark.parametrize("contrast, loss", [("set", "bradley_terry_set_loss"), ("all_pairs", "bradley_terry_pairs_loss")])
+def test_reward_takes_scores_and_needs_no_reference(contrast, loss):
+    _, batch = groups()
+    scores = RNG.normal(0, 2, batch.mask.shape).astype(np.float32)
+    scores[~batch.mask] = np.nan
+    batch = batch_of(batch.mask, scores=batch.scores)
+    out = Reward(contrast=contrast, center=0.1)(scores, batch)
+    values = getattr(losses, loss)(scores, batch.scores, batch.mask)
+    values += 0.1 * losses.score_center_loss(scores, batch.scores, batch.mask)
+    np.testing.assert_allclose(mean(out["loss"]), np.mean(np.asarray(values)[[0, 2]]), rtol=1e-6)
+    np.testing.assert_allclose(mean(out["rewards/mean"]), np.mean(scores[batch.mask]), rtol=1e-5)
+    # group 0: response 1 against 0 and 2; group 2: response 0 against 1
+    right = [scores[0, 1] > scores[0, 0], scores[0, 1] > scores[0, 2], scores[2, 0] > scores[2, 1]]
+    assert mean(out["rewards/accuracies"]) == pytest.approx(np.mean(right))
+    assert not Reward().needs_reference and Reward.head == "score" and MPO.head == "lm_head"
+    assert all(np.isfinite(x).all() for entry in out.values() for x in entry)
+    ties = Reward()(np.zeros_like(scores), batch)
+    assert mean(ties["rewards/accuracies"]) == 0.5 and mean(ties["loss"]) == pytest.approx(np.log(2))
+
+
 def gdpo_batch(texts=2, **labels):
     g, n = 3, 3
     logps, ref = RNG.normal(-3, 1, (2, g, n + texts)).astype(np.float32)
@@ -234,6 +254,8 @@ def test_gdpo_with_kto_and_mpo_preferences():
         (lambda: GDPO(preference="ipo"), "objective.preference must be one of dpo, kto, mpo, got 'ipo'"),
         (lambda: GDPO(alpha=0.1), "objective.alpha=0.1 is used by preference mpo only"),
         (lambda: MPO(beta=float("nan")), "objective.beta"),
+        (lambda: Reward(center=-1.0), "objective.center"),
+        (lambda: Reward(contrast="pairs"), "objective.contrast must be one of all_pairs, set, got 'pairs'"),
     ],
 )
 def test_values_out_of_range_are_named(make, key):

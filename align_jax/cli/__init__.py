@@ -14,6 +14,7 @@ COMMANDS = {
     "evaluate": ("align_jax.cli.evaluate", f"CONFIG.yaml {_OVERRIDES}", "metrics of the run's newest checkpoint"),
     "export": ("align_jax.cli.export", "RUN_DIR OUT_DIR [--step N] [--dtype D]", "write a Hugging Face folder"),
     "generate": ("align_jax.cli.generate", f"CONFIG.yaml {_OVERRIDES}", "sample responses to prompts"),
+    "score": ("align_jax.cli.score", f"CONFIG.yaml {_OVERRIDES}", "log-probs, implicit rewards, a reward model's scores"),
     "bench": ("align_jax.cli.bench", "CONFIG.yaml [--json] [--sweep K=2,8,32] ...", "time, memory and FLOPs of a step"),
     "compile": ("align_jax.cli.compile", "CONFIG.yaml --topology v5p:4x4x4 ...", "compile for a TPU that is not there"),
     "experiment": ("align_jax.cli.experiment", f"NAME {_OVERRIDES}", "a runnable experiment, such as quickstart"),

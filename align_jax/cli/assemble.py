@@ -36,13 +36,15 @@ class Start:
     """The starting model of a run.
 
     Attributes:
-      config: its shape. folder: its Hugging Face folder, or None for a fresh model.
+      config: its shape, with the head that the objective needs. folder: its Hugging Face folder, or None for a fresh model.
       hf_config: its `config.json`, or None.
+      stored: its shape in that folder, where a reward model may start from a language model; None for a fresh one.
     """
 
     config: ModelConfig
     folder: Path | None
     hf_config: dict | None
+    stored: ModelConfig | None = None
 
 
 def mesh_of(config: Config) -> Mesh:
@@ -53,32 +55,47 @@ def mesh_of(config: Config) -> Mesh:
 def start_of(config: Config) -> Start:
     """Reads the shape of the starting model; no weight is loaded."""
     if config.model.path is None:
-        return Start(config.model.fresh_config(), None, None)
+        return Start(with_head(config.model.fresh_config(), config), None, None)
     folder = hf.resolve_folder(config.model.path)
-    model_config, hf_config = hf.load_config(folder)
-    return Start(model_config, Path(folder), hf_config)
+    stored, hf_config = hf.load_config(folder, None if config.head == "score" else config.head)
+    return Start(with_head(stored, config), Path(folder), hf_config, stored)
+
+
+def with_head(shape: ModelConfig, config: Config) -> ModelConfig:
+    """The shape with the head that the objective of the config trains."""
+    return dataclasses.replace(shape, head=config.head)
 
 
 def weights_of(start: Start, config: Config, mesh: Mesh) -> dict:
-    """The starting weights, sharded on the mesh: imported, or fresh from `run.seed`."""
+    """The starting weights, sharded on the mesh: imported, or fresh from `run.seed`; a head may be fresh alone."""
     shardings = weight_shardings(start.config, mesh)
-    if start.folder is not None:
-        return hf.load_weights(start.folder, start.config, shardings, config.model.param_dtype)
-    make = partial(init_weights, start.config, param_dtype=config.model.param_dtype)
-    return jax.jit(make, out_shardings=shardings)(jax.random.key(config.run.seed))
+    make, key = partial(init_weights, start.config, param_dtype=config.model.param_dtype), jax.random.key(config.run.seed)
+    if start.folder is None:
+        return jax.jit(make, out_shardings=shardings)(key)
+    fresh = () if start.stored == start.config else ("lm_head", "score")
+    where = weight_shardings(start.stored, mesh)
+    weights = hf.load_weights(start.folder, start.stored, where, config.model.param_dtype, skip=fresh)
+    if fresh:  # the compiler leaves out all but the head
+        weights["score"] = jax.jit(lambda k: make(k)["score"], out_shardings=shardings["score"])(key)
+    return weights
 
 
 def tokenizer_of(config: Config):
     """The tokenizer of `model.tokenizer`, by default of `model.path`."""
-    from transformers import AutoTokenizer
-
     where = config.model.tokenizer or config.model.path
     if where is None:
         raise UserError("model.tokenizer: a fresh model (model.config) needs a tokenizer; give its folder or hub id")
+    return tokenizer_at(where, "model.tokenizer")
+
+
+def tokenizer_at(where: str | os.PathLike, key: str):
+    """The tokenizer of a folder or hub id; `key` is what the config calls it, for errors."""
+    from transformers import AutoTokenizer
+
     try:
         return AutoTokenizer.from_pretrained(os.path.expanduser(where))
     except (OSError, ValueError) as error:
-        raise UserError(f"model.tokenizer: no tokenizer can be loaded from {where}: {str(error).splitlines()[0]}") from error
+        raise UserError(f"{key}: no tokenizer can be loaded from {where}: {str(error).splitlines()[0]}") from error
 
 
 def backend_of(config: Config, mesh: Mesh) -> str:
@@ -87,7 +104,7 @@ def backend_of(config: Config, mesh: Mesh) -> str:
 
 
 def scorer_of(start: Start, config: Config) -> Scorer:
-    """How log-probs are computed in this run."""
+    """How responses are scored in this run."""
     chunk = {} if config.model.head_chunk is None else {"head_chunk": config.model.head_chunk}
     return Scorer(
         start.config,
@@ -109,6 +126,7 @@ def dataset_of(config: Config, which: str, encoder: Encoder, objective: Objectiv
         preference=getattr(objective, "preference", "dpo"),
         seed=config.run.seed,
         spool_dir=spool_dir,
+        ends=objective.head == "score",
     )
 
 

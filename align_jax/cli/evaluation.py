@@ -20,7 +20,6 @@ from align_jax.data import BatchLoader, Encoder, GroupDataset
 from align_jax.data.encode import plain_key
 from align_jax.errors import UserError
 from align_jax.evaluation import (
-    EVALUATED_AS,
     Classifier,
     Endpoint,
     Judge,
@@ -29,6 +28,7 @@ from align_jax.evaluation import (
     Table,
     Verdicts,
     collect,
+    evaluated_as,
     measure,
     stack,
     table_of,
@@ -124,9 +124,7 @@ class EvalData:
 
 def eval_data(config: Config, start, encoder: Encoder, scorer: Scorer, mesh: Mesh, folder: Path) -> EvalData:
     """Reads `data.eval`, with the reference's log-probs where its metrics need them."""
-    objective = EVALUATED_AS[config.data.format](getattr(config.objective, "beta", 0.1))
-    if type(objective) is type(config.objective):
-        objective = config.objective
+    objective = evaluated_as(config.objective, config.data.format)
     dataset = assemble.dataset_of(config, "eval", encoder, objective, folder / "spool")
     report_data("eval", dataset, folder)
     loader = assemble.loader_of(config, dataset, mesh)
@@ -259,6 +257,8 @@ def in_training_evaluation(
         return None
     data = eval_data(config, start, encoder, scorer, mesh, folder)
     samples = config.evaluate.training_samples
+    if samples and config.head == "score":
+        raise UserError(f"evaluate.training_samples: {samples}, but a reward model generates nothing; set it to 0")
     judge = judge_of(data) if samples else None
 
     def evaluate(params: dict) -> dict[str, float]:

@@ -11,6 +11,7 @@ import jax
 
 from align_jax import hf
 from align_jax.checkpoint import Checkpointer
+from align_jax.cli.assemble import with_head
 from align_jax.config import Config, load_config
 from align_jax.errors import UserError
 from align_jax.models import Decoder, ModelConfig, weight_shapes
@@ -50,8 +51,8 @@ def trained_config(run_dir: Path, config: Config) -> tuple[ModelConfig, dict | N
     stored = run_dir / "model_config.json"
     if stored.exists():
         base = json.loads(stored.read_text(encoding="utf-8"))
-        return hf.model_config_from_hf(base, str(stored)), base
-    return config.model.fresh_config(), None
+        return with_head(hf.model_config_from_hf(base, str(stored), None), config), base
+    return with_head(config.model.fresh_config(), config), None
 
 
 def trained_weights(run_dir: Path, config: Config, model_config: ModelConfig, step: int | None, shardings=None):

@@ -53,6 +53,8 @@ def run(config: Config) -> None:
       UserError: anything wrong with the prompts (file and line), the stop tokens or the files, before sampling starts.
     """
     options = config.generate
+    if config.head != "lm_head":
+        raise UserError(f"objective.name: {config.objective.name!r} trains a reward model, which generates nothing")
     mesh = assemble.mesh_of(config)
     shape, from_run = _shape_of(config)
     tokenizer = assemble.tokenizer_of(config)
@@ -196,6 +198,9 @@ def _shape_of(config: Config) -> tuple[ModelConfig, Path | None]:
     """The model's shape, and the run folder where its weights come from one."""
     folder = Path(config.run.dir) if config.run.dir else None
     if folder and (folder / "config.yaml").exists() and has_checkpoints(folder):
+        trained = load_config(folder / "config.yaml")
+        if trained.head != config.head:
+            raise UserError(f"run.dir: {folder} holds a reward model (objective {trained.objective.name}), no language model")
         return trained_config(folder, config)[0], folder
     return assemble.start_of(config).config, None
 

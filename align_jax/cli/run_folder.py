@@ -53,7 +53,7 @@ def write_whole(path: Path, text: str) -> None:
 
 # Sections and keys that a resumed run may change: they decide where and how fast it runs, or how it is watched.
 FREE = (
-    *("mesh", "log", "checkpoint", "generate", "evaluate", "bench", "reference.cache_dir", "run.dir"),
+    *("mesh", "log", "checkpoint", "generate", "score", "evaluate", "bench", "reference.cache_dir", "run.dir"),
     *("train.steps", "train.epochs"),
     *("train.eval_every", "data.eval", "data.eval_split", "data.workers", "data.prefetch"),
 )

@@ -1,10 +1,12 @@
 """From files to batches: sources, formats, tokens, groups, arrays. Only grain, numpy and tokenizers."""
 
+from align_jax.data.arrange import encode_group
 from align_jax.data.batching import make_groups, pack_groups
 from align_jax.data.config import DataConfig
 from align_jax.data.dataset import GroupDataset
 from align_jax.data.encode import Encoder
 from align_jax.data.layout import RowLayout
+from align_jax.data.lengths import length_batches
 from align_jax.data.loader import BatchLoader, ahead
 from align_jax.data.records import Segment, TokenGroup
 from align_jax.data.sources import open_source
@@ -18,6 +20,8 @@ __all__ = [
     "Segment",
     "TokenGroup",
     "ahead",
+    "encode_group",
+    "length_batches",
     "make_groups",
     "open_source",
     "pack_groups",

@@ -131,10 +131,13 @@ class Arranger:
       found: the survey of the data.
       layout, preference: as in `survey`.
       seed: decides which responses `max_responses` keeps and which completions are mismatched.
+      ends: as `TokenGroup.ends`.
     """
 
-    def __init__(self, examples, found: Survey, encoder: Encoder, layout: str, preference: str, seed: int):
-        self._examples, self._found, self._encoder = examples, found, encoder
+    def __init__(
+        self, examples, found: Survey, encoder: Encoder, layout: str, preference: str, seed: int, ends: bool = False
+    ):
+        self._examples, self._found, self._encoder, self._ends = examples, found, encoder, ends
         self._layout, self._preference, self._seed = layout, preference, seed
         self._group_ids = {name: i for i, name in enumerate(found.group_names)}
         order = np.random.default_rng((seed, 17)).permutation(len(found.items))
@@ -151,7 +154,7 @@ class Arranger:
         if self._group_ids:
             labels["group_id"] = np.asarray(self._group_ids.get(example.group, -1), np.int32)
         slots = self._found.slots if self._layout == "gdpo" else len(segments)
-        return TokenGroup(index, prompt, tuple(segments), slots, labels)
+        return TokenGroup(index, prompt, tuple(segments), slots, labels, self._ends)
 
     def _group(self, index: int, item: Item, example: Example):
         keep = _subset(example.scores, self._encoder.config.max_responses, (self._seed, index))
@@ -220,11 +223,26 @@ class Arranger:
         return [Segment(tokens, k) for k, (tokens, _) in enumerate(encoded)], sum(cut for _, cut in encoded)
 
     def _response(self, example: Example, which: int) -> tuple[np.ndarray, bool]:
-        before, opinion = None, example.opinion
-        if opinion is not None:
-            number = opinion.accepted if which == 0 else opinion.rejected
-            before = self._encoder.encode_belief(number, opinion.options[number])
-        return self._encoder.encode_response(example.prompt, example.responses[which], before)
+        return encode_answer(self._encoder, example, which)
+
+
+def encode_answer(encoder: Encoder, example: Example, which: int) -> tuple[np.ndarray, bool]:
+    """Token ids of one response, after the belief that it states where it has one, and whether it was cut."""
+    before, opinion = None, example.opinion
+    if opinion is not None:
+        number = opinion.accepted if which == 0 else opinion.rejected
+        before = encoder.encode_belief(number, opinion.options[number])
+    return encoder.encode_response(example.prompt, example.responses[which], before)
+
+
+def encode_group(
+    encoder: Encoder, example: Example, row: int = 0, *, ends: bool = False
+) -> tuple[TokenGroup, bool, list[bool]]:
+    """All responses of an example as a group, whether the prompt was cut, and which responses were."""
+    prompt, cut = encoder.encode_prompt(example.prompt, example.group, example.context)
+    answers = [encode_answer(encoder, example, k) for k in range(len(example.responses))]
+    segments = tuple(Segment(tokens, k) for k, (tokens, _) in enumerate(answers))
+    return TokenGroup(row, prompt, segments, len(segments), ends=ends), cut, [was_cut for _, was_cut in answers]
 
 
 def _scored(example: Example, keep: Sequence[int]) -> dict[str, np.ndarray]:

@@ -33,8 +33,10 @@ def pack_groups(
       NumPy arrays. The labels `PER_RESPONSE` are padded to K, others to the longest of the batch, with zeros.
 
     Raises:
-      ValueError: no group, too many, a group with more slots than `slots`, or groups with different labels.
+      ValueError: no group, too many, a group with more slots than `slots`, or groups with different labels or `ends`.
     """
+    if len({group.ends for group in groups}) > 1:
+        raise ValueError("groups for scores and groups for log-probs (TokenGroup.ends) cannot share a batch")
     sizes = [group_size(group, pack=layout.pack) for group in groups]
     members = split(sizes, shards, groups_per_shard)
     of_shards = [[sizes[i] for i in shard] for shard in members]
@@ -126,6 +128,8 @@ class _Writer:
             segment += 1
             numbers[index] = segment
             targets, prefix, slots = own.tokens, len(group.prompt), np.full(len(own.tokens), own.slot)
+            if group.ends:
+                targets, slots = np.append(targets, 0), np.append(np.full(len(targets), -1), own.slot)
             first = group.prompt[-1]
             if parent is not None and self.layout.pack:
                 prefix, first = prefix + len(parent.tokens), parent.tokens[-1]
@@ -159,6 +163,7 @@ class _Writer:
             labels=_labels(groups, rows >= 0, self.slots),
             uniform=uniform,
             packed=self.layout.pack,
+            ends=groups[0].ends,
         )
 
 
@@ -186,6 +191,8 @@ def make_groups(
     prompts: Sequence[Sequence[int]],
     responses: Sequence[Sequence[Sequence[int]]],
     scores: Sequence[Sequence[float]] | None = None,
+    *,
+    ends: bool = False,
 ) -> GroupBatch:
     """Token lists as a batch, the notebook way: groups in the order given, so that `[G, K]` arrays line up with the input.
 
@@ -196,6 +203,7 @@ def make_groups(
       prompts: `[G][m_g]` token ids, m_g >= 1.
       responses: `[G][K_g][n]` token ids, n >= 1.
       scores: `[G][K_g]`; the batch has `labels["scores"]` `[G, K]` if given.
+      ends: True makes a batch for a reward model, `align_jax.response_scores`; False one for `align_jax.response_logps`.
 
     Returns:
       The batch; `mask` `[G, K]` says which responses exist.
@@ -217,6 +225,6 @@ def make_groups(
             raise ValueError(f"group {g} has {len(answers)} responses, but scores of shape {np.shape(scores[g])}")
         segments = tuple(Segment(np.asarray(tokens, np.int32), k) for k, tokens in enumerate(answers))
         labels = {} if scores is None else {"scores": np.asarray(scores[g], np.float32)}
-        groups.append(TokenGroup(g, np.asarray(prompt, np.int32), segments, len(answers), labels))
+        groups.append(TokenGroup(g, np.asarray(prompt, np.int32), segments, len(answers), labels, ends))
     layout = RowLayout(pack=False, uniform_waste=float("inf"))
     return pack_groups(groups, shards=1, groups_per_shard=len(groups), layout=layout)

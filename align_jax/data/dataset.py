@@ -35,6 +35,7 @@ class GroupDataset:
       preference: for layout `gdpo`: dpo, kto or mpo.
       seed: of everything that is drawn.
       spool_dir: where streamed rows are kept.
+      ends: as `TokenGroup.ends`: for a reward model.
 
     Attributes:
       path: what is read. slots: K. group_names: values of the `group` column.
@@ -55,6 +56,7 @@ class GroupDataset:
         preference: str = "dpo",
         seed: int = 0,
         spool_dir: str | Path | None = None,
+        ends: bool = False,
     ):
         if layout not in LAYOUTS:
             raise ValueError(f"layout {layout!r} is not one of {', '.join(LAYOUTS)}")
@@ -71,8 +73,8 @@ class GroupDataset:
         good = self._check_rows(config)
         self._check_template(config, good)
         self._found = survey(self.example, good, layout, preference, config)
-        self._config = config
-        self._arrange = Arranger(self.example, self._found, encoder, layout, preference, seed)
+        self._config, self._ends = config, ends
+        self._arrange = Arranger(self.example, self._found, encoder, layout, preference, seed, ends)
         self.slots, self.group_names = self._found.slots, self._found.group_names
         how = {k: v for k, v in dataclasses.asdict(config).items() if k not in _HOW}
         parts = (self._source.digest, encoder.key(), sorted(how.items()), layout, preference, seed, len(good))
@@ -135,7 +137,7 @@ class GroupDataset:
     @property
     def limits(self) -> tuple[int, int]:
         """Positions of the longest prompt that there may be, and of the longest response."""
-        return max(1, self._config.max_prompt_tokens - 1), self._config.max_response_tokens
+        return max(1, self._config.max_prompt_tokens - 1), self._config.max_response_tokens + self._ends
 
     def describe(self) -> str:
         """One line: groups, responses, and what was left out."""

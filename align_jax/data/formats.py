@@ -189,6 +189,17 @@ def _complete(read: Callable[[Mapping], Example]) -> Callable[[Mapping], Example
     return complete
 
 
+def read_responses(row: Mapping, data_format: str) -> Example:
+    """The prompt and the responses of a row, its scores left out; a row of format `groups` need not have any.
+
+    Responses that a model generated may be empty: their tokens then are the end token alone.
+    """
+    if data_format != "groups":
+        return dataclasses.replace(READERS[data_format](row), scores=None)
+    texts = [t if isinstance(t, str) else as_text(t, f"responses[{i}]") for i, t in enumerate(_list(row, "responses"))]
+    return _complete(lambda row: Example(_text(row, "prompt"), tuple(texts)))(row)
+
+
 READERS: dict[str, Callable[[Mapping], Example]] = {
     "groups": _complete(_groups),
     "ultrafeedback": _complete(_ultrafeedback),

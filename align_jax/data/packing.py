@@ -70,7 +70,7 @@ class ShardPlan:
 
 def group_size(group: TokenGroup, *, pack: bool = True) -> GroupSize:
     """The lengths of a group; with `pack` False every segment is a unit that repeats its parent's tokens."""
-    lengths = [len(s.tokens) for s in group.segments]
+    lengths = [len(s.tokens) + group.ends for s in group.segments]
     if not pack:
         own = (n + (lengths[s.parent] if s.parent >= 0 else 0) for n, s in zip(lengths, group.segments, strict=True))
         return GroupSize(len(group.prompt) - 1, tuple(Unit((i,), n) for i, n in enumerate(own)))

@@ -32,6 +32,7 @@ class TokenGroup:
       segments: the responses, beliefs and texts.
       slots: K of this group.
       labels: what the objective needs, arrays without the axis G (`scores` `[K]`, ...).
+      ends: what is read of a response is the state at its last token (a reward model's score), see `align_jax.batch`.
     """
 
     row: int
@@ -39,6 +40,7 @@ class TokenGroup:
     segments: tuple[Segment, ...]
     slots: int
     labels: dict[str, np.ndarray] = dataclasses.field(default_factory=dict)
+    ends: bool = False
 
     def __post_init__(self):
         where = f"the group of row {self.row}"
@@ -50,5 +52,7 @@ class TokenGroup:
         for i, segment in enumerate(self.segments):
             if len(segment.tokens) == 0:
                 raise ValueError(f"{where}: segment {i} (slot {segment.slot}) has no tokens")
+            if segment.parent >= 0 and self.ends:
+                raise ValueError(f"{where}: segment {i} continues segment {segment.parent}, and then has no score of its own")
             if segment.parent >= 0 and self.segments[segment.parent].parent >= 0:
                 raise ValueError(f"{where}: segment {i} continues segment {segment.parent}, which continues another one")

@@ -7,13 +7,13 @@
 
 from align_jax.evaluation.intervals import Estimate, estimates, resampled_means
 from align_jax.evaluation.judges import Classifier, Endpoint, Judge, Question, Verdicts
-from align_jax.evaluation.measure import EVALUATED_AS, measure
+from align_jax.evaluation.measure import evaluated_as, measure
 from align_jax.evaluation.report import as_json, text_table
 from align_jax.evaluation.responses import Responses, collect
 from align_jax.evaluation.table import Table, stack, table_of
 
 __all__ = [
-    "EVALUATED_AS",
+    "evaluated_as",
     "Classifier",
     "Endpoint",
     "Estimate",

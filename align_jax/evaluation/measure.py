@@ -22,6 +22,14 @@ EVALUATED_AS: dict[str, Callable[[float], Objective]] = {
 }
 
 
+def evaluated_as(trained: Objective | None, data_format: str) -> Objective:
+    """The objective whose metrics are measured: the one that is trained, or one that the format's data can answer."""
+    if trained is not None and trained.head == "score":
+        return trained
+    objective = EVALUATED_AS[data_format](getattr(trained, "beta", 0.1))
+    return trained if type(objective) is type(trained) else objective
+
+
 def measure(
     responses: Responses,
     objective: Objective,
@@ -42,5 +50,5 @@ def measure(
     metrics = group_metrics(responses.logps, responses.as_batch(), objective)
     metrics = {name: pair for name, pair in metrics.items() if keep_loss or not name.startswith("loss")}
     if "scores" in responses.labels and "characters" in responses.labels:
-        metrics |= set_metrics(responses, objective.beta)
+        metrics |= set_metrics(responses, getattr(objective, "beta", 1.0))  # a reward model's scores are rewards
     return table_of(metrics, clusters[responses.rows], responses.labels.get("group_id"), group_names)

@@ -78,12 +78,13 @@ class ResultsFile:
 
     Args:
       path: the output. settings: everything that decides the results, JSON values. count: how many prompts there are.
+      key: the config's name of the output, for errors.
 
     Attributes:
       done: indices of the prompts that have results. kept_as: where a file of other settings went, or None.
     """
 
-    def __init__(self, path: str | os.PathLike, settings: dict[str, Any], count: int):
+    def __init__(self, path: str | os.PathLike, settings: dict[str, Any], count: int, key: str = "generate.output"):
         self.path, self.count = Path(path), count
         self.done: set[int] = set()
         self.kept_as: Path | None = None
@@ -100,7 +101,7 @@ class ResultsFile:
                 side.write_text(json.dumps(settings, indent=2) + "\n", encoding="utf-8")
             self._file = open(self.path, "ab")
         except OSError as error:
-            raise UserError(f"generate.output: cannot write {path}: {error.strerror}") from error
+            raise UserError(f"{key}: cannot write {path}: {error.strerror}") from error
 
     def _resume(self) -> None:
         content = self.path.read_bytes()

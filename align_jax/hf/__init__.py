@@ -1,6 +1,6 @@
 """Hugging Face checkpoints: import into (sharded) device arrays, and export."""
 
-from align_jax.hf.config import hf_config_from_model, model_config_from_hf
+from align_jax.hf.config import hf_config_from_model, model_config_from_hf, stored_head
 from align_jax.hf.files import TOKENIZER_FILES, resolve_folder
 from align_jax.hf.load import load_config, load_generation_config, load_model, load_weights
 from align_jax.hf.save import save_model
@@ -15,4 +15,5 @@ __all__ = [
     "model_config_from_hf",
     "resolve_folder",
     "save_model",
+    "stored_head",
 ]

@@ -15,6 +15,7 @@ ARCHITECTURES = {
     "LlamaForSequenceClassification": ("llama", "score"),
     "MistralForSequenceClassification": ("mistral", "score"),
 }
+_KINDS = {"lm_head": "language model", "score": "reward model (a sequence classifier with one label)"}
 # What transformers takes where config.json is silent.
 _ABSENT = {
     "llama": {"max_position_embeddings": 2048, "sliding_window": None},
@@ -31,6 +32,7 @@ _REWRITTEN = {
     "sliding_window",
     "layer_types",
     "_name_or_path",
+    "num_labels",
 }
 # The decoder has only these values of what would change the numbers.
 _ONLY = {"hidden_act": "silu", "attention_bias": False, "mlp_bias": False, "partial_rotary_factor": 1.0}
@@ -41,17 +43,18 @@ _LLAMA3 = {
 }
 
 
-def model_config_from_hf(hf: dict[str, Any], where: str, head: str = "lm_head") -> ModelConfig:
+def model_config_from_hf(hf: dict[str, Any], where: str, head: str | None = "lm_head") -> ModelConfig:
     """Reads the dict of a `config.json`.
 
     Args:
       hf: the dict.
       where: the file it came from, for errors.
-      head: `lm_head` for a language model, `score` for a sequence classifier (a reward model).
+      head: `lm_head` for a language model, `score` for a sequence classifier (a reward model), None for either.
 
     Raises:
       UserError: an unsupported architecture, activation, bias, rope type or quantization; a missing or malformed field.
     """
+    head = stored_head(hf) if head is None else head
     kind = _model_type(hf, where, head)
     _reject_unsupported(hf, where)
     heads, width = _integer(hf, "num_attention_heads", where), _integer(hf, "hidden_size", where)
@@ -76,6 +79,7 @@ def model_config_from_hf(hf: dict[str, Any], where: str, head: str = "lm_head") 
             sliding_window=None if window is None else _integer({"sliding_window": window}, "sliding_window", where),
             tied_embeddings=_boolean(hf, "tie_word_embeddings", where),
             max_length=_integer(hf, "max_position_embeddings", where, _ABSENT[kind]["max_position_embeddings"]),
+            head=head,
         )
     except UserError:
         raise
@@ -100,7 +104,7 @@ def hf_config_from_model(config: ModelConfig, base: dict[str, Any] | None = None
     if base is None:
         kind = "llama" if config.sliding_window is None else "mistral"
     else:
-        kind = _model_type(base, "base_config", "lm_head")
+        kind = _model_type(base, "base_config", stored_head(base))  # a run may have put another head on it
     if kind == "llama" and config.sliding_window is not None:
         raise UserError(
             f"base_config is a LLaMA, which has no sliding_window ({config.sliding_window}); use a Mistral's"
@@ -109,7 +113,7 @@ def hf_config_from_model(config: ModelConfig, base: dict[str, Any] | None = None
     out = {
         **{"bos_token_id": None, "eos_token_id": None, "pad_token_id": None},
         **kept,
-        "architectures": ["LlamaForCausalLM" if kind == "llama" else "MistralForCausalLM"],
+        "architectures": [name for name, has in ARCHITECTURES.items() if has == (kind, config.head)],
         "model_type": kind,
         "vocab_size": config.vocab_size,
         "hidden_size": config.width,
@@ -124,10 +128,16 @@ def hf_config_from_model(config: ModelConfig, base: dict[str, Any] | None = None
         "max_position_embeddings": config.max_length,
         "torch_dtype": resolve_dtype(dtype, "dtype").name,
         **_rope_fields(config),
+        **({"id2label": {"0": "LABEL_0"}, "label2id": {"LABEL_0": 0}} if config.head == "score" else {}),
     }
     if kind == "llama":
         return {**out, "attention_bias": False, "mlp_bias": False}
     return {**out, "sliding_window": config.sliding_window}
+
+
+def stored_head(hf: dict[str, Any]) -> str:
+    """The head that the architecture of a `config.json` has; `lm_head` where it names none that is known."""
+    return ARCHITECTURES.get((hf.get("architectures") or [None])[0], (None, "lm_head"))[1]
 
 
 def _model_type(hf: dict, where: str, head: str) -> str:
@@ -139,7 +149,9 @@ def _model_type(hf: dict, where: str, head: str) -> str:
             raise UserError(f"{where}: model_type {kind!r} is not supported; supported: {', '.join(_ABSENT)}")
         return kind
     if len(names) != 1 or ARCHITECTURES.get(names[0], (None, None))[1] != head:
-        raise UserError(f"{where}: architecture {', '.join(map(str, names))} is not supported here; supported: {known}")
+        other = stored_head(hf)
+        why = f"is not supported here: it is a {_KINDS[other]}" if names[0] in ARCHITECTURES else "is not supported here"
+        raise UserError(f"{where}: architecture {', '.join(map(str, names))} {why}; supported: {known}")
     kind = ARCHITECTURES[names[0]][0]
     if hf.get("model_type", kind) != kind:
         raise UserError(f"{where}: model_type {hf['model_type']!r} contradicts architecture {names[0]}")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import copy
 import os
 import re
 import shutil
@@ -85,6 +86,24 @@ def check_tokenizer(tokenizer: Any) -> None:
             raise UserError(f"tokenizer folder {tokenizer} has none of {', '.join(TOKENIZER_FILES[:3])}, ...")
     elif tokenizer is not None and not hasattr(tokenizer, "save_pretrained"):
         raise UserError(f"tokenizer is a {type(tokenizer).__name__}; expected a transformers tokenizer or a folder")
+
+
+def padding_tokenizer(tokenizer: Any) -> Any:
+    """The tokenizer (loaded, where a folder is given) with a padding token that ends no text, as reward models need.
+
+    One that has none, or pads with its end-of-sequence token, pads with BOS or the unknown token where these are others.
+    """
+    if isinstance(tokenizer, str | os.PathLike):
+        from transformers import AutoTokenizer
+
+        tokenizer = AutoTokenizer.from_pretrained(tokenizer)
+    if tokenizer is None or tokenizer.pad_token_id not in (None, tokenizer.eos_token_id):
+        return tokenizer
+    others = [t for t in (tokenizer.bos_token, tokenizer.unk_token) if t not in (None, tokenizer.eos_token)]
+    if others:
+        tokenizer = copy.deepcopy(tokenizer)
+        tokenizer.pad_token = others[0]
+    return tokenizer
 
 
 def save_tokenizer(tokenizer: Any, folder: Path) -> None:

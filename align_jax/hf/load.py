@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import functools
 import os
+from collections.abc import Collection
 from typing import Any
 
 import jax
@@ -21,12 +22,12 @@ from align_jax.hf import names
 from align_jax.hf.config import model_config_from_hf
 from align_jax.hf.dtypes import resolve_dtype
 from align_jax.hf.files import Checkpoint, read_json, resolve_folder
-from align_jax.models import Decoder, ModelConfig, weight_shardings
+from align_jax.models import Decoder, ModelConfig, weight_shapes, weight_shardings
 
 _COMPARED_BYTES = 64 << 20
 
 
-def load_config(path: str | os.PathLike, head: str = "lm_head") -> tuple[ModelConfig, dict[str, Any]]:
+def load_config(path: str | os.PathLike, head: str | None = "lm_head") -> tuple[ModelConfig, dict[str, Any]]:
     """The ModelConfig of a folder or hub id, and the dict of its `config.json`.
 
     Raises:
@@ -44,25 +45,26 @@ def load_generation_config(path: str | os.PathLike) -> dict[str, Any] | None:
 
 
 def load_model(
-    path: str | os.PathLike, mesh: Mesh | None = None, dtype=jnp.bfloat16, param_dtype=jnp.float32
+    path: str | os.PathLike, mesh: Mesh | None = None, dtype=jnp.bfloat16, param_dtype=jnp.float32, head: str = "lm_head"
 ) -> Decoder:
-    """Loads a LLaMA or Mistral language model.
+    """Loads a LLaMA or Mistral language model, or a reward model.
 
     Args:
       path: a folder in Hugging Face format, or a hub id.
       mesh: where the weights go (axes of `align_jax.sharding.make_mesh`); None: the default device.
       dtype: what products are computed in; a type or its name.
       param_dtype: what weights are kept in; a type or its name.
+      head: `lm_head`, or `score` for a reward model (a sequence classifier with one label).
 
     Returns:
-      The model: `model(tokens [B, T]) -> logits [B, T, V]`.
+      The model: `model(tokens [B, T]) -> logits [B, T, V]`; a reward model is for `align_jax.response_scores`.
 
     Raises:
       UserError: see `load_config`, `load_weights`.
     """
     compute = resolve_dtype(dtype, "dtype")
     folder = resolve_folder(path)
-    config, _ = load_config(folder)
+    config, _ = load_config(folder, head)
     shardings = None if mesh is None else weight_shardings(config, mesh)
     return Decoder(config, load_weights(folder, config, shardings, param_dtype), dtype=compute)
 
@@ -73,7 +75,7 @@ def load_weights(
     shardings: dict | None = None,
     param_dtype=jnp.float32,
     *,
-    head: str = "lm_head",
+    skip: Collection[str] = (),
 ) -> dict:
     """Loads the weights that `Decoder` takes.
 
@@ -82,8 +84,7 @@ def load_weights(
       config: the model's config, as `load_config` gives it.
       shardings: nested dict of NamedShardings as `weight_shardings` gives it; None: the default device.
       param_dtype: what weights are converted to; a type or its name.
-      head: `lm_head`, or `score` for a sequence classifier with one label: the dict then has `score` `[W, 1]` in place
-        of `lm_head`, replicated unless `shardings` has an entry for it.
+      skip: top-level names of weights that are left out, such as a head that another one will replace.
 
     Returns:
       Nested dict of jax.Arrays, see `align_jax.models.weight_shapes`.
@@ -93,25 +94,27 @@ def load_weights(
     """
     dtype = resolve_dtype(param_dtype, "param_dtype")
     checkpoint = Checkpoint(resolve_folder(path))
-    check_tensors(checkpoint, config, head)
+    check_tensors(checkpoint, config)
     weights: dict = {}
-    for entry in names.entries(config, head):
+    for entry in names.entries(config):
+        if entry.path[0] in skip:
+            continue
         sharding = _sharding_of(entry, shardings)
         target = weights.setdefault("layers", {}) if entry.stacked else weights
-        target[entry.path[-1]] = _load_entry(checkpoint, entry, config, head, sharding, dtype)
+        target[entry.path[-1]] = _load_entry(checkpoint, entry, config, sharding, dtype)
     return weights
 
 
-def check_tensors(checkpoint: Checkpoint, config: ModelConfig, head: str = "lm_head") -> None:
+def check_tensors(checkpoint: Checkpoint, config: ModelConfig) -> None:
     """Compares the checkpoint's names, shapes and types with what the config asks for, before any weight is read.
 
     Raises:
-      UserError: the first tensors that are missing, unexpected or misshapen, or a stored head that differs from the
-        embedding it is tied to.
+      UserError: the first tensors that are missing, unexpected or misshapen, a stored head that differs from the
+        embedding it is tied to, or a reward model with several outputs.
     """
-    expected = {t.name: t for t in names.tensors(config, head)}
+    expected = {t.name: t for t in names.tensors(config)}
     stored = {name for name in checkpoint.shapes if not name.endswith(names.IGNORED_SUFFIX)}
-    tied_head = head == "lm_head" and config.tied_embeddings and "lm_head.weight" in stored
+    tied_head = config.head == "lm_head" and config.tied_embeddings and "lm_head.weight" in stored
     if tied_head:
         stored.discard("lm_head.weight")
     missing = [name for name in expected if name not in stored]
@@ -122,6 +125,11 @@ def check_tensors(checkpoint: Checkpoint, config: ModelConfig, head: str = "lm_h
     if unexpected:
         raise UserError(f"{checkpoint.folder}: unexpected {_some(unexpected)}; config.json describes no such weight")
     for name, tensor in expected.items():
+        if name == "score.weight" and checkpoint.shapes[name][0] != 1:
+            raise UserError(
+                f"{checkpoint.folder}: its score head has {checkpoint.shapes[name][0]} outputs; a reward model has one "
+                "(num_labels 1)"
+            )
         if checkpoint.shapes[name] != tensor.shape:
             raise UserError(
                 f"tensor {name!r} in {checkpoint.file(name)} has shape {list(checkpoint.shapes[name])}, "
@@ -157,19 +165,17 @@ def _sharding_of(entry: names.Entry, shardings: dict | None) -> NamedSharding | 
     if shardings is None:
         return None
     sharding = names.lookup(shardings, entry.path)
-    if sharding is None and entry.path == ("score",):
-        return NamedSharding(shardings["embed"].mesh, PartitionSpec())
     if not isinstance(sharding, NamedSharding):
         raise TypeError(f"shardings: {'.'.join(entry.path)} is {sharding!r}; expected a NamedSharding")
     return sharding
 
 
-def _load_entry(checkpoint, entry, config, head, sharding, dtype) -> jax.Array:
+def _load_entry(checkpoint, entry, config, sharding, dtype) -> jax.Array:
     """One of our arrays, from one tensor or from the tensors of all layers."""
-    shape = names.lookup(names.shapes(config, head), entry.path)
+    shape = names.lookup(weight_shapes(config), entry.path)
     put_as = _stored_sharding(entry, sharding, shape)
     stacked = _zeros(shape, dtype, sharding)() if entry.stacked else None
-    for tensor in names.tensors_of(entry, config, head):
+    for tensor in names.tensors_of(entry, config):
         piece = _put(checkpoint, tensor, put_as)
         if stacked is None:
             return jax.block_until_ready(_convert(entry.layout, shape, dtype, sharding)(piece))

@@ -15,8 +15,6 @@ from jax.sharding import PartitionSpec
 
 from align_jax.models import ModelConfig, weight_shapes
 
-HEADS = ("lm_head", "score")
-
 
 @dataclasses.dataclass(frozen=True)
 class Layout:
@@ -111,30 +109,15 @@ class Tensor:
     layer: int | None
 
 
-def shapes(config: ModelConfig, head: str = "lm_head") -> dict:
-    """`weight_shapes(config)` with the chosen head: `lm_head` (absent where tied), or `score` `[W, 1]` in its place.
-
-    Raises:
-      ValueError: an unknown head.
-    """
-    if head not in HEADS:
-        raise ValueError(f"head is {head!r}; known: {', '.join(HEADS)}")
+def entries(config: ModelConfig) -> list[Entry]:
+    """The rows of the table that a model with this config has."""
     tree = weight_shapes(config)
-    if head == "score":
-        tree.pop("lm_head", None)
-        tree["score"] = (config.width, 1)
-    return tree
-
-
-def entries(config: ModelConfig, head: str = "lm_head") -> list[Entry]:
-    """The rows of the table that a model with this config and head has."""
-    tree = shapes(config, head)
     return [entry for entry in TABLE if lookup(tree, entry.path) is not None]
 
 
-def tensors_of(entry: Entry, config: ModelConfig, head: str = "lm_head") -> Iterator[Tensor]:
+def tensors_of(entry: Entry, config: ModelConfig) -> Iterator[Tensor]:
     """The checkpoint's tensors that make up our array `entry.path`, in the order of layers."""
-    shape = lookup(shapes(config, head), entry.path)
+    shape = lookup(weight_shapes(config), entry.path)
     if not entry.stacked:
         yield Tensor(entry.pattern, entry.layout.their_shape(shape), entry, None)
         return
@@ -143,9 +126,9 @@ def tensors_of(entry: Entry, config: ModelConfig, head: str = "lm_head") -> Iter
         yield Tensor(entry.pattern.format(layer=layer), theirs, entry, layer)
 
 
-def tensors(config: ModelConfig, head: str = "lm_head") -> list[Tensor]:
-    """Every tensor that a checkpoint with this config and head holds, in the model's order."""
-    by_layer = [t for entry in entries(config, head) for t in tensors_of(entry, config, head)]
+def tensors(config: ModelConfig) -> list[Tensor]:
+    """Every tensor that a checkpoint with this config holds, in the model's order."""
+    by_layer = [t for entry in entries(config) for t in tensors_of(entry, config)]
     order = {entry.path: i for i, entry in enumerate(TABLE)}
 
     def position(t: Tensor):

@@ -20,7 +20,7 @@ from align_jax.hf import names
 from align_jax.hf.config import hf_config_from_model
 from align_jax.hf.dtypes import resolve_dtype
 from align_jax.hf.files import INDEX, SINGLE
-from align_jax.hf.folder import check_target, check_tokenizer, save_tokenizer, written_whole
+from align_jax.hf.folder import check_target, check_tokenizer, padding_tokenizer, save_tokenizer, written_whole
 from align_jax.hf.writer import METADATA, write_json, write_safetensors
 from align_jax.models import Decoder
 
@@ -49,7 +49,7 @@ def save_model(
       dtype: type of the written weights, a type or its name; None: that of the model's embedding.
       base_config: dict of the `config.json` that the model came from, whose other fields (token ids, ...) are kept.
         Token ids that it lacks are taken from the tokenizer, where that is not a folder.
-      generation_config: dict for `generation_config.json`; None: the token ids of the config.
+      generation_config: dict for `generation_config.json`; None: the token ids of the config. A reward model has none.
       max_shard_bytes: most bytes of weights in a file (a larger tensor gets its own); where all fits, there is one file
         and no index.
 
@@ -61,22 +61,35 @@ def save_model(
     target = resolve_dtype(model.embed[...].dtype if dtype is None else dtype, "dtype")
     if max_shard_bytes <= 0:
         raise UserError(f"max_shard_bytes is {max_shard_bytes}; expected a positive number")
-    config = _with_token_ids(hf_config_from_model(model.config, base_config, target), tokenizer)
+    check_tokenizer(tokenizer)
+    config = hf_config_from_model(model.config, base_config, target)
+    if model.config.head == "score":
+        tokenizer = padding_tokenizer(tokenizer)
+    config = _with_token_ids(config, tokenizer)
+    if model.config.head == "score":
+        config["pad_token_id"] = _padding(config, tokenizer)
     if generation_config is None:
         generation_config = {key: config[key] for key in _TOKEN_IDS if config[key] is not None}
     shards = _split(names.tensors(model.config), target, max_shard_bytes)
     total = sum(_bytes(tensor, target) for shard in shards for tensor in shard)
-    check_tokenizer(tokenizer)
     _on_first_process(lambda: check_target(out, total))
 
     with written_whole(out) if jax.process_index() == 0 else contextlib.nullcontext() as folder:
         _write_weights(model, folder, shards, target, total)
         if folder is not None:
             write_json(folder / "config.json", config)
-            write_json(folder / "generation_config.json", generation_config)
+            if model.config.head == "lm_head":
+                write_json(folder / "generation_config.json", generation_config)
             save_tokenizer(tokenizer, folder)
     if jax.process_count() > 1:
         multihost_utils.sync_global_devices(f"align_jax.save_model {out}")
+
+
+def _padding(config: dict[str, Any], tokenizer: Any) -> int | None:
+    """The tokenizer's padding; None where it is an end of texts: transformers scores at the last token that is no padding."""
+    padding = config["pad_token_id"] if tokenizer is None else tokenizer.pad_token_id
+    ends = config["eos_token_id"]
+    return None if padding in (ends if isinstance(ends, list) else [ends]) else padding
 
 
 def _with_token_ids(config: dict[str, Any], tokenizer: Any) -> dict[str, Any]:

@@ -12,12 +12,18 @@ from align_jax.losses.beliefs import belief_calibration_loss, gdpo_loss, jensen_
 from align_jax.losses.kto import kto_kl, kto_loss
 from align_jax.losses.nca import infonca_loss, nca_loss
 from align_jax.losses.pairs import dpo_loss, hinge_loss, ipo_loss, robust_dpo_loss, simpo_loss
-from align_jax.losses.rewards import bradley_terry_loss, bradley_terry_set_loss
+from align_jax.losses.rewards import (
+    bradley_terry_loss,
+    bradley_terry_pairs_loss,
+    bradley_terry_set_loss,
+    score_center_loss,
+)
 from align_jax.losses.sets import mpo_loss, ordered_mpo_loss, partition
 
 __all__ = [
     "belief_calibration_loss",
     "bradley_terry_loss",
+    "bradley_terry_pairs_loss",
     "bradley_terry_set_loss",
     "dpo_loss",
     "gdpo_loss",
@@ -32,5 +38,6 @@ __all__ = [
     "ordered_mpo_loss",
     "partition",
     "robust_dpo_loss",
+    "score_center_loss",
     "simpo_loss",
 ]

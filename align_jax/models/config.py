@@ -20,9 +20,15 @@ class RopeScaling:
     original_length: int = 8192
 
 
+HEADS = ("lm_head", "score")
+
+
 @dataclasses.dataclass(frozen=True)
 class ModelConfig:
-    """Shape and numerics of a decoder (LLaMA 1 to 3.2, Mistral)."""
+    """Shape and numerics of a decoder (LLaMA 1 to 3.2, Mistral).
+
+    `head` is what stands on the last layer: `lm_head`, logits of the next token, or `score`, one number (a reward model).
+    """
 
     vocab_size: int
     width: int
@@ -37,8 +43,11 @@ class ModelConfig:
     sliding_window: int | None = None
     tied_embeddings: bool = False
     max_length: int = 2048
+    head: str = "lm_head"
 
     def __post_init__(self):
+        if self.head not in HEADS:
+            raise ValueError(f"head is {self.head!r}; known: {', '.join(HEADS)}")
         if self.heads % self.kv_heads:
             raise ValueError(f"heads ({self.heads}) must be a multiple of kv_heads ({self.kv_heads})")
         if self.head_size % 2:

@@ -35,11 +35,12 @@ WEIGHT_AXES = {
     },
     "norm": ("norm",),
     "lm_head": ("embed", "vocab"),
+    "score": (None, None),
 }
 
 
 def weight_shapes(config: ModelConfig) -> dict:
-    """Shapes of all weights, as the nested dict that `Decoder` takes; no `lm_head` where embeddings are tied."""
+    """Shapes of all weights, as the nested dict that `Decoder` takes; `lm_head` only where it is the head and not tied."""
     c, n = config, config.layers
     shapes = {
         "embed": (c.vocab_size, c.width),
@@ -56,7 +57,9 @@ def weight_shapes(config: ModelConfig) -> dict:
         },
         "norm": (c.width,),
     }
-    if not c.tied_embeddings:
+    if c.head == "score":
+        shapes["score"] = (c.width, 1)
+    elif not c.tied_embeddings:
         shapes["lm_head"] = (c.width, c.vocab_size)
     return shapes
 
@@ -116,8 +119,8 @@ class Decoder(nnx.Module):
         self.embed = nnx.Param(weights["embed"])
         self.layers = Layers(weights["layers"])
         self.norm = nnx.Param(weights["norm"])
-        if not config.tied_embeddings:
-            self.lm_head = nnx.Param(weights["lm_head"])
+        for name in weights.keys() & {"lm_head", "score"}:
+            setattr(self, name, nnx.Param(weights[name]))
 
     def __call__(self, tokens: jax.Array) -> jax.Array:
         """Next-token logits of whole sequences: int `[B, T]` -> float32 `[B, T, V]`.
@@ -178,12 +181,29 @@ class Decoder(nnx.Module):
     def weights(self) -> dict:
         """The weights as the nested dict of `weight_shapes`; `Decoder(config, model.weights())` is the same model."""
         tree = {"embed": self.embed[...], "layers": self.layers.weights(), "norm": self.norm[...]}
-        return tree if self.config.tied_embeddings else {**tree, "lm_head": self.lm_head[...]}
+        return tree | {name: getattr(self, name)[...] for name in ("lm_head", "score") if hasattr(self, name)}
 
     def head_weight(self) -> jax.Array:
-        """The output projection `[W, V]` in the compute type."""
+        """The output projection `[W, V]` in the compute type.
+
+        Raises:
+          ValueError: a reward model, whose head is a score.
+        """
+        if self.config.head != "lm_head":
+            raise ValueError("this is a reward model: it has scores (align_jax.response_scores), no logits and no log-probs")
         weight = self.embed[...].T if self.config.tied_embeddings else self.lm_head[...]
         return weight.astype(self.dtype)
+
+    def scores(self, hidden: jax.Array) -> jax.Array:
+        """Scores of normalized hidden states, `h @ score`: `[..., W]` -> float32 `[...]`.
+
+        Raises:
+          ValueError: a language model.
+        """
+        if self.config.head != "score":
+            raise ValueError("this is a language model: it has log-probs (align_jax.response_logps), no scores")
+        weight = self.score[...].astype(self.dtype)[:, 0]
+        return jnp.einsum("...w,w->...", hidden, weight, preferred_element_type=jnp.float32, precision=precision(self.dtype))
 
     def logits(self, hidden: jax.Array) -> jax.Array:
         """Logits of normalized hidden states: `[..., W]` -> float32 `[..., V]`."""

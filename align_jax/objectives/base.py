@@ -23,10 +23,13 @@ class Objective:
     Class attributes:
       name: the value of `objective.name`.
       layout: how the data pipeline arranges responses into slots (see `align_jax.data.arrange`).
+      head: what the model has on its last layer, and so what the objective is called with: `lm_head`, response log-probs;
+        `score`, a reward model's scores.
     """
 
     name: ClassVar[str]
     layout: ClassVar[str]
+    head: ClassVar[str] = "lm_head"
 
     @property
     def needs_reference(self) -> bool:
@@ -41,7 +44,7 @@ class Objective:
         """Loss and metrics of scored groups.
 
         Args:
-          logps: float32 `[G, K]`, the policy's response log-probs.
+          logps: float32 `[G, K]`, the policy's response log-probs, or the model's scores where `head` is `score`.
           batch: mask, lengths and labels.
           statistic: the mean of `statistics` over the whole batch, where there is one.
 

@@ -10,14 +10,31 @@ from align_jax.objectives.base import Metrics, weighted
 
 
 def set_metrics(logps: jax.Array, rewards: jax.Array, scores: jax.Array, mask: jax.Array) -> Metrics:
+    """Rewards and log-probs of the accepted (`S_i > mean`) and the rejected responses of each group, TRL's names.
+
+    Args:
+      logps, rewards: float32 `[G, K]`, log-probs and implicit rewards `beta * r`.
+      scores: `[G, K]`. mask: bool `[G, K]`.
+    """
+    accepted, rejected, contrast = losses.partition(scores, mask)
+    clean = jnp.where(mask, logps, 0.0)
+    return {
+        **reward_metrics(rewards, scores, mask, logps),
+        "logps/chosen": weighted(_masked_mean(clean, accepted & contrast[:, None]), contrast),
+        "logps/rejected": weighted(_masked_mean(clean, rejected & contrast[:, None]), contrast),
+    }
+
+
+def reward_metrics(rewards: jax.Array, scores: jax.Array, mask: jax.Array, logps: jax.Array) -> Metrics:
     """Rewards of the accepted (`S_i > mean`) and the rejected responses of each group, TRL's names.
 
     `rewards/accuracies` is over all accepted-rejected pairs: the fraction whose accepted response has the larger reward,
     ties counting half.
 
     Args:
-      logps, rewards: float32 `[G, K]`, log-probs and implicit rewards `beta * r`.
+      rewards: float32 `[G, K]`.
       scores: `[G, K]`. mask: bool `[G, K]`.
+      logps: what the rewards were computed from, `[G, K]`: how much they round, see `wins`.
     """
     accepted, rejected, contrast = losses.partition(scores, mask)
     accepted, rejected = accepted & contrast[:, None], rejected & contrast[:, None]
@@ -31,8 +48,6 @@ def set_metrics(logps: jax.Array, rewards: jax.Array, scores: jax.Array, mask: j
         "rewards/rejected": weighted(lost, contrast),
         "rewards/margins": weighted(chosen - lost, contrast),
         "rewards/accuracies": (jnp.sum(jnp.where(pairs, right, 0.0), axis=(-2, -1)), _count(pairs)),
-        "logps/chosen": weighted(_masked_mean(clean_logps, accepted), contrast),
-        "logps/rejected": weighted(_masked_mean(clean_logps, rejected), contrast),
     }
 
 

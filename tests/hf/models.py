@@ -47,10 +47,22 @@ _CLASSES = {
 }
 
 
-def torch_model(variant: str, dtype=torch.float32, **changes):
+_CLASSIFIERS = {
+    "llama": transformers.LlamaForSequenceClassification,
+    "mistral": transformers.MistralForSequenceClassification,
+}
+
+
+def torch_classifier(variant: str, *, num_labels: int = 1, **changes):
+    """A sequence classifier of transformers with random weights: with one label, a reward model."""
+    return torch_model(variant, classes=_CLASSIFIERS, num_labels=num_labels, **changes)
+
+
+def torch_model(variant: str, dtype=torch.float32, *, classes=None, **changes):
     """A model of transformers with random weights, norms included, large enough that every part shows in the logits."""
     family, fields = VARIANTS[variant]
     config_class, model_class = _CLASSES[family]
+    model_class = (classes or {}).get(family, model_class)
     config = config_class(**{**_SIZE, **fields, **changes}, attn_implementation="eager")
     model = model_class(config).eval()
     generator = torch.Generator().manual_seed(7)

@@ -145,7 +145,7 @@ def test_reward_head(folder):
     models.edit_config(folder, {"architectures": ["LlamaForSequenceClassification"]})
     config, _ = load_config(folder, head="score")
     for shardings in (None, weight_shardings(config, make_mesh(2, 2, 2))):
-        weights = load_weights(folder, config, shardings, head="score")
+        weights = load_weights(folder, config, shardings)
         np.testing.assert_array_equal(weights["score"], score.T)
         assert "lm_head" not in weights
     with pytest.raises(UserError, match="LlamaForSequenceClassification"):

@@ -101,13 +101,13 @@ def _cases() -> list[Case]:
         _case("simpo", losses.simpo_loss, reference.simpo, [p / 10 for p in pairs[:2]], (0, 1), beta=2.0, gamma=0.5),
         _kto_case(),
         _case("bradley_terry", losses.bradley_terry_loss, reference.bradley_terry, pairs[:2], (0, 1)),
-        _case(
-            "bradley_terry_set",
-            losses.bradley_terry_set_loss,
-            reference.bradley_terry_set,
-            (sets[0] / 5, *sets[2:]),
-            (0, 1),
-            (1,),
+        *(
+            _case(name, loss, slow, (sets[0] / 5, *sets[2:]), (0, 1), (1,))
+            for name, loss, slow in (
+                ("bradley_terry_set", losses.bradley_terry_set_loss, reference.bradley_terry_set),
+                ("bradley_terry_pairs", losses.bradley_terry_pairs_loss, reference.bradley_terry_pairs),
+                ("score_center", losses.score_center_loss, reference.score_center),
+            )
         ),
         _case("calibration", losses.belief_calibration_loss, reference.calibration, beliefs, (0,)),
         _case("calibration_masked", _masked_calibration, reference.calibration, (*beliefs, belief_mask), (0,)),

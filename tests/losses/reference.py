@@ -113,6 +113,26 @@ def bradley_terry_set(scores, labels, mask):
     return mpo(scores, np.zeros(len(scores)), labels, mask, beta=1.0)
 
 
+def _pairs(scores, labels, mask):
+    """(accepted score, rejected score) of every pair."""
+    scores, labels = valid(mask, scores, labels)
+    if len(set(labels)) < 2:
+        return []
+    mean = sum(labels) / len(labels)
+    each = list(zip(scores, labels, strict=True))
+    return [(a, b) for a, x in each for b, y in each if x > mean >= y]
+
+
+def bradley_terry_pairs(scores, labels, mask):
+    pairs = _pairs(scores, labels, mask)
+    return -sum(log_sigmoid(a - b) for a, b in pairs) / max(len(pairs), 1)
+
+
+def score_center(scores, labels, mask):
+    pairs = _pairs(scores, labels, mask)
+    return sum((a + b) ** 2 for a, b in pairs) / max(len(pairs), 1)
+
+
 def calibration(logps, targets, mask=None, *, renormalize=False):
     mask = np.ones(len(targets), bool) if mask is None else mask
     logps, targets = valid(mask, logps, targets)

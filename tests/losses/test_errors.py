@@ -66,6 +66,8 @@ SHAPES = [
     (losses.infonca_loss, SET, {"beta": 0.1, "temperature": 1.0}),
     (losses.nca_loss, SET, {"beta": 0.1, "temperature": 1.0}),
     (losses.bradley_terry_set_loss, SET[1:], {}),
+    (losses.bradley_terry_pairs_loss, SET[1:], {}),
+    (losses.score_center_loss, SET[1:], {}),
     (losses.partition, SET[2:], {}),
     (losses.dpo_loss, PAIR, {"beta": 0.1}),
     (losses.robust_dpo_loss, PAIR, {"beta": 0.1}),

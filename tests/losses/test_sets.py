@@ -28,6 +28,7 @@ LOSSES = {
     "infonca": functools.partial(losses.infonca_loss, beta=0.2, temperature=2.0),
     "nca": functools.partial(losses.nca_loss, beta=0.2, temperature=2.0),
     "bradley_terry_set": lambda policy, ref, scores, mask: losses.bradley_terry_set_loss(policy - ref, scores, mask),
+    "bradley_terry_pairs": lambda policy, ref, scores, mask: losses.bradley_terry_pairs_loss(policy - ref, scores, mask),
 }
 every_loss = pytest.mark.parametrize("name", LOSSES)
 
@@ -89,7 +90,7 @@ def test_padding_changes_nothing_whatever_it_holds(name, filler):
     assert np.all(padded[1][..., 5:] == 0)
 
 
-@pytest.mark.parametrize("name", ["mpo", "wmpo", "infonca", "nca", "bradley_terry_set"])
+@pytest.mark.parametrize("name", ["mpo", "wmpo", "infonca", "nca", "bradley_terry_set", "bradley_terry_pairs"])
 @pytest.mark.parametrize("shift", [-7.0, 0.25, 1000.0])
 def test_a_constant_added_to_all_scores_changes_nothing(name, shift):
     policy, ref, scores, mask = set_arrays()
@@ -100,7 +101,7 @@ def test_a_constant_added_to_all_scores_changes_nothing(name, shift):
     np.testing.assert_allclose(shifted[1], gradients, rtol=1e-5, atol=1e-7)
 
 
-@pytest.mark.parametrize("name", ["mpo", "wmpo", "ordered", "bradley_terry_set"])
+@pytest.mark.parametrize("name", ["mpo", "wmpo", "ordered", "bradley_terry_set", "bradley_terry_pairs"])
 @pytest.mark.parametrize("score", [0.1, 0.7, 1e-30, 1e30, -3.3])
 def test_no_contrast_is_exactly_zero_value_and_gradient(name, score):
     policy, ref, scores, mask = set_arrays()
@@ -189,7 +190,7 @@ def test_policy_equal_to_the_reference_gives_the_log_ratio_of_the_set_sizes():
     np.testing.assert_allclose(MPO(ref, ref, scores, mask, beta=0.1), wanted, rtol=1e-6)
 
 
-@pytest.mark.parametrize("name", ["mpo", "wmpo", "infonca", "nca", "bradley_terry_set"])
+@pytest.mark.parametrize("name", ["mpo", "wmpo", "infonca", "nca", "bradley_terry_set", "bradley_terry_pairs"])
 @pytest.mark.parametrize("bad", [np.nan, np.inf])
 def test_a_broken_valid_score_is_seen(name, bad):
     policy, ref, scores, mask = set_arrays()
@@ -227,5 +228,6 @@ def test_infonca_gradient_vanishes_when_rewards_are_the_scores():
 def test_set_reward_loss_of_two_is_bradley_terry():
     scores = np.random.default_rng(0).normal(0, 3, (4, 2)).astype(np.float32)
     labels = np.array([[1, 0]] * 4)
-    values = losses.bradley_terry_set_loss(scores, labels, np.ones((4, 2), bool))
-    np.testing.assert_allclose(values, losses.bradley_terry_loss(scores[:, 0], scores[:, 1]), rtol=1e-6)
+    for loss in (losses.bradley_terry_set_loss, losses.bradley_terry_pairs_loss):
+        values = loss(scores, labels, np.ones((4, 2), bool))
+        np.testing.assert_allclose(values, losses.bradley_terry_loss(scores[:, 0], scores[:, 1]), rtol=1e-6)

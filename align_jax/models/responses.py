@@ -1,0 +1,125 @@
+"""The decoder over the responses of a batch: each prompt computed once, response rows in chunks, one number a response."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+
+from align_jax.batch import GroupBatch
+from align_jax.errors import UserError
+from align_jax.models.attention import Tokens, visibility
+from align_jax.models.decoder import Decoder
+
+_ROW_FIELDS = ("tokens", "targets", "positions", "segments", "parents", "groups", "slots", "prompt_row")
+
+
+def sum_over_responses(
+    model: Decoder,
+    batch: GroupBatch,
+    read: Callable[[jax.Array, dict[str, jax.Array]], jax.Array],
+    rows_per_chunk: int | None = None,
+) -> jax.Array:
+    """Sums, for every response, what `read` says of the positions that `batch.slots` marks.
+
+    Args:
+      model: the decoder.
+      batch: prompts and responses, see `align_jax.batch`; the arrays may be traced.
+      read: (normalized hidden states `[D, n, R, W]`, these rows' arrays by name, such as `targets` `[D, n, R]`)
+        -> float32 `[D, n, R]`.
+      rows_per_chunk: response rows of a shard computed at one time, n. With fewer than N, chunks run one after the other
+        and their activations are computed again on the way back, so that memory does not grow with K. None: all.
+
+    Returns:
+      float32 `[G, K]`; 0 for a response that does not exist.
+
+    Raises:
+      ValueError: `rows_per_chunk` below 1.
+    """
+    if rows_per_chunk is not None and rows_per_chunk < 1:
+        raise ValueError(f"chunk sizes must be at least 1, got {rows_per_chunk=}")
+    batch = _aligned(batch, _backend(model, batch))
+    kv = prompt_kv(model, batch)
+    rows = {name: getattr(batch, name) for name in _ROW_FIELDS}
+    read_rows = partial(_read_rows, model, batch, kv, read)
+    count = batch.tokens.shape[1]
+    if rows_per_chunk is None or rows_per_chunk >= count:
+        sums = read_rows(rows)
+    else:
+        sums = _scan_chunks(read_rows, rows, count, rows_per_chunk, batch)
+    return sums.reshape(batch.mask.shape)
+
+
+def prompt_kv(model: Decoder, batch: GroupBatch) -> tuple[jax.Array, jax.Array]:
+    """Keys and values of the prompt rows in every layer: two `[L, D, M, P, Hk, E]`."""
+    own = Tokens(batch.prompt_positions, batch.prompt_segments)
+    seen = visibility(_backend(model, batch), own, model.config.sliding_window)
+    _, kv = model.run(batch.prompt_tokens, batch.prompt_positions, seen, keep_kv=True)
+    return kv
+
+
+def _backend(model: Decoder, batch: GroupBatch) -> str:
+    """The model's attention backend, or XLA's where `auto` chose one that does not take this batch."""
+    if model.backend == "xla" or not batch.packed:
+        return model.backend
+    if model.attention == "auto":
+        return "xla"
+    raise UserError(f"model.attention: {model.backend!r} takes one response a row, and this batch is packed (data.pack)")
+
+
+def _aligned(batch: GroupBatch, backend: str) -> GroupBatch:
+    """Prompts moved to the end that the backend's kernels count from: splash to the right, cuDNN to the left.
+
+    At the right, distances between array indices are those between positions, which is what a sliding window needs.
+    """
+    if backend == "xla":
+        return batch
+    real = jnp.asarray(batch.prompt_segments) > 0
+    order = jnp.argsort(~real if backend.startswith("cudnn") else real, axis=-1, stable=True)
+    names = ("prompt_tokens", "prompt_segments", "prompt_positions")
+    moved = {name: jnp.take_along_axis(jnp.asarray(getattr(batch, name)), order, axis=-1) for name in names}
+    return dataclasses.replace(batch, **moved)
+
+
+def _read_rows(model, batch, kv, read, rows):
+    """What is read of some of the batch's response rows, summed into response slots, `[D, slots of a shard]`."""
+    window = model.config.sliding_window
+    own = Tokens(rows["positions"], rows["segments"], rows["parents"] if batch.packed else None, rows["groups"])
+    prompt = Tokens(batch.prompt_positions, batch.prompt_segments)
+    uniform = batch.uniform and rows["tokens"].shape == batch.tokens.shape
+    seen = visibility(_backend(model, batch), own, window, prompt, rows["prompt_row"], uniform)
+    hidden, _ = model.run(rows["tokens"], rows["positions"], seen, kv)
+    slots = batch.mask.size // batch.tokens.shape[0]
+    return _sum_into_slots(read(hidden, rows), rows["slots"], slots)
+
+
+def _sum_into_slots(values, slots, count):
+    def one_shard(values, index):
+        # A negative index would wrap around; one past the end is dropped.
+        index = jnp.where(index < 0, count, index).reshape(-1)
+        return jnp.zeros(count, jnp.float32).at[index].add(values.reshape(-1), mode="drop")
+
+    return jax.vmap(one_shard)(values, slots)
+
+
+def _scan_chunks(read_rows, rows, count, size, batch):
+    """Sums over chunks of rows; the checkpoint makes the backward pass hold one chunk's activations at a time."""
+    chunks = -(-count // size)
+
+    def split(name, x):
+        # Rows of padding: no segment, and slots that nothing is added to.
+        fill = -1 if name == "slots" else 0
+        padding = ((0, 0), (0, chunks * size - count), *((0, 0),) * (x.ndim - 2))
+        x = jnp.pad(jnp.asarray(x), padding, constant_values=fill)
+        return jnp.moveaxis(x.reshape(x.shape[:1] + (chunks, size) + x.shape[2:]), 1, 0)
+
+    def body(sums, chunk):
+        return sums + read_rows(chunk), None
+
+    shards = batch.tokens.shape[0]
+    zero = jnp.zeros((shards, batch.mask.size // shards), jnp.float32)
+    sums, _ = jax.lax.scan(jax.checkpoint(body, prevent_cse=False), zero, {name: split(name, x) for name, x in rows.items()})
+    return sums
