@@ -10,7 +10,7 @@ import jax
 
 from align_jax.cli import assemble
 from align_jax.cli.export import trained_weights
-from align_jax.cli.run_folder import has_checkpoints, say, write_whole
+from align_jax.cli.run_folder import has_checkpoints, newest_run, say, write_whole
 from align_jax.cli.train import in_training_evaluation
 from align_jax.config import load_config, parse_overrides
 from align_jax.data import Encoder
@@ -34,10 +34,11 @@ def main(argv: list[str]) -> int:
     folder.mkdir(parents=True, exist_ok=True)
     with jax.set_mesh(mesh):
         measure = in_training_evaluation(config, start, encoder, scorer, mesh, folder)
-        if has_checkpoints(folder):
+        trained = newest_run(folder)
+        if has_checkpoints(trained):
             where = weight_shardings(start.config, mesh)
-            params, step = trained_weights(folder, config, start.config, None, where)
-            say(f"evaluating the checkpoint of step {step} in {folder}")
+            params, step = trained_weights(trained, config, start.config, None, where)
+            say(f"evaluating the checkpoint of step {step} in {trained}")
         else:
             params, step = assemble.weights_of(start, config, mesh), 0
             say(f"{folder} has no checkpoint: evaluating the starting model")
