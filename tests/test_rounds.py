@@ -164,6 +164,15 @@ def test_export_gives_the_last_round(world, whole):
     assert last.read_bytes() != (whole / "rounds" / "1" / "model" / "model.safetensors").read_bytes()
 
 
+def test_other_commands_take_the_last_round(world, whole, capsys):
+    folder, config = world
+    files = ("--generate.prompts", folder / "eval.jsonl", "--generate.output", folder / "said.jsonl", "--generate.rows", 4)
+    assert main(["generate", str(config), "--run.dir", str(whole), *map(str, files)]) == 0
+    assert f"the model is that of step {STEPS} in {whole / 'rounds' / '2'}" in capsys.readouterr().err
+    assert main(["evaluate", str(config), "--run.dir", str(whole)]) == 2
+    assert "data.format 'prompts' has no responses to evaluate on" in capsys.readouterr().err
+
+
 def test_stopped_in_every_step_it_goes_on_inside_it_and_ends_with_the_same_bits(world, whole, reward, monkeypatch, capsys):
     folder, config = world
     run = folder / "stopped"

@@ -191,6 +191,8 @@ def in_training_evaluation(config: Config, start, encoder: Encoder, scorer, mesh
     """params -> `eval/...` metrics on `data.eval`, or None where there is no such data."""
     if config.data.eval is None:
         return None
+    if config.data.format == "prompts":
+        raise UserError("data.format 'prompts' has no responses to evaluate on")
     objective = evaluated_as(config.objective, config.data.format)
     same = type(objective) is type(config.objective)
     objective = config.objective if same else objective
