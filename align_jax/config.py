@@ -423,8 +423,8 @@ def _check_rounds(source: Source, config: Config) -> None:
         ("data.eval", config.data.eval is None, "is required by rounds: the reward of samples on held-out prompts is measured"),
         (
             "objective.name",
-            objective.layout not in ("group", "pair", "unpaired", "sft"),
-            f"{objective.name!r} cannot be trained in rounds: samples have scores, and no beliefs",
+            objective.layout not in ("group", "pair", "unpaired", "sft") or config.head != "lm_head",
+            f"{objective.name!r} cannot be trained in rounds: a language model is, on samples with scores and without beliefs",
         ),
         (
             "rounds.reference",

@@ -11,7 +11,8 @@ import pytest
 import yaml
 
 from align_jax import onpolicy
-from align_jax.cli import generate, main, score_file
+from align_jax.cli import generate, main, score
+from align_jax.cli.score_passes import Pass
 from align_jax.data import DataConfig
 from align_jax.data.prompts import distinct_prompts
 from align_jax.errors import UserError
@@ -30,9 +31,14 @@ class Reward:
     def __init__(self):
         self.asked = []
 
-    def score(self, prompts, responses):
-        self.asked += [(prompt, list(texts)) for prompt, texts in zip(prompts, responses, strict=True)]
-        return [[sum(w.startswith("s") for w in text.split()) - len(text) / 100 for text in texts] for texts in responses]
+    def score(self, texts):
+        self.asked.append(texts)
+        return np.asarray([sum(w.startswith("s") for w in text.split()) - len(text) / 100 for text in texts])
+
+    def reward_pass(self, config, rows, mesh):
+        texts = [row["responses"] for row in rows.values]
+        ready = lambda: lambda groups: ((i, self.score(group)) for i, group in enumerate(groups))  # noqa: E731
+        return Pass("scores", {"reward": config.score.reward_model}, rows.where, texts, ready)
 
 
 @pytest.fixture(autouse=True, scope="module")
@@ -52,8 +58,6 @@ def world(tmp_path_factory):
         rows = list({row["prompt"]: {"prompt": row["prompt"]} for row in opinions.rows(count, seed, uniform=True)}.values())
         assert len(rows) > TRAINED
         (folder / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    (folder / "reward").mkdir()
-    (folder / "reward" / "model.safetensors").write_bytes(b"stand-in")
     config = {
         "run": {"dir": str(folder / "run"), "seed": 3},
         "model": {"config": SHAPE, "tokenizer": str(folder / "tokenizer"), "dtype": "float32"},
@@ -76,7 +80,7 @@ def world(tmp_path_factory):
 @pytest.fixture(autouse=True)
 def reward(monkeypatch):
     model = Reward()
-    monkeypatch.setattr(score_file, "load_reward_model", lambda path, mesh, numbers: model)
+    monkeypatch.setattr(score, "reward_pass", model.reward_pass)
     return model
 
 
@@ -89,7 +93,7 @@ def whole(world):
     """An uninterrupted run."""
     folder, config = world
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(score_file, "load_reward_model", lambda path, mesh, numbers: Reward())
+        patch.setattr(score, "reward_pass", Reward().reward_pass)
         assert train(config, folder / "whole") == 0
     return folder / "whole"
 
@@ -123,7 +127,7 @@ def test_a_run_keeps_what_it_promises(world, whole):
         assert json.loads((at / "evaluation.json").read_text()) == line
         scored = rows(at / "eval_scored.jsonl")
         assert len(scored) == HELD_OUT and [r["prompt"] for r in scored] == [r["prompt"] for r in start]
-        means = np.asarray([np.mean(Reward().score([""], [r["responses"]])) for r in scored])
+        means = np.asarray([Reward().score(r["responses"]).mean() for r in scored])
         assert line["eval/reward"] == pytest.approx(means.mean())
         assert line["eval/gain"] == pytest.approx(means.mean() - lines[0]["eval/reward"])
         assert line["eval/reward_low"] <= line["eval/reward"] <= line["eval/reward_high"]
@@ -176,7 +180,6 @@ def test_other_commands_take_the_last_round(world, whole, capsys):
 def test_stopped_in_every_step_it_goes_on_inside_it_and_ends_with_the_same_bits(world, whole, reward, monkeypatch, capsys):
     folder, config = world
     run = folder / "stopped"
-    monkeypatch.setattr(score_file, "CHUNK", 2)
     killed_while_sampling(config, run, monkeypatch)
     killed_while_scoring(config, run, reward)
     stopped_by_sigterm(config, run, reward, capsys)
@@ -217,15 +220,15 @@ def killed_while_scoring(config, run, reward):
     """Ends after 4 prompts of round 1; those are not scored again."""
     before, real = len(reward.asked), reward.score
 
-    def ends_early(prompts, responses):
+    def ends_early(texts):
         if len(reward.asked) - before == 4:
             raise RuntimeError("device lost")
-        return real(prompts, responses)
+        return real(texts)
 
     reward.score = ends_early
     with pytest.raises(RuntimeError, match="device lost"):
         train(config, run)
-    assert len(rows(run / "rounds" / "1" / "scored.jsonl")) == 4
+    assert len(rows(run / "rounds" / "1" / "scored.jsonl.scores")) == 4
     assert not (run / "rounds" / "1" / "checkpoints").exists()
     reward.score = real
 
@@ -234,16 +237,16 @@ def stopped_by_sigterm(config, run, reward, capsys):
     """Ends with exit status 0 and a line, in the evaluation of round 1."""
     before, real = len(reward.asked), reward.score
 
-    def stops(prompts, responses):
-        if len(reward.asked) - before == TRAINED - 4:
+    def stops(texts):
+        if len(reward.asked) - before == TRAINED - 4 + 1:
             os.kill(os.getpid(), signal.SIGTERM)
-        return real(prompts, responses)
+        return real(texts)
 
     reward.score = stops
     capsys.readouterr()
     assert train(config, run) == 0
     assert "stopped by SIGTERM in round 1 of 2; the same command goes on" in capsys.readouterr().err
-    assert len(rows(run / "rounds" / "1" / "eval_scored.jsonl")) == 2
+    assert len(rows(run / "rounds" / "1" / "eval_scored.jsonl.scores")) == 2
     assert len(reward.asked) - before == TRAINED - 4 + 2
     reward.score = real
 
@@ -331,6 +334,7 @@ def test_the_interval_is_the_bootstraps():
     [
         (["--rounds.reward_model", "null"], "rounds.reward_model"),
         (["--objective.name", "gdpo", "--objective.preference", "mpo"], "--objective.name: 'gdpo' cannot be trained in rounds"),
+        (["--objective.name", "reward", "--objective.alpha", "null"], "--objective.name: 'reward' cannot be trained in rounds"),
         (["--rounds.samples_per_prompt", "1"], "rounds.samples_per_prompt: 1 must be at least 2"),
         (["--rounds.prompts_per_round", "99"], "rounds.prompts_per_round: 99 are wanted, but"),
         (["--rounds.eval_prompts", "99"], "rounds.eval_prompts: 99 are wanted, but"),

@@ -23,12 +23,11 @@ import jax
 import numpy as np
 
 from align_jax import hf, onpolicy
-from align_jax.cli import assemble, generate
+from align_jax.cli import assemble, generate, score
 from align_jax.cli.export import export
 from align_jax.cli.run_folder import FREE, check_same_run, has_checkpoints, say, write_whole
-from align_jax.cli.score_file import score_file
 from align_jax.cli.train import train
-from align_jax.config import Config, ReferenceConfig, RunConfig, load_config
+from align_jax.config import Config, ReferenceConfig, RunConfig, ScoreConfig, load_config
 from align_jax.data import Encoder
 from align_jax.data.prompts import distinct_prompts
 from align_jax.errors import UserError
@@ -48,13 +47,12 @@ class Job:
     """A run of several rounds.
 
     Attributes:
-      start, reward_model: folders (or hub ids) of the model at the start and of the reward model.
+      start: folder (or hub id) of the model at the start.
       prompts: rows with `prompt`, of the training data.
     """
 
     config: Config
     start: str
-    reward_model: str
     prompts: list[dict[str, Any]]
     stop: StopSignal
 
@@ -101,7 +99,7 @@ def run_rounds(config: Config, stop: StopSignal) -> bool:
 
 
 def _prepare(config: Config, stop: StopSignal) -> Job:
-    """Checks the folder and reads the prompts; a fresh model and a reward run are exported, so that all are folders."""
+    """Checks the folder and reads the prompts; a fresh model is written out, so that every model is a folder."""
     root = Path(config.run.dir)
     stored = root / "config.yaml"
     if stored.exists() and ((root / "rounds").exists() or has_checkpoints(root)):
@@ -118,7 +116,7 @@ def _prepare(config: Config, stop: StopSignal) -> Job:
     write_whole(stored, config.to_yaml())
     chosen = onpolicy.round_prompts(len(held_out), rounds.eval_prompts or len(held_out), 1, config.run.seed)
     _write_rows(root / EVAL_PROMPTS, [held_out[i] for i in chosen])
-    return Job(config, _start_folder(config, root), _reward_folder(rounds.reward_model, root), prompts, stop)
+    return Job(config, _start_folder(config, root), prompts, stop)
 
 
 def _read_prompts(config: Config, which: str) -> list[dict[str, Any]]:
@@ -137,15 +135,6 @@ def _start_folder(config: Config, root: Path) -> str:
         with jax.set_mesh(mesh):
             model = Decoder(start.config, assemble.weights_of(start, config, mesh), dtype=config.model.dtype)
             hf.save_model(model, folder, tokenizer=assemble.tokenizer_of(config))
-    return str(folder)
-
-
-def _reward_folder(path: str, root: Path) -> str:
-    if not (Path(path) / "config.yaml").exists():
-        return path
-    folder = root / "reward_model"
-    if not folder.exists():
-        export(Path(path), folder)
     return str(folder)
 
 
@@ -185,7 +174,9 @@ def _sample(job: Job, number: int, prompts: Path, output: Path, samples: int) ->
 
 def _score(job: Job, samples: Path, scored: Path) -> bool:
     config = job.config
-    return score_file(samples, scored, job.reward_model, assemble.mesh_of(config), config.model, job.stopped)
+    options = ScoreConfig(str(samples), str(scored), config.rounds.reward_model, False, config.score.batch_rows)
+    data = dataclasses.replace(config.data, format="groups", max_rows=None, on_bad_row="error")
+    return score.run(dataclasses.replace(config, rounds=None, score=options, data=data), job.stopped)
 
 
 def _train(job: Job, number: int) -> bool:
