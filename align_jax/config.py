@@ -170,6 +170,7 @@ class GenerateConfig:
       stop_tokens: tokens, by name, that end a response besides EOS.
       beliefs: draw one of the row's `options` first, then the text conditioned on it; a row's `belief` fixes it.
       belief_temperature: of that draw; 0 is the most likely belief.
+      tokens: also write `tokens`, the ids of each response as they were sampled, and `finish_reasons`.
       rows: responses in the making at one time; more need more memory.
       alpaca_eval: also write the first response of every prompt to this file, as AlpacaEval's `model_outputs.json`.
     """
@@ -188,6 +189,7 @@ class GenerateConfig:
     stop_tokens: list[str] = dataclasses.field(default_factory=list)
     beliefs: bool = False
     belief_temperature: float = 1.0
+    tokens: bool = False
     rows: int = 256
 
     def __post_init__(self):
@@ -328,6 +330,38 @@ class BenchConfig:
                 raise UserError(f"bench.{key}: {getattr(self, key)} is used with bench.prompt_tokens and bench.response_tokens")
 
 
+@dataclasses.dataclass(frozen=True)
+class RoundsConfig:
+    """On-policy rounds: sample, score, train on the samples, repeat.
+
+    Prompts are those of `data.train` (any format, `prompts` too), held-out ones those of `data.eval`. Sampling is as the
+    `generate` section says, and its `samples`, `prompts` and `output` are not used. `train.steps` or `train.epochs`, the
+    schedule and the optimizer's state are of one round: each begins anew.
+
+    Attributes:
+      number: of rounds.
+      reward_model: a sequence classifier in Hugging Face format (folder or id), or the run folder of one.
+      samples_per_prompt: responses of a group.
+      prompts_per_round: how many prompts a round takes; every prompt has been used before one is used again. None is all.
+      reference: of the objective: the model at the start of the `round`, or of the `run`.
+      eval_prompts: how many held-out prompts; None is all.
+      eval_samples: responses to each of them, after every round and before the first.
+    """
+
+    number: int
+    reward_model: str
+    samples_per_prompt: int = 8
+    prompts_per_round: int | None = None
+    reference: Literal["round", "run"] = "round"
+    eval_prompts: int | None = None
+    eval_samples: int = 4
+
+    def __post_init__(self):
+        _positive("rounds", self, "number", "prompts_per_round", "eval_prompts", "eval_samples")
+        if self.samples_per_prompt < 2:
+            raise UserError(f"rounds.samples_per_prompt: {self.samples_per_prompt!r} must be at least 2, for a contrast")
+
+
 SECTIONS: dict[str, type] = {
     "run": RunConfig,
     "model": ModelSection,
@@ -340,13 +374,14 @@ SECTIONS: dict[str, type] = {
     "score": ScoreConfig,
     "bench": BenchConfig,
     "evaluate": EvaluateConfig,
+    "rounds": RoundsConfig,
     "log": LogConfig,
 }
 
 
 @dataclasses.dataclass(frozen=True)
 class Config:
-    """All sections; `data`, `objective` and `optimizer` are None when the file has none."""
+    """All sections; `data`, `objective`, `optimizer` and `rounds` are None when the file has none."""
 
     run: RunConfig
     model: ModelSection
@@ -361,6 +396,7 @@ class Config:
     score: ScoreConfig
     bench: BenchConfig
     evaluate: EvaluateConfig
+    rounds: RoundsConfig | None
     log: LogConfig
 
     @property
@@ -429,6 +465,34 @@ def _cross_check(source: Source, config: Config, require: Iterable[str]) -> None
         raise source.error("model", "give model.path (a Hugging Face folder or id) or model.config")
     if "train" in require and train.steps is None and train.epochs is None:
         raise source.error("train", "give train.steps or train.epochs")
+    if "train" in require and config.rounds is not None:
+        _check_rounds(source, config)
+
+
+def _check_rounds(source: Source, config: Config) -> None:
+    """UserError for what does not go with on-policy rounds, with its place."""
+    objective, rounds = config.objective, config.rounds
+    refused = [
+        ("data.eval", config.data.eval is None, "is required by rounds: the reward of samples on held-out prompts is measured"),
+        (
+            "objective.name",
+            objective.layout not in ("group", "pair", "unpaired", "sft") or config.head != "lm_head",
+            f"{objective.name!r} cannot be trained in rounds: a language model is, on samples with scores and without beliefs",
+        ),
+        (
+            "rounds.reference",
+            rounds.reference == "run" and not objective.needs_reference,
+            f"'run' is not used by objective {objective.name}, which has no reference",
+        ),
+        ("reference.path", config.reference.path is not None, "is not used in rounds; see rounds.reference"),
+        ("generate.temperature", config.generate.temperature == 0, "0 gives the same sample every time; rounds need contrast"),
+        ("generate.beliefs", config.generate.beliefs, "is not used in rounds"),
+        ("train.eval_every", config.train.eval_every is not None, "is not used in rounds: each ends with an evaluation"),
+        ("checkpoint.best_metric", config.checkpoint.best_metric is not None, "is not used in rounds: each hands on its last"),
+    ]
+    for key, wrong, message in refused:
+        if wrong:
+            raise source.error(key, message)
 
 
 def load_config(path: str | Path, overrides: Iterable[Override] = (), *, require: Iterable[str] = ()) -> Config:

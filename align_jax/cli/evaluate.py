@@ -14,7 +14,7 @@ from align_jax import hf
 from align_jax.cli import assemble
 from align_jax.cli.evaluation import EvalData, Spoken, divergence_table, eval_data, judge_of, reference_weights, speak
 from align_jax.cli.export import trained_config, trained_weights
-from align_jax.cli.run_folder import has_checkpoints, say, write_whole
+from align_jax.cli.run_folder import has_checkpoints, newest_run, say, write_whole
 from align_jax.config import Config, load_config, parse_overrides
 from align_jax.data import Encoder
 from align_jax.errors import UserError
@@ -84,7 +84,8 @@ def sources_of(config: Config, start: assemble.Start, folder: Path) -> list[Sour
       UserError: a folder that is neither a run with a checkpoint nor a model, or of another shape than the starting model.
     """
     if not config.evaluate.models:
-        run = [Source("run", folder, is_run=True)] if has_checkpoints(folder) else []
+        trained = newest_run(folder)
+        run = [Source("run", trained, is_run=True)] if has_checkpoints(trained) else []
         if not run:
             say(f"{folder} has no checkpoint: evaluating the starting model alone")
         return [Source("start", None), *run]
@@ -92,6 +93,7 @@ def sources_of(config: Config, start: assemble.Start, folder: Path) -> list[Sour
 
 
 def _source(name: str, path: Path, start: assemble.Start) -> Source:
+    path = newest_run(path)
     is_run = (path / "config.yaml").exists()
     if is_run and not has_checkpoints(path):
         raise UserError(f"evaluate.models: {name}: {path} is a run without a checkpoint yet")

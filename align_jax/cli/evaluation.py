@@ -124,6 +124,8 @@ class EvalData:
 
 def eval_data(config: Config, start, encoder: Encoder, scorer: Scorer, mesh: Mesh, folder: Path) -> EvalData:
     """Reads `data.eval`, with the reference's log-probs where its metrics need them."""
+    if config.data.format == "prompts":
+        raise UserError("data.format 'prompts' has no responses to evaluate on")
     objective = evaluated_as(config.objective, config.data.format)
     dataset = assemble.dataset_of(config, "eval", encoder, objective, folder / "spool")
     report_data("eval", dataset, folder)

@@ -12,6 +12,7 @@ import jax
 from align_jax import hf
 from align_jax.checkpoint import Checkpointer
 from align_jax.cli.assemble import with_head
+from align_jax.cli.run_folder import GENERATION_CONFIG, newest_run
 from align_jax.config import Config, load_config
 from align_jax.errors import UserError
 from align_jax.models import Decoder, ModelConfig, weight_shapes
@@ -38,11 +39,21 @@ def export(run_dir: Path, out_dir: Path, step: int | None = None, dtype: str | N
     """
     if not (run_dir / "config.yaml").exists():
         raise UserError(f"{run_dir} is not a run folder: it has no config.yaml")
+    run_dir = newest_run(run_dir)
     config = load_config(run_dir / "config.yaml")
     model_config, base = trained_config(run_dir, config)
     params, step = trained_weights(run_dir, config, model_config, step)
     model = Decoder(model_config, params, dtype=config.model.dtype)
-    hf.save_model(model, out_dir, tokenizer=run_dir / "tokenizer", dtype=dtype, base_config=base)
+    stored = run_dir / GENERATION_CONFIG
+    generation_config = json.loads(stored.read_text(encoding="utf-8")) if stored.exists() else None
+    hf.save_model(
+        model,
+        out_dir,
+        tokenizer=run_dir / "tokenizer",
+        dtype=dtype,
+        base_config=base,
+        generation_config=generation_config,
+    )
     return step
 
 

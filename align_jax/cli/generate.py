@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -15,14 +15,15 @@ import jax
 from align_jax import hf
 from align_jax.cli import assemble
 from align_jax.cli.export import trained_config, trained_weights
-from align_jax.cli.run_folder import has_checkpoints
+from align_jax.cli.run_folder import has_checkpoints, newest_run
 from align_jax.config import Config, GenerateConfig, load_config, parse_overrides
 from align_jax.data import Encoder
 from align_jax.data.config import DataConfig
 from align_jax.errors import UserError
-from align_jax.generate import Sampling, StopStrings, end_ids, sample_text, stream, stream_beliefs
+from align_jax.generate import Sample, Sampling, StopStrings, end_ids, sample_text, stream, stream_beliefs
 from align_jax.generate.files import PromptRow, ResultsFile, read_prompts, write_model_outputs
 from align_jax.models import Decoder, ModelConfig, weight_shardings
+from align_jax.reference import fingerprint_files
 
 REQUIRED = ("model", "generate.prompts", "generate.output")
 
@@ -44,10 +45,17 @@ class Encoded:
     fixed: int | None = None
 
 
-def run(config: Config) -> None:
+def run(config: Config, *, cut_prompts: bool = False, stop: Callable[[], bool] = lambda: False) -> bool:
     """Generates what the `generate` section asks for.
 
     The model is that of the newest checkpoint in `run.dir` where there is one, otherwise that of `model`.
+
+    Args:
+      cut_prompts: cut prompts to `data.max_prompt_tokens`, as training does.
+      stop: asked after every prompt; when it says so, the rest is left for the next time.
+
+    Returns:
+      Whether all prompts have their responses.
 
     Raises:
       UserError: anything wrong with the prompts (file and line), the stop tokens or the files, before sampling starts.
@@ -62,7 +70,8 @@ def run(config: Config) -> None:
     ends = end_ids(tokenizer, options.stop_tokens, generation_config)
     data = config.data or DataConfig()
     rows = [unit for row in read_prompts(options.prompts) for unit in by_group(row, data)]
-    encoder = Encoder(tokenizer, dataclasses.replace(data, max_prompt_tokens=sys.maxsize))
+    most = data.max_prompt_tokens if cut_prompts else sys.maxsize
+    encoder = Encoder(tokenizer, dataclasses.replace(data, max_prompt_tokens=most))
     encoded = [encode(row, encoder, options, shape) for row in rows]
     with ResultsFile(options.output, _settings(config, from_run, encoded), len(rows)) as results:
         _say_what_is_there(results, len(rows))
@@ -73,20 +82,30 @@ def run(config: Config) -> None:
             try:
                 for i, columns in _results(model, [encoded[i] for i in todo], todo, config, mesh, ends, stops):
                     results.write(todo[i], {**rows[todo[i]].values, **columns})
+                    if stop():
+                        break
             except BaseException:
-                _say(f"{len(results.done)} of {len(rows)} prompts are in {options.output}; the same command goes on from there")
+                _say_how_far(results, len(rows))
                 raise
+            if len(results.done) < len(rows):
+                _say_how_far(results, len(rows))
+                return False
     if todo:
         _say(f"responses to {len(rows)} prompts are in {options.output}")
     if options.alpaca_eval is not None and jax.process_index() == 0:
         name = Path(config.run.dir if from_run else config.model.path or "fresh model").name
         count = write_model_outputs(Path(options.output), Path(options.alpaca_eval), name)
         _say(f"{count} outputs of {name!r} for AlpacaEval are in {options.alpaca_eval}")
+    return True
 
 
 def _say(line: str) -> None:
     if jax.process_index() == 0:
         print(f"align-jax: {line}", file=sys.stderr, flush=True)
+
+
+def _say_how_far(results: ResultsFile, count: int) -> None:
+    _say(f"{len(results.done)} of {count} prompts are in {results.path}; the same command goes on from there")
 
 
 def _say_what_is_there(results: ResultsFile, count: int) -> None:
@@ -174,18 +193,25 @@ def _results(
 
     if not options.beliefs:
         for i, samples in stream(model, prompts, **common):
-            yield i, {"responses": [text(prompts[i], sample) for sample in samples]}
+            yield i, {"responses": [text(prompts[i], sample) for sample in samples], **_tokens(samples, options)}
         return
     statements, fixed = [e.beliefs for e in encoded], [e.fixed for e in encoded]
     first = partial(stream_beliefs, fixed=fixed, belief_temperature=options.belief_temperature)
     for i, result in first(model, prompts, statements, **common):
         yield i, {
             "responses": [text([*prompts[i], *statements[i][s.belief]], s.sample) for s in result.samples],
+            **_tokens([s.sample for s in result.samples], options),
             "beliefs": [s.belief for s in result.samples],
             "belief_probabilities": [s.probability for s in result.samples],
             "belief_distribution": result.distribution.tolist(),
             "belief_mass": result.mass,
         }
+
+
+def _tokens(samples: Sequence[Sample], options: GenerateConfig) -> dict[str, Any]:
+    if not options.tokens:
+        return {}
+    return {"tokens": [s.tokens.tolist() for s in samples], "finish_reasons": [s.finish_reason for s in samples]}
 
 
 def sampling_of(options: GenerateConfig) -> Sampling:
@@ -196,7 +222,7 @@ def sampling_of(options: GenerateConfig) -> Sampling:
 
 def _shape_of(config: Config) -> tuple[ModelConfig, Path | None]:
     """The model's shape, and the run folder where its weights come from one."""
-    folder = Path(config.run.dir) if config.run.dir else None
+    folder = newest_run(Path(config.run.dir)) if config.run.dir else None
     if folder and (folder / "config.yaml").exists() and has_checkpoints(folder):
         trained = load_config(folder / "config.yaml")
         if trained.head != config.head:
@@ -217,11 +243,13 @@ def _settings(config: Config, run_dir: Path | None, encoded: Sequence[Encoded]) 
     """Everything that decides the results; a file of other settings is not continued."""
     values = config.to_dict()
     free = ("prompts", "output", "alpaca_eval", "rows")
-    newest = None
+    newest = weights = None
+    if run_dir is None and config.model.path is not None:
+        weights = fingerprint_files(hf.resolve_folder(config.model.path).glob("*.safetensors"))
     if run_dir is not None:
         newest = max(int(p.name) for p in (run_dir / "checkpoints").glob("[0-9]*") if p.name.isdigit())
     return {
-        "model": values["model"] | {"run": str(run_dir) if run_dir else None, "step": newest},
+        "model": values["model"] | {"run": str(run_dir) if run_dir else None, "step": newest, "weights": weights},
         "seed": config.run.seed,
         "generate": {key: value for key, value in values["generate"].items() if key not in free},
         "prompts": _hash(encoded),

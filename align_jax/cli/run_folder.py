@@ -10,9 +10,12 @@ from pathlib import Path
 
 import jax
 
+from align_jax import hf
 from align_jax.cli import assemble
 from align_jax.config import Config, load_config
 from align_jax.errors import UserError
+
+GENERATION_CONFIG = "generation_config.json"
 
 
 def say(line: str) -> None:
@@ -28,7 +31,7 @@ def prepare_folder(folder: Path, config: Config, start: assemble.Start, tokenize
       UserError: the folder holds another run's checkpoints: the keys that decide its weights differ.
     """
     previous = folder / "config.yaml"
-    if previous.exists() and has_checkpoints(folder):
+    if previous.exists() and has_checkpoints(newest_run(folder)):
         check_same_run(load_config(previous), config, folder)
     if jax.process_index() != 0:
         return
@@ -37,11 +40,20 @@ def prepare_folder(folder: Path, config: Config, start: assemble.Start, tokenize
     tokenizer.save_pretrained(folder / "tokenizer")
     if start.hf_config is not None:
         write_whole(folder / "model_config.json", json.dumps(start.hf_config, indent=2))
+    generation_config = hf.load_generation_config(start.folder) if start.folder is not None else None
+    if generation_config is not None:
+        write_whole(folder / GENERATION_CONFIG, json.dumps(generation_config, indent=2))
 
 
 def has_checkpoints(folder: Path) -> bool:
     """Whether a run folder holds a complete checkpoint."""
     return any(path.name.isdigit() for path in (folder / "checkpoints").glob("[0-9]*"))
+
+
+def newest_run(folder: Path) -> Path:
+    """The folder with a run's newest checkpoints: with on-policy rounds that of the last round that has any, else itself."""
+    rounds = [path for path in (folder / "rounds").glob("[0-9]*") if path.name.isdigit() and has_checkpoints(path)]
+    return max(rounds, key=lambda path: int(path.name), default=folder)
 
 
 def write_whole(path: Path, text: str) -> None:
@@ -59,11 +71,11 @@ FREE = (
 )
 
 
-def check_same_run(old: Config, new: Config, folder: Path) -> None:
+def check_same_run(old: Config, new: Config, folder: Path, free: tuple[str, ...] = FREE) -> None:
     """Raises UserError naming the first key on which a run folder's config and the one given differ."""
     before, after = flat(old.to_dict()), flat(new.to_dict())
     for key in sorted(before.keys() | after.keys()):
-        if before.get(key) != after.get(key) and not any(key == f or key.startswith(f + ".") for f in FREE):
+        if before.get(key) != after.get(key) and not any(key == f or key.startswith(f + ".") for f in free):
             raise UserError(
                 f"{folder} holds checkpoints of a run with {key}={before.get(key)!r}, but {key}={after.get(key)!r} was "
                 "given; choose another run.dir, or give the same value to resume"

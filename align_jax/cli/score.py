@@ -6,6 +6,7 @@ in a file of its own beside the output, so that an interrupted run loses nothing
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 from align_jax.cli import assemble
@@ -27,13 +28,19 @@ def main(argv: list[str]) -> int:
     return 0
 
 
-def run(config: Config) -> None:
+def run(config: Config, stop: Callable[[], bool] = lambda: False) -> bool:
     """Scores what the `score` section asks for.
 
     The policy is the newest checkpoint of `run.dir` where there is one, otherwise `model`; the reference is
     `reference.path`, otherwise `model`. Columns: `logps`, `ref_logps`, `implicit_rewards` (`objective.beta`, 0.1 by default,
     times their difference), `lengths` and `truncated` (tokens of each response, and which were cut to the `data` section's
     lengths); and a reward model's `scores`.
+
+    Args:
+      stop: asked after every row; when it says so, the rest is left for the next time.
+
+    Returns:
+      Whether all rows are scored.
 
     Raises:
       UserError: anything wrong with the rows (file and line), the models or the files, before a model is loaded.
@@ -50,7 +57,11 @@ def run(config: Config) -> None:
         if results.kept_as:
             say(f"{options.output} held results of other settings; they are kept as {results.kept_as}")
         if len(results.done) < len(rows.values):
-            values = {p.name: run_pass(p, options.output) for p in passes}
+            values = {}
+            for p in passes:
+                values[p.name] = run_pass(p, options.output, stop)
+                if values[p.name] is None:
+                    return False
             for i, row in enumerate(rows.values):
                 if i not in results.done:
                     own = {name: found[i] for name, found in values.items()}
@@ -60,6 +71,7 @@ def run(config: Config) -> None:
         for path in (part, part.with_name(part.name + ".settings.json")):
             path.unlink(missing_ok=True)
     say(f"{len(rows.values)} rows are in {options.output}")
+    return True
 
 
 def read_rows(config: Config) -> Rows:

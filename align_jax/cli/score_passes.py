@@ -183,8 +183,8 @@ def part_of(output: str, name: str) -> Path:
     return Path(f"{output}.{name}")
 
 
-def run_pass(one: Pass, output: str) -> list[list[float]]:
-    """The values of every row, from the pass's file as far as they are there."""
+def run_pass(one: Pass, output: str, stop: Callable[[], bool] = lambda: False) -> list[list[float]] | None:
+    """The values of every row, from the pass's file as far as they are there; None where `stop` ended the pass."""
     path, count = part_of(output, one.name), len(one.groups)
     with ResultsFile(path, one.settings, count, "score.output") as results:
         todo = [i for i in range(count) if i not in results.done]
@@ -197,10 +197,18 @@ def run_pass(one: Pass, output: str) -> list[list[float]]:
                     if not np.isfinite(values).all():
                         raise UserError(f"{one.where[block[place]]}: {one.name} are {values.tolist()}; they must be finite")
                     results.write(block[place], {"values": values.tolist()})
+                    if stop() and len(results.done) < count:
+                        say(kept(one, results))
+                        return None
         except BaseException:
-            say(f"{one.name}: {len(results.done)} of {count} rows are kept; the same command goes on from there")
+            say(kept(one, results))
             raise
     return [json.loads(line)["values"] for line in path.read_bytes().splitlines()]
+
+
+def kept(one: Pass, results: ResultsFile) -> str:
+    """How far a pass is, for the user."""
+    return f"{one.name}: {len(results.done)} of {len(one.groups)} rows are kept; the same command goes on from there"
 
 
 def _hash(groups: Sequence[TokenGroup]) -> str:

@@ -32,11 +32,17 @@ def main(argv: list[str]) -> int:
         raise UserError("give a config: align-jax train CONFIG.yaml [--section.key value ...]")
     config = load_config(argv[0], parse_overrides(argv[1:]), require=REQUIRED)
     with StopSignal() as stop:
-        return train(config, stop)
+        if config.rounds is not None:
+            from align_jax.cli.rounds import run_rounds
+
+            run_rounds(config, stop)
+        else:
+            train(config, stop)
+    return 0
 
 
-def train(config: Config, stop: StopSignal) -> int:
-    """One run from its config to its last checkpoint."""
+def train(config: Config, stop: StopSignal) -> bool:
+    """One run from its config to its last checkpoint; False when `stop` ended it before its last step."""
     folder, before = Path(config.run.dir), so_far()
     mesh, start = assemble.mesh_of(config), assemble.start_of(config)
     tokenizer = assemble.tokenizer_of(config)
@@ -63,7 +69,7 @@ def train(config: Config, stop: StopSignal) -> int:
             begun = int(state.step)
             if begun >= steps:
                 say(f"{folder} is complete: step {begun} of {steps}")
-                return 0
+                return True
             step = compile_step(mesh, where, scorer, config.objective, optimizer)
             schedule = optim.make_schedule(config.optimizer, steps)
             with MetricsLog(
@@ -108,7 +114,7 @@ def train(config: Config, stop: StopSignal) -> int:
         say(f"trained to step {done}; export with: align-jax export {folder} OUT_DIR")
     else:
         say(f"stopped by SIGTERM after step {done} of {steps}; checkpoint saved, the same command resumes")
-    return 0
+    return finished
 
 
 def check_best_metric(config: Config) -> None:

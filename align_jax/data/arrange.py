@@ -99,6 +99,8 @@ def survey(examples: Callable[[int], Example], rows: Sequence[int], layout: str,
 
 def check_layout(data_format: str, layout: str) -> None:
     """Raises UserError where a format cannot be arranged for a layout."""
+    if data_format == "prompts":
+        raise UserError("data.format 'prompts' has no responses: it is for on-policy rounds, which sample them")
     if layout == "gdpo" and data_format != "gdpo":
         raise UserError(f"objective gdpo needs beliefs, which data.format {data_format!r} does not have; use format gdpo")
     if data_format == "unpaired" and layout not in ("unpaired", "sft"):
@@ -228,6 +230,8 @@ class Arranger:
 
 def encode_answer(encoder: Encoder, example: Example, which: int) -> tuple[np.ndarray, bool]:
     """Token ids of one response, after the belief that it states where it has one, and whether it was cut."""
+    if example.tokens is not None:
+        return encoder.cut_sample(example.tokens[which])
     before, opinion = None, example.opinion
     if opinion is not None:
         number = opinion.accepted if which == 0 else opinion.rejected

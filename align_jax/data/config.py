@@ -7,7 +7,7 @@ import string
 
 from align_jax.errors import UserError
 
-FORMATS = ("groups", "ultrafeedback", "pairs", "unpaired", "gdpo")
+FORMATS = ("groups", "samples", "prompts", "ultrafeedback", "pairs", "unpaired", "gdpo")
 _PROMPT_FIELDS, _BELIEF_FIELDS = {"prompt", "group", "context"}, {"id", "belief"}
 
 
@@ -17,7 +17,9 @@ class DataConfig:
 
     train: str | None = None  # JSONL or Parquet file, folder of Parquet files or of datasets.save_to_disk, or hub id
     eval: str | None = None  # the same, for evaluation
-    format: str = "groups"  # groups, ultrafeedback, pairs, unpaired or gdpo
+    # groups, ultrafeedback, pairs, unpaired or gdpo; samples: groups with the ids that were sampled in `tokens`, of the same
+    # tokenizer; prompts: `prompt` alone, for on-policy rounds
+    format: str = "groups"
     split: str = "train"  # of a hub data set, for training
     eval_split: str = "test"  # of a hub data set, for evaluation
     streaming: bool = False  # read a hub data set row by row; the rows are kept in the run folder

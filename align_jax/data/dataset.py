@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import hashlib
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ from align_jax.data.encode import Encoder
 from align_jax.data.formats import READERS, Example
 from align_jax.data.packing import GroupSize, group_size
 from align_jax.data.records import TokenGroup
-from align_jax.data.sources import RowError, open_source
+from align_jax.data.sources import RowError, Source, open_source
 from align_jax.errors import UserError
 
 # Keys of the data section that do not change any token or label.
@@ -69,8 +70,7 @@ class GroupDataset:
             self.path, split=split, streaming=config.streaming, max_rows=config.max_rows, spool_dir=spool
         )
         self._read = READERS[config.format]
-        self.bad_rows: list[dict[str, str]] = []
-        good = self._check_rows(config)
+        good, self.bad_rows = check_rows(self._source, self._read, config.on_bad_row)
         self._check_template(config, good)
         self._found = survey(self.example, good, layout, preference, config)
         self._config, self._ends = config, ends
@@ -79,23 +79,6 @@ class GroupDataset:
         how = {k: v for k, v in dataclasses.asdict(config).items() if k not in _HOW}
         parts = (self._source.digest, encoder.key(), sorted(how.items()), layout, preference, seed, len(good))
         self.fingerprint = hashlib.sha256(repr(parts).encode()).hexdigest()
-
-    def _check_rows(self, config: DataConfig) -> list[int]:
-        """Reads every row once, so that a malformed one is known before any work is done."""
-        good = []
-        for row in range(len(self._source)):
-            try:
-                self.example(row)
-                good.append(row)
-            except RowError as error:
-                if config.on_bad_row == "error":
-                    raise UserError(
-                        f"{self._source.where(row)}: {error} (data.on_bad_row: skip leaves such rows out)"
-                    ) from error
-                self.bad_rows.append({"where": self._source.where(row), "reason": str(error)})
-        if not good:
-            raise UserError(f"{self.path}: all {len(self._source)} rows are malformed, the first: {self.bad_rows[0]}")
-        return good
 
     def _check_template(self, config: DataConfig, rows: list[int]) -> None:
         """UserError for a template that uses a column which no row has."""
@@ -151,6 +134,34 @@ class GroupDataset:
 
     def __repr__(self) -> str:  # grain prints data sets in errors; the contents stay out
         return f"GroupDataset({self.path!r})"
+
+
+def check_rows(
+    source: Source, read: Callable[[Mapping], Example], on_bad_row: str
+) -> tuple[list[int], list[dict[str, str]]]:
+    """Reads every row once, so that a malformed one is known before any work is done.
+
+    Args:
+      on_bad_row: `error` or `skip`.
+
+    Returns:
+      The rows that are not malformed, and `{"where", "reason"}` of each that is.
+
+    Raises:
+      UserError: a malformed row (unless skipped), or no other is left.
+    """
+    good, bad = [], []
+    for row in range(len(source)):
+        try:
+            read(source[row])
+            good.append(row)
+        except RowError as error:
+            if on_bad_row == "error":
+                raise UserError(f"{source.where(row)}: {error} (data.on_bad_row: skip leaves such rows out)") from error
+            bad.append({"where": source.where(row), "reason": str(error)})
+    if not good:
+        raise UserError(f"all {len(source)} rows are malformed, the first: {bad[0]}")
+    return good, bad
 
 
 def labelled(group: TokenGroup, tables: dict[str, Any]) -> TokenGroup:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Sequence
 from typing import Any
 
 import jinja2
@@ -84,6 +85,16 @@ class Encoder:
         ids = [*(before.tolist() if before is not None else ()), *ids]
         most = self.config.max_response_tokens
         return np.asarray(ids[:most], np.int32), len(ids) > most
+
+    def cut_sample(self, tokens: Sequence[int]) -> tuple[np.ndarray, bool]:
+        """Token ids `[n]` of a response that was sampled, and whether it was cut to `max_response_tokens`."""
+        if self._vocab_size is not None and max(tokens) >= self._vocab_size:
+            raise RowError(
+                f"field 'tokens': the vocabulary ends at {self._vocab_size - 1}, got {max(tokens)}; data.format groups "
+                "reads the texts instead"
+            )
+        most = self.config.max_response_tokens
+        return np.asarray(tokens[:most], np.int32), len(tokens) > most
 
     def encode_belief(self, number: int, belief: str) -> np.ndarray:
         """Token ids of a belief statement, the same whatever text follows."""

@@ -33,6 +33,7 @@ class Example:
       desirable: the label of an `unpaired` row, else None.
       opinion: the beliefs of a `gdpo` row, else None.
       group, context: optional columns, for templates and for metrics a group of people.
+      tokens: ids of every response as a model sampled them, its end token included, for `samples`, else None.
     """
 
     prompt: Text
@@ -42,6 +43,7 @@ class Example:
     opinion: Opinion | None = None
     group: str = ""
     context: str = ""
+    tokens: tuple[tuple[int, ...], ...] | None = None
 
 
 def _field(row: Mapping, name: str) -> Any:
@@ -92,6 +94,24 @@ def _groups(row: Mapping) -> Example:
         raise RowError(f"field 'scores': {len(scores)} scores for {len(responses)} responses")
     texts = tuple(as_text(r, f"responses[{i}]") for i, r in enumerate(responses))
     return Example(_text(row, "prompt"), texts, tuple(_number(s, f"scores[{i}]") for i, s in enumerate(scores)))
+
+
+def _samples(row: Mapping) -> Example:
+    # A model may say nothing: its tokens then are the end token alone, and the text is blank.
+    texts, scores, tokens = (_list(row, name) for name in ("responses", "scores", "tokens"))
+    if not len(texts) == len(scores) == len(tokens):
+        raise RowError(f"field 'tokens': {len(tokens)} lists for {len(texts)} responses and {len(scores)} scores")
+    for i, (text, ids) in enumerate(zip(texts, tokens, strict=True)):
+        if not isinstance(text, str):
+            raise RowError(f"field 'responses[{i}]': expected text, got {_short(text)}")
+        if not (isinstance(ids, list | tuple) and ids and all(type(n) is int and n >= 0 for n in ids)):
+            raise RowError(f"field 'tokens[{i}]': expected token ids, at least one, got {_short(ids)}")
+    numbers = tuple(_number(s, f"scores[{i}]") for i, s in enumerate(scores))
+    return Example(_text(row, "prompt"), tuple(texts), numbers, tokens=tuple(map(tuple, tokens)))
+
+
+def _prompts(row: Mapping) -> Example:
+    return Example(_text(row, "prompt"), ())
 
 
 def _ultrafeedback(row: Mapping) -> Example:
@@ -202,6 +222,8 @@ def read_responses(row: Mapping, data_format: str) -> Example:
 
 READERS: dict[str, Callable[[Mapping], Example]] = {
     "groups": _complete(_groups),
+    "samples": _complete(_samples),
+    "prompts": _complete(_prompts),
     "ultrafeedback": _complete(_ultrafeedback),
     "pairs": _complete(_pairs),
     "unpaired": _complete(_unpaired),

@@ -15,6 +15,7 @@ from align_jax.step import group_metrics
 # The questions that a format's data can answer, whatever the training objective is.
 EVALUATED_AS: dict[str, Callable[[float], Objective]] = {
     "groups": lambda beta: MPO(beta=beta),
+    "samples": lambda beta: MPO(beta=beta),
     "ultrafeedback": lambda beta: MPO(beta=beta),
     "pairs": lambda beta: DPO(beta=beta),
     "unpaired": lambda beta: KTO(beta=beta),

@@ -52,6 +52,21 @@ def test_group(tmp_path):
     assert texts(pairs[1]) == {0: "c1</s>", 1: "r1</s>"} and pairs[1].labels["scores"].tolist() == [1, 0]
 
 
+def test_samples_are_trained_on_as_they_were_sampled(tmp_path):
+    a, b, end = (TOKENIZER.convert_tokens_to_ids(t) for t in ("a", "b", "</s>"))
+    # The first ended itself, the second at the length limit, the third said nothing; texts are not tokenized again.
+    row = {"prompt": "p", "responses": ["ab", "not these", ""], "scores": [1, 2, 3], "tokens": [[a, b, end], [b, a, b], [end]]}
+    data = dataset(tmp_path, [row], "samples", "group")
+    assert texts(data[0]) == {0: "ab</s>", 1: "bab", 2: "</s>"} and data[0].labels["truncated"].tolist() == [0, 0]
+    cut = dataset(tmp_path, [row], "samples", "pair", max_response_tokens=2)
+    assert texts(cut[0]) == {0: "</s>", 1: "ab"} and cut[0].labels["truncated"].tolist() == [0, 1]
+    strange = write_jsonl(tmp_path / "strange.jsonl", [{**row, "tokens": [[a], [b], [1000]]}])
+    made = DataConfig(train=strange, format="samples")
+    small = GroupDataset(made, "train", Encoder(TOKENIZER, made, vocab_size=1000), layout="group")
+    with pytest.raises(UserError, match="strange.jsonl:1: field 'tokens': the vocabulary ends at 999, got 1000"):
+        small[0]
+
+
 def test_pair_takes_best_against_worst_and_drops_what_has_no_contrast(tmp_path):
     data = dataset(tmp_path, GROUPS, "groups", "pair")
     assert len(data) == 2 and data.slots == 2

@@ -112,3 +112,30 @@ def feedback(**completion):
 def test_malformed_rows_name_the_field(name, row, message):
     with pytest.raises(RowError, match=message):
         READERS[name](row)
+
+
+def test_samples_keep_their_tokens_and_may_be_blank():
+    row = {"prompt": "p", "responses": ["a b", ""], "scores": [1, 0.5], "tokens": [[5, 6, 2], [2]]}
+    example = READERS["samples"](row)
+    assert example.responses == ("a b", "") and example.scores == (1.0, 0.5) and example.tokens == ((5, 6, 2), (2,))
+    with pytest.raises(RowError, match=r"responses\[1\]"):
+        READERS["groups"](row)
+
+
+@pytest.mark.parametrize(
+    "change, message",
+    [
+        ({"tokens": [[5]]}, "1 lists for 2 responses and 2 scores"),
+        ({"tokens": [[5], []]}, r"tokens\[1\]"),
+        ({"tokens": [[5], [-1]]}, r"tokens\[1\]"),
+        ({"tokens": [[5], [True]]}, r"tokens\[1\]"),
+        ({"tokens": None}, "'tokens' is missing"),
+        ({"responses": ["a", 3]}, r"responses\[1\]"),
+        ({"scores": [1, float("nan")]}, r"scores\[1\]"),
+        ({"prompt": " "}, "'prompt' is empty"),
+    ],
+)
+def test_bad_samples_are_named(change, message):
+    row = {"prompt": "p", "responses": ["a", "b"], "scores": [1, 0], "tokens": [[5], [6]]}
+    with pytest.raises(RowError, match=message):
+        READERS["samples"]({**row, **change})

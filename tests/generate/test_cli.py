@@ -174,3 +174,36 @@ def test_the_real_model_equals_transformers_on_50_prompts_in_one_batch():
     for [sample], row in zip(ours, out[:, 80:].tolist(), strict=True):
         end = row.index(tokenizer.eos_token_id) + 1 if tokenizer.eos_token_id in row else len(row)
         assert sample.tokens.tolist() == row[:end]
+
+
+def test_tokens_are_what_was_sampled(work):
+    from transformers import AutoTokenizer
+
+    prompts = [{"prompt": "city parks", "id": n} for n in range(3)]
+    _, plain = run(work, prompts, "--generate.samples", "2")
+    (work / "out.jsonl").unlink()
+    _, rows = run(work, prompts, "--generate.samples", "2", "--generate.tokens", "true")
+    assert [{k: v for k, v in row.items() if k not in ("tokens", "finish_reasons")} for row in rows] == plain
+    tokenizer = AutoTokenizer.from_pretrained(work / "tokenizer")
+    for row in rows:
+        for text, tokens, reason in zip(row["responses"], row["tokens"], row["finish_reasons"], strict=True):
+            assert (tokens[-1] == tokenizer.eos_token_id) == (reason == "eos") and (len(tokens) == 6 or reason == "eos")
+            assert tokenizer.decode(tokens, skip_special_tokens=True).strip() == text.strip()
+
+
+def test_other_weights_are_other_results(work, capsys):
+    import jax
+
+    from align_jax.hf import save_model
+    from align_jax.models import Decoder, init_weights
+    from align_jax.models.config import ModelConfig
+
+    config = json.loads((work / "config.yaml").read_text())
+    config["model"] = {"path": str(work / "model"), "tokenizer": str(work / "tokenizer"), "dtype": "float32"}
+    (work / "config.yaml").write_text(json.dumps(config))
+    for seed in (0, 1, 1):
+        shape = ModelConfig(**MODEL)
+        save_model(Decoder(shape, init_weights(shape, jax.random.key(seed), "float32"), dtype="float32"), work / "model")
+        assert run(work, [{"prompt": "city parks"}])[0] == 0
+    said = capsys.readouterr().err
+    assert said.count("held results of other settings") == 1 and said.count("has 1 of 1 prompts already") == 1
