@@ -15,9 +15,9 @@ from jax.sharding import Mesh
 
 from align_jax import hf
 from align_jax.cli import assemble
+from align_jax.cli.evaluation import reference_weights
 from align_jax.cli.export import trained_config, trained_weights
 from align_jax.cli.run_folder import has_checkpoints, say
-from align_jax.cli.train import reference_weights
 from align_jax.config import Config, load_config
 from align_jax.data import DataConfig, Encoder, TokenGroup, encode_group, length_batches
 from align_jax.data.formats import Example
