@@ -185,7 +185,11 @@ def test_score_goes_on_where_it_was(world, exported, monkeypatch, capsys):
         ([{"prompt": "a", "responses": []}], (), "in.jsonl:1: field 'responses': expected a list that is not empty"),
         ([{"prompt": "a", "responses": ["b" * 300]}], (), "in.jsonl:1: .* has 303 tokens, more than the 256 of the model's"),
         ([{"prompt": "a", "responses": ["b"]}], ("--score.reward_model", "BASE"), "it is a language model; supported: Llama"),
-        ([{"prompt": "a", "responses": ["b"]}], ("--objective.name", "reward"), "'reward' trains a reward model, which has no"),
+        (
+            [{"prompt": "a", "responses": ["b"]}],
+            ("--objective.name", "reward", "--objective.center", "0"),
+            "'reward' trains a reward model, which has no log-probs",
+        ),
         ([{"prompt": "a", "responses": ["b"]}], ("--score.logps", "false"), "leaves nothing to compute"),
         ([{"prompt": "a", "responses": ["b"]}], ("--run.dir", "RUN"), "run.dir: the checkpoints in .* are of another model"),
     ],
