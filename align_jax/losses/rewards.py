@@ -114,6 +114,13 @@ def score_center_loss(scores: ArrayLike, labels_scores: ArrayLike, mask: ArrayLi
     Raises:
       ValueError: the shapes differ.
 
+    Example:
+      >>> import numpy as np
+      >>> from align_jax import losses
+      >>> scores, labels, mask = np.array([[3.0, -1.0, 0.0]]), np.array([[9.0, 2.0, 1.0]]), np.ones((1, 3), bool)
+      >>> f"{losses.score_center_loss(scores, labels, mask)[0]:.1f}"  # (2^2 + 3^2) / 2
+      '6.5'
+
     Source: arXiv 2312.09244; TRL's `center_rewards_coefficient`.
     """
     return _mean_over_pairs(lambda accepted, rejected: jnp.square(accepted + rejected), scores, labels_scores, mask)
