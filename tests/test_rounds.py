@@ -41,14 +41,6 @@ class Reward:
         return Pass("scores", {"reward": config.score.reward_model}, rows.where, texts, ready)
 
 
-@pytest.fixture(autouse=True, scope="module")
-def fast_compilation():
-    before = jax.config.read("jax_disable_most_optimizations")
-    jax.config.update("jax_disable_most_optimizations", True)
-    yield
-    jax.config.update("jax_disable_most_optimizations", before)
-
-
 @pytest.fixture(scope="module")
 def world(tmp_path_factory):
     """Prompts, a tokenizer and the config of two short rounds."""

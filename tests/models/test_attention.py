@@ -13,7 +13,7 @@ from align_jax.data import RowLayout, Segment, TokenGroup, pack_groups
 from align_jax.errors import UserError
 from align_jax.logprobs import response_logps
 from align_jax.models import Decoder, ModelConfig, init_weights
-from align_jax.models.attention import Tokens, attend, cudnn_kernels, resolve_backend, splash, visibility
+from align_jax.models.attention import Tokens, attend, cudnn_kernels, resolve_backend, splash, visibility, xla
 from align_jax.sharding import make_mesh
 from tests.models import reference
 
@@ -116,6 +116,26 @@ def test_gradients_equal_differences_of_the_reference(backend, name):
         moved = [[x + sign * step if j == i else x for j, x in enumerate(arrays)] for sign in (1, -1)]
         up, down = (np.sum(case.expected(x) * weights) for x in moved)
         np.testing.assert_allclose(np.sum(np.asarray(grad, np.float64) * step), (up - down) / 2, rtol=1e-3, atol=1e-8)
+
+
+@pytest.mark.parametrize("block_bytes", [1 << 20, 1])  # all at once; a row at a time, its prompt repeated for each
+@pytest.mark.parametrize("name", ["grouped-query", "gathered", "window"])
+def test_chunks_of_queries_and_blocks_of_rows_change_nothing(name, block_bytes, monkeypatch):
+    case = CASES[name]
+    arrays, weights = case.arrays(), np.random.default_rng(7).normal(size=case.arrays()[0].shape)
+
+    def run():
+        def loss(xs):
+            out = case.out("xla", xs)
+            return jnp.sum(out * weights), out
+
+        return jax.jit(jax.grad(loss, has_aux=True))(arrays)
+
+    monkeypatch.setattr(xla, "_CHUNK", 100)  # no chunks: what the reference above was compared with
+    expected = run()
+    monkeypatch.setattr(xla, "_CHUNK", 2)
+    monkeypatch.setattr(xla, "_block_bytes", lambda: block_bytes)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5), run(), expected)
 
 
 def test_many_rows_are_cut_into_calls(monkeypatch):
