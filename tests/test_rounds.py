@@ -5,7 +5,6 @@ import os
 import shutil
 import signal
 
-import jax
 import numpy as np
 import pytest
 import yaml
@@ -18,6 +17,7 @@ from align_jax.data.prompts import distinct_prompts
 from align_jax.errors import UserError
 from align_jax.experiments import opinions
 from align_jax.logs import TIMING_PREFIXES, MetricsLog, read_metrics
+from tests.generate.conftest import fast_compilation  # noqa: F401 (a fixture that pytest finds here)
 
 SHAPE = dict(vocab_size=130, width=16, mlp_width=24, layers=1, heads=2, kv_heads=1, head_size=8, max_length=48)
 STEPS, SAMPLES, TRAINED, HELD_OUT = 4, 4, 8, 5
