@@ -17,7 +17,7 @@ FLOORS = {
     **dict.fromkeys(("models", "data", "sharding", "optim", "hlo"), 1),
     **dict.fromkeys(("logprobs", "reward_scores", "hf", "objectives", "state", "flops"), 2),
     **dict.fromkeys(("step", "reference", "checkpoint", "generate", "reward_model"), 3),
-    **dict.fromkeys(("loop", "evaluation", "logs", "config_source", "tpu", "benchmark", "onpolicy"), 4),
+    **dict.fromkeys(("loop", "evaluation", "logs", "config_source", "config_sections", "tpu", "benchmark", "onpolicy"), 4),
     **dict.fromkeys(("cli", "config", "experiments"), 5),
 }
 TOP = 6  # align_jax/__init__.py

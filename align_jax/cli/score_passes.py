@@ -17,7 +17,7 @@ from align_jax import hf
 from align_jax.cli import assemble
 from align_jax.cli.evaluation import reference_weights
 from align_jax.cli.export import trained_config, trained_weights
-from align_jax.cli.run_folder import has_checkpoints, say
+from align_jax.cli.run_folder import has_checkpoints, newest_run, say
 from align_jax.config import Config, load_config
 from align_jax.data import DataConfig, Encoder, TokenGroup, encode_group, length_batches
 from align_jax.data.formats import Example
@@ -103,7 +103,7 @@ def policy_passes(config: Config, rows: Rows, columns: list[dict], mesh: Mesh) -
             f"objective.name: {config.objective.name!r} trains a reward model, which has no log-probs; give its run folder as "
             "score.reward_model, and score.logps: false or the config of a language model"
         )
-    start, folder = assemble.start_of(config), Path(config.run.dir) if config.run.dir else None
+    start, folder = assemble.start_of(config), newest_run(Path(config.run.dir)) if config.run.dir else None
     trained = folder if folder and (folder / "config.yaml").exists() and has_checkpoints(folder) else None
     if trained and trained_config(trained, load_config(trained / "config.yaml"))[0] != start.config:
         raise UserError(f"run.dir: the checkpoints in {trained} are of another model than that of this config")

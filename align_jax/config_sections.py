@@ -1,0 +1,345 @@
+"""The sections of a config that belong to no module of their own: one frozen dataclass each, whose fields are its keys."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any, Literal
+
+from omegaconf import OmegaConf
+
+from align_jax.errors import UserError
+from align_jax.models.config import ModelConfig
+
+
+def _positive(section: str, spec: Any, *keys: str) -> None:
+    for key in keys:
+        value = getattr(spec, key)
+        if value is not None and not value > 0:
+            raise UserError(f"{section}.{key}: {value!r} must be positive")
+
+
+@dataclasses.dataclass(frozen=True)
+class RunConfig:
+    """`dir` holds config.yaml, metrics.jsonl and checkpoints/; everything random follows from `seed`."""
+
+    dir: str | None = None
+    seed: int = 0
+
+    def __post_init__(self):
+        if self.seed < 0:
+            raise UserError(f"run.seed: {self.seed!r} must not be negative")
+
+
+@dataclasses.dataclass(frozen=True)
+class ModelSection:
+    """The starting model: a checkpoint, or a fresh one.
+
+    Attributes:
+      path: Hugging Face folder or hub id.
+      config: fields of `models.ModelConfig` for a fresh model, instead of `path`.
+      tokenizer: folder or hub id; None is `path`.
+      dtype: of activations. param_dtype: of the parameters that are trained.
+      attention: implementation, or `auto`.
+      remat: what is recomputed on the way back: nothing, all but matrix products, everything, or kept in host memory.
+      rows_per_chunk: response rows scored at once; None is all.
+      head_chunk: positions that reach the LM head at once; None is the default of `logprobs`.
+    """
+
+    path: str | None = None
+    config: dict[str, Any] | None = None
+    tokenizer: str | None = None
+    dtype: Literal["float32", "bfloat16", "float16"] = "bfloat16"
+    param_dtype: Literal["float32", "bfloat16"] = "float32"
+    attention: str = "auto"
+    remat: Literal["none", "dots", "full", "offload"] = "none"
+    rows_per_chunk: int | None = None
+    head_chunk: int | None = None
+
+    def __post_init__(self):
+        if self.path is not None and self.config is not None:
+            raise UserError(f"model.config: give model.path (here {self.path!r}) or model.config, not both")
+        if self.config is not None and "head" in self.config:
+            raise UserError("model.config.head: the head follows from objective.name; leave it out")
+        _positive("model", self, "rows_per_chunk", "head_chunk")
+
+    def fresh_config(self) -> ModelConfig:
+        """`config` as a `ModelConfig`, its rope scaling too."""
+        return OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(ModelConfig), self.config))
+
+
+@dataclasses.dataclass(frozen=True)
+class ReferenceConfig:
+    """The reference policy: `path` None is the starting model; `cache_dir` None is beside the data."""
+
+    path: str | None = None
+    cache_dir: str | None = None
+
+
+@dataclasses.dataclass(frozen=True)
+class MeshConfig:
+    """Devices along each axis; at most one may be -1, the rest of the devices."""
+
+    data: int = 1
+    fsdp: int = 1
+    tensor: int = 1
+
+    def __post_init__(self):
+        rest = [axis for axis in ("data", "fsdp", "tensor") if getattr(self, axis) == -1]
+        for axis in ("data", "fsdp", "tensor"):
+            size = getattr(self, axis)
+            if size < 1 and size != -1:
+                raise UserError(f"mesh.{axis}: {size!r} must be positive, or -1 for the rest of the devices")
+        if len(rest) > 1:
+            raise UserError(f"mesh.{rest[1]}: only one axis may be -1, and mesh.{rest[0]} is")
+
+    def sizes(self, devices: int) -> tuple[int, int, int]:
+        """(data, fsdp, tensor) on this many devices; UserError unless they divide."""
+        sizes = [self.data, self.fsdp, self.tensor]
+        product = abs(self.data * self.fsdp * self.tensor)
+        if devices % product if -1 in sizes else devices < product:
+            written = f"{self.data} x {self.fsdp} x {self.tensor}"
+            raise UserError(f"mesh: data x fsdp x tensor = {written} does not fit {devices} devices")
+        data, fsdp, tensor = (devices // product if size == -1 else size for size in sizes)
+        return data, fsdp, tensor
+
+
+@dataclasses.dataclass(frozen=True)
+class TrainConfig:
+    """Length and batch of a run.
+
+    Attributes:
+      steps: optimizer steps, or
+      epochs: passes over the training data.
+      groups_per_step: prompts of one optimizer step, over all devices and microbatches.
+      accumulation_steps: microbatches of a step.
+      eval_every: optimizer steps between evaluations; None evaluates at the end only.
+    """
+
+    steps: int | None = None
+    epochs: float | None = None
+    groups_per_step: int = 8
+    accumulation_steps: int = 1
+    eval_every: int | None = None
+
+    def __post_init__(self):
+        _positive("train", self, "steps", "epochs", "groups_per_step", "accumulation_steps", "eval_every")
+        if self.steps is not None and self.epochs is not None:
+            raise UserError("train.epochs: give train.steps or train.epochs, not both")
+
+
+@dataclasses.dataclass(frozen=True)
+class CheckpointConfig:
+    """A checkpoint `every` so many steps (None: at the end only); the newest `keep` stay, and the best by a metric."""
+
+    every: int | None = None
+    keep: int = 2
+    best_metric: str | None = None
+    best_mode: Literal["min", "max"] = "min"
+
+    def __post_init__(self):
+        _positive("checkpoint", self, "every", "keep")
+
+
+@dataclasses.dataclass(frozen=True)
+class GenerateConfig:
+    """Prompts (JSONL with `prompt`) in, the same rows with `responses` out; randomness follows `run.seed`.
+
+    Attributes:
+      samples: responses of a prompt.
+      temperature: 0 is greedy. top_k, top_p, min_p: filters; 0, 1 and 0 filter nothing.
+      repetition_penalty: as in transformers; 1 is none.
+      max_new_tokens: of a response; the model's context may end it before. Prompts are never cut.
+      stop: strings that end a response; they are not part of it.
+      stop_tokens: tokens, by name, that end a response besides EOS.
+      beliefs: draw one of the row's `options` first, then the text conditioned on it; a row's `belief` fixes it.
+      belief_temperature: of that draw; 0 is the most likely belief.
+      tokens: also write `tokens`, the ids of each response as they were sampled, and `finish_reasons`.
+      rows: responses in the making at one time; more need more memory.
+      alpaca_eval: also write the first response of every prompt to this file, as AlpacaEval's `model_outputs.json`.
+    """
+
+    prompts: str | None = None
+    output: str | None = None
+    alpaca_eval: str | None = None
+    samples: int = 1
+    temperature: float = 1.0
+    top_k: int = 0
+    top_p: float = 1.0
+    min_p: float = 0.0
+    repetition_penalty: float = 1.0
+    max_new_tokens: int = 128
+    stop: list[str] = dataclasses.field(default_factory=list)
+    stop_tokens: list[str] = dataclasses.field(default_factory=list)
+    beliefs: bool = False
+    belief_temperature: float = 1.0
+    tokens: bool = False
+    rows: int = 256
+
+    def __post_init__(self):
+        _positive("generate", self, "samples", "max_new_tokens", "rows", "repetition_penalty")
+        for key in ("temperature", "top_k", "min_p", "belief_temperature"):
+            if not 0 <= getattr(self, key) < float("inf"):
+                raise UserError(f"generate.{key}: {getattr(self, key)!r} must be 0 or more")
+        for key in ("top_p", "min_p"):
+            if not 0 <= getattr(self, key) <= 1:
+                raise UserError(f"generate.{key}: {getattr(self, key)!r} must be between 0 and 1")
+        if "" in self.stop:
+            raise UserError(f"generate.stop: {self.stop!r} has an empty string")
+        if self.belief_temperature != 1 and not self.beliefs:
+            raise UserError(f"generate.belief_temperature: {self.belief_temperature!r} is not used without generate.beliefs")
+
+
+@dataclasses.dataclass(frozen=True)
+class EvaluateConfig:
+    """What `align-jax evaluate` measures, and what an evaluation during training adds to the log-probs.
+
+    Attributes:
+      models: name -> run folder or Hugging Face folder, the columns of the table; empty: the starting model and the run.
+      samples: responses sampled for each prompt (for format gdpo: beliefs, and about as many texts, of every belief
+        equally many, for the judge); 0 leaves out the KL to the reference, sampled beliefs and consistency.
+      training_samples: the same for evaluations during training. Each then costs `training_samples` x
+        min(prompts, `sampled_prompts`) responses, and the reference's weights are loaded beside the policy's.
+      sampled_prompts: sample for at most this many different prompts; None is all.
+      max_new_tokens: of each sample.
+      resamples: of the bootstrap; 0 gives no intervals.
+      judge: of belief-text consistency: classifier (trained on the data's own texts), none, or the base URL of an
+        OpenAI-compatible endpoint.
+      judge_model: the model's name at the endpoint.
+      judge_key_variable: environment variable that holds the endpoint's key.
+      judge_timeout: seconds that an answer may take. judge_concurrency: questions asked at one time.
+      plots: write plots.
+    """
+
+    models: dict[str, str] = dataclasses.field(default_factory=dict)
+    samples: int = 8
+    training_samples: int = 0
+    sampled_prompts: int | None = 256
+    max_new_tokens: int = 128
+    resamples: int = 1000
+    judge: str = "classifier"
+    judge_model: str | None = None
+    judge_key_variable: str | None = None
+    judge_timeout: float = 60.0
+    judge_concurrency: int = 4
+    plots: bool = True
+
+    def __post_init__(self):
+        _positive("evaluate", self, "sampled_prompts", "max_new_tokens", "judge_timeout", "judge_concurrency")
+        for key in ("samples", "training_samples", "resamples"):
+            if getattr(self, key) < 0:
+                raise UserError(f"evaluate.{key}: {getattr(self, key)!r} must be 0 or more")
+        is_url = self.judge.startswith(("http://", "https://"))
+        if not is_url and self.judge not in ("classifier", "none"):
+            raise UserError(f"evaluate.judge: {self.judge!r} is neither classifier, none nor a URL (http://...)")
+        if is_url and self.judge_model is None:
+            raise UserError(f"evaluate.judge_model: the endpoint {self.judge} needs a model name")
+        for key in ("judge_model", "judge_key_variable"):
+            if getattr(self, key) is not None and not is_url:
+                raise UserError(f"evaluate.{key}: {getattr(self, key)!r} is used by a judge at a URL only, not {self.judge}")
+
+
+@dataclasses.dataclass(frozen=True)
+class ScoreConfig:
+    """Rows with responses in, the same rows with log-probs and scores out (`align-jax score`).
+
+    Attributes:
+      input: what is read, in `data.format`; of `groups`, `prompt` and `responses` are enough.
+      output: JSONL, whose `prompt`, `responses` and `scores` are data of format `groups`.
+      reward_model: a sequence classifier with one label, a Hugging Face folder or id, or the run folder of objective `reward`;
+        None writes log-probs and implicit rewards only.
+      logps: False leaves the policy's and the reference's log-probs out.
+      batch_rows: responses computed at one time, over all devices.
+    """
+
+    input: str | None = None
+    output: str | None = None
+    reward_model: str | None = None
+    logps: bool = True
+    batch_rows: int = 64
+
+    def __post_init__(self):
+        _positive("score", self, "batch_rows")
+        if not self.logps and self.reward_model is None:
+            raise UserError("score.logps: False and no score.reward_model leaves nothing to compute")
+
+
+@dataclasses.dataclass(frozen=True)
+class LogConfig:
+    """A line of metrics `every` so many steps, a progress line, TensorBoard files in `run.dir`, Weights & Biases."""
+
+    every: int = 1
+    progress: bool = True
+    tensorboard: bool = False
+    wandb_project: str | None = None
+    wandb_name: str | None = None
+
+    def __post_init__(self):
+        _positive("log", self, "every")
+        if self.wandb_name is not None and self.wandb_project is None:
+            raise UserError(f"log.wandb_name: {self.wandb_name!r} is not used without log.wandb_project")
+
+
+@dataclasses.dataclass(frozen=True)
+class BenchConfig:
+    """What `align-jax bench` measures: steps on `data.train`, or on random tokens of exactly these lengths.
+
+    Attributes:
+      prompt_tokens, response_tokens: of every prompt and response; give both or neither.
+      responses: of a prompt, with random tokens; None is `data.max_responses`, or 2 where the objective takes pairs.
+      groups: of a step, with random tokens; None is `train.groups_per_step`.
+      steps: that are timed, after one of every shape that is not.
+      peak_flops: operations a second of one device, for its utilisation; None is the maker's number, or, of a device that
+        is not known, what a large product reaches in the same run.
+      memory_bytes: of one device, for the recommendation; None asks the device.
+      recommend: also compile the step for every rematerialization policy, and say which one to choose.
+    """
+
+    prompt_tokens: int | None = None
+    response_tokens: int | None = None
+    responses: int | None = None
+    groups: int | None = None
+    steps: int = 10
+    peak_flops: float | None = None
+    memory_bytes: float | None = None
+    recommend: bool = True
+
+    def __post_init__(self):
+        _positive("bench", self, *(f.name for f in dataclasses.fields(self) if f.name != "recommend"))
+        given = [key for key in ("prompt_tokens", "response_tokens") if getattr(self, key) is not None]
+        if len(given) == 1:
+            raise UserError(f"bench.{given[0]}: give bench.prompt_tokens and bench.response_tokens, or neither")
+        for key in ("responses", "groups"):
+            if getattr(self, key) is not None and not given:
+                raise UserError(f"bench.{key}: {getattr(self, key)} is used with bench.prompt_tokens and bench.response_tokens")
+
+
+@dataclasses.dataclass(frozen=True)
+class RoundsConfig:
+    """On-policy rounds: sample, score, train on the samples, repeat.
+
+    Prompts are those of `data.train` (any format, `prompts` too), held-out ones those of `data.eval`. Sampling is as the
+    `generate` section says, and its `samples`, `prompts` and `output` are not used. `train.steps` or `train.epochs`, the
+    schedule and the optimizer's state are of one round: each begins anew.
+
+    Attributes:
+      number: of rounds.
+      reward_model: a sequence classifier in Hugging Face format (folder or id), or the run folder of one.
+      samples_per_prompt: responses of a group.
+      prompts_per_round: how many prompts a round takes; every prompt has been used before one is used again. None is all.
+      reference: of the objective: the model at the start of the `round`, or of the `run`.
+      eval_prompts: how many held-out prompts; None is all.
+      eval_samples: responses to each of them, after every round and before the first.
+    """
+
+    number: int
+    reward_model: str
+    samples_per_prompt: int = 8
+    prompts_per_round: int | None = None
+    reference: Literal["round", "run"] = "round"
+    eval_prompts: int | None = None
+    eval_samples: int = 4
+
+    def __post_init__(self):
+        _positive("rounds", self, "number", "prompts_per_round", "eval_prompts", "eval_samples")
+        if self.samples_per_prompt < 2:
+            raise UserError(f"rounds.samples_per_prompt: {self.samples_per_prompt!r} must be at least 2, for a contrast")
