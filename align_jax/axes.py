@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import jax
@@ -68,10 +69,20 @@ def constrain(x: jax.Array, *axes: str | None) -> jax.Array:
 
     Mesh axes that shard_map or pmap hold are left alone, so the same model code runs under every kind of parallelism.
     """
+    sizes = _auto_sizes()
+    return jax.lax.with_sharding_constraint(x, partition_spec(axes, x.shape, sizes)) if sizes else x
+
+
+def parts(axis: str, dim: int) -> int:
+    """Into how many parts `constrain` splits a dimension of this size and logical axis."""
+    sizes = _auto_sizes()
+    count = math.prod(sizes.get(name, 1) for name in RULES[axis])
+    return 1 if dim % count else count
+
+
+def _auto_sizes() -> dict[str, int]:
+    """Mesh axes in context that the partitioner may use, and their sizes."""
     mesh = jax.sharding.get_abstract_mesh()
     if mesh.empty:
-        return x
-    auto = {n: s for n, s, t in zip(mesh.axis_names, mesh.axis_sizes, mesh.axis_types, strict=True) if t == AxisType.Auto}
-    if not auto:
-        return x
-    return jax.lax.with_sharding_constraint(x, partition_spec(axes, x.shape, auto))
+        return {}
+    return {n: s for n, s, t in zip(mesh.axis_names, mesh.axis_sizes, mesh.axis_types, strict=True) if t == AxisType.Auto}

@@ -10,6 +10,8 @@ import jax.numpy as jnp
 
 from align_jax.errors import UserError
 
+_BLOCK = 128  # tokens; the first draw is among vocab_size / 128 blocks
+
 
 @dataclasses.dataclass(frozen=True)
 class Sampling:
@@ -74,13 +76,30 @@ def filter_logits(logits: jax.Array, sampling: Sampling) -> jax.Array:
 def sample(logits: jax.Array, keys: jax.Array, sampling: Sampling) -> jax.Array:
     """Draws a token a row: logits `[D, N, V]`, keys `[D, N]` -> int32 `[D, N]`.
 
-    By the Gumbel-max trick: the largest of `logit + noise` is distributed as softmax(logits), and a rounding difference
-    between two machines changes it only where two tokens nearly tie.
+    By inverting the cumulative distribution, first over blocks of the vocabulary and then within the block that was drawn:
+    two random numbers a row instead of V. A rounding difference between two machines changes the token only where a number
+    falls between their two distributions.
     """
     if sampling.greedy:
         return _first_largest(logits)
-    draw = jax.vmap(jax.vmap(lambda key: jax.random.gumbel(key, logits.shape[-1:], jnp.float32)))
-    return _first_largest(filter_logits(logits, sampling) + draw(keys))
+    logits = filter_logits(logits, sampling)
+    weights = jnp.exp(logits - jnp.max(logits, axis=-1, keepdims=True))
+    weights = jnp.pad(weights, [(0, 0), (0, 0), (0, -weights.shape[-1] % _BLOCK)])
+    blocks = weights.reshape(*weights.shape[:-1], -1, _BLOCK)
+    uniform = jax.vmap(jax.vmap(lambda key: jax.random.uniform(key, (2,))))(keys)
+    block = _draw(blocks.sum(-1), uniform[..., :1])
+    within = _draw(jnp.take_along_axis(blocks, block[..., None, None], axis=-2)[..., 0, :], uniform[..., 1:])
+    return block * _BLOCK + within
+
+
+def _draw(weights: jax.Array, uniform: jax.Array) -> jax.Array:
+    """An index with probability proportional to its weight: weights `[..., n]` of 0 or more, uniform `[..., 1]` in [0, 1)."""
+    above = jnp.cumsum(weights, axis=-1)
+    index = jnp.arange(weights.shape[-1], dtype=jnp.int32)
+    drawn = (weights > 0) & (above > uniform * above[..., -1:])
+    # Where rounding leaves none above, the last that has a weight.
+    last = jnp.max(jnp.where(weights > 0, index, 0), axis=-1)
+    return jnp.minimum(jnp.min(jnp.where(drawn, index, weights.shape[-1]), axis=-1), last)
 
 
 def _first_largest(values: jax.Array) -> jax.Array:

@@ -5,7 +5,7 @@ holds at one time, P their longest length, T the columns of the ring. The C rows
 no key of a prompt is ever copied for a sample.
 
 At clock t every row writes its key at column `t mod T`, wherever the row stands in its text: one slice is written for the
-whole batch. A row that has made n steps finds the key of d steps ago, d = 1 .. n, at column `(t - d) mod T`; rows that
+whole batch. A row that has made n steps finds the key of d steps ago, d = 0 .. n, at column `(t - d) mod T`; rows that
 start later, in the place of finished ones, need nothing cleared. T is at least the most tokens that a row generates, or
 larger than the clock: a ring may start short and grow.
 """
@@ -18,34 +18,35 @@ from functools import partial
 import jax
 import jax.numpy as jnp
 
-from align_jax.axes import constrain
+from align_jax.axes import constrain, parts
 from align_jax.models.attention import Masks, Tokens, own_mask
 from align_jax.models.decoder import Decoder
 from align_jax.models.products import precision
 
+_WIDTH = 32  # heads narrower than this share products: many tiny products cost more than the zeros in larger ones
 _NEVER = -1e30  # below any real logit, yet finite: what is not visible gets weight 0, not NaN
 
 
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class KVCache:
-    """Keys and values, in the model's compute type.
+    """Keys and values, in the model's compute type: L arrays of each, because a slice of one large array is a copy.
 
     Attributes:
-      prompt_k, prompt_v: `[L, D, M, Hk, S, P, E]`, the prompts without their last tokens.
-      k, v: `[L, D, N, Hk, E, T]`, the ring: the prompt's last token and what was generated after it. Time stands last,
-        which makes the products with a single query several times faster.
+      prompt_k, prompt_v: `[D, M, Hk, E, S, P]` and `[D, M, Hk, S, P, E]`, the prompts without their last tokens.
+      k, v: `[D * N, G, m E, T]` and `[D * N, G, T, m E]`, the ring: the prompt's last token and what was generated after
+        it. m heads stand side by side, Hk = G m.
     """
 
-    prompt_k: jax.Array
-    prompt_v: jax.Array
-    k: jax.Array
-    v: jax.Array
+    prompt_k: tuple[jax.Array, ...]
+    prompt_v: tuple[jax.Array, ...]
+    k: tuple[jax.Array, ...]
+    v: tuple[jax.Array, ...]
 
     @property
     def length(self) -> int:
         """T."""
-        return self.k.shape[-1]
+        return self.k[0].shape[-1]
 
 
 @jax.tree_util.register_dataclass
@@ -68,9 +69,20 @@ class DecodeRows:
 def init_cache(model: Decoder, shards: int, slots: int, prompts: int, prompt_length: int, rows: int, length: int) -> KVCache:
     """An empty cache for D, M, S, P, N, T as named in the module docstring."""
     c = model.config
-    prompt = (c.layers, shards, slots, c.kv_heads, prompts, prompt_length, c.head_size)
-    ring = (c.layers, shards, rows, c.kv_heads, c.head_size, length)
-    return _lay_out(KVCache(*(jnp.zeros(shape, model.dtype) for shape in (prompt, prompt, ring, ring))))
+    k = (shards, slots, c.kv_heads, c.head_size, prompts, prompt_length)
+    v = (shards, slots, c.kv_heads, prompts, prompt_length, c.head_size)
+    merged = _merged_heads(c.kv_heads, c.head_size)
+    groups = c.kv_heads // merged
+    ring = (shards * rows, groups)[: 1 if groups == 1 else 2]
+    ring_k, ring_v = (*ring, merged * c.head_size, length), (*ring, length, merged * c.head_size)
+    shapes = (k, v, ring_k, ring_v)
+    return _lay_out(KVCache(*(tuple(jnp.zeros(shape, model.dtype) for _ in range(c.layers)) for shape in shapes)))
+
+
+def _merged_heads(kv_heads: int, size: int) -> int:
+    """m: as many heads as fit into `_WIDTH` and leave every device its own."""
+    own = kv_heads // parts("kv_heads", kv_heads)
+    return max(m for m in range(1, own + 1) if own % m == 0 and (m == 1 or m * size <= _WIDTH))
 
 
 def write_prompts(
@@ -88,19 +100,26 @@ def write_prompts(
     masks = Masks(own_mask(Tokens(positions, segments), model.config.sliding_window))
     _, (k, v) = model.run(tokens, positions, masks, keep_kv=True)
 
-    def put(cached, new, slot, prompt):
-        # Indices apart from one another put R first: [R, L, Hk, length, E].
-        new = jnp.transpose(new.astype(cached.dtype), (1, 0, 3, 2, 4))
-        return cached.at[:, slot, :, prompt, : new.shape[3]].set(new, mode="drop")
+    def put_k(cached, new, slot, prompt):  # new: [R, length, Hk, E]; indices apart from one another put R first
+        new = jnp.transpose(new.astype(cached.dtype), (0, 2, 3, 1))
+        return cached.at[slot, :, :, prompt, : new.shape[-1]].set(new, mode="drop")
 
-    over_shards = jax.vmap(put, in_axes=(1, 1, 0, 0), out_axes=1)
-    prompt_k, prompt_v = (over_shards(x, y, slots, prompts) for x, y in ((cache.prompt_k, k), (cache.prompt_v, v)))
-    return _lay_out(dataclasses.replace(cache, prompt_k=prompt_k, prompt_v=prompt_v))
+    def put_v(cached, new, slot, prompt):
+        new = jnp.transpose(new.astype(cached.dtype), (0, 2, 1, 3))
+        return cached.at[slot, :, prompt, : new.shape[2]].set(new, mode="drop")
+
+    def put(function, cached, new):
+        return tuple(jax.vmap(function)(x, y, slots, prompts) for x, y in zip(cached, new, strict=True))
+
+    return _lay_out(dataclasses.replace(cache, prompt_k=put(put_k, cache.prompt_k, k), prompt_v=put(put_v, cache.prompt_v, v)))
 
 
 def grow_ring(cache: KVCache, length: int) -> KVCache:
     """The cache with a ring of more columns; to be called before the clock reaches the T that it has."""
-    k, v = (jnp.pad(x, [(0, 0)] * 5 + [(0, length - cache.length)]) for x in (cache.k, cache.v))
+
+    more = (0, length - cache.length)
+    k = tuple(jnp.pad(x, [*[(0, 0)] * (x.ndim - 1), more]) for x in cache.k)
+    v = tuple(jnp.pad(x, [*[(0, 0)] * (x.ndim - 2), more, (0, 0)]) for x in cache.v)
     return _lay_out(dataclasses.replace(cache, k=k, v=v))
 
 
@@ -115,31 +134,37 @@ def decode_step(model: Decoder, cache: KVCache, rows: DecodeRows, clock: jax.Arr
     """
     positions, prefix, past = _visible(model, cache, rows, clock)
     x, layer = model.begin(rows.tokens[..., None], positions)
+    stacked = model.layers.weights()
+    ring = []
+    for i, (*prompt, past_k, past_v) in enumerate(zip(cache.prompt_k, cache.prompt_v, cache.k, cache.v, strict=True)):
 
-    def body(x, inputs):
-        weights, *cached = inputs
-        return layer(x, weights, lambda q, k, v: (_attend_cached(q, k, v, *cached, prefix, past), (k, v)))
+        def attention(q, k, v, prompt=prompt, past_k=past_k, past_v=past_v):
+            kept = _write(past_k, k, clock, -1), _write(past_v, v, clock, -2)
+            return _attend_cached(q, *prompt, *kept, prefix, past), kept
 
-    # The layers only read the ring, and all write to it at once: a write in each would copy it.
-    x, new = jax.lax.scan(body, x, (model.layers.weights(), cache.prompt_k, cache.prompt_v, cache.k, cache.v))
-
-    def write(ring, new):  # new: [L, D, N, 1, Hk, E]
-        return jax.lax.dynamic_update_slice_in_dim(ring, jnp.moveaxis(new, 3, 5), clock % cache.length, axis=5)
-
-    k, v = write(cache.k, new[0]), write(cache.v, new[1])
+        x, kept = layer(x, {name: weight[i] for name, weight in stacked.items()}, attention)
+        ring.append(kept)
+    k, v = zip(*ring, strict=True)
     return model.finish(x)[:, :, 0], _lay_out(dataclasses.replace(cache, k=k, v=v))
+
+
+def _write(ring, new, clock, axis):
+    """Puts `[D, N, 1, Hk, E]` where the ring has the time of now along the axis."""
+    shape = list(ring.shape)
+    column, shape[axis] = clock % shape[axis], 1
+    return jax.lax.dynamic_update_slice_in_dim(ring, new.astype(ring.dtype).reshape(shape), column, axis)
 
 
 def _visible(model, cache, rows, clock):
     """Positions `[D, N, 1]` of the inputs, and which keys they see: of the prompts `[D, N, S * P]`, of the ring `[D, N, T]`."""
     window = model.config.sliding_window
     shards, count = rows.tokens.shape
-    slots, _, prompts, prompt_length = cache.prompt_k.shape[2:6]
+    slots, _, prompts, prompt_length = cache.prompt_v[0].shape[1:5]
     lengths = jnp.take_along_axis(jnp.repeat(rows.lengths, count // slots, axis=1), rows.prompts[..., None], axis=-1)
     positions = lengths + rows.steps[..., None]
     index = jnp.arange(prompt_length)
     seen = index < lengths
-    age = (clock - 1 - jnp.arange(cache.length)) % cache.length + 1
+    age = (clock - jnp.arange(cache.length)) % cache.length
     past = age <= rows.steps[..., None]
     if window is not None:
         seen &= positions - index < window
@@ -148,46 +173,61 @@ def _visible(model, cache, rows, clock):
     return positions, (of_row[..., None] & seen[:, :, None]).reshape(shards, count, prompts * prompt_length), past
 
 
-def _attend_cached(q, k, v, prompt_k, prompt_v, past_k, past_v, prefix, past):
-    """Attention of one token a row to its slot's prompts, to the ring and to itself, as one softmax.
+def _attend_cached(q, prompt_k, prompt_v, k, v, prefix, past):
+    """Attention of one token a row to its slot's prompts and to the ring, where it finds itself, as one softmax.
 
     Args:
-      q: `[D, N, 1, H, E]`; k, v: `[D, N, 1, Hk, E]`; the cache without L. prefix, past: see `_visible`.
+      q: `[D, N, 1, H, E]`. prompt_k, prompt_v, k, v: the cache of one layer. prefix, past: see `_visible`.
     """
     shards, rows, _, heads, size = q.shape
-    slots, kv_heads = prompt_k.shape[1:3]
+    slots, kv_heads = prompt_v.shape[1:3]
     dot = partial(jnp.einsum, preferred_element_type=jnp.float32, precision=precision(q.dtype))
-    q = (q * (size**-0.5)).reshape(shards, rows, kv_heads, heads // kv_heads, size)
+    q = (q * (size**-0.5)).reshape(shards * rows, kv_heads, heads // kv_heads, size)
     # The C rows of a slot are the rows of one larger product with its prompts.
-    q_slots = q.reshape(shards, slots, rows // slots, *q.shape[2:])
-    prompt_k, prompt_v = (x.reshape(shards, slots, kv_heads, -1, size) for x in (prompt_k, prompt_v))
+    q_slots = q.reshape(shards, slots, rows // slots, *q.shape[1:])
+    prompt_k = prompt_k.reshape(shards, slots, kv_heads, size, -1)
+    prompt_v = prompt_v.reshape(shards, slots, kv_heads, -1, size)
     prefix = prefix.reshape(shards, slots, 1, rows // slots, 1, -1)
-    k, v = (x.reshape(shards, rows, kv_heads, 1, size).astype(jnp.float32) for x in (k, v))
+    past = past.reshape(shards * rows, 1, 1, -1)
 
-    def by_row(x):  # [D, M, Hk, C, g, ...] to [D, N, Hk, g, ...]
-        return jnp.moveaxis(x, 2, 3).reshape(shards, rows, *x.shape[2:3], *x.shape[4:])
+    def by_row(x):  # [D, M, Hk, C, g, ...] to [D * N, Hk, g, ...]
+        return jnp.moveaxis(x, 2, 3).reshape(shards * rows, *x.shape[2:3], *x.shape[4:])
 
     def by_slot(x):
-        return jnp.moveaxis(x.reshape(shards, slots, rows // slots, *x.shape[2:]), 3, 2)
+        return jnp.moveaxis(x.reshape(shards, slots, rows // slots, *x.shape[1:]), 3, 2)
 
-    to_prompt = jnp.where(prefix, dot("dmchge,dmhpe->dmhcgp", q_slots, prompt_k), _NEVER)
-    to_past = jnp.where(past[:, :, None, None], dot("dnhge,dnhet->dnhgt", q, past_k), _NEVER)
-    to_self = jnp.sum(q.astype(jnp.float32) * k, axis=-1, keepdims=True)
+    merged = k.shape[-2] // size
+    to_past = dot("...ae,...et->...at", _side_by_side(q, merged).reshape(*k.shape[:-2], -1, k.shape[-2]), k)
+    to_past = jnp.where(past, to_past.reshape(*q.shape[:3], -1), _NEVER)
+    to_prompt = jnp.where(prefix, dot("dmchge,dmhep->dmhcgp", q_slots, prompt_k), _NEVER)
     # A token always sees itself, so the largest logit is a real one and what is hidden gets weight 0.
-    top = jnp.maximum(jnp.maximum(by_row(to_prompt.max(-1)), to_past.max(-1)), to_self[..., 0])[..., None]
-    on_prompt, on_past, on_self = jnp.exp(to_prompt - by_slot(top)), jnp.exp(to_past - top), jnp.exp(to_self - top)
-    total = by_row(on_prompt.sum(-1))[..., None] + on_past.sum(-1, keepdims=True) + on_self
-    mixed = by_row(dot("dmhcgp,dmhpe->dmhcge", on_prompt.astype(past_v.dtype), prompt_v)) + on_self * v
-    mixed += dot("dnhgt,dnhet->dnhge", on_past.astype(past_v.dtype), past_v)
-    return (mixed / total).astype(past_v.dtype).reshape(shards, rows, 1, heads, size)
+    top = jnp.maximum(by_row(to_prompt.max(-1)), to_past.max(-1))[..., None]
+    on_prompt, on_past = jnp.exp(to_prompt - by_slot(top)), jnp.exp(to_past - top)
+    total = by_row(on_prompt.sum(-1))[..., None] + on_past.sum(-1, keepdims=True)
+    mixed = by_row(dot("dmhcgp,dmhpe->dmhcge", on_prompt.astype(v.dtype), prompt_v))
+    weights = on_past.astype(v.dtype).reshape(*k.shape[:-2], -1, k.shape[-1])
+    mixed += _own(dot("...at,...te->...ae", weights, v), merged, size)
+    # Always true; it keeps XLA on the CPU from fusing all these products into one slow kernel.
+    mixed = jnp.where(total > 0, mixed, 0.0)
+    return (mixed / total).astype(v.dtype).reshape(shards, rows, 1, heads, size)
+
+
+def _side_by_side(q, merged):
+    """`[R, G m, g, E]` to `[R, G, m g, m E]`, each head beside zeros where the others' values stand."""
+    rows, heads, queries, size = q.shape
+    q = q.reshape(rows, heads // merged, merged, queries, 1, size) * jnp.eye(merged, dtype=q.dtype)[:, None, :, None]
+    return q.reshape(rows, heads // merged, merged * queries, merged * size)
+
+
+def _own(mixed, merged, size):
+    """Of `[R, G, m g, m E]` each head's own values, `[R, G m, g, E]`."""
+    mixed = mixed.reshape(mixed.shape[0], -1, merged, mixed.shape[-2] // merged, merged, size)
+    mixed = jnp.where(jnp.eye(merged, dtype=bool)[:, None, :, None], mixed, 0).sum(-2)
+    return mixed.reshape(mixed.shape[0], -1, *mixed.shape[3:])
 
 
 def _lay_out(cache: KVCache) -> KVCache:
-    prompt = (None, "shards", None, "kv_heads", None, None, None)
-    ring = (None, "shards", None, "kv_heads", None, None)
-    return KVCache(
-        constrain(cache.prompt_k, *prompt),
-        constrain(cache.prompt_v, *prompt),
-        constrain(cache.k, *ring),
-        constrain(cache.v, *ring),
-    )
+    prompt = ("shards", None, "kv_heads", None, None, None)
+    ring = ("shards", "kv_heads", None, None) if cache.k[0].ndim == 4 else ("shards", None, None)
+    axes = {"prompt_k": prompt, "prompt_v": prompt, "k": ring, "v": ring}
+    return KVCache(**{name: tuple(constrain(x, *axis) for x in getattr(cache, name)) for name, axis in axes.items()})
