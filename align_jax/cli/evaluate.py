@@ -1,8 +1,9 @@
-"""`align-jax evaluate CONFIG.yaml [--section.key value ...]`: models side by side on `data.eval`."""
+"""`align-jax evaluate CONFIG.yaml [CONFIG.yaml ...] [--section.key value ...]`: models side by side on `data.eval`."""
 
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import json
 import re
 import sys
@@ -18,7 +19,7 @@ from align_jax.cli.run_folder import has_checkpoints, newest_run, say, write_who
 from align_jax.config import Config, load_config, parse_overrides
 from align_jax.data import Encoder
 from align_jax.errors import UserError
-from align_jax.evaluation import Estimate, Responses, Table, as_json, estimates, stack, text_table
+from align_jax.evaluation import Estimate, Responses, Table, as_json, estimates, joint_table, stack, text_table
 from align_jax.models import weight_shardings
 
 
@@ -26,12 +27,40 @@ def main(argv: list[str]) -> int:
     """Evaluates every model of `evaluate.models`, by default the starting model and the run's newest checkpoint.
 
     Implicit rewards are relative to the one reference (`reference.path`, by default the starting model), with the config's
-    `objective.beta`. Prints a table, and writes `evaluation.json` and the folder `evaluation/` (samples, plots) to
-    `run.dir`; both are there after each model, so that a later failure loses none.
+    `objective.beta`. Writes `evaluation.json` and the folder `evaluation/` (samples, plots) to `run.dir`; both are there
+    after each model, so that a later failure loses none. Prints one table, of all configs if there are several (each with
+    its own data and models); overrides are for all of them.
     """
-    if not argv or argv[0].startswith("--"):
-        raise UserError("give a config: align-jax evaluate CONFIG.yaml [--section.key value ...]")
-    config = load_config(argv[0], parse_overrides(argv[1:]), require=("run.dir", "model", "data", "data.eval"))
+    paths = list(itertools.takewhile(lambda word: not word.startswith("--"), argv))
+    if not paths:
+        raise UserError("give a config: align-jax evaluate CONFIG.yaml [CONFIG.yaml ...] [--section.key value ...]")
+    overrides = parse_overrides(argv[len(paths) :])
+    configs = [load_config(path, overrides, require=("run.dir", "model", "data", "data.eval")) for path in paths]
+    for i, config in enumerate(configs):
+        for path, other in zip(paths[:i], configs[:i], strict=True):
+            if config.run.dir == other.run.dir:
+                raise UserError(f"run.dir: {paths[i]} and {path} would both write to {config.run.dir}; give each its own")
+    reports = [_report(config) for config in configs]
+    if jax.process_index() != 0:
+        return 0
+    tables = {f"{r.path}, by {path}": r.columns for path, r in zip(paths, reports, strict=True)}
+    sys.stdout.write((joint_table(tables) if len(tables) > 1 else text_table(reports[0].columns)) + "\n")
+    for line in (line for report in reports for line in report.lines):
+        say(line)
+    return 2 if any(report.unjudged for report in reports) else 0
+
+
+@dataclasses.dataclass(frozen=True)
+class _Report:
+    """Of one config: the data's path, the table's columns, what there is to say, and whether a judge failed."""
+
+    path: str
+    columns: dict[str, dict[str, Estimate]]
+    lines: list[str]
+    unjudged: bool
+
+
+def _report(config: Config) -> _Report:
     folder = Path(config.run.dir)
     mesh, start = assemble.mesh_of(config), assemble.start_of(config)
     sources = sources_of(config, start, folder)
@@ -41,21 +70,16 @@ def main(argv: list[str]) -> int:
         data = eval_data(config, start, encoder, assemble.scorer_of(start, config), mesh, folder)
         judge = judge_of(data) if config.evaluate.samples else None
         results = evaluate(data, sources, judge)
-    if jax.process_index() != 0:
-        return 0
-    sys.stdout.write(text_table({r.name: r.estimates for r in results}) + "\n")
-    if config.evaluate.plots:
+    lines = []
+    if config.evaluate.plots and jax.process_index() == 0:
         from align_jax.evaluation.plots import write_plots
 
         shown = {r.name: (r.responses, r.estimates) for r in results}
-        for path in write_plots(shown, data.objective.beta, folder / "evaluation"):
-            say(f"wrote {path}")
-    say(f"wrote {folder / 'evaluation.json'}")
-    problems = [f"{r.name}: {r.spoken.problem}" for r in results if r.spoken and r.spoken.problem]
-    for problem in problems:
-        say(f"evaluate.judge: {problem}")
+        lines += [f"wrote {path}" for path in write_plots(shown, data.objective.beta, folder / "evaluation")]
+    lines.append(f"wrote {folder / 'evaluation.json'}")
+    lines += [f"evaluate.judge: {r.name}: {r.spoken.problem}" for r in results if r.spoken and r.spoken.problem]
     unjudged = judge is not None and any("consistency/accuracy" not in r.estimates for r in results)
-    return 2 if unjudged else 0
+    return _Report(data.dataset.path, {r.name: r.estimates for r in results}, lines, unjudged)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -30,8 +30,24 @@ def metric_names(columns: Columns) -> list[str]:
 
 def text_table(columns: Columns) -> str:
     """One column a model: the value, and its interval where there is one; `-` where a model has no such metric."""
-    rows = [[name, *(_cell(column.get(name)) for column in columns.values())] for name in metric_names(columns)]
-    return tabulate(rows, headers=["", *columns], disable_numparse=True)
+    return _tabulate(_rows(columns, list(columns)), list(columns))
+
+
+def joint_table(tables: Mapping[str, Columns]) -> str:
+    """Several `text_table`s as one, each below a line with its name; models of one name share a column."""
+    models = list(dict.fromkeys(name for columns in tables.values() for name in columns))
+    rows = []
+    for name, columns in tables.items():
+        rows += [[f"-- {name}", *("" for _ in models)], *_rows(columns, models)]
+    return _tabulate(rows, models)
+
+
+def _rows(columns: Columns, models: list[str]) -> list[list[str]]:
+    return [[name, *(_cell(columns.get(model, {}).get(name)) for model in models)] for name in metric_names(columns)]
+
+
+def _tabulate(rows: list[list[str]], models: list[str]) -> str:
+    return tabulate(rows, headers=["", *models], disable_numparse=True)
 
 
 def _cell(estimate: Estimate | None) -> str:

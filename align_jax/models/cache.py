@@ -35,7 +35,8 @@ class KVCache:
     Attributes:
       prompt_k, prompt_v: `[D, M, Hk, E, S, P]` and `[D, M, Hk, S, P, E]`, the prompts without their last tokens.
       k, v: `[D * N, G, m E, T]` and `[D * N, G, T, m E]`, the ring: the prompt's last token and what was generated after
-        it. m heads stand side by side, Hk = G m.
+        it. m heads stand side by side, Hk = G m; the axis G is left out where it is 1, because XLA on the CPU copies the
+        whole ring to drop it.
     """
 
     prompt_k: tuple[jax.Array, ...]

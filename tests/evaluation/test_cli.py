@@ -133,6 +133,28 @@ def test_sets_of_a_trained_model_and_of_the_reference(world, capsys):
 QUICK = ("--evaluate.samples", 0, "--evaluate.resamples", 0, "--evaluate.plots", "false")
 
 
+def test_several_configs_make_one_table(world, capsys):
+    other, changed = world / "sets2.yaml", yaml.safe_load((world / "sets.yaml").read_text())
+    changed["run"]["dir"] = str(world / "sets2")
+    changed["evaluate"]["models"] = {"base": str(world / "base"), "other": str(world / "exported")}
+    other.write_text(yaml.safe_dump(changed))
+    assert evaluate(world / "beliefs.yaml", other, *QUICK) == 0
+    output = capsys.readouterr().out
+    header, *lines = output.splitlines()
+    assert header.split() == ["start", "run", "base", "other"]
+    titles = [i for i, line in enumerate(lines) if line.startswith("-- ")]
+    assert [f"{world / name}" in lines[i] for i, name in zip(titles, ("eval.jsonl", "groups.jsonl"), strict=True)] == [True] * 2
+    first, second = lines[titles[0] : titles[1]], lines[titles[1] :]
+    for part, metric, folder, model in ((first, "beliefs/mass", "run", "run"), (second, "rewards/best_of_n", "sets2", "other")):
+        cells = next(line for line in part if line.startswith(metric)).split()[1:]
+        value = report(world / folder)["models"][model]["metrics"][metric]["value"]
+        assert cells[header.split().index(model)] == f"{value:.3f}"
+        assert cells.count("-") == 2
+    capsys.readouterr()
+    assert evaluate(world / "beliefs.yaml", world / "beliefs.yaml", *QUICK) == 2
+    assert "would both write to" in capsys.readouterr().err
+
+
 def test_without_samples_or_a_checkpoint(world, capsys):
     assert evaluate(world / "sets.yaml", *QUICK) == 0
     assert "has no checkpoint: evaluating the starting model alone" in capsys.readouterr().err
