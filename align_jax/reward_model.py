@@ -125,7 +125,8 @@ class RewardModel:
         if longest > self.max_tokens:
             raise UserError(
                 f"{where}: the prompt with its longest response has {longest} tokens, more than the {self.max_tokens} that the "
-                "reward model takes; shorten them"
+                "reward model takes; shorten them, or load it with data=DataConfig(max_prompt_tokens=..., "
+                "max_response_tokens=...), which cuts them"
             )
 
     def _encode(self, i: int, prompt: Text, responses: Sequence[Text]) -> TokenGroup:

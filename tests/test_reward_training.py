@@ -206,6 +206,20 @@ def test_bad_input_is_one_line(world, trained, capsys, tmp_path, rows, overrides
     assert not output.exists()
 
 
+def test_skipped_rows_are_named_and_the_others_scored(world, exported, tmp_path, capsys):
+    rows = [ROWS[0], {"prompt": "no responses"}, ROWS[1]]
+    given, output = tmp_path / "in.jsonl", tmp_path / "out.jsonl"
+    write_jsonl(given, rows)
+    options = ("--score.logps", "false", "--score.reward_model", exported, "--data.on_bad_row", "skip")
+    assert run("score", world, "--score.input", given, "--score.output", output, *options) == 0
+    assert "1 malformed rows left out: " in (error := capsys.readouterr().err) and "in.jsonl:2: field 'responses'" in error
+    assert [row["prompt"] for row in lines(output)] == [ROWS[0]["prompt"], ROWS[1]["prompt"]]
+    assert all(len(row["scores"]) == len(row["responses"]) for row in lines(output))
+    write_jsonl(given, rows[1:2])
+    assert run("score", world, "--score.input", given, "--score.output", tmp_path / "none.jsonl", *options) == 2
+    assert "all 1 rows are malformed" in capsys.readouterr().err
+
+
 def test_a_reward_run_generates_nothing(world, trained, tmp_path, capsys):
     prompts = write_jsonl(tmp_path / "p.jsonl", [{"prompt": "a"}])
     options = ("--generate.prompts", prompts, "--generate.output", tmp_path / "o.jsonl")
