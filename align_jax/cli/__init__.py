@@ -11,7 +11,7 @@ _OVERRIDES = "[--section.key value ...]"
 # command -> (module with `main(argv)`, its arguments, one line of help)
 COMMANDS = {
     "train": ("align_jax.cli.train", f"CONFIG.yaml {_OVERRIDES}", "train; resumes a run folder that has checkpoints"),
-    "evaluate": ("align_jax.cli.evaluate", f"CONFIG.yaml {_OVERRIDES}", "metrics of the run's newest checkpoint"),
+    "evaluate": ("align_jax.cli.evaluate", f"CONFIG.yaml [CONFIG.yaml ...] {_OVERRIDES}", "models side by side, one table"),
     "export": ("align_jax.cli.export", "RUN_DIR OUT_DIR [--step N] [--dtype D]", "write a Hugging Face folder"),
     "generate": ("align_jax.cli.generate", f"CONFIG.yaml {_OVERRIDES}", "sample responses to prompts"),
     "score": ("align_jax.cli.score", f"CONFIG.yaml {_OVERRIDES}", "log-probs, implicit rewards, a reward model's scores"),
@@ -36,8 +36,8 @@ def main(argv: list[str] | None = None) -> int:
         return 0
     from align_jax.errors import UserError
 
-    _prepare()
     try:
+        _prepare()
         return importlib.import_module(COMMANDS[argv[0]][0]).main(argv[1:]) or 0
     except UserError as error:
         print(f"align-jax {argv[0]}: {error}", file=sys.stderr)
@@ -51,7 +51,7 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def _usage() -> str:
-    lines = [f"  {name:<11}{arguments:<42}{text}" for name, (_, arguments, text) in COMMANDS.items()]
+    lines = [f"  {name:<11}{arguments:<54}{text}" for name, (_, arguments, text) in COMMANDS.items()]
     return "usage: align-jax COMMAND ...\n\n" + "\n".join(lines)
 
 
@@ -67,7 +67,7 @@ def _prepare() -> None:
         jax.config.update("jax_compilation_cache_dir", os.path.join(home, "align_jax", "xla"))
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)  # a second start compiles nothing
     if _launched_on_several_hosts():
-        jax.distributed.initialize()
+        jax.distributed.initialize(**_processes())
 
 
 def _launched_on_several_hosts() -> bool:
@@ -75,3 +75,16 @@ def _launched_on_several_hosts() -> bool:
     several = (os.environ.get(name, "1") for name in ("SLURM_NTASKS", "OMPI_COMM_WORLD_SIZE"))
     hosts = os.environ.get("TPU_WORKER_HOSTNAMES", "")
     return "JAX_COORDINATOR_ADDRESS" in os.environ or "," in hosts or any(n.isdigit() and int(n) > 1 for n in several)
+
+
+def _processes() -> dict[str, int]:
+    """The number of processes and which of them this is, for launchers that JAX does not know; else JAX finds out."""
+    from align_jax.errors import UserError
+
+    found = {}
+    for argument, name in (("num_processes", "JAX_NUM_PROCESSES"), ("process_id", "JAX_PROCESS_ID")):
+        if name in os.environ:
+            if not os.environ[name].isdigit():
+                raise UserError(f"{name}: {os.environ[name]!r} in the environment is not a number")
+            found[argument] = int(os.environ[name])
+    return found
