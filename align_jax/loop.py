@@ -76,7 +76,7 @@ def run(state: TrainState, loader: Any, plan: Plan, hooks: Hooks, stop: StopSign
         state, metrics = hooks.step(state, batch)
         metrics = {name: float(value) for name, value in jax.device_get(metrics).items()}
         _check_finite(step, metrics, host, hooks)
-        metrics |= _batch_metrics(host) | _speed(host, time.perf_counter() - began, waited)
+        metrics |= _batch_metrics(host, time.perf_counter() - began, waited)
         if hooks.evaluate is not None and (step == plan.steps or (plan.eval_every and step % plan.eval_every == 0)):
             metrics |= hooks.evaluate(state.params)
         stopping = stop.requested(step)
@@ -101,22 +101,33 @@ def _check_finite(step: int, metrics: dict[str, float], batch: GroupBatch, hooks
     )
 
 
-def _batch_metrics(batch: GroupBatch) -> dict[str, float]:
-    metrics = {"tokens/padding": 1 - real_positions(batch) / computed_positions(batch)}
-    if "truncated" in batch.labels:
-        prompts, responses = np.asarray(batch.labels["truncated"]).reshape(-1, 2).sum(0)
-        metrics |= {"tokens/truncated_prompts": float(prompts), "tokens/truncated_responses": float(responses)}
-    return metrics
-
-
-def _speed(batch: GroupBatch, seconds: float, waited: float) -> dict[str, float]:
+def _batch_metrics(batch: GroupBatch, seconds: float, waited: float) -> dict[str, float]:
+    counts = _counts(batch)
     memory = jax.local_devices()[0].memory_stats() or {}
     peak = {"memory/peak_bytes": float(memory["peak_bytes_in_use"])} if "peak_bytes_in_use" in memory else {}
-    return peak | {
-        "time/step_seconds": seconds,
-        "time/data_fraction": waited / seconds,
-        "time/tokens_per_second": useful_tokens(batch) / seconds,
-    }
+    truncated = {f"tokens/{name}": counts[name] for name in counts if name.startswith("truncated")}
+    return (
+        truncated
+        | peak
+        | {
+            "tokens/padding": 1 - counts["real"] / counts["computed"],
+            "time/step_seconds": seconds,
+            "time/data_fraction": waited / seconds,
+            "time/tokens_per_second": counts["useful"] / seconds,
+        }
+    )
+
+
+def _counts(batch: GroupBatch) -> dict[str, float]:
+    """Positions and texts of the whole batch, of which every process holds its part."""
+    counts = {"real": real_positions(batch), "computed": computed_positions(batch), "useful": useful_tokens(batch)}
+    if "truncated" in batch.labels:
+        prompts, responses = np.asarray(batch.labels["truncated"]).reshape(-1, 2).sum(0)
+        counts |= {"truncated_prompts": prompts, "truncated_responses": responses}
+    values = np.asarray(list(counts.values()), np.int32)
+    if jax.process_count() > 1:
+        values = multihost_utils.process_allgather(values).sum(axis=0)
+    return dict(zip(counts, map(float, values), strict=True))
 
 
 class StopSignal:
