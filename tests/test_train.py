@@ -3,6 +3,7 @@
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -96,7 +97,7 @@ def environment():
 
 
 def wait_for_step(run, step, process):
-    for _ in range(1200):
+    for _ in range(4000):
         file = run / "metrics.jsonl"
         if file.exists() and any(m["step"] >= step for m in read_metrics(file)):
             return
@@ -173,6 +174,48 @@ def test_eight_devices_give_the_same_metrics(world, whole):
                 assert many[name] is None
             elif not name.startswith(TIMING_PREFIXES):
                 assert many[name] == pytest.approx(one[name], abs=1e-4, rel=1e-4), (one["step"], name)
+
+
+def test_two_processes_train_as_one_and_stop_together(world, whole):
+    folder, config = world
+    run = folder / "processes"
+    with socket.socket() as probe:
+        probe.bind(("localhost", 0))
+        address = f"localhost:{probe.getsockname()[1]}"
+    more = ("--train.steps", 100000, "--mesh.data", 2, "--mesh.fsdp", 2, "--reference.cache_dir", folder / "reference2")
+    together = environment() | {
+        "JAX_COORDINATOR_ADDRESS": address,
+        "JAX_NUM_PROCESSES": "2",
+        "JAX_CPU_COLLECTIVES_IMPLEMENTATION": "gloo",
+        "XLA_FLAGS": "--xla_force_host_platform_device_count=2",
+    }
+    processes = [
+        subprocess.Popen(
+            command(config, run, *more), env=together | {"JAX_PROCESS_ID": str(i)}, stderr=subprocess.PIPE, text=True
+        )
+        for i in range(2)
+    ]
+    try:
+        wait_for_step(run, STEPS, processes[0])
+        for process in processes:
+            process.send_signal(signal.SIGTERM)
+        said = [process.communicate(timeout=120)[1] for process in processes]
+    finally:
+        for process in processes:
+            process.kill()
+    assert [process.returncode for process in processes] == [0, 0], said
+    found = read_metrics(run / "metrics.jsonl")
+    assert f"stopped by SIGTERM after step {found[-1]['step']} of 100000" in said[0] and "stopped" not in said[1]
+    with Checkpointer(run / "checkpoints", read_only=True) as checkpoints:
+        assert checkpoints.latest_step() == found[-1]["step"]
+    for one, two in zip(read_metrics(whole / "metrics.jsonl"), found, strict=False):
+        shared = {name for name in one.keys() & two.keys() if not name.startswith((*TIMING_PREFIXES, "tokens/padding"))}
+        assert "eval/loss" in shared if one["step"] == 0 else "loss" in shared
+        for name in shared:
+            if one[name] is None:
+                assert two[name] is None
+            else:
+                assert two[name] == pytest.approx(one[name], abs=1e-4, rel=1e-4), (one["step"], name)
 
 
 def test_accumulation_gives_the_same_metrics(world, whole):
