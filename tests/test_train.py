@@ -3,7 +3,6 @@
 import json
 import os
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -18,6 +17,7 @@ from align_jax.cli import main
 from align_jax.cli.run_folder import has_checkpoints
 from align_jax.experiments import opinions
 from align_jax.logs import TIMING_PREFIXES, read_metrics
+from tests.processes import finish, start_two
 
 ROOT = Path(__file__).parent.parent
 SHAPE = dict(vocab_size=130, width=16, mlp_width=24, layers=2, heads=4, kv_heads=2, head_size=4, max_length=128)
@@ -179,31 +179,14 @@ def test_eight_devices_give_the_same_metrics(world, whole):
 def test_two_processes_train_as_one_and_stop_together(world, whole):
     folder, config = world
     run = folder / "processes"
-    with socket.socket() as probe:
-        probe.bind(("localhost", 0))
-        address = f"localhost:{probe.getsockname()[1]}"
     more = ("--train.steps", 100000, "--mesh.data", 2, "--mesh.fsdp", 2, "--reference.cache_dir", folder / "reference2")
-    together = environment() | {
-        "JAX_COORDINATOR_ADDRESS": address,
-        "JAX_NUM_PROCESSES": "2",
-        "JAX_CPU_COLLECTIVES_IMPLEMENTATION": "gloo",
-        "XLA_FLAGS": "--xla_force_host_platform_device_count=2",
-    }
-    processes = [
-        subprocess.Popen(
-            command(config, run, *more), env=together | {"JAX_PROCESS_ID": str(i)}, stderr=subprocess.PIPE, text=True
-        )
-        for i in range(2)
-    ]
+    processes = start_two(["train", config, "--run.dir", run, *more])
     try:
         wait_for_step(run, STEPS, processes[0])
-        for process in processes:
-            process.send_signal(signal.SIGTERM)
-        said = [process.communicate(timeout=120)[1] for process in processes]
     finally:
         for process in processes:
-            process.kill()
-    assert [process.returncode for process in processes] == [0, 0], said
+            process.send_signal(signal.SIGTERM)
+        said = finish(processes)
     found = read_metrics(run / "metrics.jsonl")
     assert f"stopped by SIGTERM after step {found[-1]['step']} of 100000" in said[0] and "stopped" not in said[1]
     with Checkpointer(run / "checkpoints", read_only=True) as checkpoints:

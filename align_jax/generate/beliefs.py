@@ -10,6 +10,7 @@ import jax
 import numpy as np
 from jax.sharding import Mesh
 
+from align_jax.axes import constrain
 from align_jax.data import RowLayout, Segment, TokenGroup, pack_groups
 from align_jax.errors import UserError
 from align_jax.generate.api import by_prompt, check_counts
@@ -18,7 +19,7 @@ from align_jax.generate.sampling import Sampling
 from align_jax.generate.slots import Request, Sample, Stop
 from align_jax.logprobs import response_logps
 from align_jax.models import Decoder, ModelConfig
-from align_jax.sharding import data_shards, make_mesh, put_batch
+from align_jax.sharding import batch_sharding, data_shards, make_mesh
 
 _BELIEF_STEP = 2**31 - 1  # keys the draw of the belief apart from the draws of tokens, which count from 0
 _GROUPS = 32  # prompts of a shard whose beliefs are scored at one time
@@ -79,7 +80,9 @@ def belief_logps(
         now = groups[start : start + shards * _GROUPS]
         batch = pack_groups(now, shards=shards, groups_per_shard=per_shard, layout=RowLayout(pack=False))
         with jax.set_mesh(mesh):
-            logps = np.asarray(_score(params, put_batch(batch, mesh), config=model.config, dtype=str(model.dtype)))
+            logps = np.asarray(
+                _score(params, jax.device_put(batch, batch_sharding(mesh)), config=model.config, dtype=str(model.dtype))
+            )
         for row, values in zip(batch.rows, logps, strict=True):
             if row >= 0:
                 result[row] = values[: groups[row].slots]
@@ -88,7 +91,7 @@ def belief_logps(
 
 @partial(jax.jit, static_argnames=("config", "dtype"))
 def _score(params: dict, batch, *, config: ModelConfig, dtype: str) -> jax.Array:
-    return response_logps(Decoder(config, params, dtype=dtype), batch)
+    return constrain(response_logps(Decoder(config, params, dtype=dtype), batch), None, None)
 
 
 def _group(index: int, prompt: Sequence[int], beliefs: Sequence[Sequence[int]]) -> TokenGroup:
@@ -152,9 +155,7 @@ def stream_beliefs(
         for i, prompt in enumerate(prompts)
         for b in np.unique(drawn[i]).tolist()
     ]
-    results = run_requests(
-        model, requests, sampling=sampling, eos_ids=eos_ids, stop=stop, seed=seed, mesh=mesh, rows=rows
-    )
+    results = run_requests(model, requests, sampling=sampling, eos_ids=eos_ids, stop=stop, seed=seed, mesh=mesh, rows=rows)
     for i, texts in by_prompt(results, len(prompts), samples, progress):
         yield i, _result(logps[i], drawn[i].tolist(), texts)
 

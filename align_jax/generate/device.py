@@ -167,4 +167,6 @@ def decode(
     empty = (program.steps, *rows.tokens.shape)
     carry = (jnp.int32(0), device.cache, seen, rows, jnp.full(empty, -1, jnp.int32), jnp.zeros(empty, jnp.float32))
     carry = jax.lax.while_loop(lambda c: (c[0] < program.steps) & jnp.any(c[3].left > 0), step, carry)
-    return Device(carry[1], device.prompt_seen, carry[2]), carry[4], carry[5]
+    # Whole on every process: each makes the same decisions about them.
+    tokens, logps = (constrain(x, None, None, None) for x in carry[4:])
+    return Device(carry[1], device.prompt_seen, carry[2]), tokens, logps

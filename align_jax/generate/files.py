@@ -8,6 +8,10 @@ import os
 from pathlib import Path
 from typing import Any
 
+import jax
+import numpy as np
+from jax.experimental import multihost_utils
+
 from align_jax.errors import UserError
 
 INDEX = "_index"  # of an unfinished file's rows: which prompt; taken out when the file is complete
@@ -75,6 +79,7 @@ class ResultsFile:
     While incomplete, rows stand in the order in which they finished, each with its prompt's index under `_index`; `close`
     after the last one brings them into the order of the prompts and takes the index out. Opened again with the same
     settings, it goes on where it was; with other settings, the old file is kept as `path.1`, `path.2`, ...
+    Of several processes, the first one reads and writes.
 
     Args:
       path: the output. settings: everything that decides the results, JSON values. count: how many prompts there are.
@@ -88,20 +93,39 @@ class ResultsFile:
         self.path, self.count = Path(path), count
         self.done: set[int] = set()
         self.kept_as: Path | None = None
+        self._file = None
+        failure = None
+        if jax.process_index() == 0:
+            try:
+                self._open(json.loads(json.dumps(settings)))
+            except OSError as error:
+                failure = error
+        if jax.process_count() > 1:
+            self._agree(failure is not None)
+        if failure is not None:
+            raise UserError(f"{key}: cannot write {path}: {failure.strerror}") from failure
+
+    def _open(self, settings: dict[str, Any]) -> None:
         side = self.path.with_name(self.path.name + ".settings.json")
-        settings = json.loads(json.dumps(settings))
-        try:
-            self.path.parent.mkdir(parents=True, exist_ok=True)
-            if self.path.exists() and not (side.exists() and _read_json(side) == settings):
-                self.kept_as = next(p for n in range(1, 10**6) if not (p := Path(f"{self.path}.{n}")).exists())
-                os.replace(self.path, self.kept_as)
-            if self.path.exists():
-                self._resume()
-            else:
-                side.write_text(json.dumps(settings, indent=2) + "\n", encoding="utf-8")
-            self._file = open(self.path, "ab")
-        except OSError as error:
-            raise UserError(f"{key}: cannot write {path}: {error.strerror}") from error
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        if self.path.exists() and not (side.exists() and _read_json(side) == settings):
+            self.kept_as = next(p for n in range(1, 10**6) if not (p := Path(f"{self.path}.{n}")).exists())
+            os.replace(self.path, self.kept_as)
+        if self.path.exists():
+            self._resume()
+        else:
+            side.write_text(json.dumps(settings, indent=2) + "\n", encoding="utf-8")
+        self._file = open(self.path, "ab")
+
+    def _agree(self, failed: bool) -> None:
+        """Tells all processes what the first one found in the file."""
+        found = np.zeros(self.count + 1, np.int32)
+        found[list(self.done)] = 1
+        found[-1] = failed
+        found = multihost_utils.broadcast_one_to_all(found)
+        self.done = set(np.flatnonzero(found[:-1]).tolist())
+        if found[-1] and jax.process_index() != 0:
+            raise UserError(f"{self.path}: the first process cannot write it")
 
     def _resume(self) -> None:
         content = self.path.read_bytes()
@@ -116,13 +140,17 @@ class ResultsFile:
 
     def write(self, index: int, row: dict[str, Any]) -> None:
         """Appends the result of a prompt; it is in the file when this returns."""
+        self.done.add(index)
+        if self._file is None:  # another process writes
+            return
         line = json.dumps({INDEX: index, **row}, ensure_ascii=False) + "\n"
         self._file.write(line.encode("utf-8"))
         self._file.flush()
-        self.done.add(index)
 
     def close(self) -> None:
         """Closes the file, and orders it where it is complete."""
+        if self._file is None:
+            return
         self._file.close()
         rows = [json.loads(line) for line in self.path.read_bytes().splitlines()]
         if len(rows) < self.count or INDEX not in rows[0]:

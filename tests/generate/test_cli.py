@@ -12,6 +12,7 @@ import pytest
 from align_jax import cli
 from align_jax.experiments.opinions import write_tokenizer
 from align_jax.generate import Sampling, end_ids, generate, response_text
+from tests.processes import finish, start_two
 
 MODEL = dict(vocab_size=200, width=16, mlp_width=24, layers=1, heads=2, kv_heads=1, head_size=8, max_length=40)
 
@@ -87,6 +88,21 @@ def cli_generate():
     import align_jax.cli.generate as module
 
     return module
+
+
+def test_two_processes_generate_as_one(work):
+    options = ["city parks", "solar roofs", "i like city parks"]
+    prompts = [{"prompt": "yes , i like solar roofs", "group": "north", "options": options[: 2 + n % 2]} for n in range(5)]
+    more = ("--generate.beliefs", "true", "--generate.samples", "3", "--generate.repetition_penalty", "1.2")
+    _, whole = run(work, prompts, *more)
+    assert len(whole) == 5
+    lines, out = (work / "out.jsonl").read_text().splitlines(keepends=True), work / "out.jsonl"
+    out.write_text("".join(json.dumps({"_index": i, **json.loads(lines[i])}) + "\n" for i in (3, 1)))  # as if killed
+    said = finish(start_two(["generate", work / "config.yaml", *more, "--mesh.data", 2, "--mesh.fsdp", 2]))
+    assert "has 2 of 5 prompts already" in said[0] and "align-jax" not in said[1]
+    again = [json.loads(line) for line in out.read_text().splitlines()]
+    for row, one in zip(again, whole, strict=True):
+        assert row["responses"] == one["responses"] and row["beliefs"] == one["beliefs"]
 
 
 def test_beliefs_and_groups(work):

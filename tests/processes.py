@@ -1,0 +1,43 @@
+"""Two processes on this machine that JAX joins to one."""
+
+from __future__ import annotations
+
+import os
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).parent.parent
+
+
+def start_two(arguments: list) -> list[subprocess.Popen]:
+    """Starts `align-jax ARGUMENTS` as two processes of two fake devices each."""
+    with socket.socket() as probe:
+        probe.bind(("localhost", 0))
+        address = f"localhost:{probe.getsockname()[1]}"
+    together = {
+        **os.environ,
+        "PYTHONPATH": str(ROOT),
+        "JAX_PLATFORMS": "cpu",
+        "JAX_COORDINATOR_ADDRESS": address,
+        "JAX_NUM_PROCESSES": "2",
+        "JAX_CPU_COLLECTIVES_IMPLEMENTATION": "gloo",
+        "XLA_FLAGS": "--xla_force_host_platform_device_count=2",
+    }
+    command = [sys.executable, "-c", "import sys; from align_jax.cli import main; sys.exit(main())", *map(str, arguments)]
+    return [
+        subprocess.Popen(command, env=together | {"JAX_PROCESS_ID": str(i)}, stderr=subprocess.PIPE, text=True)
+        for i in range(2)
+    ]
+
+
+def finish(processes: list[subprocess.Popen], seconds: float = 120) -> list[str]:
+    """What they said on stderr, once both have ended well."""
+    try:
+        said = [process.communicate(timeout=seconds)[1] for process in processes]
+    finally:
+        for process in processes:
+            process.kill()
+    assert [process.returncode for process in processes] == [0, 0], said
+    return said
