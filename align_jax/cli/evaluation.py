@@ -10,6 +10,7 @@ from pathlib import Path
 
 import jax
 import numpy as np
+from jax.experimental import multihost_utils
 from jax.sharding import Mesh
 
 from align_jax import hf
@@ -158,8 +159,6 @@ class Spoken:
 def speak(data: EvalData, params: dict, samples: int, judge: Judge | None) -> Spoken:
     """Samples for every unit of the data: beliefs and texts (format gdpo), or responses."""
     config, tokenizer = data.config, data.encoder.tokenizer
-    if jax.process_count() > 1:
-        raise UserError("evaluate.samples: sampling runs on one process only; set evaluate.samples and training_samples to 0")
     model = Decoder(data.start.config, params, dtype=config.model.dtype)
     generation_config = hf.load_generation_config(config.model.path) if config.model.path else None
     options = dict(
@@ -207,11 +206,21 @@ def _add_texts(rows: list[dict], texts, opinions: sampling.Opinions, tokenizer) 
 def judge_rows(judge: Judge, rows: Sequence[dict]) -> Verdicts:
     """Has every text judged and writes the answers to `row["judged"]`."""
     flat = [(row, text) for row in rows for text in row["responses"]]
-    verdicts = judge([Question(str(row["prompt"]), tuple(row["options"]), text) for row, text in flat])
+    verdicts = _one_judge(judge, [Question(str(row["prompt"]), tuple(row["options"]), text) for row, text in flat])
     answers = iter(verdicts.answers)
     for row in rows:
         row["judged"] = [next(answers) for _ in row["responses"]]
     return verdicts
+
+
+def _one_judge(judge: Judge, questions: list[Question]) -> Verdicts:
+    """The judge's verdicts; of several processes the first one asks, and all have its answers."""
+    if jax.process_count() == 1:
+        return judge(questions)
+    verdicts = judge(questions) if jax.process_index() == 0 else Verdicts([None] * len(questions))
+    codes = np.asarray([-1 if answer is None else answer for answer in verdicts.answers], np.int32)
+    codes = multihost_utils.broadcast_one_to_all(codes).tolist()
+    return dataclasses.replace(verdicts, answers=[None if code < 0 else code for code in codes])
 
 
 def divergence_table(data: EvalData, spoken: Spoken, reference: dict) -> Table:

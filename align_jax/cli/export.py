@@ -16,6 +16,7 @@ from align_jax.cli.run_folder import GENERATION_CONFIG, newest_run
 from align_jax.config import Config, load_config
 from align_jax.errors import UserError
 from align_jax.models import Decoder, ModelConfig, weight_shapes
+from align_jax.sharding import replicated
 
 
 def main(argv: list[str]) -> int:
@@ -80,7 +81,8 @@ def trained_weights(run_dir: Path, config: Config, model_config: ModelConfig, st
         is_leaf=is_shape,
     )
     with Checkpointer(run_dir / "checkpoints", read_only=True) as checkpoints:
-        counter = jax.ShapeDtypeStruct((), "int32", sharding=device)
+        everywhere = replicated(jax.tree.leaves(shardings)[0].mesh) if shardings else device
+        counter = jax.ShapeDtypeStruct((), "int32", sharding=everywhere)
         found = checkpoints.restore({"params": wanted, "step": counter}, step, subset=True)
     if found is None:
         raise UserError(f"{run_dir} has no checkpoint yet")

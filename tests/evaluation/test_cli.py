@@ -15,6 +15,7 @@ from align_jax import cli
 from align_jax.experiments import opinions
 from align_jax.logs import read_metrics
 from align_jax.models import Decoder, init_weights
+from tests.processes import finish, start_two
 
 SHAPE = dict(vocab_size=130, width=16, mlp_width=24, layers=1, heads=2, kv_heads=1, head_size=8, max_length=96)
 PER_SET = {"sets/log_likelihood", "rewards/accuracies", "rewards/best_of_n", "rewards/rank_correlation", "rewards/margins",
@@ -153,6 +154,21 @@ def test_several_configs_make_one_table(world, capsys):
     capsys.readouterr()
     assert evaluate(world / "beliefs.yaml", world / "beliefs.yaml", *QUICK) == 2
     assert "would both write to" in capsys.readouterr().err
+
+
+def test_two_processes_evaluate_as_one(world, capsys):
+    models = ("--evaluate.models", f"{{run: {world / 'run'}}}", "--evaluate.plots", "false")
+    sets = ("--model.path", world / "base", "--model.config", "null", "--evaluate.models", f"{{run: {world / 'exported'}}}")
+    for config, more in (("beliefs.yaml", models), ("sets.yaml", (*sets, "--evaluate.plots", "false"))):
+        folders = [world / f"{name}-{config}" for name in ("one", "two")]
+        assert evaluate(world / config, *more, "--run.dir", folders[0]) == 0
+        table = capsys.readouterr().out
+        arguments = ["evaluate", world / config, *more, "--run.dir", folders[1], "--mesh.data", 2, "--mesh.fsdp", 2]
+        finish(start_two(arguments))
+        one, two = (report(folder)["models"]["run"]["metrics"] for folder in folders)
+        assert one.keys() == two.keys() and all(name in table for name in one)
+        for name in one:
+            assert two[name]["value"] == pytest.approx(one[name]["value"], rel=1e-3, abs=1e-4), name
 
 
 def test_without_samples_or_a_checkpoint(world, capsys):
