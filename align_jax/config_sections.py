@@ -325,7 +325,8 @@ class RoundsConfig:
       number: of rounds.
       reward_model: a sequence classifier in Hugging Face format (folder or id), or the run folder of one.
       samples_per_prompt: responses of a group.
-      prompts_per_round: how many prompts a round takes; every prompt has been used before one is used again. None is all.
+      prompts_per_round: how many prompts a round takes; all are used before one is
+        used again, but for a rest smaller than that. None is all.
       reference: of the objective: the model at the start of the `round`, or of the `run`.
       eval_prompts: how many held-out prompts; None is all.
       eval_samples: responses to each of them, after every round and before the first.

@@ -102,6 +102,9 @@ class RewardModel:
         """
         if len(prompts) != len(responses):
             raise ValueError(f"{len(prompts)} prompts, but {len(responses)} lists of responses")
+        for i, texts in enumerate(responses):
+            if isinstance(texts, str):
+                raise UserError(f"prompt {i}: responses must be a list of texts, got the text {texts[:40]!r}")
         filled = [i for i, texts in enumerate(responses) if len(texts)]
         groups = [self._encode(i, prompts[i], responses[i]) for i in filled]
         scores: list[list[float]] = [[] for _ in prompts]

@@ -181,6 +181,8 @@ def test_score_goes_on_where_it_was(world, exported, monkeypatch, capsys):
     "rows, overrides, message",
     [
         ([], (), "in.jsonl is empty"),
+        ([{"prompt": "a", "responses": ["\ud83d"]}], (), "in.jsonl:1: half a character"),
+        ([{"prompt": "a", "responses": ["b"], "_index": 0}], (), "in.jsonl:1: the column '_index' is used by unfinished"),
         ([{"prompt": "a", "responses": ["b"]}, {"prompt": "a"}], (), "in.jsonl:2: field 'responses' is missing"),
         ([{"prompt": "a", "responses": []}], (), "in.jsonl:1: field 'responses': expected a list that is not empty"),
         ([{"prompt": "a", "responses": ["b" * 300]}], (), "in.jsonl:1: .* has 303 tokens, more than the 256 of the model's"),
@@ -204,6 +206,15 @@ def test_bad_input_is_one_line(world, trained, capsys, tmp_path, rows, overrides
     error = capsys.readouterr().err.splitlines()[-1]
     assert error.startswith("align-jax score: ") and re.search(message, error), error
     assert not output.exists()
+
+
+def test_a_reward_model_is_evaluated(world, trained, capsys):
+    assert run("evaluate", world, "--evaluate.resamples", 0) == 0
+    output = capsys.readouterr()
+    assert "a reward model generates nothing" in output.err and "kl/reference" not in output.out
+    value = read_metrics(trained / "metrics.jsonl")[-1]["eval/rewards/accuracies"]
+    [line] = [line for line in output.out.splitlines() if line.startswith("rewards/accuracies ")]
+    assert line.split()[-1] == f"{value:.3f}"
 
 
 def test_skipped_rows_are_named_and_the_others_scored(world, exported, tmp_path, capsys):

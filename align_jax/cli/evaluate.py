@@ -38,7 +38,7 @@ def main(argv: list[str]) -> int:
     configs = [load_config(path, overrides, require=("run.dir", "model", "data", "data.eval")) for path in paths]
     for i, config in enumerate(configs):
         for path, other in zip(paths[:i], configs[:i], strict=True):
-            if config.run.dir == other.run.dir:
+            if Path(config.run.dir).resolve() == Path(other.run.dir).resolve():
                 raise UserError(f"run.dir: {paths[i]} and {path} would both write to {config.run.dir}; give each its own")
     reports = [_report(config) for config in configs]
     if jax.process_index() != 0:
@@ -68,14 +68,17 @@ def _report(config: Config) -> _Report:
     (folder / "evaluation").mkdir(parents=True, exist_ok=True)
     with jax.set_mesh(mesh):
         data = eval_data(config, start, encoder, assemble.scorer_of(start, config), mesh, folder)
-        judge = judge_of(data) if config.evaluate.samples else None
+        if config.head == "score" and config.evaluate.samples:
+            say("a reward model generates nothing: evaluate.samples is not used")
+            data = dataclasses.replace(data, config=_without_samples(config))
+        judge = judge_of(data) if data.config.evaluate.samples else None
         results = evaluate(data, sources, judge)
     lines = []
     if config.evaluate.plots and jax.process_index() == 0:
         from align_jax.evaluation.plots import write_plots
 
         shown = {r.name: (r.responses, r.estimates) for r in results}
-        lines += [f"wrote {path}" for path in write_plots(shown, data.objective.beta, folder / "evaluation")]
+        lines += [f"wrote {path}" for path in write_plots(shown, _beta(data), folder / "evaluation")]
     lines.append(f"wrote {folder / 'evaluation.json'}")
     lines += [f"evaluate.judge: {r.name}: {r.spoken.problem}" for r in results if r.spoken and r.spoken.problem]
     unjudged = judge is not None and any("consistency/accuracy" not in r.estimates for r in results)
@@ -113,6 +116,10 @@ def sources_of(config: Config, start: assemble.Start, folder: Path) -> list[Sour
         if not run:
             say(f"{folder} has no checkpoint: evaluating the starting model alone")
         return [Source("start", None), *run]
+    files: dict[str, str] = {}
+    for name in config.evaluate.models:
+        if (other := files.setdefault(_file_name(name), name)) != name:
+            raise UserError(f"evaluate.models: {other!r} and {name!r} would share the file samples-{_file_name(name)}.jsonl")
     return [_source(name, Path(path), start) for name, path in config.evaluate.models.items()]
 
 
@@ -130,6 +137,18 @@ def _source(name: str, path: Path, start: assemble.Start) -> Source:
     if shape != start.config:
         raise UserError(f"evaluate.models: {name}: {path} has another shape than the starting model: {shape} != {start.config}")
     return Source(name, path, is_run)
+
+
+def _without_samples(config: Config) -> Config:
+    return dataclasses.replace(config, evaluate=dataclasses.replace(config.evaluate, samples=0))
+
+
+def _beta(data: EvalData) -> float:
+    return getattr(data.objective, "beta", 1.0)  # a reward model's scores are rewards
+
+
+def _file_name(model: str) -> str:
+    return re.sub(r"[^\w.-]+", "_", model)
 
 
 @dataclasses.dataclass
@@ -174,10 +193,10 @@ def _finish(data: EvalData, results: list[Result], changed: Result, judge) -> No
     metrics = as_json({r.name: r.estimates for r in results})
     models = {r.name: {"path": r.path, "step": r.step, "metrics": metrics[r.name]} for r in results}
     values = data.config.to_dict()
-    settings = {"data": data.dataset.path, "seed": data.config.run.seed, "beta": data.objective.beta}
+    settings = {"data": data.dataset.path, "seed": data.config.run.seed, "beta": _beta(data)}
     report = {**settings, "evaluate": values["evaluate"], "judge": judge.quality if judge else None, "models": models}
     write_whole(data.folder / "evaluation.json", json.dumps(report, indent=2, default=str) + "\n")
     if changed.spoken:
-        name = re.sub(r"[^\w.-]+", "_", changed.name)
+        name = _file_name(changed.name)
         lines = (json.dumps(row, ensure_ascii=False) + "\n" for row in changed.spoken.rows)
         write_whole(data.folder / "evaluation" / f"samples-{name}.jsonl", "".join(lines))

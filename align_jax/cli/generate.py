@@ -15,7 +15,7 @@ import jax
 from align_jax import hf
 from align_jax.cli import assemble
 from align_jax.cli.export import trained_config, trained_weights
-from align_jax.cli.run_folder import has_checkpoints, newest_run
+from align_jax.cli.run_folder import fingerprint_checkpoint, has_checkpoints, newest_run
 from align_jax.config import Config, GenerateConfig, load_config, parse_overrides
 from align_jax.data import Encoder
 from align_jax.data.config import DataConfig
@@ -65,15 +65,17 @@ def run(config: Config, *, cut_prompts: bool = False, stop: Callable[[], bool] =
         raise UserError(f"objective.name: {config.objective.name!r} trains a reward model, which generates nothing")
     mesh = assemble.mesh_of(config)
     shape, from_run = _shape_of(config)
+    if Path(options.output).resolve() == Path(options.prompts).resolve():
+        raise UserError(f"generate.output: {options.output} is generate.prompts, too; the prompts would be overwritten")
     tokenizer = assemble.tokenizer_of(config)
     generation_config = hf.load_generation_config(config.model.path) if config.model.path else None
     ends = end_ids(tokenizer, options.stop_tokens, generation_config)
     data = config.data or DataConfig()
     rows = [unit for row in read_prompts(options.prompts) for unit in by_group(row, data)]
     most = data.max_prompt_tokens if cut_prompts else sys.maxsize
-    encoder = Encoder(tokenizer, dataclasses.replace(data, max_prompt_tokens=most))
+    encoder = Encoder(tokenizer, dataclasses.replace(data, max_prompt_tokens=most), shape.vocab_size)
     encoded = [encode(row, encoder, options, shape) for row in rows]
-    with ResultsFile(options.output, _settings(config, from_run, encoded), len(rows)) as results:
+    with ResultsFile(options.output, _settings(config, from_run, rows, encoded), len(rows)) as results:
         _say_what_is_there(results, len(rows))
         todo = [i for i in range(len(rows)) if i not in results.done]
         if todo:
@@ -164,6 +166,8 @@ def _beliefs(row: PromptRow, encoder: Encoder) -> tuple[list[list[int]], int | N
     fixed = row.values.get("belief")
     if isinstance(fixed, str) and fixed in options:
         fixed = options.index(fixed)
+    if isinstance(fixed, float) and fixed.is_integer():  # so written by tools that have no missing integers
+        fixed = int(fixed)
     if fixed is not None and (isinstance(fixed, (bool, str)) or fixed not in range(len(options))):
         raise UserError(f"{row.where}: `belief` {fixed!r} is not one of the options {options} or a number below {len(options)}")
     return [encoder.encode_belief(n, option).tolist() for n, option in enumerate(options)], fixed
@@ -239,7 +243,9 @@ def _weights(config: Config, shape: ModelConfig, run_dir: Path | None, mesh) -> 
     return weights
 
 
-def _settings(config: Config, run_dir: Path | None, encoded: Sequence[Encoded]) -> dict[str, Any]:
+def _settings(
+    config: Config, run_dir: Path | None, rows: Sequence[PromptRow], encoded: Sequence[Encoded]
+) -> dict[str, Any]:
     """Everything that decides the results; a file of other settings is not continued."""
     values = config.to_dict()
     free = ("prompts", "output", "alpaca_eval", "rows")
@@ -247,15 +253,15 @@ def _settings(config: Config, run_dir: Path | None, encoded: Sequence[Encoded]) 
     if run_dir is None and config.model.path is not None:
         weights = fingerprint_files(hf.resolve_folder(config.model.path).glob("*.safetensors"))
     if run_dir is not None:
-        newest = max(int(p.name) for p in (run_dir / "checkpoints").glob("[0-9]*") if p.name.isdigit())
+        newest = fingerprint_checkpoint(run_dir)
     return {
         "model": values["model"] | {"run": str(run_dir) if run_dir else None, "step": newest, "weights": weights},
         "seed": config.run.seed,
         "generate": {key: value for key, value in values["generate"].items() if key not in free},
-        "prompts": _hash(encoded),
+        "prompts": _hash([dataclasses.astuple(e) for e in encoded]),
+        "columns": _hash([row.values for row in rows]),
     }
 
 
-def _hash(encoded: Sequence[Encoded]) -> str:
-    """A hash of all tokens that go in."""
-    return hashlib.sha256(repr([dataclasses.astuple(e) for e in encoded]).encode()).hexdigest()
+def _hash(values: list) -> str:
+    return hashlib.sha256(repr(values).encode()).hexdigest()

@@ -93,3 +93,9 @@ def flat(tree: dict, prefix: str = "") -> dict:
 def remove_run(folder: Path) -> None:
     """Deletes a run folder, so that an experiment starts anew."""
     shutil.rmtree(folder, ignore_errors=True)
+
+
+def fingerprint_checkpoint(folder: Path) -> list:
+    """What tells a run's newest checkpoint from others: its folder, its step, and when it was written."""
+    step = max(int(p.name) for p in (folder / "checkpoints").glob("[0-9]*") if p.name.isdigit())
+    return [str(folder.resolve()), step, (folder / "checkpoints" / str(step)).stat().st_mtime_ns]

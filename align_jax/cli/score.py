@@ -9,6 +9,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+import jax
+
 from align_jax.cli import assemble
 from align_jax.cli.run_folder import say
 from align_jax.cli.score_passes import Rows, part_of, policy_passes, reward_pass, run_pass
@@ -17,7 +19,7 @@ from align_jax.data import DataConfig, open_source
 from align_jax.data.formats import Example, read_responses
 from align_jax.data.sources import RowError
 from align_jax.errors import UserError
-from align_jax.generate.files import ResultsFile
+from align_jax.generate.files import INDEX, ResultsFile
 
 
 def main(argv: list[str]) -> int:
@@ -45,6 +47,8 @@ def run(config: Config, stop: Callable[[], bool] = lambda: False) -> bool:
     Raises:
       UserError: anything wrong with the rows (file and line), the models or the files, before a model is loaded.
     """
+    if jax.process_count() > 1:
+        raise UserError(f"score runs on one process, but there are {jax.process_count()}; start align-jax on one host")
     options, mesh = config.score, assemble.mesh_of(config)
     rows = read_rows(config)
     passes, columns = [], [{} for _ in rows.values]
@@ -89,6 +93,8 @@ def read_rows(config: Config) -> Rows:
                 raise UserError(f"{where}: {error} (data.on_bad_row: skip leaves such rows out)") from error
             bad.append(f"{where}: {error}")
             continue
+        if INDEX in values:
+            raise UserError(f"{where}: the column {INDEX!r} is used by unfinished results; finish them, or rename it")
         rows.values.append(values), rows.where.append(where), rows.examples.append(example)
     if bad:
         say(f"{len(bad)} malformed rows left out: {'; '.join(bad[:3])}{' ...' if len(bad) > 3 else ''}")

@@ -17,7 +17,7 @@ from align_jax import hf
 from align_jax.cli import assemble
 from align_jax.cli.evaluation import reference_weights
 from align_jax.cli.export import trained_config, trained_weights
-from align_jax.cli.run_folder import has_checkpoints, newest_run, say
+from align_jax.cli.run_folder import fingerprint_checkpoint, has_checkpoints, newest_run, say
 from align_jax.config import Config, load_config
 from align_jax.data import DataConfig, Encoder, TokenGroup, encode_group, length_batches
 from align_jax.data.formats import Example
@@ -125,7 +125,7 @@ def policy_passes(config: Config, rows: Rows, columns: list[dict], mesh: Mesh) -
 
     known = _fingerprint(start.folder) if start.folder else ["fresh", config.run.seed]
     reference = _fingerprint(hf.resolve_folder(config.reference.path)) if config.reference.path else known
-    first = part("logps", _fingerprint_run(trained) if trained else known, policy)
+    first = part("logps", fingerprint_checkpoint(trained) if trained else known, policy)
     if trained is None and reference == known:
         return [first]  # the two are one model: rewards are 0
     return [first, part("ref_logps", reference, lambda: reference_weights(config, start, mesh))]
@@ -143,9 +143,11 @@ def reward_pass(config: Config, rows: Rows, mesh: Mesh) -> Pass:
         tokenizer, known = folder, _fingerprint(folder)
     elif own.head != "score":
         raise UserError(f"score.reward_model: {given} is the run of a language model (objective.name is not reward)")
+    elif not has_checkpoints(folder):
+        raise UserError(f"score.reward_model: {given} is a run without a checkpoint yet")
     else:
         shape, _ = trained_config(folder, own)
-        tokenizer, known, data = folder / "tokenizer", _fingerprint_run(folder), own.data
+        tokenizer, known, data = folder / "tokenizer", fingerprint_checkpoint(folder), own.data
     encoder = Encoder(assemble.tokenizer_at(tokenizer, "score.reward_model"), data, shape.vocab_size)
     groups = encode_rows(rows, encoder, ends=True, most=shape.max_length, what="reward model")
 
@@ -222,9 +224,3 @@ def _hash(groups: Sequence[TokenGroup]) -> str:
 
 def _fingerprint(folder: Path | str) -> str:
     return fingerprint_files(Path(folder).glob("*.safetensors"))
-
-
-def _fingerprint_run(folder: Path) -> list:
-    """What tells a run's newest checkpoint from others: its folder, its step, and its contents' checksums."""
-    step = max(int(p.name) for p in (folder / "checkpoints").glob("[0-9]*") if p.name.isdigit())
-    return [str(folder.resolve()), step, (folder / "checkpoints" / str(step)).stat().st_mtime_ns]

@@ -108,10 +108,23 @@ class JsonLines:
             raise RowError(f"not JSON: {error}") from error
         if not isinstance(row, dict):
             raise RowError(f"expected a JSON object a line, got {type(row).__name__}")
+        if (b"\\u" in line or b"\xed" in line) and (problem := broken_text(row)):
+            raise RowError(problem)
         return row
 
     def where(self, index: int) -> str:
         return f"{self.file}:{self._lines[index][1]}"
+
+
+def broken_text(row: Any) -> str | None:
+    """What is wrong with text that no UTF-8 can hold (JSON can), or None."""
+    text = json.dumps(row, ensure_ascii=False)
+    try:
+        text.encode("utf-8")
+    except UnicodeEncodeError as error:
+        before = text[max(0, error.start - 20) : error.start]
+        return f"half a character (\\u{ord(text[error.start]):04x}) after {before!r}; an emoji that was cut in two?"
+    return None
 
 
 def _decompressed(file: Path) -> bytes:

@@ -18,6 +18,8 @@ BY_GROUP = {
     "consistency/accuracy": np.fmin,
 }
 
+_TAKEN = ("majority", "minority", "worst_group")  # what else stands behind a metric's name
+
 
 @dataclasses.dataclass(frozen=True)
 class Table:
@@ -49,6 +51,7 @@ def table_of(metrics: Mapping[str, tuple], clusters: np.ndarray, group_ids=None,
     if group_ids is not None and len(group_names) > 1:
         for name in [name for name in BY_GROUP if name in pairs]:
             for i, group in enumerate(group_names):
+                group = f"group {group}" if group in _TAKEN else group
                 pairs[f"{name}/{group}"] = tuple(np.where(group_ids == i, part, 0.0) for part in pairs[name])
     sums, weights = ({name: pair[i] for name, pair in pairs.items()} for i in (0, 1))
     return Table(np.asarray(clusters), sums, weights)
@@ -84,7 +87,7 @@ def derived(means: dict) -> dict:
 
 
 def _is_group(key: str, name: str) -> bool:
-    return key[len(name) + 1 :] not in ("majority", "minority", "worst_group")
+    return key[len(name) + 1 :] not in _TAKEN
 
 
 def _reduce(function, parts):

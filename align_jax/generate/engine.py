@@ -139,7 +139,9 @@ class _Run:
 
 def _fit(model: Decoder, request: Request) -> Request:
     """The request with no more tokens than the context has room for."""
-    room = model.config.max_length - len(request.tokens)
+    room, vocab = model.config.max_length - len(request.tokens), model.config.vocab_size
+    if outside := [token for token in request.tokens if not 0 <= token < vocab]:
+        raise UserError(f"prompt {request.index} has the token {outside[0]}, but the model's vocabulary is 0 to {vocab - 1}")
     if not request.tokens:
         raise UserError(f"prompt {request.index} is empty; a prompt needs at least one token (such as BOS)")
     if room < 1:

@@ -12,6 +12,7 @@ import jax
 import numpy as np
 from jax.experimental import multihost_utils
 
+from align_jax.data.sources import broken_text
 from align_jax.errors import UserError
 
 INDEX = "_index"  # of an unfinished file's rows: which prompt; taken out when the file is complete
@@ -48,6 +49,8 @@ def _row(where: str, line: bytes) -> PromptRow:
         raise UserError(f"{where}: not UTF-8 text: {error.reason} at byte {error.start} of the line") from error
     except json.JSONDecodeError as error:
         raise UserError(f"{where}: not valid JSON: {error.msg} at column {error.colno}") from error
+    if problem := broken_text(values):
+        raise UserError(f"{where}: {problem}")
     if not isinstance(values, dict):
         raise UserError(f"{where}: expected a JSON object with `prompt`, got {_short(values)}")
     if "prompt" not in values:

@@ -61,8 +61,9 @@ def penalize(logits: jax.Array, seen: jax.Array, penalty: float) -> jax.Array:
 
 
 def filter_logits(logits: jax.Array, sampling: Sampling) -> jax.Array:
-    """Logits `[..., V]` divided by the temperature (above 0), -inf where a filter removes the token."""
-    logits = logits / sampling.temperature
+    """Logits `[..., V]` less the largest, divided by the temperature (above 0); -inf where a filter removes the token."""
+    # The largest becomes 0, and no temperature makes it infinite or, below float32's smallest number, NaN.
+    logits = (logits - jnp.max(logits, axis=-1, keepdims=True)) / max(sampling.temperature, 1e-30)
     if 0 < sampling.top_k < logits.shape[-1]:
         logits = _keep_top(logits, jnp.ones_like(logits), sampling.top_k)
     if sampling.top_p < 1:
@@ -124,4 +125,5 @@ def _keep_top(logits: jax.Array, weights: jax.Array, goal: float) -> jax.Array:
         return jnp.where(reached, candidate, low)
 
     low = jax.lax.fori_loop(0, 32, refine, jnp.zeros_like(order[..., :1]))
-    return jnp.where(order >= low, logits, -jnp.inf)
+    largest = jnp.max(order, axis=-1, keepdims=True)  # stays, however small the goal
+    return jnp.where(order >= jnp.minimum(low, largest), logits, -jnp.inf)

@@ -21,6 +21,7 @@ class StopStrings:
 
     def __init__(self, tokenizer, strings: Iterable[str]):
         self.tokenizer, self.strings = tokenizer, tuple(strings)
+        self._before = tokenizer.encode("a", add_special_tokens=False)
         if not all(self.strings):
             raise UserError(f"a stop string must not be empty, got {list(self.strings)}")
 
@@ -31,7 +32,8 @@ class StopStrings:
         return next(n for n in range(len(tokens) - new + 1, len(tokens) + 1) if n == len(tokens) or self._found(tokens[:n]))
 
     def _found(self, tokens: list[int]) -> bool:
-        text = self.tokenizer.decode(tokens, skip_special_tokens=True)
+        # Behind a word, because tokenizers drop the space in front of a text's first one.
+        text = response_text(self.tokenizer, self._before, tokens)
         return any(string in text for string in self.strings)
 
     def cut(self, text: str) -> str:

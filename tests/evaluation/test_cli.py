@@ -152,8 +152,12 @@ def test_several_configs_make_one_table(world, capsys):
         assert cells[header.split().index(model)] == f"{value:.3f}"
         assert cells.count("-") == 2
     capsys.readouterr()
-    assert evaluate(world / "beliefs.yaml", world / "beliefs.yaml", *QUICK) == 2
+    changed["run"]["dir"] += "/../run"
+    other.write_text(yaml.safe_dump(changed))
+    assert evaluate(world / "beliefs.yaml", other, *QUICK) == 2
     assert "would both write to" in capsys.readouterr().err
+    assert evaluate(world / "sets.yaml", *QUICK, "--evaluate.models", "{a b: x, a_b: y}") == 2
+    assert "'a b' and 'a_b' would share the file samples-a_b.jsonl" in capsys.readouterr().err
 
 
 def test_two_processes_evaluate_as_one(world, capsys):

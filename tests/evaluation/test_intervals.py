@@ -69,6 +69,14 @@ def test_groups_of_people_and_the_worst_of_them():
     assert "beliefs/js_distance/worst_group" not in table_of(metrics, np.arange(4), np.zeros(4), ("one",)).means()
 
 
+def test_groups_named_like_metrics_do_not_take_their_place():
+    ones = np.ones(2)
+    metrics = {"rewards/accuracies": (np.array([1.0, 0.0]), ones), "rewards/accuracies/majority": (ones, ones)}
+    means = table_of(metrics, np.arange(2), np.array([0, 1]), ("minority", "majority")).means()
+    assert means["rewards/accuracies/majority"] == 1 and means["rewards/accuracies/group majority"] == 0
+    assert means["rewards/accuracies/worst_group"] == 0
+
+
 def test_stacked_tables_keep_their_metrics():
     first = table([1.0, 3.0], clusters=np.array([0, 1]))
     second = table_of({"other": (np.array([5.0]), np.array([2.0]))}, np.array([1]))

@@ -107,7 +107,7 @@ def test_two_processes_generate_as_one(work):
 
 def test_beliefs_and_groups(work):
     row = {"prompt": "city parks", "options": ["support", "oppose", "unsure"]}
-    prompts = [{**row, "groups": ["1", "2"]}, {**row, "group": "1", "belief": "oppose"}]
+    prompts = [{**row, "groups": ["1", "2"]}, {**row, "group": "1", "belief": 1.0}]
     code, rows = run(work, prompts, "--generate.beliefs", "true", "--generate.samples", "3")
     assert code == 0 and [r["group"] for r in rows] == ["1", "2", "1"]
     for r in rows:
@@ -126,6 +126,9 @@ def test_beliefs_and_groups(work):
         ([{"prompt": "city parks"}, {"prompt": "city parks " * 30}], [], "prompts.jsonl:2: the prompt has .* context of 40"),
         ([{"prompt": "city parks"}], ["--generate.stop_tokens", "[perks]"], "'perks' is not a token .* did you mean 'parks'"),
         ([], [], "prompts.jsonl is empty"),
+        ([{"prompt": "a"}, {"prompt": "b", "id": "\ud83d"}], [], "prompts.jsonl:2: half a character"),
+        ([{"prompt": "a"}], ["--generate.output", "PROMPTS"], "is generate.prompts, too"),
+        ([{"prompt": "city parks"}], ["--model.config.vocab_size", "20"], "the model's vocabulary ends at 19"),
         ([{"prompt": "a", "options": []}], ["--generate.beliefs", "true"], "prompts.jsonl:1: generate.beliefs needs `options`"),
         (
             [{"prompt": "a", "options": ["support"], "belief": 1}],
@@ -140,7 +143,7 @@ def test_beliefs_and_groups(work):
 def test_bad_input_is_one_line(work, capsys, rows, overrides, message):
     import re
 
-    code, results = run(work, rows, *overrides)
+    code, results = run(work, rows, *(str(work / "prompts.jsonl") if x == "PROMPTS" else x for x in overrides))
     error = capsys.readouterr().err
     assert code == 2 and results == []
     assert error.startswith("align-jax generate: ") and error.count("\n") == 1
@@ -223,3 +226,5 @@ def test_other_weights_are_other_results(work, capsys):
         assert run(work, [{"prompt": "city parks"}])[0] == 0
     said = capsys.readouterr().err
     assert said.count("held results of other settings") == 1 and said.count("has 1 of 1 prompts already") == 1
+    for n in (1, 2):  # the same text, but another row
+        assert run(work, [{"prompt": "city parks", "id": n}])[1][0]["id"] == n

@@ -192,6 +192,31 @@ class Letters:
     def decode(self, tokens, skip_special_tokens=True):
         return "".join(chr(64 + t) for t in tokens)
 
+    def encode(self, text, add_special_tokens=False):
+        return [ord(letter) - 64 for letter in text]
+
+
+class Words(Letters):
+    """Letters 1 to 26 begin a word; like sentencepiece's, it drops the space in front of the first."""
+
+    def decode(self, tokens, skip_special_tokens=True):
+        return "".join(" " * (t <= 26) + chr(64 + t).lower() for t in tokens).removeprefix(" ")
+
+    def encode(self, text, add_special_tokens=False):
+        return [1]
+
+
+def test_a_stop_string_may_begin_with_the_first_space():
+    stops = StopStrings(Words(), [" d"])
+    assert stops([4, 27], 2) == 1 and stops([3, 4, 27], 3) == 2
+    assert stops([3, 30, 27], 3) is None
+
+
+def test_tokens_outside_the_vocabulary_are_refused(model):
+    for token in (61, -1):
+        with pytest.raises(UserError, match=f"prompt 1 has the token {token}, but the model's vocabulary is 0 to 60"):
+            generate(model, [[3], [3, token]], max_new_tokens=2)
+
 
 def test_stop_strings(model):
     prompts = random_prompts(4, 9)

@@ -47,7 +47,7 @@ def test_filters_equal_transformers(options):
         if name in options:
             x = warper(options[name])(None, x)
     ours = np.asarray(filter_logits(jnp.asarray(logits), Sampling(**options)))
-    np.testing.assert_allclose(ours, x.numpy(), rtol=1e-6)
+    np.testing.assert_allclose(ours, x.numpy() - x.numpy().max(-1, keepdims=True), rtol=1e-5, atol=1e-6)
 
 
 def test_ties_are_kept():
@@ -80,6 +80,25 @@ def test_frequencies_match_the_softmax(options):
     likely = expected > 0
     assert likely.sum() > 1
     assert stats.chisquare(counts[likely], expected[likely]).pvalue > 1e-4
+
+
+@pytest.mark.parametrize("options", [{"top_p": 0.0}, {"top_p": 1e-45}, {"temperature": 1e-38}, {"top_k": 1}, {"min_p": 1.0}])
+def test_the_extremes_take_the_most_likely(options):
+    logits = np.random.default_rng(5).normal(size=(2, 3, 300)).astype(np.float32)
+    keys = jax.random.split(jax.random.key(0), (2, 3))
+    np.testing.assert_array_equal(sample(jnp.asarray(logits), keys, Sampling(**options)), logits.argmax(-1))
+
+
+def test_blocks_of_the_vocabulary_are_drawn_by_their_weight():
+    """300 tokens are three blocks, the last one not full, the middle one removed."""
+    logits = np.random.default_rng(6).normal(size=300).astype(np.float32)
+    logits[128:256] = -np.inf
+    draws = 60_000
+    keys = jax.random.split(jax.random.key(1), (1, draws))
+    counts = np.bincount(np.asarray(sample(jnp.broadcast_to(logits, (1, draws, 300)), keys, Sampling())).ravel(), minlength=300)
+    likely = np.isfinite(logits)
+    assert (counts[~likely] == 0).all()
+    assert stats.chisquare(counts[likely], filtered_probs(logits)[likely] * draws).pvalue > 1e-4
 
 
 def test_greedy_takes_the_most_likely():
