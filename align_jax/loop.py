@@ -79,7 +79,7 @@ def run(state: TrainState, loader: Any, plan: Plan, hooks: Hooks, stop: StopSign
         metrics |= _batch_metrics(host, time.perf_counter() - began, waited)
         if hooks.evaluate is not None and (step == plan.steps or (plan.eval_every and step % plan.eval_every == 0)):
             metrics |= hooks.evaluate(state.params)
-        stopping = stop.requested(step)
+        stopping = stop.requested()
         hooks.log(step, metrics)
         if stopping or step == plan.steps or step % plan.checkpoint_every == 0:
             hooks.save(step, state, position, metrics)
@@ -133,11 +133,11 @@ def _counts(batch: GroupBatch) -> dict[str, float]:
 class StopSignal:
     """Remembers SIGTERM; a context manager, so that the previous handler comes back.
 
-    On several processes all must stop after the same step, which JAX's preemption service agrees on.
+    On several processes all must stop after the same question, which JAX's preemption service agrees on: all ask equally often.
     """
 
     def __init__(self):
-        self._received = False
+        self._received, self._asked = False, 0
 
     def __enter__(self) -> StopSignal:
         self._previous = signal.signal(signal.SIGTERM, self._remember) if jax.process_count() == 1 else None
@@ -150,8 +150,9 @@ class StopSignal:
     def _remember(self, *_: Any) -> None:
         self._received = True
 
-    def requested(self, step: int) -> bool:
-        """Whether to stop after this step."""
-        if jax.process_count() > 1:
-            return multihost_utils.reached_preemption_sync_point(step)
+    def requested(self) -> bool:
+        """Whether to stop now."""
+        self._asked += 1
+        if jax.process_count() > 1 and not self._received:
+            self._received = multihost_utils.reached_preemption_sync_point(self._asked)
         return self._received

@@ -19,7 +19,7 @@ from align_jax.data.sources import RowError
 from align_jax.errors import UserError
 from align_jax.models import Decoder, ModelConfig, weight_shardings
 from align_jax.reward_scores import response_scores
-from align_jax.sharding import batch_sharding, data_shards, replicated
+from align_jax.sharding import data_shards, put_whole_batch, replicated
 
 BATCH_ROWS = 64
 # A text that is too long stays so, and is refused.
@@ -146,7 +146,7 @@ class RewardModel:
         rows = max(1, self.batch_rows // data_shards(self.mesh))
         with jax.set_mesh(self.mesh):
             compiled = _compiled(self.config, self.dtype, self.attention, rows, self.mesh)
-            return np.asarray(compiled(self.params, jax.device_put(batch, batch_sharding(self.mesh))))
+            return np.asarray(compiled(self.params, put_whole_batch(batch, self.mesh)))
 
 
 @functools.lru_cache(maxsize=32)

@@ -74,3 +74,9 @@ def put_batch(batch, mesh: Mesh, leading: int = 0):
     """
     sharding = batch_sharding(mesh, leading)
     return jax.tree.map(lambda x: jax.make_array_from_process_local_data(sharding, np.asarray(x)), batch)
+
+
+def put_whole_batch(batch, mesh: Mesh):
+    """A host batch that every process holds whole, as global device arrays; axes as in `put_batch`."""
+    sharding = batch_sharding(mesh)
+    return jax.tree.map(lambda x: jax.make_array_from_callback(x.shape, sharding, x.__getitem__), batch)

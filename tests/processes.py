@@ -23,6 +23,7 @@ def start_two(arguments: list) -> list[subprocess.Popen]:
         "JAX_COORDINATOR_ADDRESS": address,
         "JAX_NUM_PROCESSES": "2",
         "JAX_CPU_COLLECTIVES_IMPLEMENTATION": "gloo",
+        "JAX_DISABLE_MOST_OPTIMIZATIONS": "1",  # quick to compile
         "XLA_FLAGS": "--xla_force_host_platform_device_count=2",
     }
     command = [sys.executable, "-c", "import sys; from align_jax.cli import main; sys.exit(main())", *map(str, arguments)]

@@ -14,7 +14,7 @@ ROOT = Path(__file__).parent.parent / "align_jax"
 
 FLOORS = {
     **dict.fromkeys(("losses", "batch", "axes", "errors", "compilations"), 0),
-    **dict.fromkeys(("models", "data", "sharding", "optim", "hlo"), 1),
+    **dict.fromkeys(("models", "data", "sharding", "optim", "hlo", "processes"), 1),
     **dict.fromkeys(("logprobs", "reward_scores", "hf", "objectives", "state", "flops"), 2),
     **dict.fromkeys(("step", "reference", "checkpoint", "generate", "reward_model"), 3),
     **dict.fromkeys(("loop", "evaluation", "logs", "config_source", "config_sections", "tpu", "benchmark", "onpolicy"), 4),

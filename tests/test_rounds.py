@@ -4,20 +4,24 @@ import json
 import os
 import shutil
 import signal
+import time
 
+import jax
 import numpy as np
 import pytest
 import yaml
 
-from align_jax import onpolicy
-from align_jax.cli import generate, main, score
+from align_jax import hf, onpolicy
+from align_jax.cli import generate, main, rounds, score
 from align_jax.cli.score_passes import Pass
 from align_jax.data import DataConfig
 from align_jax.data.prompts import distinct_prompts
 from align_jax.errors import UserError
 from align_jax.experiments import opinions
 from align_jax.logs import TIMING_PREFIXES, MetricsLog, read_metrics
+from align_jax.models import Decoder, ModelConfig, init_weights
 from tests.generate.conftest import fast_compilation  # noqa: F401 (a fixture that pytest finds here)
+from tests.processes import finish, start_two
 
 SHAPE = dict(vocab_size=130, width=16, mlp_width=24, layers=1, heads=2, kv_heads=1, head_size=8, max_length=48)
 STEPS, SAMPLES, TRAINED, HELD_OUT = 4, 4, 8, 5
@@ -30,6 +34,10 @@ class Reward:
 
     def __init__(self):
         self.asked = []
+
+    def stands_in(self, patch):
+        patch.setattr(score, "reward_pass", self.reward_pass)
+        patch.setattr(rounds, "reward_source", lambda given, key: None)
 
     def score(self, texts):
         self.asked.append(texts)
@@ -72,7 +80,7 @@ def world(tmp_path_factory):
 @pytest.fixture(autouse=True)
 def reward(monkeypatch):
     model = Reward()
-    monkeypatch.setattr(score, "reward_pass", model.reward_pass)
+    model.stands_in(monkeypatch)
     return model
 
 
@@ -85,7 +93,7 @@ def whole(world):
     """An uninterrupted run."""
     folder, config = world
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(score, "reward_pass", Reward().reward_pass)
+        Reward().stands_in(patch)
         assert train(config, folder / "whole") == 0
     return folder / "whole"
 
@@ -271,6 +279,50 @@ def test_the_reference_is_the_start_of_the_round_or_of_the_run(world, whole):
     assert abs(first(run, 2)["rewards/chosen"]) > 1e-4
 
 
+def test_two_processes_take_rounds_as_one_and_stop_together(world, monkeypatch):
+    folder, config = world
+    monkeypatch.undo()  # a reward model that other processes can load
+    one, two = folder / "one", folder / "two"
+    more = ("--rounds.reward_model", reward_folder(folder), "--rounds.number", 1, "--mesh.data", 2, "--mesh.fsdp", 2)
+    processes = start_two(["train", config, "--run.dir", two, *more])
+    try:
+        wait_for(two / "rounds" / "1" / "scored.jsonl", processes)
+    finally:
+        for process in processes:
+            process.send_signal(signal.SIGTERM)
+        said = finish(processes)
+    assert "stopped by SIGTERM" in said[0] and "align-jax" not in said[1]
+    assert not (two / "rounds.jsonl").exists() or len(rows(two / "rounds.jsonl")) == 1
+    said = finish(start_two(["train", config, "--run.dir", two, *more]))
+    assert "all rounds are done" in said[0] and "align-jax" not in said[1]
+    assert train(config, one, *more) == 0
+    of_one, of_two = contents(one), contents(two)
+    assert of_one.keys() == of_two.keys() and len(of_one) == 12
+    for name in ("prompts.jsonl", "samples.jsonl"):  # before any training, so nothing is amplified
+        assert of_two[f"rounds/1/{name}"] == of_one[f"rounds/1/{name}"]
+    scores = [np.asarray([row["scores"] for row in rows(run / "rounds" / "1" / "scored.jsonl")]) for run in (one, two)]
+    np.testing.assert_allclose(scores[1], scores[0], atol=1e-5)
+    assert np.ptp(scores[0]) > 0.01
+    for line, same in zip(rows(one / "rounds.jsonl"), rows(two / "rounds.jsonl"), strict=True):
+        assert same == pytest.approx(line, abs=1e-3)
+
+
+def reward_folder(folder):
+    """A reward model of random weights in Hugging Face format."""
+    shape = ModelConfig(**SHAPE, head="score")
+    hf.save_model(Decoder(shape, init_weights(shape, jax.random.key(1))), folder / "reward", tokenizer=folder / "tokenizer")
+    return folder / "reward"
+
+
+def wait_for(path, processes):
+    for _ in range(4000):
+        if path.exists():
+            return
+        assert processes[0].poll() is None, processes[0].stderr.read()
+        time.sleep(0.05)
+    raise AssertionError(f"no {path}")
+
+
 def test_a_response_of_nothing_is_trained_on(world, whole):
     # Blank text would be a malformed row of `groups`; what was sampled is the end token.
     folder, config = world
@@ -341,6 +393,16 @@ def test_what_is_refused_is_named(world, capsys, overrides, message):
     folder, config = world
     assert train(config, folder / "refused", *overrides) == 2
     assert message in capsys.readouterr().err
+    assert not (folder / "refused" / "rounds").exists()
+
+
+def test_a_reward_model_that_is_none_is_refused_before_sampling(world, whole, monkeypatch, capsys):
+    folder, config = world
+    monkeypatch.undo()
+    for given, problem in ((whole / "rounds" / "1", "is the run of a language model"), (folder / "x", "no such folder")):
+        assert train(config, folder / "refused", "--rounds.reward_model", given) == 2
+        said = capsys.readouterr().err
+        assert "rounds.reward_model" in said and problem in said, said
     assert not (folder / "refused" / "rounds").exists()
 
 

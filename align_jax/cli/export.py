@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 
 import jax
+from jax.sharding import Mesh
 
 from align_jax import hf
 from align_jax.checkpoint import Checkpointer
@@ -15,7 +16,7 @@ from align_jax.cli.assemble import with_head
 from align_jax.cli.run_folder import GENERATION_CONFIG, newest_run
 from align_jax.config import Config, load_config
 from align_jax.errors import UserError
-from align_jax.models import Decoder, ModelConfig, weight_shapes
+from align_jax.models import Decoder, ModelConfig, weight_shapes, weight_shardings
 from align_jax.sharding import replicated
 
 
@@ -32,8 +33,13 @@ def main(argv: list[str]) -> int:
     return 0
 
 
-def export(run_dir: Path, out_dir: Path, step: int | None = None, dtype: str | None = None) -> int:
+def export(
+    run_dir: Path, out_dir: Path, step: int | None = None, dtype: str | None = None, mesh: Mesh | None = None
+) -> int:
     """Exports a checkpoint with its tokenizer; returns its step.
+
+    Args:
+      mesh: where the weights are held on the way; None: in host memory. With several processes all must call, with a mesh.
 
     Raises:
       UserError: not a run folder, no such checkpoint, or `out_dir` holds something else.
@@ -43,7 +49,8 @@ def export(run_dir: Path, out_dir: Path, step: int | None = None, dtype: str | N
     run_dir = newest_run(run_dir)
     config = load_config(run_dir / "config.yaml")
     model_config, base = trained_config(run_dir, config)
-    params, step = trained_weights(run_dir, config, model_config, step)
+    where = None if mesh is None else weight_shardings(model_config, mesh)
+    params, step = trained_weights(run_dir, config, model_config, step, where)
     model = Decoder(model_config, params, dtype=config.model.dtype)
     stored = run_dir / GENERATION_CONFIG
     generation_config = json.loads(stored.read_text(encoding="utf-8")) if stored.exists() else None

@@ -6,7 +6,8 @@
                          model/                                          its last checkpoint, in Hugging Face format
                          eval_samples.jsonl  eval_scored.jsonl  evaluation.json
 
-Each step continues or passes over what its files hold, so a killed run goes on inside the step where it was.
+Each step continues or passes over what its files hold, so a killed run goes on inside the step where it was. Several processes
+take every step together, and the first one writes; the folder must be one that all of them see.
 """
 
 from __future__ import annotations
@@ -25,6 +26,7 @@ import numpy as np
 from align_jax import hf, onpolicy
 from align_jax.cli import assemble, generate, score
 from align_jax.cli.export import export
+from align_jax.cli.reward_source import reward_source
 from align_jax.cli.run_folder import FREE, check_same_run, has_checkpoints, say, write_whole
 from align_jax.cli.train import train
 from align_jax.config import Config, ReferenceConfig, RunConfig, ScoreConfig, load_config
@@ -34,6 +36,7 @@ from align_jax.errors import UserError
 from align_jax.loop import StopSignal
 from align_jax.models import Decoder
 from align_jax.objectives import MPO
+from align_jax.processes import of_first, on_first
 
 SAMPLE, TRAIN, EVALUATE = 2, 3, 4  # uses of the run's seed
 EVALUATION, EVAL_PROMPTS = "evaluation.json", "eval_prompts.jsonl"
@@ -69,7 +72,7 @@ class Job:
         return str(self.at(number) / "model") if number else self.start
 
     def stopped(self) -> bool:
-        return self.stop.requested(0)
+        return self.stop.requested()
 
     def with_model(self, number: int, **sections) -> Config:
         """The config of one step, which begins from the model after a round."""
@@ -84,11 +87,9 @@ def run_rounds(config: Config, stop: StopSignal) -> bool:
     Raises:
       UserError: the folder holds another run, fewer prompts than a round takes, or anything that a step refuses.
     """
-    if jax.process_count() > 1:
-        raise UserError(f"rounds run on one process, but there are {jax.process_count()}; start align-jax on one host")
     job = _prepare(config, stop)
     for number in range(config.rounds.number + 1):
-        finished = (job.at(number) / EVALUATION).exists()
+        finished = of_first((job.at(number) / EVALUATION).exists())
         for step in () if finished else _steps(job, number):
             if job.stopped() or not step():
                 say(f"stopped by SIGTERM in round {number} of {config.rounds.number}; the same command goes on from there")
@@ -104,6 +105,7 @@ def _prepare(config: Config, stop: StopSignal) -> Job:
     stored = root / "config.yaml"
     if stored.exists() and ((root / "rounds").exists() or has_checkpoints(root)):
         check_same_run(load_config(stored), config, root, ROUNDS_FREE)
+    reward_source(config.rounds.reward_model, "rounds.reward_model")  # before hours of sampling
     prompts, held_out = (_read_prompts(config, which) for which in ("train", "eval"))
     rounds = config.rounds
     for key, wanted, there, where in (
@@ -112,8 +114,7 @@ def _prepare(config: Config, stop: StopSignal) -> Job:
     ):
         if wanted is not None and wanted > there:
             raise UserError(f"rounds.{key}: {wanted} are wanted, but {where} has {there} different prompts")
-    root.mkdir(parents=True, exist_ok=True)
-    write_whole(stored, config.to_yaml())
+    _write(stored, config.to_yaml())
     chosen = onpolicy.round_prompts(len(held_out), rounds.eval_prompts or len(held_out), 1, config.run.seed)
     _write_rows(root / EVAL_PROMPTS, [held_out[i] for i in chosen])
     return Job(config, _start_folder(config, root), prompts, stop)
@@ -130,7 +131,7 @@ def _start_folder(config: Config, root: Path) -> str:
     if config.model.path is not None:
         return config.model.path
     folder = root / "rounds" / "0" / "model"
-    if not folder.exists():
+    if not of_first(folder.exists()):
         mesh, start = assemble.mesh_of(config), assemble.start_of(config)
         with jax.set_mesh(mesh):
             model = Decoder(start.config, assemble.weights_of(start, config, mesh), dtype=config.model.dtype)
@@ -152,8 +153,7 @@ def _steps(job: Job, number: int) -> list[Callable[[], bool]]:
         partial(_score, job, at / "eval_samples.jsonl", at / "eval_scored.jsonl"),
         partial(_evaluate, job, number),
     ]
-    at.mkdir(parents=True, exist_ok=True)
-    if number == 0 or (at / "model").exists():
+    if number == 0 or of_first((at / "model").exists()):
         return evaluation
     config = job.config
     per_round = config.rounds.prompts_per_round or len(job.prompts)
@@ -201,9 +201,8 @@ def _samples_data(config: Config, scored: Path, **more):
 
 def _export(job: Job, number: int) -> bool:
     at = job.at(number)
-    for left in at.glob(".model.*.tmp"):  # by a kill
-        shutil.rmtree(left)
-    export(at, at / "model")
+    on_first(lambda: [shutil.rmtree(left) for left in at.glob(".model.*.tmp")], "rounds")  # left by a kill
+    export(at, at / "model", mesh=assemble.mesh_of(job.config))
     return True
 
 
@@ -216,7 +215,7 @@ def _evaluate(job: Job, number: int) -> bool:
     result = {"round": number, **onpolicy.held_out_summary(rows, start, ratios)}
     if number:
         result |= onpolicy.training_summary(_read_rows(at / "scored.jsonl"))
-    write_whole(at / EVALUATION, json.dumps(result, indent=2) + "\n")
+    _write(at / EVALUATION, json.dumps(result, indent=2) + "\n")
     return True
 
 
@@ -238,7 +237,7 @@ def _logps(job: Job, number: int, scored: Path) -> np.ndarray:
 def _report(job: Job, number: int) -> None:
     """Writes `rounds.jsonl` up to this round, and says a line about it."""
     found = [json.loads((job.at(n) / EVALUATION).read_text(encoding="utf-8")) for n in range(number + 1)]
-    write_whole(job.root / "rounds.jsonl", "".join(json.dumps(line) + "\n" for line in found))
+    _write(job.root / "rounds.jsonl", "".join(json.dumps(line) + "\n" for line in found))
     now = found[-1]
     say(
         f"round {number} of {job.config.rounds.number}: held-out reward {_with_interval(now, 'reward')}, against the start "
@@ -251,7 +250,17 @@ def _with_interval(line: dict[str, float], name: str) -> str:
 
 
 def _write_rows(path: Path, rows: list[dict[str, Any]]) -> None:
-    write_whole(path, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
+    _write(path, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
+
+
+def _write(path: Path, text: str) -> None:
+    """Writes a file that all processes see afterwards."""
+
+    def write() -> None:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_whole(path, text)
+
+    on_first(write, str(path))
 
 
 def _read_rows(path: Path) -> list[dict[str, Any]]:

@@ -9,17 +9,16 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-import jax
-
 from align_jax.cli import assemble
 from align_jax.cli.run_folder import say
-from align_jax.cli.score_passes import Rows, part_of, policy_passes, reward_pass, run_pass
+from align_jax.cli.score_passes import Pass, Rows, part_of, policy_passes, reward_pass, run_pass, values_of
 from align_jax.config import Config, load_config, parse_overrides
 from align_jax.data import DataConfig, open_source
 from align_jax.data.formats import Example, read_responses
 from align_jax.data.sources import RowError
 from align_jax.errors import UserError
 from align_jax.generate.files import INDEX, ResultsFile
+from align_jax.processes import on_first
 
 
 def main(argv: list[str]) -> int:
@@ -47,8 +46,6 @@ def run(config: Config, stop: Callable[[], bool] = lambda: False) -> bool:
     Raises:
       UserError: anything wrong with the rows (file and line), the models or the files, before a model is loaded.
     """
-    if jax.process_count() > 1:
-        raise UserError(f"score runs on one process, but there are {jax.process_count()}; start align-jax on one host")
     options, mesh = config.score, assemble.mesh_of(config)
     rows = read_rows(config)
     passes, columns = [], [{} for _ in rows.values]
@@ -61,21 +58,28 @@ def run(config: Config, stop: Callable[[], bool] = lambda: False) -> bool:
         if results.kept_as:
             say(f"{options.output} held results of other settings; they are kept as {results.kept_as}")
         if len(results.done) < len(rows.values):
-            values = {}
-            for p in passes:
-                values[p.name] = run_pass(p, options.output, stop)
-                if values[p.name] is None:
-                    return False
-            for i, row in enumerate(rows.values):
-                if i not in results.done:
-                    own = {name: found[i] for name, found in values.items()}
-                    results.write(i, output_row(row, rows.examples[i], own, columns[i], config))
-    for p in passes:
-        part = part_of(options.output, p.name)
-        for path in (part, part.with_name(part.name + ".settings.json")):
-            path.unlink(missing_ok=True)
+            if not all(run_pass(p, options.output, stop) for p in passes):
+                return False
+            on_first(lambda: _join(rows, columns, passes, results, config), "score.output")
+    on_first(lambda: _remove_parts(passes, options.output), "score.output")
     say(f"{len(rows.values)} rows are in {options.output}")
     return True
+
+
+def _join(rows: Rows, columns: list[dict], passes: list[Pass], results: ResultsFile, config: Config) -> None:
+    """Writes the rows that are not there yet, with the values of all passes."""
+    values = {p.name: values_of(p, config.score.output) for p in passes}
+    for i, row in enumerate(rows.values):
+        if i not in results.done:
+            own = {name: found[i] for name, found in values.items()}
+            results.write(i, output_row(row, rows.examples[i], own, columns[i], config))
+
+
+def _remove_parts(passes: list[Pass], output: str) -> None:
+    for p in passes:
+        part = part_of(output, p.name)
+        for path in (part, part.with_name(part.name + ".settings.json")):
+            path.unlink(missing_ok=True)
 
 
 def read_rows(config: Config) -> Rows:

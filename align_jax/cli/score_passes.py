@@ -17,6 +17,7 @@ from align_jax import hf
 from align_jax.cli import assemble
 from align_jax.cli.evaluation import reference_weights
 from align_jax.cli.export import trained_config, trained_weights
+from align_jax.cli.reward_source import reward_source
 from align_jax.cli.run_folder import fingerprint_checkpoint, has_checkpoints, newest_run, say
 from align_jax.config import Config, load_config
 from align_jax.data import DataConfig, Encoder, TokenGroup, encode_group, length_batches
@@ -27,7 +28,7 @@ from align_jax.generate.files import ResultsFile
 from align_jax.models import weight_shardings
 from align_jax.reference import fingerprint_files
 from align_jax.reward_model import RewardModel
-from align_jax.sharding import batch_sharding, data_shards, replicated
+from align_jax.sharding import data_shards, put_whole_batch, replicated
 from align_jax.step import Scorer
 
 BLOCK = 1024  # rows that are sorted by length together
@@ -132,36 +133,18 @@ def policy_passes(config: Config, rows: Rows, columns: list[dict], mesh: Mesh) -
 
 
 def reward_pass(config: Config, rows: Rows, mesh: Mesh) -> Pass:
-    """The pass of `score.reward_model`: a Hugging Face folder, or the run folder of a reward model."""
-    given, numbers = config.score.reward_model, config.model
-    folder = Path(given)
-    data = config.data or DataConfig()
-    own = load_config(folder / "config.yaml") if (folder / "config.yaml").exists() else None
-    if own is None:
-        folder = Path(hf.resolve_folder(given))
-        shape, _ = hf.load_config(folder, "score")
-        tokenizer, known = folder, _fingerprint(folder)
-    elif own.head != "score":
-        raise UserError(f"score.reward_model: {given} is the run of a language model (objective.name is not reward)")
-    elif not has_checkpoints(folder):
-        raise UserError(f"score.reward_model: {given} is a run without a checkpoint yet")
-    else:
-        shape, _ = trained_config(folder, own)
-        tokenizer, known, data = folder / "tokenizer", fingerprint_checkpoint(folder), own.data
-    encoder = Encoder(assemble.tokenizer_at(tokenizer, "score.reward_model"), data, shape.vocab_size)
-    groups = encode_rows(rows, encoder, ends=True, most=shape.max_length, what="reward model")
+    """The pass of `score.reward_model`; that of a run takes the texts as its run did, with the run's `data` section."""
+    source, numbers = reward_source(config.score.reward_model), config.model
+    data = source.run.data if source.run is not None else config.data or DataConfig()
+    encoder = Encoder(assemble.tokenizer_at(source.tokenizer, "score.reward_model"), data, source.shape.vocab_size)
+    groups = encode_rows(rows, encoder, ends=True, most=source.shape.max_length, what="reward model")
 
     def load() -> ScoreGroups:
-        where = weight_shardings(shape, mesh)
-        if own is None:
-            params = hf.load_weights(folder, shape, where, numbers.param_dtype)
-        else:
-            params, step = trained_weights(folder, own, shape, None, where)
-            say(f"the reward model is that of step {step} in {folder}")
-        model = RewardModel(shape, params, encoder, mesh, numbers.dtype, numbers.attention, config.score.batch_rows)
+        params, at_once = source.weights(mesh, numbers.param_dtype), config.score.batch_rows
+        model = RewardModel(source.shape, params, encoder, mesh, numbers.dtype, numbers.attention, at_once)
         return lambda groups: enumerate(model.score_groups(groups))
 
-    settings = {"model": known, "dtype": [numbers.dtype, numbers.param_dtype], "tokens": _hash(groups)}
+    settings = {"model": source.fingerprint(), "dtype": [numbers.dtype, numbers.param_dtype], "tokens": _hash(groups)}
     return Pass("scores", settings, rows.where, groups, load)
 
 
@@ -174,7 +157,7 @@ def _scored(scorer: Scorer, params: dict, config: Config, mesh: Mesh) -> ScoreGr
     def score(groups: Sequence[TokenGroup]) -> Iterator[tuple[int, np.ndarray]]:
         for batch in length_batches(groups, shards=shards, rows=most):
             with jax.set_mesh(mesh):
-                values = np.asarray(compiled(params, jax.device_put(batch, batch_sharding(mesh))))
+                values = np.asarray(compiled(params, put_whole_batch(batch, mesh)))
             yield from ((row, v[: groups[row].slots]) for row, v in zip(batch.rows.tolist(), values, strict=True) if row >= 0)
 
     return score
@@ -185,8 +168,8 @@ def part_of(output: str, name: str) -> Path:
     return Path(f"{output}.{name}")
 
 
-def run_pass(one: Pass, output: str, stop: Callable[[], bool] = lambda: False) -> list[list[float]] | None:
-    """The values of every row, from the pass's file as far as they are there; None where `stop` ended the pass."""
+def run_pass(one: Pass, output: str, stop: Callable[[], bool] = lambda: False) -> bool:
+    """Brings the values of every row into the pass's file; False where `stop` ended the pass."""
     path, count = part_of(output, one.name), len(one.groups)
     with ResultsFile(path, one.settings, count, "score.output") as results:
         todo = [i for i in range(count) if i not in results.done]
@@ -201,11 +184,16 @@ def run_pass(one: Pass, output: str, stop: Callable[[], bool] = lambda: False) -
                     results.write(block[place], {"values": values.tolist()})
                     if stop() and len(results.done) < count:
                         say(kept(one, results))
-                        return None
+                        return False
         except BaseException:
             say(kept(one, results))
             raise
-    return [json.loads(line)["values"] for line in path.read_bytes().splitlines()]
+    return True
+
+
+def values_of(one: Pass, output: str) -> list[list[float]]:
+    """The values of every row, from the file of a pass that is complete."""
+    return [json.loads(line)["values"] for line in part_of(output, one.name).read_bytes().splitlines()]
 
 
 def kept(one: Pass, results: ResultsFile) -> str:

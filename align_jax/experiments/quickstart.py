@@ -54,4 +54,4 @@ def _train(config: Config) -> bool:
         raise UserError(f"run.dir: {folder} is not a run folder, and the quick start would replace it; choose another")
     remove_run(folder)
     with StopSignal() as stop:
-        return train(config, stop) and not stop.requested(0)
+        return train(config, stop) and not stop.requested()

@@ -14,6 +14,7 @@ from jax.experimental import multihost_utils
 
 from align_jax.data.sources import broken_text
 from align_jax.errors import UserError
+from align_jax.processes import on_first
 
 INDEX = "_index"  # of an unfinished file's rows: which prompt; taken out when the file is complete
 
@@ -151,10 +152,11 @@ class ResultsFile:
         self._file.flush()
 
     def close(self) -> None:
-        """Closes the file, and orders it where it is complete."""
+        """Closes the file, and orders it where it is complete; again, it does nothing."""
         if self._file is None:
             return
         self._file.close()
+        self._file = None
         rows = [json.loads(line) for line in self.path.read_bytes().splitlines()]
         if len(rows) < self.count or INDEX not in rows[0]:
             return
@@ -169,8 +171,11 @@ class ResultsFile:
     def __enter__(self) -> ResultsFile:
         return self
 
-    def __exit__(self, *_: object) -> None:
-        self.close()
+    def __exit__(self, kind: type | None, *_: object) -> None:
+        if kind is None:
+            on_first(self.close, str(self.path))
+        else:  # of this process alone, perhaps: no other is waited for
+            self.close()
 
 
 def _read_json(path: Path) -> Any:

@@ -6,7 +6,6 @@ import contextlib
 import functools
 import math
 import os
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +22,7 @@ from align_jax.hf.files import INDEX, SINGLE
 from align_jax.hf.folder import check_target, check_tokenizer, padding_tokenizer, save_tokenizer, written_whole
 from align_jax.hf.writer import METADATA, write_json, write_safetensors
 from align_jax.models import Decoder
+from align_jax.processes import on_first
 
 _TOKEN_IDS = ("bos_token_id", "eos_token_id", "pad_token_id")
 
@@ -72,7 +72,7 @@ def save_model(
         generation_config = {key: config[key] for key in _TOKEN_IDS if config[key] is not None}
     shards = _split(names.tensors(model.config), target, max_shard_bytes)
     total = sum(_bytes(tensor, target) for shard in shards for tensor in shard)
-    _on_first_process(lambda: check_target(out, total))
+    on_first(lambda: check_target(out, total), "export")
 
     with written_whole(out) if jax.process_index() == 0 else contextlib.nullcontext() as folder:
         _write_weights(model, folder, shards, target, total)
@@ -95,22 +95,6 @@ def _padding(config: dict[str, Any], tokenizer: Any) -> int | None:
 def _with_token_ids(config: dict[str, Any], tokenizer: Any) -> dict[str, Any]:
     absent = [key for key in _TOKEN_IDS if config[key] is None]
     return {**config, **{key: getattr(tokenizer, key, None) for key in absent}}
-
-
-def _on_first_process(check: Callable[[], None]) -> None:
-    """Runs a check of process 0's disk; where it fails every process raises, so that none waits for the others."""
-    error = None
-    if jax.process_index() == 0:
-        try:
-            check()
-        except UserError as caught:
-            error = caught
-    if jax.process_count() > 1:
-        failed = multihost_utils.broadcast_one_to_all(np.int32(error is not None))
-        if failed and error is None:
-            raise UserError("export: process 0 cannot write; its own message says why")
-    if error is not None:
-        raise error
 
 
 def _bytes(tensor: names.Tensor, dtype: np.dtype) -> int:

@@ -78,4 +78,4 @@ def test_two_processes_import_and_export(tmp_path):
     for out, _ in results:
         # Each process reads its half of every matrix; norms are replicated.
         assert f"read {(size - norms) // 2 + norms}\n" in out
-    assert "not an earlier export" in results[0][0] and "process 0 cannot write" in results[1][0]
+    assert "not an earlier export" in results[0][0] and "the first process failed" in results[1][0]
