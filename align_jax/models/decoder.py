@@ -16,7 +16,7 @@ from jax.sharding import Mesh
 from align_jax.axes import constrain, shardings
 from align_jax.models.attention import Masks, Rows, Tokens, attend, resolve_backend, visibility
 from align_jax.models.config import ModelConfig
-from align_jax.models.products import gated_linear, linear, precision, rms_norm
+from align_jax.models.products import gated_linear, linear, lookup, precision, rms_norm
 from align_jax.models.remat import rematerialize
 from align_jax.models.rope import frequencies, rotate, rotation
 
@@ -170,7 +170,7 @@ class Decoder(nnx.Module):
         The function is `layer(x, weights of the layer, attention) -> (x, what attention keeps)`, where `attention(q, k, v)`
         returns the mixed values `[D, N, R, H, E]` and anything else.
         """
-        x = constrain(self.embed[...].astype(self.dtype)[tokens], "shards", None, None, "act_embed")
+        x = constrain(lookup(self.embed[...], tokens, self.dtype), "shards", None, None, "act_embed")
         cos, sin = rotation(positions, frequencies(self.config))
         return x, partial(_layer, eps=self.config.norm_eps, cos=cos, sin=sin)
 

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from align_jax.models.products import gated_linear, linear, rms_norm
+from align_jax.models.products import gated_linear, linear, lookup, rms_norm
 
 
 def plain_norm(x, weight):
@@ -51,3 +51,18 @@ def test_types_are_kept():
     x, w = jnp.ones((2, 4), jnp.bfloat16), jnp.ones((4, 3), jnp.bfloat16)
     grads = jax.grad(lambda x, w: linear(rms_norm(x, jnp.ones(4), 1e-5), w).astype(jnp.float32).sum(), argnums=(0, 1))(x, w)
     assert [g.dtype for g in grads] == [jnp.bfloat16] * 2
+
+
+@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
+def test_gradients_of_frequent_tokens_are_added_in_float32(dtype):
+    rng = np.random.default_rng(0)
+    table, tokens = rng.normal(size=(7, 4)).astype(np.float32), rng.choice(7, size=(3, 1000), p=[0.7, *[0.05] * 6])
+    cotangent = jnp.asarray(1 + rng.normal(size=(3, 1000, 4)), dtype)
+    out, pull = jax.vjp(jax.jit(lambda t: lookup(t, tokens, dtype)), table)
+    np.testing.assert_array_equal(out, jnp.asarray(table, dtype)[tokens])
+    expected = np.zeros((7, 4))
+    np.add.at(expected, tokens, np.asarray(cotangent, np.float64))
+    (grad,) = pull(cotangent)
+    assert grad.dtype == jnp.float32
+    np.testing.assert_allclose(grad, expected, rtol=1e-5)
+    assert jax.grad(lambda t: lookup(t, tokens, dtype).astype(jnp.float32).sum())(jnp.asarray(table, dtype)).dtype == dtype
