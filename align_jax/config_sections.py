@@ -38,7 +38,9 @@ class ModelSection:
       path: Hugging Face folder or hub id.
       config: fields of `models.ModelConfig` for a fresh model, instead of `path`.
       tokenizer: folder or hub id; None is `path`.
-      dtype: of activations. param_dtype: of the parameters that are trained.
+      dtype: of activations.
+      param_dtype: of the parameters that are trained; bfloat16 takes less memory, and is rounded at random after an update,
+        since to the nearest most updates would be lost.
       attention: implementation, or `auto`.
       remat: what is recomputed on the way back: nothing, all but matrix products, everything, or kept in host memory.
       rows_per_chunk: response rows scored at once; None is all.

@@ -15,6 +15,7 @@ from align_jax.batch import GroupBatch
 from align_jax.logprobs import HEAD_CHUNK, response_logps
 from align_jax.models import Decoder, ModelConfig
 from align_jax.objectives import Metrics, Objective
+from align_jax.optim import apply_updates
 from align_jax.reward_scores import response_scores
 from align_jax.sharding import replicated
 from align_jax.state import TrainState
@@ -46,6 +47,7 @@ def train_step(
     scorer: Scorer,
     objective: Objective,
     optimizer: optax.GradientTransformation,
+    seed: int = 0,
 ) -> tuple[TrainState, dict[str, jax.Array]]:
     """Gradients of all microbatches, one update.
 
@@ -55,6 +57,7 @@ def train_step(
     Args:
       state: the state, whose buffers are reused.
       batch: microbatches on a leading axis A of every array.
+      seed: of the rounding of bfloat16 parameters, see `apply_updates`.
 
     Returns:
       The next state, and the metrics as scalars (`loss`, `grad_norm`, and what the objective reports).
@@ -79,7 +82,7 @@ def train_step(
     weight = jnp.maximum(sums["loss"][1], jnp.finfo(jnp.float32).tiny)
     grads = jax.tree.map(lambda g: g / weight, grads)
     updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
-    params = optax.apply_updates(state.params, updates)
+    params = apply_updates(state.params, updates, seed, state.step)
     metrics = {**means(sums), "grad_norm": optax.tree.norm(grads)}
     return TrainState(state.step + 1, params, opt_state), metrics
 
@@ -122,10 +125,15 @@ def _over_microbatches(add, grad: Callable, params: dict, batch: GroupBatch):
 
 
 def compile_step(
-    mesh: Mesh, shardings: TrainState, scorer: Scorer, objective: Objective, optimizer: optax.GradientTransformation
+    mesh: Mesh,
+    shardings: TrainState,
+    scorer: Scorer,
+    objective: Objective,
+    optimizer: optax.GradientTransformation,
+    seed: int = 0,
 ) -> Callable:
     """`train_step` jitted for a mesh: the state is donated and comes back where it was."""
-    step = partial(train_step, scorer=scorer, objective=objective, optimizer=optimizer)
+    step = partial(train_step, scorer=scorer, objective=objective, optimizer=optimizer, seed=seed)
     return jax.jit(step, donate_argnums=0, out_shardings=(shardings, replicated(mesh)))
 
 

@@ -10,6 +10,7 @@ import numpy as np
 import optax
 import pytest
 from flax import nnx
+from jax.sharding import NamedSharding, PartitionSpec
 
 from align_jax import optim
 from align_jax.errors import UserError
@@ -214,3 +215,46 @@ def test_bad_options_are_named(cls, options, key):
 def test_a_warmup_longer_than_the_run_is_an_error():
     with pytest.raises(UserError, match="warmup_steps: 30 is more than the 20 steps"):
         optim.make_schedule(optim.AdamW(warmup_steps=30), 20)
+
+
+def test_float32_parameters_take_their_updates_as_optax_adds_them():
+    updates = _gradients(0)
+    ours = jax.jit(optim.apply_updates, static_argnums=2)(PARAMS, updates, 0, jnp.int32(1))
+    jax.tree.map(np.testing.assert_array_equal, ours, optax.apply_updates(PARAMS, updates))
+
+
+@pytest.mark.parametrize("at", [1.25, -1.25, 0.02, -300.0])
+def test_small_updates_of_bfloat16_parameters_arrive_on_average(at):
+    params = {"w": jnp.full(20000, at, jnp.bfloat16), "frozen": jnp.full(3, at, jnp.bfloat16)}
+    at = float(params["w"][0])
+    gap = 2.0 ** (math.floor(math.log2(abs(at))) - 7)
+    updates = {"w": jnp.full(20000, gap / 20), "frozen": jnp.zeros(3)}
+    assert bool(jnp.all(optax.apply_updates(params, updates)["w"] == params["w"]))  # to the nearest, nothing ever arrives
+    step, start = jax.jit(optim.apply_updates, static_argnums=2), params
+    for n in range(30):
+        params = step(params, updates, 0, jnp.int32(n))
+    assert params["w"].dtype == jnp.bfloat16 and bool(jnp.all(params["frozen"] == start["frozen"]))
+    moved = (np.asarray(params["w"], np.float64) - at) / gap
+    # 30 draws of probability 1/20: mean 1.5, standard error sqrt(30 * 0.05 * 0.95 / 20000) = 0.0084
+    assert moved.mean() == pytest.approx(1.5, abs=0.05) and moved.std() == pytest.approx(math.sqrt(30 * 0.05 * 0.95), rel=0.05)
+
+
+def test_rounding_follows_seed_and_step_and_keeps_what_is_not_finite():
+    params, step = {"w": jnp.ones(1000, jnp.bfloat16)}, jax.jit(optim.apply_updates, static_argnums=2)
+    of = lambda seed, n: np.asarray(step(params, {"w": jnp.full(1000, 1e-3)}, seed, jnp.int32(n))["w"], np.float32)  # noqa: E731
+    np.testing.assert_array_equal(of(0, 1), of(0, 1))
+    assert (of(0, 1) != of(0, 2)).any() and (of(0, 1) != of(1, 1)).any()
+    bad = jnp.asarray([np.inf, -np.inf, np.nan], jnp.float32)
+    out = step({"w": jnp.zeros(3, jnp.bfloat16)}, {"w": bad}, 0, jnp.int32(0))["w"]
+    np.testing.assert_array_equal(np.asarray(out, np.float32), bad)
+
+
+def test_rounding_does_not_depend_on_the_mesh():
+    values = jnp.asarray(np.random.default_rng(0).normal(size=(64, 48)), jnp.bfloat16)
+    sharding = NamedSharding(jax.make_mesh((4, 2), ("a", "b")), PartitionSpec("a", "b"))
+    step = jax.jit(optim.apply_updates, static_argnums=2)
+    one, eight = (
+        step({"w": jax.device_put(values, where)}, {"w": jnp.full((64, 48), 1e-4)}, 0, jnp.int32(3))["w"]
+        for where in (jax.devices()[0], sharding)
+    )
+    np.testing.assert_array_equal(np.asarray(one, np.float32), np.asarray(eight, np.float32))

@@ -70,7 +70,7 @@ def train(config: Config, stop: StopSignal) -> bool:
             if begun >= steps:
                 say(f"{folder} is complete: step {begun} of {steps}")
                 return True
-            step = compile_step(mesh, where, scorer, config.objective, optimizer)
+            step = compile_step(mesh, where, scorer, config.objective, optimizer, config.run.seed)
             schedule = optim.make_schedule(config.optimizer, steps)
             with MetricsLog(
                 folder,
