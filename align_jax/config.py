@@ -143,6 +143,11 @@ def _cross_check(source: Source, config: Config, require: Iterable[str]) -> None
         raise source.error("model", "give model.path (a Hugging Face folder or id) or model.config")
     if "train" in require and train.steps is None and train.epochs is None:
         raise source.error("train", "give train.steps or train.epochs")
+    if "train" in require and config.rounds is None and config.data is not None and config.data.eval is None:
+        unused = {"train.eval_every": train.eval_every, "evaluate.training_samples": config.evaluate.training_samples}
+        for key, value in unused.items():
+            if value:
+                raise source.error(key, f"{value} is not used without data.eval")
     if "train" in require and config.rounds is not None:
         _check_rounds(source, config)
 
@@ -167,6 +172,14 @@ def _check_rounds(source: Source, config: Config) -> None:
         ("generate.beliefs", config.generate.beliefs, "is not used in rounds"),
         ("train.eval_every", config.train.eval_every is not None, "is not used in rounds: each ends with an evaluation"),
         ("checkpoint.best_metric", config.checkpoint.best_metric is not None, "is not used in rounds: each hands on its last"),
+        ("evaluate.training_samples", config.evaluate.training_samples > 0, "is not used in rounds; see rounds.eval_samples"),
+        ("generate.alpaca_eval", config.generate.alpaca_eval is not None, "is not used in rounds"),
+        (
+            "generate.max_new_tokens",
+            config.generate.max_new_tokens > config.data.max_response_tokens,
+            f"{config.generate.max_new_tokens} is more than data.max_response_tokens={config.data.max_response_tokens}: the "
+            "rest of a response would be neither scored nor trained on",
+        ),
     ]
     for key, wrong, message in refused:
         if wrong:

@@ -26,8 +26,8 @@ class RunConfig:
     seed: int = 0
 
     def __post_init__(self):
-        if self.seed < 0:
-            raise UserError(f"run.seed: {self.seed!r} must not be negative")
+        if not 0 <= self.seed < 2**32:
+            raise UserError(f"run.seed: {self.seed!r} must be from 0 to 2^32 - 1")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -208,6 +208,7 @@ class EvaluateConfig:
         OpenAI-compatible endpoint.
       judge_model: the model's name at the endpoint.
       judge_key_variable: environment variable that holds the endpoint's key.
+      judge_max_tokens: of an answer of the endpoint; a model that reasons first needs many.
       judge_timeout: seconds that an answer may take. judge_concurrency: questions asked at one time.
       plots: write plots.
     """
@@ -221,12 +222,14 @@ class EvaluateConfig:
     judge: str = "classifier"
     judge_model: str | None = None
     judge_key_variable: str | None = None
+    judge_max_tokens: int = 32
     judge_timeout: float = 60.0
     judge_concurrency: int = 4
     plots: bool = True
 
     def __post_init__(self):
-        _positive("evaluate", self, "sampled_prompts", "max_new_tokens", "judge_timeout", "judge_concurrency")
+        counts = ("sampled_prompts", "max_new_tokens", "judge_max_tokens", "judge_concurrency")
+        _positive("evaluate", self, *counts, "judge_timeout")
         for key in ("samples", "training_samples", "resamples"):
             if getattr(self, key) < 0:
                 raise UserError(f"evaluate.{key}: {getattr(self, key)!r} must be 0 or more")

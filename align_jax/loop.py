@@ -130,6 +130,9 @@ def _counts(batch: GroupBatch) -> dict[str, float]:
     return dict(zip(counts, map(float, values), strict=True))
 
 
+STOPPED = 128 + signal.SIGTERM  # exit status of a command that SIGTERM ended before its work was done
+
+
 class StopSignal:
     """Remembers SIGTERM; a context manager, so that the previous handler comes back.
 

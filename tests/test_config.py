@@ -154,6 +154,7 @@ REFUSED = [
     (TEXT, ["--mesh.tensor", "0"], "--mesh.tensor: 0 must be positive"),
     (TEXT, ["--checkpoint.every", "0"], "--checkpoint.every: 0 must be positive"),
     (TEXT, ["--generate.temperature", "-0.5"], "--generate.temperature: -0.5 must be 0 or more"),
+    (TEXT, ["--run.seed", "-1"], "--run.seed: -1 must be from 0"),
     (TEXT, ["--log.wandb_name", "x"], "--log.wandb_name: 'x' is not used without log.wandb_project"),
 ]  # fmt: skip
 

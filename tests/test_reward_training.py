@@ -2,6 +2,7 @@
 
 import json
 import re
+import shutil
 
 import numpy as np
 import pytest
@@ -215,6 +216,40 @@ def test_a_reward_model_is_evaluated(world, trained, capsys):
     value = read_metrics(trained / "metrics.jsonl")[-1]["eval/rewards/accuracies"]
     [line] = [line for line in output.out.splitlines() if line.startswith("rewards/accuracies ")]
     assert line.split()[-1] == f"{value:.3f}"
+
+
+def test_an_exported_reward_model_is_evaluated_as_its_run(world, trained, exported, capsys):
+    models = json.dumps({"run": str(trained), "exported": str(exported)})
+    few = ("--evaluate.resamples", 0, "--data.max_response_tokens", 12)
+    assert run("evaluate", world, "--run.dir", world / "both", "--evaluate.models", models, *few) == 0
+    output = capsys.readouterr()
+    for line in output.out.splitlines()[2:]:
+        if len(words := line.split()) == 3:
+            assert words[1] == words[2], line
+    cut = json.loads((world / "both" / "evaluation.json").read_text())["truncated"]
+    assert cut["responses"] > 0
+    assert f"and 12 tokens: {cut['prompts']} prompts and {cut['responses']} responses" in output.err
+
+
+def test_a_reward_model_of_two_outputs_is_refused_before_any_pass(world, exported, tmp_path, capsys):
+    from safetensors.numpy import load_file, save_file
+
+    two = tmp_path / "two"
+    shutil.copytree(exported, two)
+    weights = load_file(two / "model.safetensors")
+    save_file(weights | {"score.weight": np.repeat(weights["score.weight"], 2, axis=0)}, two / "model.safetensors")
+    config = json.loads((two / "config.json").read_text())
+    given, output = tmp_path / "in.jsonl", tmp_path / "out.jsonl"
+    write_jsonl(given, [{"prompt": "a", "responses": ["b"]}])
+    files = ("--score.input", given, "--score.output", output, "--score.reward_model", two)
+    for labels, problem in ((config["id2label"], "its score head has 2 outputs"), ({"0": "a", "1": "b"}, "names 2 outputs")):
+        (two / "config.json").write_text(json.dumps(config | {"id2label": labels}))
+        assert run("score", world, *causal(world), *files) == 2
+        assert problem in capsys.readouterr().err
+        assert sorted(path.name for path in tmp_path.iterdir()) == ["in.jsonl", "two"]
+    options = causal(world), ("--score.input", given, "--score.output", given, "--score.reward_model", exported)
+    assert run("score", world, *options[0], *options[1]) == 2
+    assert "score.output: " in (error := capsys.readouterr().err) and "is score.input, too" in error
 
 
 def test_skipped_rows_are_named_and_the_others_scored(world, exported, tmp_path, capsys):

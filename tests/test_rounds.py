@@ -387,6 +387,9 @@ def test_the_interval_is_the_bootstraps():
         (["--reference.path", "x"], "--reference.path: is not used in rounds"),
         (["--generate.temperature", "0"], "generate.temperature: 0 gives the same sample"),
         (["--train.eval_every", "5"], "--train.eval_every: is not used in rounds"),
+        (["--evaluate.training_samples", "2"], "--evaluate.training_samples: is not used in rounds"),
+        (["--generate.alpaca_eval", "x.json"], "--generate.alpaca_eval: is not used in rounds"),
+        (["--generate.max_new_tokens", "9"], "--generate.max_new_tokens: 9 is more than data.max_response_tokens=8"),
     ],
 )
 def test_what_is_refused_is_named(world, capsys, overrides, message):

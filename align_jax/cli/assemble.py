@@ -192,7 +192,7 @@ def reference_of(
     # A fresh model is known by its seed and shape.
     model = fingerprint_files(Path(folder).glob("*.safetensors")) if folder else repr((start.config, config.run.seed))
     key = cache_key(
-        version=1,
+        version=2,
         model=model,
         shape=dataclasses.asdict(start.config),
         data=dataset.fingerprint,

@@ -78,7 +78,8 @@ def _report(config: Config) -> _Report:
         from align_jax.evaluation.plots import write_plots
 
         shown = {r.name: (r.responses, r.estimates) for r in results}
-        lines += [f"wrote {path}" for path in write_plots(shown, _beta(data), folder / "evaluation")]
+        reward = "reward" if config.head == "score" else "implicit reward"
+        lines += [f"wrote {path}" for path in write_plots(shown, _beta(data), folder / "evaluation", reward)]
     lines.append(f"wrote {folder / 'evaluation.json'}")
     lines += [f"evaluate.judge: {r.name}: {r.spoken.problem}" for r in results if r.spoken and r.spoken.problem]
     unjudged = judge is not None and any("consistency/accuracy" not in r.estimates for r in results)
@@ -133,7 +134,7 @@ def _source(name: str, path: Path, start: assemble.Start) -> Source:
             f"evaluate.models: {name}: {path} is neither a run folder (config.yaml, checkpoints/) nor a Hugging Face folder "
             "(config.json)"
         )
-    shape = trained_config(path, load_config(path / "config.yaml"))[0] if is_run else hf.load_config(path)[0]
+    shape = trained_config(path, load_config(path / "config.yaml"))[0] if is_run else hf.load_config(path, start.config.head)[0]
     if shape != start.config:
         raise UserError(f"evaluate.models: {name}: {path} has another shape than the starting model: {shape} != {start.config}")
     return Source(name, path, is_run)
@@ -171,6 +172,8 @@ def evaluate(data: EvalData, sources: list[Source], judge) -> list[Result]:
         params, step = source.load(data.config, data.start, data.mesh)
         say(f"evaluating {source.name}: {source.path or 'the starting model'}" + (f", step {step}" if step is not None else ""))
         responses = data.score(params)
+        if not results:
+            data.report_cut(responses)
         spoken = speak(data, params, options.samples, judge) if options.samples else None
         del params
         tables = [data.table(responses), *(spoken.tables if spoken else ())]
@@ -193,7 +196,8 @@ def _finish(data: EvalData, results: list[Result], changed: Result, judge) -> No
     metrics = as_json({r.name: r.estimates for r in results})
     models = {r.name: {"path": r.path, "step": r.step, "metrics": metrics[r.name]} for r in results}
     values = data.config.to_dict()
-    settings = {"data": data.dataset.path, "seed": data.config.run.seed, "beta": _beta(data)}
+    cut = dict(zip(("prompts", "responses"), changed.responses.labels["truncated"].sum(axis=0).tolist(), strict=True))
+    settings = {"data": data.dataset.path, "truncated": cut, "seed": data.config.run.seed, "beta": _beta(data)}
     report = {**settings, "evaluate": values["evaluate"], "judge": judge.quality if judge else None, "models": models}
     write_whole(data.folder / "evaluation.json", json.dumps(report, indent=2, default=str) + "\n")
     if changed.spoken:

@@ -111,6 +111,14 @@ class EvalData:
         batches = (loader or self.loader).eval_batches()
         return collect(assemble.score_batches(self.scorer, self.mesh, params), batches)
 
+    def report_cut(self, responses: Responses) -> tuple[int, int]:
+        """Says how many prompts and responses were cut to the `data` section's lengths, and returns the two numbers."""
+        prompts, texts = map(int, responses.labels["truncated"].sum(axis=0))
+        if prompts or texts:
+            limits = f"{self.config.data.max_prompt_tokens} and {self.config.data.max_response_tokens} tokens"
+            say(f"data.eval: cut to {limits}: {prompts} prompts and {texts} responses")
+        return prompts, texts
+
     def table(self, responses: Responses) -> Table:
         """What log-probs alone say."""
         same = type(self.objective) is type(self.config.objective)
@@ -243,6 +251,7 @@ def judge_of(data: EvalData) -> Judge | None:
         options.judge,
         options.judge_model,
         key=api_key(options.judge_key_variable),
+        max_tokens=options.judge_max_tokens,
         timeout=options.judge_timeout,
         concurrency=options.judge_concurrency,
     )
@@ -271,9 +280,15 @@ def in_training_evaluation(
     if samples and config.head == "score":
         raise UserError(f"evaluate.training_samples: {samples}, but a reward model generates nothing; set it to 0")
     judge = judge_of(data) if samples else None
+    told = False
 
     def evaluate(params: dict) -> dict[str, float]:
-        tables = [data.table(data.score(params))]
+        nonlocal told
+        responses = data.score(params)
+        if not told:
+            data.report_cut(responses)
+            told = True
+        tables = [data.table(responses)]
         if samples:
             spoken = speak(data, params, samples, judge)
             tables += spoken.tables

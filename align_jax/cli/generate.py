@@ -21,7 +21,8 @@ from align_jax.data import Encoder
 from align_jax.data.config import DataConfig
 from align_jax.errors import UserError
 from align_jax.generate import Sample, Sampling, StopStrings, end_ids, sample_text, stream, stream_beliefs
-from align_jax.generate.files import PromptRow, ResultsFile, read_prompts, write_model_outputs
+from align_jax.generate.files import PromptRow, ResultsFile, check_apart, read_prompts, write_model_outputs
+from align_jax.loop import STOPPED, StopSignal
 from align_jax.models import Decoder, ModelConfig, weight_shardings
 from align_jax.reference import fingerprint_files
 
@@ -29,11 +30,12 @@ REQUIRED = ("model", "generate.prompts", "generate.output")
 
 
 def main(argv: list[str]) -> int:
-    """Samples responses; a run that was interrupted goes on where it was."""
+    """Samples responses; a run that was interrupted goes on where it was. SIGTERM keeps what there is, status 143."""
     if not argv or argv[0].startswith("--"):
         raise UserError("give a config: align-jax generate CONFIG.yaml [--section.key value ...]")
-    run(load_config(argv[0], parse_overrides(argv[1:]), require=REQUIRED))
-    return 0
+    config = load_config(argv[0], parse_overrides(argv[1:]), require=REQUIRED)
+    with StopSignal() as stop:
+        return 0 if run(config, stop=stop.requested) else STOPPED
 
 
 @dataclasses.dataclass(frozen=True)
@@ -65,8 +67,7 @@ def run(config: Config, *, cut_prompts: bool = False, stop: Callable[[], bool] =
         raise UserError(f"objective.name: {config.objective.name!r} trains a reward model, which generates nothing")
     mesh = assemble.mesh_of(config)
     shape, from_run = _shape_of(config)
-    if Path(options.output).resolve() == Path(options.prompts).resolve():
-        raise UserError(f"generate.output: {options.output} is generate.prompts, too; the prompts would be overwritten")
+    check_apart({f"generate.{key}": getattr(options, key) for key in ("prompts", "output", "alpaca_eval")})
     tokenizer = assemble.tokenizer_of(config)
     generation_config = hf.load_generation_config(config.model.path) if config.model.path else None
     ends = end_ids(tokenizer, options.stop_tokens, generation_config)

@@ -57,7 +57,9 @@ def reward_source(given: str, key: str = "score.reward_model") -> RewardSource:
     if not (folder / "config.yaml").exists():
         try:
             folder = Path(hf.resolve_folder(given))
-            return RewardSource(folder, None, hf.load_config(folder, "score")[0], folder)
+            shape, _ = hf.load_config(folder, "score")
+            hf.check_weights(folder, shape)
+            return RewardSource(folder, None, shape, folder)
         except UserError as error:
             raise UserError(f"{key}: {error}") from error
     run = load_config(folder / "config.yaml")

@@ -17,16 +17,18 @@ from align_jax.data import DataConfig, open_source
 from align_jax.data.formats import Example, read_responses
 from align_jax.data.sources import RowError
 from align_jax.errors import UserError
-from align_jax.generate.files import INDEX, ResultsFile
+from align_jax.generate.files import INDEX, ResultsFile, check_apart
+from align_jax.loop import STOPPED, StopSignal
 from align_jax.processes import on_first
 
 
 def main(argv: list[str]) -> int:
-    """Scores responses; a run that was interrupted goes on where it was."""
+    """Scores responses; a run that was interrupted goes on where it was. SIGTERM keeps what there is, status 143."""
     if not argv or argv[0].startswith("--"):
         raise UserError("give a config: align-jax score CONFIG.yaml [--section.key value ...]")
-    run(load_config(argv[0], parse_overrides(argv[1:]), require=("score.input", "score.output")))
-    return 0
+    config = load_config(argv[0], parse_overrides(argv[1:]), require=("score.input", "score.output"))
+    with StopSignal() as stop:
+        return 0 if run(config, stop.requested) else STOPPED
 
 
 def run(config: Config, stop: Callable[[], bool] = lambda: False) -> bool:
@@ -47,6 +49,7 @@ def run(config: Config, stop: Callable[[], bool] = lambda: False) -> bool:
       UserError: anything wrong with the rows (file and line), the models or the files, before a model is loaded.
     """
     options, mesh = config.score, assemble.mesh_of(config)
+    check_apart({"score.input": options.input, "score.output": options.output})
     rows = read_rows(config)
     passes, columns = [], [{} for _ in rows.values]
     if options.logps:

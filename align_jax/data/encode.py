@@ -124,7 +124,7 @@ class Encoder:
             while bos and prompt.startswith(bos):
                 prompt = prompt.removeprefix(bos)
             return prompt
-        return self._apply(as_messages(prompt), add_generation_prompt=True)
+        return self._begin(as_messages(prompt))
 
     def _response_ids(self, prompt: Text, response: Text) -> list[int]:
         if isinstance(response, str) and isinstance(prompt, str) and not self._chat:
@@ -141,9 +141,9 @@ class Encoder:
     def _render_turn(self, prompt: Text, response: Text) -> tuple[str, str]:
         """The rendered prompt, and what the template adds to it for the response."""
         messages = as_messages(prompt)
-        start = self._apply(messages, add_generation_prompt=True)
+        start = self._begin(messages)
         answer = [{"role": "assistant", "content": response}] if isinstance(response, str) else list(response)
-        whole = self._apply([*messages, *answer], add_generation_prompt=False)
+        whole = self._apply(_joined(messages, answer), add_generation_prompt=False)
         if not whole.startswith(start):
             raise UserError(
                 "the tokenizer's chat template does not render a conversation as prompt + response: it changes the prompt "
@@ -154,20 +154,32 @@ class Encoder:
         # Templates may end a turn with EOS and a newline: the model stops at EOS.
         return start, text.rstrip() if end and text.rstrip().endswith(end) else text
 
-    def _apply(self, messages: list[dict], *, add_generation_prompt: bool) -> str:
+    def _begin(self, messages: list[dict]) -> str:
+        """The rendered prompt; where the assistant has begun its turn, the response continues it."""
+        if messages[-1]["role"] == "assistant":
+            return self._apply(messages, continue_final_message=True)
+        return self._apply(messages, add_generation_prompt=True)
+
+    def _apply(self, messages: list[dict], **options: bool) -> str:
         if getattr(self.tokenizer, "chat_template", None) is None:
             raise UserError("the data holds conversations, but the tokenizer has no chat template; set one, or use plain text")
         try:
-            return self.tokenizer.apply_chat_template(
-                messages, tokenize=False, add_generation_prompt=add_generation_prompt
-            )
-        except jinja2.TemplateError as error:
+            return self.tokenizer.apply_chat_template(messages, tokenize=False, **options)
+        except (jinja2.TemplateError, ValueError) as error:  # a ValueError where there is nothing to continue
             raise RowError(f"the chat template refuses this conversation: {error}") from error
 
 
 def as_messages(text: Text) -> list[dict]:
     """A conversation; plain text is what the user said."""
     return [{"role": "user", "content": text}] if isinstance(text, str) else [dict(m) for m in text]
+
+
+def _joined(messages: list[dict], answer: list[dict]) -> list[dict]:
+    """The conversation, in which an answer continues a turn that the assistant has begun."""
+    if not messages[-1]["role"] == answer[0]["role"] == "assistant":
+        return [*messages, *answer]
+    whole = {**answer[0], "content": messages[-1]["content"] + answer[0]["content"]}
+    return [*messages[:-1], whole, *answer[1:]]
 
 
 def plain_key(example: Example) -> str:

@@ -53,10 +53,11 @@ def estimates(table: Table, resamples: int, seed: int, coverage: float = 0.95) -
     """Every metric of a table with the percentile interval of its resamples.
 
     Args:
-      resamples: 0 gives no intervals. seed: of the draws. coverage: of the intervals.
+      resamples: 0 gives no intervals, and neither does a single cluster, which says nothing of others.
+      seed: of the draws. coverage: of the intervals.
     """
     values = table.means()
-    if not resamples:
+    if not resamples or len(np.unique(table.clusters)) < 2:
         return {name: Estimate(float(value), None, None) for name, value in values.items()}
     drawn = resampled_means(table, resamples, seed)
     tail = 50 * (1 - coverage)

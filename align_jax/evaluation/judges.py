@@ -126,16 +126,19 @@ class Endpoint:
     Args:
       url: the base (`http://localhost:8000/v1`); `/chat/completions` is added.
       model: the model's name there. key: sent as a bearer token where it is set.
+      max_tokens: of an answer; a model that reasons first needs many.
       timeout: seconds an answer may take. retries: tries after the first, for errors of the server and the network.
       concurrency: questions asked at one time.
       wait: seconds before the first new try, doubled for each further one.
     """
 
-    def __init__(self, url: str, model: str, *, key="", timeout=60.0, retries=2, concurrency=4, wait=1.0):
+    def __init__(
+        self, url: str, model: str, *, key="", max_tokens=32, timeout=60.0, retries=2, concurrency=4, wait=1.0
+    ):
         base = url.rstrip("/")
         self.url = base if base.endswith("/chat/completions") else f"{base}/chat/completions"
         self.quality = {"judge": self.url, "model": model}
-        self._model, self._key = model, key
+        self._model, self._key, self._most = model, key, max_tokens
         self._timeout, self._retries, self._concurrency, self._wait = timeout, retries, concurrency, wait
         self._lost: list[str] = []  # why the latest questions got no reply
 
@@ -156,17 +159,20 @@ class Endpoint:
         if len(self._lost) >= _LOST:
             return self._lost[0]  # nobody is there: do not wait for the others one after the other
         text = _INSTRUCTION.format(prompt=question.prompt, text=question.text, options=", ".join(question.options))
-        body = {"model": self._model, "temperature": 0, "max_tokens": 32, "messages": [{"role": "user", "content": text}]}
+        messages = [{"role": "user", "content": text}]
+        body = {"model": self._model, "temperature": 0, "max_tokens": self._most, "messages": messages}
         reply = self._post(json.dumps(body).encode())
         if isinstance(reply, str):
             self._lost.append(reply)
             return reply
         self._lost.clear()
         try:
-            content = json.loads(reply)["choices"][0]["message"]["content"]
-            named = options_in(content, question.options)
-        except (ValueError, KeyError, IndexError, TypeError):
+            content = _text_of(json.loads(reply)["choices"][0]["message"]["content"])
+        except (ValueError, KeyError, IndexError, TypeError, AttributeError):
             return f"not a chat completion: {_short(reply.decode(errors='replace'))}"
+        if not content.strip():
+            return f"an answer without text (evaluate.judge_max_tokens is {self._most})"
+        named = options_in(content, question.options)
         return named[0] if len(named) == 1 else f"an answer that names no single option: {_short(content)}"
 
     def _post(self, body: bytes) -> bytes | str:
@@ -187,6 +193,17 @@ class Endpoint:
             except Exception as error:  # http.client's, for what is not HTTP
                 reason = f"not HTTP: {type(error).__name__}"
         return reason
+
+
+def _text_of(content: str | list | None) -> str:
+    """The text of a reply, which may come in parts, or be absent (a refusal, or reasoning that took all tokens)."""
+    if content is None:
+        return ""
+    if isinstance(content, list):
+        return "".join(part["text"] for part in content if part.get("type") == "text")
+    if not isinstance(content, str):
+        raise TypeError(f"content is {type(content).__name__}")
+    return content
 
 
 def options_in(content: str, options: Sequence[str]) -> list[int]:

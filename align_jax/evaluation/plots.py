@@ -24,14 +24,15 @@ _AGREEMENT = {
 _DISTANCE, _SAMPLED = "beliefs/js_distance", "beliefs/js_distance_sampled"
 
 
-def write_plots(shown: Shown, beta: float, folder: Path) -> Iterator[Path]:
-    """Writes the plots that the data allows; yields their paths."""
+def write_plots(shown: Shown, beta: float, folder: Path, reward: str = "implicit reward") -> Iterator[Path]:
+    """Writes the plots that the data allows; yields their paths. `reward` is what `beta` times the log-ratios are called."""
     labels = next(iter(shown.values()))[0].labels
     figures = {}
     if "scores" in labels and "characters" in labels:
-        figures["agreement"] = _agreement(shown)
-        figures["reward_and_length"] = _against(shown, beta, "characters", "length against the prompt's mean (characters)")
-        figures["reward_and_score"] = _against(shown, beta, "scores", "score against the prompt's mean")
+        figures["agreement"] = _agreement(shown, reward)
+        length = "length against the prompt's mean (characters)"
+        figures["reward_and_length"] = _against(shown, beta, reward, "characters", length)
+        figures["reward_and_score"] = _against(shown, beta, reward, "scores", "score against the prompt's mean")
     if "target_probs" in labels:
         figures["belief_distance"] = _distances(shown)
         figures["belief_reliability"] = _reliability(shown)
@@ -63,8 +64,8 @@ def _bars(shown: Shown, metrics: Mapping[str, str], title: str, ylabel: str) -> 
     return figure
 
 
-def _agreement(shown: Shown) -> Figure:
-    return _bars(shown, _AGREEMENT, "Implicit reward against scores and length (95% intervals)", "")
+def _agreement(shown: Shown, reward: str) -> Figure:
+    return _bars(shown, _AGREEMENT, f"{reward.capitalize()} against scores and length (95% intervals)", "")
 
 
 def _distances(shown: Shown) -> Figure:
@@ -85,8 +86,8 @@ def _panels(shown: Shown, **options):
     return figure, axes.flat
 
 
-def _against(shown: Shown, beta: float, label: str, xlabel: str) -> Figure:
-    """Implicit reward against a label, both from the prompt's mean, with the mean of tenths of the responses."""
+def _against(shown: Shown, beta: float, reward: str, label: str, xlabel: str) -> Figure:
+    """Rewards against a label, both from the prompt's mean, with the mean of tenths of the responses."""
     figure, panels = _panels(shown, sharex=True)
     for panel, (model, (responses, _)) in zip(panels, shown.items(), strict=False):
         x, y = (_centred(values, responses.mask) for values in (responses.labels[label], beta * responses.log_ratios))
@@ -98,7 +99,7 @@ def _against(shown: Shown, beta: float, label: str, xlabel: str) -> Figure:
         panel.set_title(model, fontsize=9)
         panel.grid(alpha=0.3)
     figure.supxlabel(xlabel, fontsize=9)
-    figure.supylabel("implicit reward against the prompt's mean", fontsize=9)
+    figure.supylabel(f"{reward} against the prompt's mean", fontsize=9)
     return figure
 
 

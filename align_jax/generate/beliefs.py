@@ -14,7 +14,7 @@ from align_jax.axes import constrain
 from align_jax.data import RowLayout, Segment, TokenGroup, pack_groups
 from align_jax.errors import UserError
 from align_jax.generate.api import by_prompt, check_counts
-from align_jax.generate.engine import ROWS, run_requests
+from align_jax.generate.engine import ROWS, check_keys, run_requests
 from align_jax.generate.sampling import Sampling
 from align_jax.generate.slots import Request, Sample, Stop
 from align_jax.logprobs import response_logps
@@ -148,6 +148,7 @@ def stream_beliefs(
         if choice is not None and not 0 <= choice < len(options):
             raise UserError(f"prompt {i}: belief {choice} does not exist; there are 0 to {len(options) - 1}")
     ids = list(range(len(prompts)) if prompt_ids is None else prompt_ids)
+    check_keys(seed, ids)
     logps = belief_logps(model, prompts, beliefs, mesh=mesh)
     drawn = _draw(logps, fixed, ids, samples, belief_temperature, seed)
     requests = [

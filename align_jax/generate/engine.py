@@ -38,6 +38,13 @@ class _Geometry:
     length: int
 
 
+def check_keys(seed: int, prompt_ids: Iterable[int]) -> None:
+    """UserError for a seed or an id of a prompt that has no place in a key of random numbers."""
+    for name, value, bits in [("seed", seed, 32), *(("prompt_ids", number, 31) for number in prompt_ids)]:
+        if not 0 <= value < 2**bits:
+            raise UserError(f"{name}: {value} must be from 0 to 2^{bits} - 1")
+
+
 def run_requests(
     model: Decoder,
     requests: Sequence[Request],
@@ -65,6 +72,7 @@ def run_requests(
     """
     if rows < 1:
         raise UserError(f"rows must be at least 1, got {rows}")
+    check_keys(seed, (request.prompt_id for request in requests))
     requests = [_fit(model, request) for request in requests if request.sample_ids]
     if not requests:
         return

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import codecs
 import dataclasses
+import errno
 import json
 import os
 from pathlib import Path
@@ -34,7 +36,7 @@ def read_prompts(path: str | os.PathLike) -> list[PromptRow]:
       UserError: no such file, an empty one, a line that is not a JSON object, or a bad `prompt`; names file and line.
     """
     try:
-        lines = Path(path).read_bytes().split(b"\n")
+        lines = Path(path).read_bytes().removeprefix(codecs.BOM_UTF8).split(b"\n")
     except OSError as error:
         raise UserError(f"generate.prompts: cannot read {path}: {error.strerror}") from error
     rows = [_row(f"{path}:{n}", line) for n, line in enumerate(lines, start=1) if line.strip()]
@@ -77,6 +79,14 @@ def _short(value: Any) -> str:
     return text if len(text) <= 60 else text[:57] + "..."
 
 
+def check_apart(paths: dict[str, str | None]) -> None:
+    """UserError where two of the files (key of the config -> path) are one: the later would overwrite the earlier."""
+    seen: dict[Path, str] = {}
+    for key, path in paths.items():
+        if path is not None and (other := seen.setdefault(Path(path).resolve(), key)) != key:
+            raise UserError(f"{key}: {path} is {other}, too, and would be overwritten; give another file")
+
+
 class ResultsFile:
     """Results as JSONL at `path`, and what made them at `path + ".settings.json"`.
 
@@ -111,6 +121,8 @@ class ResultsFile:
 
     def _open(self, settings: dict[str, Any]) -> None:
         side = self.path.with_name(self.path.name + ".settings.json")
+        if self.path.is_dir():
+            raise IsADirectoryError(errno.EISDIR, "it is a folder")
         self.path.parent.mkdir(parents=True, exist_ok=True)
         if self.path.exists() and not (side.exists() and _read_json(side) == settings):
             self.kept_as = next(p for n in range(1, 10**6) if not (p := Path(f"{self.path}.{n}")).exists())

@@ -57,6 +57,9 @@ def model_config_from_hf(hf: dict[str, Any], where: str, head: str | None = "lm_
     head = stored_head(hf) if head is None else head
     kind = _model_type(hf, where, head)
     _reject_unsupported(hf, where)
+    outputs = len(hf.get("id2label") or [0])
+    if head == "score" and outputs != 1:
+        raise UserError(f"{where}: its id2label names {outputs} outputs; a reward model has one (num_labels 1)")
     heads, width = _integer(hf, "num_attention_heads", where), _integer(hf, "hidden_size", where)
     # Absent or null: one per query head. Absent for a Mistral, transformers takes 8: that is not guessed here.
     implied = heads if kind == "llama" or "num_key_value_heads" in hf else _REQUIRED

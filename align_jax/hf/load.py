@@ -105,6 +105,11 @@ def load_weights(
     return weights
 
 
+def check_weights(path: str | os.PathLike, config: ModelConfig) -> None:
+    """Whether `load_weights` would find what it needs, from the files' headers alone; raises as it does."""
+    check_tensors(Checkpoint(resolve_folder(path)), config)
+
+
 def check_tensors(checkpoint: Checkpoint, config: ModelConfig) -> None:
     """Compares the checkpoint's names, shapes and types with what the config asks for, before any weight is read.
 

@@ -57,6 +57,15 @@ def test_a_chat_template_is_used_for_both(prompt, spaces):
     assert text_of(tokenizer, response) == "no</s>"
 
 
+def test_a_turn_that_the_assistant_has_begun_is_continued():
+    tokenizer = char_tokenizer(chat=CHAT)
+    encoder = Encoder(tokenizer, DataConfig())
+    begun = (*USER, {"role": "assistant", "content": "well,"})
+    assert text_of(tokenizer, encoder.encode_prompt(begun)[0]) == "<s><|user|>hi<|assistant|>well,"
+    for answer in (" no", ({"role": "assistant", "content": " no"},)):
+        assert text_of(tokenizer, encoder.encode_response(begun, answer)[0]) == " no</s>"
+
+
 def test_a_template_without_bos_and_eos_gets_both():
     chat = "{% for m in messages %}[{{ m['content'] }}]{% endfor %}{% if add_generation_prompt %}[{% endif %}"
     tokenizer = char_tokenizer(chat=chat)

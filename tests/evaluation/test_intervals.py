@@ -46,6 +46,8 @@ def test_no_resamples_and_too_few_that_count():
     assert estimates(table([1, 2, 3]), 0, 0)["m"].__dict__ == {"value": 2, "low": None, "high": None}
     rare = table(np.arange(9.0), np.eye(9)[0])  # one row in nine counts: a third of the resamples lack it
     assert estimates(rare, 300, 0)["m"].low == 0
+    one = estimates(table([1, 2], clusters=[0, 0]), 300, 0)["m"]  # one prompt says nothing of others
+    assert one.__dict__ == {"value": 1.5, "low": None, "high": None}
     two = table_of({"m": (np.zeros(2), np.zeros(2)), "n": (np.ones(2), np.ones(2))}, np.arange(2))
     assert set(estimates(two, 10, 0)) == {"n"}
 

@@ -115,8 +115,12 @@ def test_an_endpoint_that_answers():
         (says("Positive or Negative"), "names no single option"),
         ((200, b"<html>hello</html>"), "not a chat completion: '<html>hello</html>'"),
         ((200, b'{"choices": []}'), "not a chat completion"),
+        (says(None), r"an answer without text (evaluate.judge_max_tokens is 32)"),
+        (says([{"type": "image"}]), "an answer without text"),
+        (says(["Positive"]), "not a chat completion"),
+        (says(3), "not a chat completion"),
     ],
-    ids=["no option", "two options", "no JSON", "no choice"],
+    ids=["no option", "two options", "no JSON", "no choice", "no content", "no text", "bad parts", "a number"],
 )
 def test_nonsense_is_left_out_and_the_rest_is_kept(reply, reason):
     def answer(body):
@@ -126,6 +130,12 @@ def test_nonsense_is_left_out_and_the_rest_is_kept(reply, reason):
         verdicts = fast(url)(questions(4))
     assert verdicts.answers == [1, None, 1, 1]
     assert reason in verdicts.problem and "3 of 4 texts judged" in verdicts.problem and "\n" not in verdicts.problem
+
+
+def test_an_answer_in_parts_and_as_long_as_asked_for():
+    with server(lambda body: says([{"type": "text", "text": "Posi"}, {"type": "text", "text": "tive"}])) as (url, seen):
+        assert fast(url, max_tokens=900)(questions(1)).answers == [2]
+    assert seen[0][2]["max_tokens"] == 900
 
 
 def test_an_error_of_the_server_is_tried_again():

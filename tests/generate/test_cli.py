@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 from pathlib import Path
 
 import numpy as np
@@ -84,6 +85,26 @@ def test_an_interrupted_run_goes_on(work, capsys, monkeypatch):
     assert run(work, prompts) == (0, whole)
 
 
+def test_sigterm_keeps_what_has_finished(work, capsys, monkeypatch):
+    prompts = [{"prompt": "city parks", "id": n} for n in range(4)]
+    _, whole = run(work, prompts)
+    (work / "out.jsonl").unlink()
+    real = cli_generate().stream
+
+    def is_ended(*args, **options):
+        for n, result in enumerate(real(*args, **options)):
+            if n == 1:
+                os.kill(os.getpid(), signal.SIGTERM)
+            yield result
+
+    monkeypatch.setattr(cli_generate(), "stream", is_ended)
+    code, rows = run(work, prompts)
+    assert code == 143 and len(rows) == 2
+    assert "2 of 4 prompts are in" in (said := capsys.readouterr().err) and "the same command goes on" in said
+    monkeypatch.undo()
+    assert run(work, prompts) == (0, whole)
+
+
 def cli_generate():
     import align_jax.cli.generate as module
 
@@ -127,7 +148,9 @@ def test_beliefs_and_groups(work):
         ([{"prompt": "city parks"}], ["--generate.stop_tokens", "[perks]"], "'perks' is not a token .* did you mean 'parks'"),
         ([], [], "prompts.jsonl is empty"),
         ([{"prompt": "a"}, {"prompt": "b", "id": "\ud83d"}], [], "prompts.jsonl:2: half a character"),
-        ([{"prompt": "a"}], ["--generate.output", "PROMPTS"], "is generate.prompts, too"),
+        ([{"prompt": "a"}], ["--generate.output", "PROMPTS"], "generate.output: .* is generate.prompts, too"),
+        ([{"prompt": "a"}], ["--generate.alpaca_eval", "PROMPTS"], "generate.alpaca_eval: .* is generate.prompts, too"),
+        ([{"prompt": "a"}], ["--run.seed", str(2**32)], "run.seed: 4294967296 must be from 0 to"),
         ([{"prompt": "city parks"}], ["--model.config.vocab_size", "20"], "the model's vocabulary ends at 19"),
         ([{"prompt": "a", "options": []}], ["--generate.beliefs", "true"], "prompts.jsonl:1: generate.beliefs needs `options`"),
         (

@@ -248,5 +248,8 @@ def test_context_bounds_the_text(model):
         generate(model, [[3], (full + full)[:256]], max_new_tokens=9)
     with pytest.raises(UserError, match="prompt 0 is empty"):
         generate(model, [[]], max_new_tokens=9)
+    for bad, problem in (({"seed": 2**32}, "seed: 4294967296"), ({"prompt_ids": [2**31]}, "prompt_ids: 2147483648")):
+        with pytest.raises(UserError, match=f"{problem} must be from 0 to"):
+            generate(model, [[1]], max_new_tokens=4, **bad)
     with pytest.raises(UserError, match="samples must be at least 1, got 0"):
         generate(model, [[3]], max_new_tokens=9, samples=0)

@@ -40,6 +40,11 @@ def test_missing_prompts(tmp_path):
         read_prompts(tmp_path / "nowhere")
 
 
+def test_a_byte_order_mark_is_no_part_of_the_prompts(tmp_path):
+    (tmp_path / "p.jsonl").write_bytes(b'\xef\xbb\xbf{"prompt": "a"}\n')
+    assert [row.values for row in read_prompts(tmp_path / "p.jsonl")] == [{"prompt": "a"}]
+
+
 def test_prompts_keep_their_columns_and_lines(tmp_path):
     path = tmp_path / "prompts.jsonl"
     path.write_text('{"prompt": "a\u2028b", "id": 7}\n\n{"prompt": [{"role": "user", "content": "c"}]}\n')
@@ -87,3 +92,7 @@ def test_an_output_that_cannot_be_written(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(UserError, match="generate.output: cannot write"):
         ResultsFile(tmp_path / "file" / "out.jsonl", {}, 1)
+    (tmp_path / "runs").mkdir()
+    with pytest.raises(UserError, match="generate.output: cannot write .*runs: it is a folder"):
+        ResultsFile(tmp_path / "runs", {}, 1)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["file", "runs"]
