@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import importlib
+import logging
 import os
+import re
 import sys
 import warnings
 
@@ -61,6 +63,8 @@ def _prepare() -> None:
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     import jax
 
+    # Orbax warns of what was asked for: a folder opened for reading only.
+    logging.getLogger("absl").addFilter(lambda record: not re.search("read.only=", record.getMessage()))
     warnings.filterwarnings("ignore", message="Some donated buffers were not usable")  # the CPU backend donates nothing
     if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
         home = os.environ.get("XDG_CACHE_HOME", os.path.join(os.path.expanduser("~"), ".cache"))
