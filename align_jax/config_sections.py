@@ -14,8 +14,8 @@ from align_jax.models.config import ModelConfig
 def _positive(section: str, spec: Any, *keys: str) -> None:
     for key in keys:
         value = getattr(spec, key)
-        if value is not None and not value > 0:
-            raise UserError(f"{section}.{key}: {value!r} must be positive")
+        if value is not None and not 0 < value < float("inf"):
+            raise UserError(f"{section}.{key}: {value!r} must be positive" + (" and finite" if value > 0 else ""))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -26,6 +26,8 @@ class RunConfig:
     seed: int = 0
 
     def __post_init__(self):
+        if self.dir is not None and not self.dir.strip():
+            raise UserError(f"run.dir: {self.dir!r} is blank; an environment variable that is not set?")
         if not 0 <= self.seed < 2**32:
             raise UserError(f"run.seed: {self.seed!r} must be from 0 to 2^32 - 1")
 

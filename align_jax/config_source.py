@@ -51,8 +51,9 @@ def _parse_value(text: str) -> Any:
         value = OmegaConf.to_container(OmegaConf.from_dotlist([f"value={text}"]))["value"]
     except yaml.YAMLError:
         return text
-    # prose with a colon or a hash is text, not a mapping or nothing
-    prose = isinstance(value, (dict, list)) and text[:1] not in "{["
+    # prose with a colon or a hash is text, not a mapping or nothing; so is a template such as {prompt}
+    prose = isinstance(value, (dict, list)) and (text[:1] not in "{[" or (isinstance(value, dict) and ":" not in text))
+    prose = prose and value != {}
     return text if prose or (value is None and text not in ("null", "~")) else value
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import concurrent.futures
+import functools
 import hashlib
 import json
 import os
@@ -14,8 +16,6 @@ import numpy as np
 from jax.experimental import multihost_utils
 
 from align_jax.batch import GroupBatch
-
-_STRIPES, _STRIPE_BYTES = 16, 1 << 16
 
 
 def compute_reference(
@@ -67,16 +67,22 @@ def cache_key(**parts) -> str:
 
 
 def fingerprint_files(paths: Iterable[Path]) -> str:
-    """A hash of weight files: their names, sizes and stripes of their contents, so that 16 GB take milliseconds."""
-    digest = hashlib.sha256()
-    for path in sorted(paths):
-        size = path.stat().st_size
-        digest.update(f"{path.name}:{size}".encode())
-        with open(path, "rb") as file:
-            for i in range(_STRIPES):
-                file.seek(i * max(size - _STRIPE_BYTES, 0) // (_STRIPES - 1))
-                digest.update(file.read(_STRIPE_BYTES))
-    return digest.hexdigest()
+    """A hash of weight files: of their names and of all that is in them."""
+    paths = sorted(paths)
+    with concurrent.futures.ThreadPoolExecutor() as pool:
+        found = list(pool.map(_hash_file, paths))
+    return hashlib.sha256(repr([(path.name, value) for path, value in zip(paths, found, strict=True)]).encode()).hexdigest()
+
+
+def _hash_file(path: Path) -> str:
+    known = path.stat()
+    return _hash_of(path.resolve(), known.st_size, known.st_mtime_ns)
+
+
+@functools.lru_cache(maxsize=1024)
+def _hash_of(path: Path, size: int, modified: int) -> str:
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "blake2b").hexdigest()
 
 
 def cache_file(key: str, data: str | None, cache_dir: str | None) -> Path:

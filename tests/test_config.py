@@ -93,9 +93,16 @@ def test_override_values():
         "# h",
         "--a.h",
         "[open",
+        "--a.i",
+        "{prompt}",
+        "--a.j",
+        "{}",
+        "--a.k",
+        "{b: 1}",
     ]
     assert parse_overrides(argv) == [
-        ("a.b", "x=y"), ("a.c", "a: b"), ("a.d", [1, 2]), ("a.e", None), ("a.f", ""), ("a.g", "# h"), ("a.h", "[open")
+        ("a.b", "x=y"), ("a.c", "a: b"), ("a.d", [1, 2]), ("a.e", None), ("a.f", ""), ("a.g", "# h"), ("a.h", "[open"),
+        ("a.i", "{prompt}"), ("a.j", {}), ("a.k", {"b": 1}),
     ]  # fmt: skip
 
 
@@ -154,6 +161,8 @@ REFUSED = [
     (TEXT, ["--mesh.tensor", "0"], "--mesh.tensor: 0 must be positive"),
     (TEXT, ["--checkpoint.every", "0"], "--checkpoint.every: 0 must be positive"),
     (TEXT, ["--generate.temperature", "-0.5"], "--generate.temperature: -0.5 must be 0 or more"),
+    (TEXT, ["--run.dir", " "], "--run.dir: ' ' is blank"),
+    (TEXT, ["--train.steps", "null", "--train.epochs", "inf"], "--train.epochs: inf must be positive and finite"),
     (TEXT, ["--run.seed", "-1"], "--run.seed: -1 must be from 0"),
     (TEXT, ["--log.wandb_name", "x"], "--log.wandb_name: 'x' is not used without log.wandb_project"),
 ]  # fmt: skip

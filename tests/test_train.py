@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -17,6 +18,7 @@ from align_jax.cli import main
 from align_jax.cli.run_folder import has_checkpoints
 from align_jax.experiments import opinions
 from align_jax.logs import TIMING_PREFIXES, read_metrics
+from align_jax.reference import fingerprint_files
 from tests.processes import finish, start_two
 
 ROOT = Path(__file__).parent.parent
@@ -277,6 +279,48 @@ def test_a_best_metric_that_no_checkpoint_has_is_refused(world, capsys):
     folder, config = world
     assert train(config, "--run.dir", folder / "best", "--checkpoint.best_metric", "eval/loss") == 2
     assert "checkpoint.best_metric: 'eval/loss' is measured every train.eval_every=None steps" in capsys.readouterr().err
+
+
+def test_a_best_metric_that_does_not_exist_is_refused_at_once(world, capsys):
+    folder, config = world
+    assert train(config, "--run.dir", folder / "typo", "--checkpoint.best_metric", "rewards/accuracy") == 2
+    said = capsys.readouterr().err
+    assert "checkpoint.best_metric: there is no metric 'rewards/accuracy'; there are " in said and "rewards/accuracies" in said
+    assert read_metrics(folder / "typo" / "metrics.jsonl") == [] or not (folder / "typo" / "checkpoints" / "2").exists()
+
+
+def test_resumed_with_other_numerics_it_goes_on_and_with_other_rows_it_is_refused(world, capsys):
+    folder, config = world
+    run, data = folder / "edited", folder / "edited.jsonl"
+    shutil.copy(folder / "train.jsonl", data)
+    more = ("--run.dir", run, "--data.train", data, "--data.eval", "null")
+    assert train(config, *more, "--train.steps", 1) == 0
+    assert train(config, *more, "--train.steps", 2, "--model.remat", "full", "--train.accumulation_steps", 2) == 0
+    data.write_text("".join(data.read_text().splitlines(keepends=True)[1:]))
+    capsys.readouterr()
+    assert train(config, *more, "--train.steps", 3) == 2
+    assert f"data.train: {data} holds other rows than when the run" in capsys.readouterr().err
+    assert [m["step"] for m in read_metrics(run / "metrics.jsonl") if m["step"]] == [1, 2]
+
+
+def test_texts_longer_than_the_context_are_said(world, capsys):
+    folder, config = world
+    for length, said in ((48, False), (12, True)):
+        more = ("--run.dir", folder / f"context{length}", "--model.config.max_length", length, "--data.eval", "null")
+        assert train(config, *more, "--train.steps", 1) == 0
+        assert (f"more than the model's context of {length}" in capsys.readouterr().err) == said
+
+
+def test_weights_that_differ_anywhere_have_other_fingerprints(tmp_path):
+    values = np.zeros(1 << 20, np.uint8)
+    (tmp_path / "a.safetensors").write_bytes(values)
+    before = fingerprint_files(tmp_path.glob("*"))
+    values[777_777] = 1
+    (tmp_path / "a.safetensors").write_bytes(values)
+    assert fingerprint_files(tmp_path.glob("*")) != before
+    values[777_777] = 0
+    (tmp_path / "a.safetensors").write_bytes(values)
+    assert fingerprint_files(tmp_path.glob("*")) == before
 
 
 def test_a_tokenizer_larger_than_the_vocabulary_is_refused(world, capsys):

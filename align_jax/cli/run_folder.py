@@ -67,6 +67,7 @@ def write_whole(path: Path, text: str) -> None:
 FREE = (
     *("mesh", "log", "checkpoint", "generate", "score", "evaluate", "bench", "reference.cache_dir", "run.dir"),
     *("train.steps", "train.epochs"),
+    *("model.remat", "model.rows_per_chunk", "model.head_chunk", "model.attention", "train.accumulation_steps"),
     *("train.eval_every", "data.eval", "data.eval_split", "data.workers", "data.prefetch"),
 )
 

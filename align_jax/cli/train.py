@@ -53,6 +53,7 @@ def train(config: Config, stop: StopSignal) -> bool:
     with jax.set_mesh(mesh):
         dataset = assemble.dataset_of(config, "train", encoder, config.objective, folder / "spool")
         report_data("train", dataset, folder)
+        report_context(dataset, start.config.max_length)
         steps = total_steps(config, len(dataset))
         optimizer = optim.make_optimizer(config.optimizer, steps)
         with Checkpointer(
@@ -61,7 +62,7 @@ def train(config: Config, stop: StopSignal) -> bool:
             labels = reference_labels(config, start, dataset, steps, scorer, mesh)
             loader = assemble.loader_of(config, dataset, mesh, labels=labels)
             where = state_shardings(start.config, optimizer, mesh, config.model.param_dtype)
-            state = resume(checkpoints, start, optimizer, where, config, loader)
+            state = resume(checkpoints, start, optimizer, where, config, loader, dataset)
             measure = in_training_evaluation(config, start, encoder, scorer, mesh, folder)
             if state is None:
                 params = assemble.weights_of(start, config, mesh)
@@ -87,6 +88,7 @@ def train(config: Config, stop: StopSignal) -> bool:
                 cut = collections.Counter()
 
                 def record(n: int, metrics: dict[str, float]) -> None:
+                    check_known(config.checkpoint.best_metric, metrics, n)
                     cut.update({kind: metrics.get(f"tokens/truncated_{kind}", 0) for kind in ("prompts", "responses")})
                     spent = so_far() - before
                     compiled = {"time/compile_seconds": spent.seconds, "time/compilations": float(spent.compiled)}
@@ -98,7 +100,7 @@ def train(config: Config, stop: StopSignal) -> bool:
                     step=step,
                     log=record,
                     evaluate=measure,
-                    save=lambda n, s, position, m: checkpoints.save(n, s, {"data": position}, m),
+                    save=lambda n, s, position, m: checkpoints.save(n, s, {"data": position, "rows": dataset.fingerprint}, m),
                     last_saved=checkpoints.latest_step,
                     where=dataset.where,
                 )
@@ -129,6 +131,27 @@ def check_best_metric(config: Config) -> None:
         )
 
 
+def report_context(dataset: GroupDataset, context: int) -> None:
+    """Says where texts are longer than the model's context, at whose positions beyond it was never trained."""
+    if sum(dataset.limits) < context:
+        return
+    longest = max(1 + size.prompt + max(unit.size for unit in size.units) for size in dataset.sizes)
+    if longest > context:
+        say(
+            f"data.train: prompts with their responses have up to {longest} tokens, more than the model's context of "
+            f"{context}; lower data.max_prompt_tokens and data.max_response_tokens, unless this is meant"
+        )
+
+
+def check_known(best_metric: str | None, metrics: dict[str, float], step: int) -> None:
+    """UserError at the first metrics that should hold `checkpoint.best_metric` and do not."""
+    if best_metric is None or best_metric in metrics:
+        return
+    kind = [name for name in metrics if name.startswith("eval/") == best_metric.startswith("eval/")]
+    if kind and (step or best_metric.startswith("eval/")):
+        raise UserError(f"checkpoint.best_metric: there is no metric {best_metric!r}; there are {', '.join(sorted(kind))}")
+
+
 def total_steps(config: Config, rows: int) -> int:
     """Optimizer steps of the run: `train.steps`, or those of `train.epochs` passes over the rows."""
     if config.train.steps is not None:
@@ -147,14 +170,25 @@ def reference_labels(config: Config, start, dataset: GroupDataset, steps: int, s
     return reference_table(config, start, dataset, loader.first_rows(once), batches, scorer, mesh)
 
 
-def resume(checkpoints: Checkpointer, start, optimizer, where: TrainState, config: Config, loader) -> TrainState | None:
-    """The newest readable checkpoint's state, with the loader moved to where it was; None when there is none."""
+def resume(
+    checkpoints: Checkpointer, start, optimizer, where: TrainState, config: Config, loader, dataset: GroupDataset
+) -> TrainState | None:
+    """The newest readable checkpoint's state, with the loader moved to where it was; None when there is none.
+
+    Raises:
+      UserError: the rows of `data.train` are not those that the run began with, so its place among them means nothing.
+    """
     shapes = state_shapes(start.config, optimizer, config.model.param_dtype)
     abstract = jax.tree.map(lambda s, w: jax.ShapeDtypeStruct(s.shape, s.dtype, sharding=w), shapes, where)
     found = checkpoints.restore(abstract)
     if found is None:
         return None
     state, extra = found
+    if extra.get("rows", dataset.fingerprint) != dataset.fingerprint:
+        raise UserError(
+            f"data.train: {dataset.path} holds other rows than when the run in {config.run.dir} began; put them back to "
+            "resume it, or choose another run.dir"
+        )
     loader.restore(extra["data"])
     say(f"resumed from the checkpoint of step {int(state.step)}")
     return state

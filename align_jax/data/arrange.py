@@ -40,6 +40,7 @@ class Survey:
       slots: K, the most responses of a group. beliefs: N, the most beliefs of a prompt (0 unless `gdpo`).
       targets: prompt key -> estimated belief distribution, where a row has none of its own.
       group_names: the values of the `group` column, sorted.
+      level: how many groups of layout `group` have one score for all their responses, and so no contrast.
     """
 
     items: list[Item]
@@ -48,6 +49,7 @@ class Survey:
     beliefs: int
     targets: dict[str, np.ndarray]
     group_names: tuple[str, ...]
+    level: int = 0
 
 
 def survey(examples: Callable[[int], Example], rows: Sequence[int], layout: str, preference: str, config: DataConfig) -> Survey:
@@ -61,7 +63,7 @@ def survey(examples: Callable[[int], Example], rows: Sequence[int], layout: str,
       UserError: the format cannot serve the layout, or nothing is left.
     """
     check_layout(config.format, layout)
-    items, dropped, most, beliefs = [], 0, 0, 0
+    items, dropped, level, most, beliefs = [], 0, 0, 0, 0
     counts: dict[str, np.ndarray] = {}
     companions: dict[tuple, list[int]] = collections.defaultdict(list)
     names = set()
@@ -73,6 +75,7 @@ def survey(examples: Callable[[int], Example], rows: Sequence[int], layout: str,
         if (layout in ("pair", "unpaired") and equal) or (layout == "sft" and example.desirable is False):
             dropped += 1
             continue
+        level += layout == "group" and equal
         if layout == "unpaired" and example.desirable is None:
             items.extend(Item(row, i) for i in range(k))
         else:
@@ -94,7 +97,7 @@ def survey(examples: Callable[[int], Example], rows: Sequence[int], layout: str,
     if layout == "gdpo":
         texts = {"dpo": 2, "kto": 3}.get(preference) or max(len(i.accepted) + len(i.rejected) for i in items)
         slots = beliefs + texts
-    return Survey(items, dropped, slots, beliefs if layout == "gdpo" else 0, targets, tuple(sorted(names - {""})))
+    return Survey(items, dropped, slots, beliefs if layout == "gdpo" else 0, targets, tuple(sorted(names - {""})), level)
 
 
 def check_layout(data_format: str, layout: str) -> None:

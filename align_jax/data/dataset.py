@@ -130,6 +130,8 @@ class GroupDataset:
         if self._found.dropped:
             what = "a desirable completion" if self._config.format == "unpaired" else "contrast"
             parts.append(f"{self._found.dropped} rows without {what} dropped")
+        if self._found.level:
+            parts.append(f"{self._found.level} of the groups have one score for all responses, which gives no contrast")
         return ", ".join(parts)
 
     def __repr__(self) -> str:  # grain prints data sets in errors; the contents stay out

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
-import math
 from collections.abc import Callable, Mapping
 from typing import Any
 
 from align_jax.data.sources import RowError
+
+_LARGEST = 3.4e38  # of float32, in which scores travel
 
 Text = str | tuple[Mapping[str, str], ...]  # plain text, or the messages of a conversation
 
@@ -76,7 +77,7 @@ def _short(value: Any) -> str:
 
 
 def _number(value: Any, name: str) -> float:
-    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+    if isinstance(value, bool) or not isinstance(value, int | float) or not abs(value) <= _LARGEST:
         raise RowError(f"field {name!r}: expected a finite number, got {value!r}")
     return float(value)
 
@@ -127,7 +128,10 @@ def _ultrafeedback(row: Mapping) -> Example:
 def _pairs(row: Mapping) -> Example:
     chosen, rejected = _text(row, "chosen"), _text(row, "rejected")
     prompt = _text(row, "prompt") if row.get("prompt") is not None else None
-    if prompt is None:
+    if prompt is None or isinstance(prompt, str) and not isinstance(chosen, str) and not isinstance(rejected, str):
+        # A text beside whole conversations repeats what the user says first in them (ultrafeedback_binarized).
+        if isinstance(prompt, str) and chosen[0]["role"] == rejected[0]["role"] == "assistant":
+            return Example(({"role": "user", "content": prompt},), (chosen, rejected), (1.0, 0.0))
         prompt, chosen, rejected = _implicit_prompt(chosen, rejected)
     elif not isinstance(prompt, str):
         # TRL also writes the whole conversation in `chosen` and `rejected`.

@@ -39,8 +39,14 @@ def test_ultrafeedback():
             {"prompt": [USER], "chosen": [USER, bot("c")], "rejected": [USER, bot("r")]},
             ((USER,), (bot("c"),), (bot("r"),)),
         ),
+        (
+            {"prompt": "hi", "chosen": [USER, bot("c")], "rejected": [USER, bot("r")]},
+            ((USER,), (bot("c"),), (bot("r"),)),
+        ),
+        ({"prompt": "hi", "chosen": [bot("c")], "rejected": [bot("r")]}, ((USER,), (bot("c"),), (bot("r"),))),
     ],
-    ids=["plain", "implicit", "whole words", "conversation", "implicit conversation", "prompt repeated"],
+    ids=["plain", "implicit", "whole words", "conversation", "implicit conversation", "prompt repeated", "text repeated",
+         "text and answers"],
 )
 def test_pairs(row, expected):
     example = READERS["pairs"](row)
@@ -84,6 +90,7 @@ def feedback(**completion):
         ("groups", GROUP | {"scores": [1]}, "field 'scores': 1 scores for 2 responses"),
         ("groups", GROUP | {"scores": [1, float("nan")]}, r"field 'scores\[1\]': expected a finite number, got nan"),
         ("groups", GROUP | {"scores": [1, float("inf")]}, r"field 'scores\[1\]': expected a finite number, got inf"),
+        ("groups", GROUP | {"scores": [1, 1e39]}, r"field 'scores\[1\]': expected a finite number, got 1e\+39"),
         ("groups", GROUP | {"scores": [1, "2"]}, r"field 'scores\[1\]': expected a finite number, got '2'"),
         ("groups", GROUP | {"scores": [1, True]}, r"field 'scores\[1\]': expected a finite number, got True"),
         ("groups", GROUP | {"prompt": [{"role": "user"}]}, "field 'prompt': a message needs text"),
