@@ -13,7 +13,16 @@ import jax
 
 from align_jax import hf
 from align_jax.cli import assemble
-from align_jax.cli.evaluation import EvalData, Spoken, divergence_table, eval_data, judge_of, reference_weights, speak
+from align_jax.cli.evaluation import (
+    EvalData,
+    Spoken,
+    cut_in,
+    divergence_table,
+    eval_data,
+    judge_of,
+    reference_weights,
+    speak,
+)
 from align_jax.cli.export import trained_config, trained_weights
 from align_jax.cli.run_folder import has_checkpoints, newest_run, say, write_whole
 from align_jax.config import Config, load_config, parse_overrides
@@ -196,7 +205,7 @@ def _finish(data: EvalData, results: list[Result], changed: Result, judge) -> No
     metrics = as_json({r.name: r.estimates for r in results})
     models = {r.name: {"path": r.path, "step": r.step, "metrics": metrics[r.name]} for r in results}
     values = data.config.to_dict()
-    cut = dict(zip(("prompts", "responses"), changed.responses.labels["truncated"].sum(axis=0).tolist(), strict=True))
+    cut = dict(zip(("prompts", "responses"), cut_in(changed.responses), strict=True))
     settings = {"data": data.dataset.path, "truncated": cut, "seed": data.config.run.seed, "beta": _beta(data)}
     report = {**settings, "evaluate": values["evaluate"], "judge": judge.quality if judge else None, "models": models}
     write_whole(data.folder / "evaluation.json", json.dumps(report, indent=2, default=str) + "\n")

@@ -111,13 +111,12 @@ class EvalData:
         batches = (loader or self.loader).eval_batches()
         return collect(assemble.score_batches(self.scorer, self.mesh, params), batches)
 
-    def report_cut(self, responses: Responses) -> tuple[int, int]:
-        """Says how many prompts and responses were cut to the `data` section's lengths, and returns the two numbers."""
-        prompts, texts = map(int, responses.labels["truncated"].sum(axis=0))
+    def report_cut(self, responses: Responses) -> None:
+        """Says how many prompts and responses were cut to the `data` section's lengths."""
+        prompts, texts = cut_in(responses)
         if prompts or texts:
             limits = f"{self.config.data.max_prompt_tokens} and {self.config.data.max_response_tokens} tokens"
             say(f"data.eval: cut to {limits}: {prompts} prompts and {texts} responses")
-        return prompts, texts
 
     def table(self, responses: Responses) -> Table:
         """What log-probs alone say."""
@@ -129,6 +128,12 @@ class EvalData:
         ids = [self.dataset[i].labels.get("group_id", -1) for i in self.units] if self.dataset.group_names else None
         ids = None if ids is None else np.asarray(ids)
         return table_of(metrics, self.clusters[self.units], ids, self.dataset.group_names)
+
+
+def cut_in(responses: Responses) -> tuple[int, int]:
+    """How many prompts and how many responses were cut."""
+    prompts, texts = responses.labels["truncated"].sum(axis=0).tolist()
+    return prompts, texts
 
 
 def eval_data(config: Config, start, encoder: Encoder, scorer: Scorer, mesh: Mesh, folder: Path) -> EvalData:

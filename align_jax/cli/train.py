@@ -186,8 +186,8 @@ def resume(
     state, extra = found
     if extra.get("rows", dataset.fingerprint) != dataset.fingerprint:
         raise UserError(
-            f"data.train: {dataset.path} holds other rows than when the run in {config.run.dir} began; put them back to "
-            "resume it, or choose another run.dir"
+            f"data.train: {dataset.path} holds other rows than when the run in {config.run.dir} began, or they become other "
+            "tokens; put rows and tokenizer back to resume it, or choose another run.dir"
         )
     loader.restore(extra["data"])
     say(f"resumed from the checkpoint of step {int(state.step)}")
