@@ -19,8 +19,8 @@ if TYPE_CHECKING:
     from align_jax import losses
     from align_jax.data import make_groups
     from align_jax.hf import load_model, save_model
-    from align_jax.logprobs import response_logps
-    from align_jax.reward_scores import response_scores
+    from align_jax.scoring.logps import response_logps
+    from align_jax.scoring.scores import response_scores
 
 __all__ = ["load_model", "losses", "make_groups", "response_logps", "response_scores", "save_model"]
 
@@ -28,8 +28,8 @@ __all__ = ["load_model", "losses", "make_groups", "response_logps", "response_sc
 _HOMES = {
     "load_model": "align_jax.hf",
     "make_groups": "align_jax.data",
-    "response_logps": "align_jax.logprobs",
-    "response_scores": "align_jax.reward_scores",
+    "response_logps": "align_jax.scoring.logps",
+    "response_scores": "align_jax.scoring.scores",
     "save_model": "align_jax.hf",
 }
 

@@ -1,4 +1,4 @@
-"""Imports point strictly down the floors; `models`, `data` and `losses` know nothing of one another."""
+"""Imports point down one list of folders, and never in a circle inside one."""
 
 from __future__ import annotations
 
@@ -12,24 +12,20 @@ import pytest
 
 ROOT = Path(__file__).parent.parent / "align_jax"
 
-FLOORS = {
-    **dict.fromkeys(("losses", "batch", "axes", "errors", "compilations"), 0),
-    **dict.fromkeys(("models", "data", "sharding", "optim", "hlo", "processes"), 1),
-    **dict.fromkeys(("logprobs", "reward_scores", "hf", "objectives", "state", "flops"), 2),
-    **dict.fromkeys(("step", "reference", "checkpoint", "generate", "reward_model"), 3),
-    **dict.fromkeys(("loop", "evaluation", "logs", "config_source", "config_sections", "tpu", "benchmark", "onpolicy"), 4),
-    **dict.fromkeys(("cli", "config", "experiments"), 5),
-}
-TOP = 6  # align_jax/__init__.py
-# `cli` wires everything, and an experiment is a sequence of its commands
-SIDEWAYS = {("cli", "config"), ("cli", "experiments"), ("experiments", "config"), ("experiments", "cli")}
-APART = {"models", "data", "losses"}
-# third-party packages that a part must not know
+# From the maths up to the command line: a folder or module may import what stands before it.
+ORDER = (
+    *("losses", "errors", "batch", "parallel", "files", "models", "hf", "data", "objectives", "scoring", "training"),
+    *("generation", "evaluation", "cost", "config", "recipes", "experiments", "cli"),
+)
+PACKAGE = "align_jax"  # align_jax/__init__.py, above all
+# though one stands before the other
+APART = [{"losses", "models"}, {"losses", "data"}, {"models", "data"}]
+# third-party packages that a folder must not know
 FORBIDDEN = {
     "losses": {"flax", "optax", "grain", "datasets", "transformers", "orbax", "omegaconf"},
     "models": {"optax", "grain", "datasets", "transformers", "orbax", "omegaconf"},
     "data": {"flax", "optax", "orbax", "omegaconf"},
-    "logs": {"jax", "flax"},
+    "training.logs": {"jax", "flax"},
 }
 NEVER = {"torch", "pickle", "tests", "tools", "configs"}
 
@@ -45,38 +41,77 @@ def _imports(path: Path, package: str) -> Iterator[tuple[int, str]]:
             yield from ((node.lineno, f"{module}.{alias.name}") for alias in node.names)
 
 
-def _wrong(part: str, module: str) -> str | None:
-    """Why a part (`losses`, `step`, ...; empty for the package itself) must not import a module, or None."""
-    top, *rest = module.split(".")
-    if top in NEVER or top in FORBIDDEN.get(part, ()):
-        return f"{part or 'align_jax'} must not know {top}"
-    if top != "align_jax":
+def _modules(root: Path) -> dict[str, Path]:
+    """Dotted name -> file of every module of the package."""
+    found = {}
+    for path in sorted(root.rglob("*.py")):
+        parts = path.relative_to(root).with_suffix("").parts
+        found[".".join([PACKAGE, *(parts[:-1] if parts[-1] == "__init__" else parts)])] = path
+    return found
+
+
+def _package_of(name: str, path: Path) -> str:
+    return name if path.name == "__init__.py" else name.rpartition(".")[0]
+
+
+def _place(folder: str) -> int:
+    return ORDER.index(folder) if folder in ORDER else len(ORDER)
+
+
+def _wrong(name: str, module: str) -> str | None:
+    """Why a module (`align_jax.losses.sets`) must not import another, or None."""
+    own = name.split(".")[1:]
+    here, (top, *rest) = own[0] if own else "", module.split(".")
+    banned = [tops for part, tops in FORBIDDEN.items() if f"{'.'.join(own)}.".startswith(f"{part}.")]
+    if top in NEVER or any(top in tops for tops in banned):
+        return f"{'.'.join(own) or PACKAGE} must not know {top}"
+    if top != PACKAGE:
         return None
-    target = rest[0] if rest and rest[0] in FLOORS else ""
-    if target == part:
+    there = rest[0] if rest and rest[0] in ORDER else ""
+    if here == there:
         return None
-    here, there = FLOORS.get(part, TOP), FLOORS.get(target, TOP)
-    if {part, target} <= APART:
-        return f"{part} and {target} never import one another"
-    if there > here or (there == here and (part, target) not in SIDEWAYS):
-        return f"{part} (floor {here}) imports {target or 'align_jax'} (floor {there}); imports point strictly down"
+    if {here, there} in APART:
+        return f"{here} and {there} never import one another"
+    if not there or _place(there) > _place(here):
+        return f"{here or PACKAGE} imports {there or PACKAGE}, which stands above it; imports point down"
     return None
 
 
 def violations(root: Path) -> list[str]:
-    """Every import below `root` (a copy of the package) that the floors do not allow."""
-    found = []
-    for path in sorted(root.rglob("*.py")):
-        parts = path.relative_to(root).with_suffix("").parts
-        part = "" if parts == ("__init__",) else parts[0]
-        if part and part not in FLOORS:
-            found.append(f"{path.relative_to(root)}: {part} is on no floor; add it to FLOORS")
+    """Every import below `root` (a copy of the package) that the order does not allow, and every circle."""
+    modules, found = _modules(root), []
+    graph: dict[str, set[str]] = {name: set() for name in modules}
+    for name, path in modules.items():
+        folder = (name.split(".") + [""])[1]
+        if folder and folder not in ORDER:
+            found.append(f"{path.relative_to(root)}: {folder} is not in ORDER; add it")
             continue
-        package = ".".join(["align_jax", *parts[:-1]])
-        for line, module in _imports(path, package):
-            reason = _wrong(part, module)
-            if reason:
+        for line, module in _imports(path, _package_of(name, path)):
+            if reason := _wrong(name, module):
                 found.append(f"{path.relative_to(root)}:{line}: {reason}")
+            target = module if module in modules else module.rpartition(".")[0]
+            # A folder's __init__ gathers what its modules have; they do not take it from there.
+            if target in modules and target != name and folder and target.startswith(f"{PACKAGE}.{folder}"):
+                graph[name].add(target)
+    return found + [f"circle: {' -> '.join(circle)}" for circle in _circles(graph)]
+
+
+def _circles(graph: dict[str, set[str]]) -> list[list[str]]:
+    """One circle for every module that closes one in a depth-first walk."""
+    found, done = [], set()
+
+    def walk(name: str, path: list[str]) -> None:
+        if name in path:
+            found.append([*path[path.index(name) :], name])
+            return
+        if name in done:
+            return
+        for target in sorted(graph[name]):
+            walk(target, [*path, name])
+        done.add(name)
+
+    for name in graph:
+        walk(name, [])
     return found
 
 
@@ -86,8 +121,9 @@ def test_imports_point_down():
 
 def test_the_package_is_read():
     assert {"losses", "models", "data"} <= {path.name for path in ROOT.iterdir() if path.is_dir()}
-    modules = {path.stem if path.is_file() else path.name for path in ROOT.iterdir() if not path.name.startswith("_")}
-    assert modules - set(FLOORS) == set()
+    parts = {path.stem if path.is_file() else path.name for path in ROOT.iterdir() if not path.name.startswith(("_", "."))}
+    assert parts - set(ORDER) == set() and set(ORDER) - parts == set()
+    assert len(_modules(ROOT)) > 80
 
 
 @pytest.mark.parametrize(
@@ -97,30 +133,39 @@ def test_the_package_is_read():
         ("models/a.py", "import align_jax.data.records", "models and data never"),
         ("data/a.py", "from align_jax import losses", "data and losses never"),
         ("data/sub/a.py", "from ...models import config", "data and models never"),
-        ("step.py", "from align_jax.loop import run", "step (floor 3) imports loop (floor 4)"),
-        ("step.py", "def f():\n    from . import config", "step (floor 3) imports config (floor 5)"),
-        ("state.py", "from align_jax.logprobs import response_logps", "state (floor 2) imports logprobs (floor 2)"),
-        ("config.py", "from align_jax.cli import main", "config (floor 5) imports cli (floor 5)"),
-        ("optim.py", "import align_jax", "optim (floor 1) imports align_jax (floor 6)"),
-        ("losses/a.py", "import optax", "losses must not know optax"),
-        ("logs.py", "import jax.numpy as jnp", "logs must not know jax"),
-        ("hf/a.py", "import torch", "hf must not know torch"),
-        ("loop.py", "from tools import x", "loop must not know tools"),
-        ("surprise.py", "", "surprise is on no floor"),
+        ("training/step.py", "from align_jax.recipes.train import train", "training imports recipes"),
+        ("training/step.py", "def f():\n    from .. import config", "training imports config"),
+        ("config/a.py", "from align_jax.cli import main", "config imports cli"),
+        ("training/optim.py", "import align_jax", "training imports align_jax"),
+        ("losses/a.py", "import optax", "losses.a must not know optax"),
+        ("training/logs/a.py", "import jax.numpy as jnp", "training.logs.a must not know jax"),
+        ("hf/a.py", "import torch", "hf.a must not know torch"),
+        ("training/fit.py", "from tools import x", "training.fit must not know tools"),
+        ("surprise.py", "", "surprise is not in ORDER"),
     ],
 )
 def test_a_planted_violation_is_found(tmp_path, where, code, message):
     path = tmp_path / where
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(f"import jax.numpy\n\n{code}\n" if "surprise" not in where and "logs" not in where else code)
+    path.write_text(f"import numpy\n\n{code}\n")
     (found,) = violations(tmp_path)
     assert message in found and found.startswith(where)
+
+
+def test_a_circle_inside_a_folder_is_found(tmp_path):
+    files = {"a": "from align_jax.data import b", "b": "from align_jax.data.c import x", "c": "from . import a"}
+    for name, code in files.items():
+        path = tmp_path / "data" / f"{name}.py"
+        path.parent.mkdir(exist_ok=True)
+        path.write_text(f"{code}\n")
+    (found,) = violations(tmp_path)
+    assert found.startswith("circle: ") and all(f"align_jax.data.{name}" in found for name in "abc")
 
 
 @pytest.mark.parametrize(
     "where, code",
     [
-        ("cli/train.py", "from align_jax.config import load_config\nfrom align_jax import loop, step"),
+        ("recipes/train.py", "from align_jax.config import load_config\nfrom align_jax.training import fit, step"),
         ("models/a.py", "from .config import ModelConfig\nfrom align_jax.models import rope\nimport flax"),
         ("__init__.py", "from align_jax.hf import load_model"),
     ],
@@ -133,12 +178,13 @@ def test_what_is_allowed_is_not_found(tmp_path, where, code):
 
 
 def test_logs_need_no_jax():
-    # the package itself may import jax, so it is replaced by an empty one at the same place
+    # the packages above it may import jax, so they are replaced by empty ones at the same place
     code = f"""
 import sys, types
-package = types.ModuleType("align_jax")
-package.__path__ = [{str(ROOT)!r}]
-sys.modules |= {{"align_jax": package, "jax": None, "flax": None}}
-import align_jax.logs
+for name, place in (("align_jax", {str(ROOT)!r}), ("align_jax.training", {str(ROOT / "training")!r})):
+    sys.modules[name] = types.ModuleType(name)
+    sys.modules[name].__path__ = [place]
+sys.modules |= {{"jax": None, "flax": None}}
+import align_jax.training.logs
 """
     subprocess.run([sys.executable, "-c", code], check=True)

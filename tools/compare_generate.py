@@ -68,7 +68,7 @@ def read_prompts(options: argparse.Namespace) -> list[list[int]]:
 
 def ours(options: argparse.Namespace, prompts: list[list[int]]):
     """-> a function that samples everything and returns how many tokens it made."""
-    from align_jax.generate import generate
+    from align_jax.generation import generate
     from align_jax.hf import load_model
 
     model = load_model(options.model, dtype="float32")

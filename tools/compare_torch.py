@@ -36,16 +36,18 @@ from tabulate import tabulate
 from transformers import AutoModelForCausalLM
 
 import align_jax
-from align_jax import benchmark, optim
 from align_jax.batch import GroupBatch, useful_tokens
-from align_jax.cli import _prepare, assemble
-from align_jax.cli.bench import REQUIRED, random_batch
+from align_jax.cli import _prepare
 from align_jax.config import Config, load_config, parse_overrides
+from align_jax.cost import benchmark
 from align_jax.data import Encoder, ahead
 from align_jax.models import Decoder, init_weights, weight_shardings
-from align_jax.sharding import put_batch
-from align_jax.state import create_state, state_shardings
-from align_jax.step import compile_step
+from align_jax.parallel.mesh import put_batch
+from align_jax.recipes import setup as assemble
+from align_jax.recipes.bench import REQUIRED, random_batch
+from align_jax.training import optim
+from align_jax.training.state import create_state, state_shardings
+from align_jax.training.step import compile_step
 
 
 @dataclasses.dataclass(frozen=True)

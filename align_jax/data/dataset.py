@@ -15,7 +15,7 @@ from align_jax.data.arrange import LAYOUTS, Arranger, survey
 from align_jax.data.config import DataConfig
 from align_jax.data.encode import Encoder
 from align_jax.data.formats import READERS, Example
-from align_jax.data.packing import GroupSize, group_size
+from align_jax.data.packing.plan import GroupSize, group_size
 from align_jax.data.records import TokenGroup
 from align_jax.data.sources import RowError, Source, open_source
 from align_jax.errors import UserError

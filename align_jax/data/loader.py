@@ -13,11 +13,11 @@ import jax
 import numpy as np
 
 from align_jax.batch import GroupBatch, pad_to, sizes
-from align_jax.data.batching import pack_groups
 from align_jax.data.dataset import GroupDataset, labelled
-from align_jax.data.layout import RowLayout
+from align_jax.data.packing.arrays import pack_groups
+from align_jax.data.packing.layout import RowLayout
+from align_jax.data.packing.shapes import choose_shapes
 from align_jax.data.records import TokenGroup
-from align_jax.data.shapes import choose_shapes
 
 Sizes = tuple[int, int, int, int, int]
 Agree = Callable[[Sizes], Sizes]

@@ -10,7 +10,7 @@ from align_jax.evaluation.responses import Responses
 from align_jax.evaluation.sets import set_metrics
 from align_jax.evaluation.table import Table, table_of
 from align_jax.objectives import DPO, GDPO, KTO, MPO, Objective
-from align_jax.step import group_metrics
+from align_jax.training.step import group_metrics
 
 # The questions that a format's data can answer, whatever the training objective is.
 EVALUATED_AS: dict[str, Callable[[float], Objective]] = {

@@ -10,7 +10,7 @@ import numpy as np
 from jax.experimental import multihost_utils
 
 from align_jax.batch import GroupBatch
-from align_jax.reference import local_rows
+from align_jax.scoring.reference import local_rows
 
 
 @dataclasses.dataclass(frozen=True)

@@ -9,10 +9,10 @@ from collections.abc import Hashable, Sequence
 import numpy as np
 
 from align_jax.data import Segment, TokenGroup
-from align_jax.data.packing import GroupSize, group_size
+from align_jax.data.packing.plan import GroupSize, group_size
 from align_jax.evaluation.responses import Responses
 from align_jax.evaluation.table import Sums
-from align_jax.generate import Sample, generate, generate_beliefs
+from align_jax.generation import Sample, generate, generate_beliefs
 from align_jax.losses import jensen_shannon_distance
 from align_jax.models import Decoder
 
@@ -53,7 +53,7 @@ class SampledGroups:
 
 
 def sample_responses(model: Decoder, prompts: Sequence[np.ndarray], **options) -> SampledGroups:
-    """Responses at temperature 1, no filter: draws from the policy itself; options as of `align_jax.generate.stream`."""
+    """Responses at temperature 1, no filter: draws from the policy itself; options as of `align_jax.generation.stream`."""
     drawn: list[list[Sample]] = generate(model, [p.tolist() for p in prompts], **options)
     return SampledGroups(prompts, [[sample.tokens for sample in of_prompt] for of_prompt in drawn])
 

@@ -5,14 +5,14 @@ from __future__ import annotations
 import time
 from pathlib import Path
 
-from align_jax.cli.export import export
-from align_jax.cli.run_folder import remove_run
-from align_jax.cli.train import train
 from align_jax.config import Config, load_config, parse_overrides
 from align_jax.errors import UserError
 from align_jax.experiments import opinions
-from align_jax.logs import read_metrics
-from align_jax.loop import StopSignal
+from align_jax.parallel.stop import StopSignal
+from align_jax.recipes.export import export
+from align_jax.recipes.folder import remove_run
+from align_jax.recipes.train import train
+from align_jax.training.logs import read_metrics
 
 BASE, MAIN = Path("configs/quickstart-base.yaml"), Path("configs/quickstart.yaml")
 OUT = Path("runs/quickstart")

@@ -51,7 +51,7 @@ def load_model(
 
     Args:
       path: a folder in Hugging Face format, or a hub id.
-      mesh: where the weights go (axes of `align_jax.sharding.make_mesh`); None: the default device.
+      mesh: where the weights go (axes of `align_jax.parallel.mesh.make_mesh`); None: the default device.
       dtype: what products are computed in; a type or its name.
       param_dtype: what weights are kept in; a type or its name.
       head: `lm_head`, or `score` for a reward model (a sequence classifier with one label).

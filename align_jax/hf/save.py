@@ -22,7 +22,7 @@ from align_jax.hf.files import INDEX, SINGLE
 from align_jax.hf.folder import check_target, check_tokenizer, padding_tokenizer, save_tokenizer, written_whole
 from align_jax.hf.writer import METADATA, write_json, write_safetensors
 from align_jax.models import Decoder
-from align_jax.processes import on_first
+from align_jax.parallel.processes import on_first
 
 _TOKEN_IDS = ("bos_token_id", "eos_token_id", "pad_token_id")
 

@@ -18,10 +18,10 @@ from functools import partial
 import jax
 import jax.numpy as jnp
 
-from align_jax.axes import constrain, parts
 from align_jax.models.attention import Masks, Tokens, own_mask
 from align_jax.models.decoder import Decoder
-from align_jax.models.products import precision
+from align_jax.models.ops import precision
+from align_jax.parallel.axes import constrain, parts
 
 _WIDTH = 32  # heads narrower than this share products: many tiny products cost more than the zeros in larger ones
 _NEVER = -1e30  # below any real logit, yet finite: what is not visible gets weight 0, not NaN

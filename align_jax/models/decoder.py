@@ -13,12 +13,12 @@ import jax.numpy as jnp
 from flax import nnx
 from jax.sharding import Mesh
 
-from align_jax.axes import constrain, shardings
 from align_jax.models.attention import Masks, Rows, Tokens, attend, resolve_backend, visibility
 from align_jax.models.config import ModelConfig
-from align_jax.models.products import gated_linear, linear, lookup, precision, rms_norm
+from align_jax.models.ops import gated_linear, linear, lookup, precision, rms_norm
 from align_jax.models.remat import rematerialize
 from align_jax.models.rope import frequencies, rotate, rotation
+from align_jax.parallel.axes import constrain, shardings
 
 WEIGHT_AXES = {
     "embed": ("vocab", "embed"),

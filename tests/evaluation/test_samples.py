@@ -60,7 +60,7 @@ def opinions():
 
 
 def test_drawn_beliefs_have_the_predicted_frequencies():
-    from align_jax.generate import belief_logps
+    from align_jax.generation import belief_logps
 
     model, world = decoder(2, 3.0), opinions()
     drawn = sampling.draw_beliefs(model, world, [4, 7], samples=400, eos_ids=[EOS], seed=0, rows=256, max_new_tokens=3)

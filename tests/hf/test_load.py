@@ -18,7 +18,7 @@ from align_jax.errors import UserError
 from align_jax.hf import load, load_config, load_generation_config, load_model, load_weights, resolve_folder
 from align_jax.hf.files import Checkpoint
 from align_jax.models import weight_shardings
-from align_jax.sharding import make_mesh
+from align_jax.parallel.mesh import make_mesh
 from tests.hf import models
 
 _SHARDED = {"max_shard_size": "20KB"}

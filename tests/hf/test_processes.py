@@ -21,7 +21,7 @@ rank, port, source, out, foreign = int(sys.argv[1]), *sys.argv[2:]
 jax.distributed.initialize(f"localhost:{port}", 2, rank)
 from align_jax.errors import UserError
 from align_jax.hf import files, load_model, save_model
-from align_jax.sharding import make_mesh
+from align_jax.parallel.mesh import make_mesh
 
 read, total = files.Checkpoint.read, 0
 def counted(self, name, index):

@@ -19,7 +19,7 @@ from safetensors import safe_open
 from align_jax.errors import UserError
 from align_jax.hf import load_config, load_model, save, save_model
 from align_jax.models import Decoder, ModelConfig, weight_shapes
-from align_jax.sharding import make_mesh
+from align_jax.parallel.mesh import make_mesh
 from tests.hf import models
 
 _CONFIG = ModelConfig(64, 32, 48, 2, 4, 2, 8)

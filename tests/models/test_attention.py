@@ -11,10 +11,10 @@ import pytest
 
 from align_jax.data import RowLayout, Segment, TokenGroup, pack_groups
 from align_jax.errors import UserError
-from align_jax.logprobs import response_logps
 from align_jax.models import Decoder, ModelConfig, init_weights
 from align_jax.models.attention import Tokens, attend, cudnn_kernels, resolve_backend, splash, visibility, xla
-from align_jax.sharding import make_mesh
+from align_jax.parallel.mesh import make_mesh
+from align_jax.scoring.logps import response_logps
 from tests.models import reference
 
 BACKENDS = ("xla", "splash-interpret", "cudnn-emulate")

@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import AxisType
 
-from align_jax.axes import partition_spec
+from align_jax.parallel.axes import partition_spec
 
 _HEADS = ("shards", None, None, "heads", None)
 

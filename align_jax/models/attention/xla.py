@@ -21,7 +21,7 @@ import jax
 import jax.numpy as jnp
 
 from align_jax.models.attention.visible import Masks
-from align_jax.models.products import precision
+from align_jax.models.ops import precision
 
 _NEVER = -1e30  # below any real logit, yet finite: a query that sees nothing gets finite values, not NaN
 _BLOCK_BYTES = {"cpu": 4 << 20}  # what fits the cache; elsewhere large products matter more

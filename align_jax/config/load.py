@@ -1,0 +1,220 @@
+"""The typed config: one frozen dataclass a section, from YAML and `--section.key value`.
+
+    config = load_config("config.yaml", parse_overrides(["--train.steps", "10"]), require=("train", "objective"))
+
+Sections that belong to a module are defined there (`data.config.DataConfig`, `objectives.OBJECTIVES`,
+`optim.OPTIMIZERS`), the others in `config_sections`; this module assembles them. `objective.name` and
+`optimizer.name` choose a dataclass, and only its keys are accepted.
+An override of null takes a line of the file out where the chosen objective or optimizer has no such key:
+`--objective.name dpo --objective.alpha null`.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+from align_jax.config.sections import (
+    BenchConfig,
+    CheckpointConfig,
+    EvaluateConfig,
+    GenerateConfig,
+    LogConfig,
+    MeshConfig,
+    ModelSection,
+    ReferenceConfig,
+    RoundsConfig,
+    RunConfig,
+    ScoreConfig,
+    TrainConfig,
+)
+from align_jax.config.source import Override, Source, build, check_keys, dump, parse_overrides, suggest
+from align_jax.data.config import DataConfig
+from align_jax.errors import UserError
+from align_jax.models.config import ModelConfig
+from align_jax.objectives import OBJECTIVES, Objective
+from align_jax.training.optim import OPTIMIZERS, OptimizerConfig
+
+__all__ = ["Config", "load_config", "parse_overrides"]
+
+
+SECTIONS: dict[str, type] = {
+    "run": RunConfig,
+    "model": ModelSection,
+    "reference": ReferenceConfig,
+    "data": DataConfig,
+    "mesh": MeshConfig,
+    "train": TrainConfig,
+    "checkpoint": CheckpointConfig,
+    "generate": GenerateConfig,
+    "score": ScoreConfig,
+    "bench": BenchConfig,
+    "evaluate": EvaluateConfig,
+    "rounds": RoundsConfig,
+    "log": LogConfig,
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Config:
+    """All sections; `data`, `objective`, `optimizer` and `rounds` are None when the file has none."""
+
+    run: RunConfig
+    model: ModelSection
+    reference: ReferenceConfig
+    data: DataConfig | None
+    objective: Objective | None
+    optimizer: OptimizerConfig | None
+    mesh: MeshConfig
+    train: TrainConfig
+    checkpoint: CheckpointConfig
+    generate: GenerateConfig
+    score: ScoreConfig
+    bench: BenchConfig
+    evaluate: EvaluateConfig
+    rounds: RoundsConfig | None
+    log: LogConfig
+
+    @property
+    def head(self) -> str:
+        """What the model that is trained has on its last layer, see `objectives.Objective`."""
+        return "lm_head" if self.objective is None else self.objective.head
+
+    def to_dict(self) -> dict[str, Any]:
+        """Every key of every section, resolved; `name` first where a section is chosen by one."""
+        sections = ((field.name, getattr(self, field.name)) for field in dataclasses.fields(self))
+        values = {key: section for key, section in sections if section is not None}
+        named = {key: {"name": values[key].name} for key in ("objective", "optimizer") if key in values}
+        return {key: named.get(key, {}) | dataclasses.asdict(section) for key, section in values.items()}
+
+    def to_yaml(self) -> str:
+        """The complete config; loading it gives an equal one."""
+        return dump(self.to_dict())
+
+    def mesh_sizes(self, devices: int) -> tuple[int, int, int]:
+        """(data, fsdp, tensor) on this many devices; UserError unless the mesh and `train.groups_per_step` fit them."""
+        data, fsdp, tensor = self.mesh.sizes(devices)
+        _check_groups(self.train, data, fsdp)
+        return data, fsdp, tensor
+
+
+def _check_groups(train: TrainConfig, data: int, fsdp: int) -> None:
+    shards = train.accumulation_steps * data * fsdp
+    if train.groups_per_step % shards:
+        raise UserError(
+            f"train.groups_per_step: {train.groups_per_step} is not a multiple of {shards} = accumulation_steps "
+            f"{train.accumulation_steps} x mesh.data {data} x mesh.fsdp {fsdp}"
+        )
+
+
+def _build_named(source: Source, section: str, table: Mapping[str, type]) -> Any:
+    values = source.values[section]
+    if not isinstance(values, dict):
+        raise source.error(section, f"expected keys and values, got {values!r}")
+    name = values.pop("name", None)
+    if name not in table:
+        problem = "is required" if name is None else f"{name!r} is unknown"
+        choices = f"{suggest(str(name), table)}choose one of {', '.join(sorted(table))}"
+        raise source.error(f"{section}.name", f"{problem}; {choices}")
+    return build(source, table[name], values, f"{section}.", f"{section} {name}")
+
+
+def _has_required(cls: type) -> bool:
+    return any(f.default is f.default_factory is dataclasses.MISSING for f in dataclasses.fields(cls))
+
+
+def _cross_check(source: Source, config: Config, require: Iterable[str]) -> None:
+    if config.model.config is not None:
+        build(source, ModelConfig, dict(config.model.config), "model.config.", "model.config")
+    mesh, train = config.mesh, config.train
+    if mesh.data > 0 and mesh.fsdp > 0:
+        try:
+            _check_groups(train, mesh.data, mesh.fsdp)
+        except UserError as error:
+            raise UserError(f"{source.where('train.groups_per_step')}: {error}") from error
+    for key in require:
+        section, _, name = key.partition(".")
+        value = getattr(config, section)
+        if value is None or (name and getattr(value, name) is None):
+            raise source.error(key, "is required")
+    if "model" in require and config.model.path is None and config.model.config is None:
+        raise source.error("model", "give model.path (a Hugging Face folder or id) or model.config")
+    if "train" in require and train.steps is None and train.epochs is None:
+        raise source.error("train", "give train.steps or train.epochs")
+    if "train" in require and config.rounds is None and config.data is not None and config.data.eval is None:
+        unused = {"train.eval_every": train.eval_every, "evaluate.training_samples": config.evaluate.training_samples}
+        for key, value in unused.items():
+            if value:
+                raise source.error(key, f"{value} is not used without data.eval")
+    if "train" in require and config.rounds is not None:
+        _check_rounds(source, config)
+
+
+def _check_rounds(source: Source, config: Config) -> None:
+    """UserError for what does not go with on-policy rounds, with its place."""
+    objective, rounds = config.objective, config.rounds
+    refused = [
+        ("data.eval", config.data.eval is None, "is required by rounds: the reward of samples on held-out prompts is measured"),
+        (
+            "objective.name",
+            objective.layout not in ("group", "pair", "unpaired", "sft") or config.head != "lm_head",
+            f"{objective.name!r} cannot be trained in rounds: a language model is, on samples with scores and without beliefs",
+        ),
+        (
+            "rounds.reference",
+            rounds.reference == "run" and not objective.needs_reference,
+            f"'run' is not used by objective {objective.name}, which has no reference",
+        ),
+        ("reference.path", config.reference.path is not None, "is not used in rounds; see rounds.reference"),
+        ("generate.temperature", config.generate.temperature == 0, "0 gives the same sample every time; rounds need contrast"),
+        ("generate.beliefs", config.generate.beliefs, "is not used in rounds"),
+        ("train.eval_every", config.train.eval_every is not None, "is not used in rounds: each ends with an evaluation"),
+        ("checkpoint.best_metric", config.checkpoint.best_metric is not None, "is not used in rounds: each hands on its last"),
+        ("evaluate.training_samples", config.evaluate.training_samples > 0, "is not used in rounds; see rounds.eval_samples"),
+        ("generate.alpaca_eval", config.generate.alpaca_eval is not None, "is not used in rounds"),
+        (
+            "generate.max_new_tokens",
+            config.generate.max_new_tokens > config.data.max_response_tokens,
+            f"{config.generate.max_new_tokens} is more than data.max_response_tokens={config.data.max_response_tokens}: the "
+            "rest of a response would be neither scored nor trained on",
+        ),
+    ]
+    for key, wrong, message in refused:
+        if wrong:
+            raise source.error(key, message)
+
+
+def load_config(path: str | Path, overrides: Iterable[Override] = (), *, require: Iterable[str] = ()) -> Config:
+    """Reads, resolves, types and checks a config.
+
+    Args:
+      path: YAML file.
+      overrides: what `parse_overrides` returns.
+      require: sections and dotted keys that this command needs, for example `("model", "data", "train", "run.dir")`.
+
+    Returns:
+      The config, with every default filled in.
+
+    Raises:
+      UserError: an unknown or duplicate key, a wrong type, a value out of range, an option that the chosen objective or
+        optimizer does not use, an unset environment variable, or a missing required key; names key, value and place.
+    """
+    require = tuple(require)
+    source = Source.read(path)
+    source.override(overrides)
+    source.resolve()
+    named: dict[str, Mapping[str, type]] = {"objective": OBJECTIVES, "optimizer": OPTIMIZERS}
+    check_keys(source, source.values, [*SECTIONS, *named], "", "a config")
+    built: dict[str, Any] = {}
+    for section, cls in SECTIONS.items():
+        if section in source.values or not _has_required(cls):
+            built[section] = build(source, cls, source.values.get(section, {}), f"{section}.", section)
+        else:
+            built[section] = None
+    for section, table in named.items():
+        built[section] = _build_named(source, section, table) if section in source.values else None
+    config = Config(**built)
+    _cross_check(source, config, require)
+    return config

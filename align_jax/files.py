@@ -1,0 +1,166 @@
+"""Files: written whole, told apart by a hash, and results as JSONL that an interrupted run goes on with."""
+
+from __future__ import annotations
+
+import concurrent.futures
+import errno
+import functools
+import hashlib
+import json
+import os
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+from jax.experimental import multihost_utils
+
+from align_jax.errors import UserError
+from align_jax.parallel.processes import on_first
+
+INDEX = "_index"  # of an unfinished file's rows: which prompt; taken out when the file is complete
+
+
+def write_whole(path: Path, text: str) -> None:
+    """Writes a file by way of another, so that a kill leaves the old or the new one."""
+    temporary = path.with_name(path.name + ".tmp")
+    temporary.write_text(text, encoding="utf-8")
+    os.replace(temporary, path)
+
+
+def fingerprint_files(paths: Iterable[Path]) -> str:
+    """A hash of weight files: of their names and of all that is in them."""
+    paths = sorted(paths)
+    with concurrent.futures.ThreadPoolExecutor() as pool:
+        found = list(pool.map(_hash_file, paths))
+    return hashlib.sha256(repr([(path.name, value) for path, value in zip(paths, found, strict=True)]).encode()).hexdigest()
+
+
+def _hash_file(path: Path) -> str:
+    known = path.stat()
+    return _hash_of(path.resolve(), known.st_size, known.st_mtime_ns)
+
+
+@functools.lru_cache(maxsize=1024)
+def _hash_of(path: Path, size: int, modified: int) -> str:
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "blake2b").hexdigest()
+
+
+def check_apart(paths: dict[str, str | None]) -> None:
+    """UserError where two of the files (key of the config -> path) are one: the later would overwrite the earlier."""
+    seen: dict[Path, str] = {}
+    for key, path in paths.items():
+        if path is not None and (other := seen.setdefault(Path(path).resolve(), key)) != key:
+            raise UserError(f"{key}: {path} is {other}, too, and would be overwritten; give another file")
+
+
+class ResultsFile:
+    """Results as JSONL at `path`, and what made them at `path + ".settings.json"`.
+
+    While incomplete, rows stand in the order in which they finished, each with its prompt's index under `_index`; `close`
+    after the last one brings them into the order of the prompts and takes the index out. Opened again with the same
+    settings, it goes on where it was; with other settings, the old file is kept as `path.1`, `path.2`, ...
+    Of several processes, the first one reads and writes.
+
+    Args:
+      path: the output. settings: everything that decides the results, JSON values. count: how many prompts there are.
+      key: the config's name of the output, for errors.
+
+    Attributes:
+      done: indices of the prompts that have results. kept_as: where a file of other settings went, or None.
+    """
+
+    def __init__(self, path: str | os.PathLike, settings: dict[str, Any], count: int, key: str = "generate.output"):
+        self.path, self.count = Path(path), count
+        self.done: set[int] = set()
+        self.kept_as: Path | None = None
+        self._file = None
+        failure = None
+        if jax.process_index() == 0:
+            try:
+                self._open(json.loads(json.dumps(settings)))
+            except OSError as error:
+                failure = error
+        if jax.process_count() > 1:
+            self._agree(failure is not None)
+        if failure is not None:
+            raise UserError(f"{key}: cannot write {path}: {failure.strerror}") from failure
+
+    def _open(self, settings: dict[str, Any]) -> None:
+        side = self.path.with_name(self.path.name + ".settings.json")
+        if self.path.is_dir():
+            raise IsADirectoryError(errno.EISDIR, "it is a folder")
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        if self.path.exists() and not (side.exists() and _read_json(side) == settings):
+            self.kept_as = next(p for n in range(1, 10**6) if not (p := Path(f"{self.path}.{n}")).exists())
+            os.replace(self.path, self.kept_as)
+        if self.path.exists():
+            self._resume()
+        else:
+            side.write_text(json.dumps(settings, indent=2) + "\n", encoding="utf-8")
+        self._file = open(self.path, "ab")
+
+    def _agree(self, failed: bool) -> None:
+        """Tells all processes what the first one found in the file."""
+        found = np.zeros(self.count + 1, np.int32)
+        found[list(self.done)] = 1
+        found[-1] = failed
+        found = multihost_utils.broadcast_one_to_all(found)
+        self.done = set(np.flatnonzero(found[:-1]).tolist())
+        if found[-1] and jax.process_index() != 0:
+            raise UserError(f"{self.path}: the first process cannot write it")
+
+    def _resume(self) -> None:
+        content = self.path.read_bytes()
+        whole = content[: content.rfind(b"\n") + 1]
+        rows = [json.loads(line) for line in whole.splitlines()]
+        if rows and INDEX not in rows[0]:
+            self.done = set(range(self.count))  # complete
+            return
+        self.done = {row[INDEX] for row in rows}
+        if len(whole) < len(content):  # the line that was being written when the process was killed
+            os.truncate(self.path, len(whole))
+
+    def write(self, index: int, row: dict[str, Any]) -> None:
+        """Appends the result of a prompt; it is in the file when this returns."""
+        self.done.add(index)
+        if self._file is None:  # another process writes
+            return
+        line = json.dumps({INDEX: index, **row}, ensure_ascii=False) + "\n"
+        self._file.write(line.encode("utf-8"))
+        self._file.flush()
+
+    def close(self) -> None:
+        """Closes the file, and orders it where it is complete; again, it does nothing."""
+        if self._file is None:
+            return
+        self._file.close()
+        self._file = None
+        rows = [json.loads(line) for line in self.path.read_bytes().splitlines()]
+        if len(rows) < self.count or INDEX not in rows[0]:
+            return
+        rows.sort(key=lambda row: row[INDEX])
+        temporary = self.path.with_name(self.path.name + ".tmp")
+        with open(temporary, "wb") as file:
+            for row in rows:
+                row.pop(INDEX)
+                file.write((json.dumps(row, ensure_ascii=False) + "\n").encode("utf-8"))
+        os.replace(temporary, self.path)
+
+    def __enter__(self) -> ResultsFile:
+        return self
+
+    def __exit__(self, kind: type | None, *_: object) -> None:
+        if kind is None:
+            on_first(self.close, str(self.path))
+        else:  # of this process alone, perhaps: no other is waited for
+            self.close()
+
+
+def _read_json(path: Path) -> Any:
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except ValueError:
+        return None

@@ -1,0 +1,39 @@
+"""Stopping in order: what SIGTERM asks for, remembered until the work can be left."""
+
+from __future__ import annotations
+
+import signal
+from typing import Any
+
+import jax
+from jax.experimental import multihost_utils
+
+STOPPED = 128 + signal.SIGTERM  # exit status of a command that SIGTERM ended before its work was done
+
+
+class StopSignal:
+    """Remembers SIGTERM; a context manager, so that the previous handler comes back.
+
+    On several processes all must stop after the same question, which JAX's preemption service agrees on: all ask equally often.
+    """
+
+    def __init__(self):
+        self._received, self._asked = False, 0
+
+    def __enter__(self) -> StopSignal:
+        self._previous = signal.signal(signal.SIGTERM, self._remember) if jax.process_count() == 1 else None
+        return self
+
+    def __exit__(self, *_: Any) -> None:
+        if self._previous is not None:
+            signal.signal(signal.SIGTERM, self._previous)
+
+    def _remember(self, *_: Any) -> None:
+        self._received = True
+
+    def requested(self) -> bool:
+        """Whether to stop now."""
+        self._asked += 1
+        if jax.process_count() > 1 and not self._received:
+            self._received = multihost_utils.reached_preemption_sync_point(self._asked)
+        return self._received

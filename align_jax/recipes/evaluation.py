@@ -1,0 +1,308 @@
+"""`data.eval` under a model: what `align-jax evaluate` and evaluations during training share."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import json
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import jax
+import numpy as np
+from jax.experimental import multihost_utils
+from jax.sharding import Mesh
+
+from align_jax import hf
+from align_jax.config import Config
+from align_jax.config.sections import EvaluateConfig
+from align_jax.data import BatchLoader, Encoder, GroupDataset
+from align_jax.data.encode import plain_key
+from align_jax.errors import UserError
+from align_jax.evaluation import (
+    Classifier,
+    Endpoint,
+    Judge,
+    Question,
+    Responses,
+    Table,
+    Verdicts,
+    collect,
+    evaluated_as,
+    measure,
+    stack,
+    table_of,
+)
+from align_jax.evaluation import samples as sampling
+from align_jax.evaluation.judges import api_key
+from align_jax.files import write_whole
+from align_jax.generation import end_ids, sample_text
+from align_jax.models import Decoder, weight_shardings
+from align_jax.objectives import Objective
+from align_jax.recipes import setup as assemble
+from align_jax.recipes.folder import say
+from align_jax.scoring.scorer import Scorer
+
+_JUDGE_TEXTS = 20_000  # that the classifier is trained on, at most
+
+
+def report_data(which: str, dataset: GroupDataset, folder: Path) -> None:
+    """Says how much data there is and what was left out; lists bad rows in the run folder."""
+    say(f"data.{which}: {dataset.describe()}")
+    if dataset.bad_rows and jax.process_index() == 0:
+        lines = "".join(json.dumps(bad) + "\n" for bad in dataset.bad_rows)
+        write_whole(folder / f"bad_rows.{which}.jsonl", lines)
+        say(f"data.{which}: {len(dataset.bad_rows)} bad rows skipped, listed in {folder / f'bad_rows.{which}.jsonl'}")
+
+
+def reference_table(config: Config, start, dataset, needed, batches, scorer, mesh) -> dict:
+    """`{"ref_logps": [rows, K]}` with at least the needed rows, from the cache or computed now."""
+    values, path, hit = assemble.reference_of(
+        config, start, dataset, needed, batches, scorer, mesh, lambda: reference_weights(config, start, mesh)
+    )
+    say(f"reference log-probs {'reused from' if hit else 'computed and stored in'} {path}")
+    return {"ref_logps": values}
+
+
+def reference_weights(config: Config, start: assemble.Start, mesh) -> dict:
+    """The reference's weights: those of `reference.path`, by default the starting model's."""
+    if config.reference.path is None:
+        return assemble.weights_of(start, config, mesh)
+    other, _ = hf.load_config(config.reference.path)
+    if other != start.config:
+        raise UserError(f"reference.path: {config.reference.path} has another shape than the model: {other} != {start.config}")
+    return hf.load_weights(config.reference.path, other, weight_shardings(other, mesh), config.model.param_dtype)
+
+
+@dataclasses.dataclass(frozen=True)
+class EvalData:
+    """`data.eval`, arranged, with reference log-probs, ready to be scored by any weights of the model's shape."""
+
+    config: Config
+    start: assemble.Start
+    mesh: Mesh
+    scorer: Scorer
+    encoder: Encoder
+    objective: Objective
+    dataset: GroupDataset
+    loader: BatchLoader
+    folder: Path
+
+    @functools.cached_property
+    def keys(self) -> list[tuple[str, str]]:
+        """(prompt, unit) of every group: the unit tells groups of people and options apart too."""
+        examples = (self.dataset.example_of(i) for i in range(len(self.dataset)))
+        return [(repr((e.prompt, e.context)), plain_key(e)) for e in examples]
+
+    @functools.cached_property
+    def clusters(self) -> np.ndarray:
+        """int `[rows]`; rows with the same prompt are one cluster of the bootstrap."""
+        return np.unique([prompt for prompt, _ in self.keys], return_inverse=True)[1]
+
+    @functools.cached_property
+    def units(self) -> np.ndarray:
+        """Rows that stand for the different prompts that are sampled, int."""
+        return sampling.distinct([unit for _, unit in self.keys], self.config.evaluate.sampled_prompts)
+
+    @property
+    def has_beliefs(self) -> bool:
+        return self.objective.layout == "gdpo"
+
+    def score(self, params: dict, loader: BatchLoader | None = None) -> Responses:
+        """Log-probs of all groups under some weights."""
+        batches = (loader or self.loader).eval_batches()
+        return collect(assemble.score_batches(self.scorer, self.mesh, params), batches)
+
+    def report_cut(self, responses: Responses) -> None:
+        """Says how many prompts and responses were cut to the `data` section's lengths."""
+        prompts, texts = cut_in(responses)
+        if prompts or texts:
+            limits = f"{self.config.data.max_prompt_tokens} and {self.config.data.max_response_tokens} tokens"
+            say(f"data.eval: cut to {limits}: {prompts} prompts and {texts} responses")
+
+    def table(self, responses: Responses) -> Table:
+        """What log-probs alone say."""
+        same = type(self.objective) is type(self.config.objective)
+        return measure(responses, self.objective, self.clusters, self.dataset.group_names, keep_loss=same)
+
+    def unit_table(self, metrics: dict) -> Table:
+        """A table of metrics of the sampled prompts."""
+        ids = [self.dataset[i].labels.get("group_id", -1) for i in self.units] if self.dataset.group_names else None
+        ids = None if ids is None else np.asarray(ids)
+        return table_of(metrics, self.clusters[self.units], ids, self.dataset.group_names)
+
+
+def cut_in(responses: Responses) -> tuple[int, int]:
+    """How many prompts and how many responses were cut."""
+    prompts, texts = responses.labels["truncated"].sum(axis=0).tolist()
+    return prompts, texts
+
+
+def eval_data(config: Config, start, encoder: Encoder, scorer: Scorer, mesh: Mesh, folder: Path) -> EvalData:
+    """Reads `data.eval`, with the reference's log-probs where its metrics need them."""
+    if config.data.format == "prompts":
+        raise UserError("data.format 'prompts' has no responses to evaluate on")
+    objective = evaluated_as(config.objective, config.data.format)
+    dataset = assemble.dataset_of(config, "eval", encoder, objective, folder / "spool")
+    report_data("eval", dataset, folder)
+    loader = assemble.loader_of(config, dataset, mesh)
+    labels = {}
+    if objective.needs_reference:
+        rows = np.arange(len(dataset))
+        labels = reference_table(config, start, dataset, rows, loader.eval_batches(), scorer, mesh)
+    loader = assemble.loader_of(config, dataset, mesh, labels=labels)
+    return EvalData(config, start, mesh, scorer, encoder, objective, dataset, loader, folder)
+
+
+@dataclasses.dataclass(frozen=True)
+class Spoken:
+    """What a model said: the tables that are known of it, and what is still needed.
+
+    Attributes:
+      tables: metrics of the samples. rows: the samples as text, for a file.
+      loader, policy: sampled responses and their log-probs, whose KL waits for the reference; or None.
+      problem: why not everything was judged, or empty.
+    """
+
+    tables: list[Table]
+    rows: list[dict]
+    loader: BatchLoader | None = None
+    policy: Responses | None = None
+    problem: str = ""
+
+
+def speak(data: EvalData, params: dict, samples: int, judge: Judge | None) -> Spoken:
+    """Samples for every unit of the data: beliefs and texts (format gdpo), or responses."""
+    config, tokenizer = data.config, data.encoder.tokenizer
+    model = Decoder(data.start.config, params, dtype=config.model.dtype)
+    generation_config = hf.load_generation_config(config.model.path) if config.model.path else None
+    options = dict(
+        samples=samples,
+        max_new_tokens=config.evaluate.max_new_tokens,
+        eos_ids=end_ids(tokenizer, (), generation_config),
+        seed=config.run.seed,
+        prompt_ids=data.units.tolist(),
+        mesh=data.mesh,
+        rows=config.generate.rows,
+    )
+    groups = [data.dataset[i] for i in data.units]
+    examples = [data.dataset.example_of(i) for i in data.units]
+    rows = [{"prompt": e.prompt} | ({"group": e.group} if e.group else {}) for e in examples]
+    if data.has_beliefs:
+        opinions = sampling.opinions_of(groups, [e.opinion.options for e in examples])
+        return _speak_beliefs(data, model, opinions, rows, judge, options)
+    sampled = sampling.sample_responses(model, [g.prompt for g in groups], **options)
+    for row, i in zip(rows, range(len(sampled)), strict=True):
+        tokens = [s.tokens.tolist() for s in sampled[i].segments]
+        row["responses"] = [tokenizer.decode(t, skip_special_tokens=True) for t in tokens]
+    loader = assemble.loader_of(config, sampled, data.mesh)
+    return Spoken([], rows, loader, data.score(params, loader))
+
+
+def _speak_beliefs(data: EvalData, model, opinions: sampling.Opinions, rows: list[dict], judge, options) -> Spoken:
+    drawn = sampling.draw_beliefs(model, opinions, **options)
+    metrics, problem = sampling.sampled_belief_metrics(drawn, opinions.targets), ""
+    for row, beliefs, names in zip(rows, drawn, opinions.options, strict=True):
+        row["options"], row["drawn"] = list(names), np.bincount(beliefs, minlength=len(names)).tolist()
+    if judge is not None:
+        _add_texts(rows, sampling.texts_of_every_belief(model, opinions, **options), opinions, data.encoder.tokenizer)
+        verdicts = judge_rows(judge, rows)
+        problem = verdicts.problem
+        metrics |= sampling.consistency_metrics([r["beliefs"] for r in rows], [r["judged"] for r in rows], opinions.options)
+    return Spoken([data.unit_table(metrics)], rows, problem=problem)
+
+
+def _add_texts(rows: list[dict], texts, opinions: sampling.Opinions, tokenizer) -> None:
+    for row, pairs, prompt, statements in zip(rows, texts, opinions.prompts, opinions.statements, strict=True):
+        row["beliefs"] = [belief for belief, _ in pairs]
+        row["responses"] = [sample_text(tokenizer, [*prompt.tolist(), *statements[b]], sample) for b, sample in pairs]
+
+
+def judge_rows(judge: Judge, rows: Sequence[dict]) -> Verdicts:
+    """Has every text judged and writes the answers to `row["judged"]`."""
+    flat = [(row, text) for row in rows for text in row["responses"]]
+    verdicts = _one_judge(judge, [Question(str(row["prompt"]), tuple(row["options"]), text) for row, text in flat])
+    answers = iter(verdicts.answers)
+    for row in rows:
+        row["judged"] = [next(answers) for _ in row["responses"]]
+    return verdicts
+
+
+def _one_judge(judge: Judge, questions: list[Question]) -> Verdicts:
+    """The judge's verdicts; of several processes the first one asks, and all have its answers."""
+    if jax.process_count() == 1:
+        return judge(questions)
+    verdicts = judge(questions) if jax.process_index() == 0 else Verdicts([None] * len(questions))
+    codes = np.asarray([-1 if answer is None else answer for answer in verdicts.answers], np.int32)
+    codes = multihost_utils.broadcast_one_to_all(codes).tolist()
+    return dataclasses.replace(verdicts, answers=[None if code < 0 else code for code in codes])
+
+
+def divergence_table(data: EvalData, spoken: Spoken, reference: dict) -> Table:
+    """The KL to the reference of what a model said, under the reference's weights."""
+    scored = data.score(reference, spoken.loader)
+    return data.unit_table(sampling.divergence_metrics(spoken.policy, scored.logps))
+
+
+def judge_of(data: EvalData) -> Judge | None:
+    """The judge that the config asks for; None where there is nothing to judge, or `none` was asked for."""
+    options: EvaluateConfig = data.config.evaluate
+    if options.judge == "none" or not data.has_beliefs:
+        return None
+    if options.judge == "classifier":
+        judge = Classifier(_texts(data), data.config.run.seed)
+        say("the judge is a classifier of {texts} texts; held out: accuracy {accuracy:.3f}, balanced "
+            "{balanced_accuracy:.3f}, always the majority {majority:.3f}".format(**judge.quality))  # fmt: skip
+        return judge
+    return Endpoint(
+        options.judge,
+        options.judge_model,
+        key=api_key(options.judge_key_variable),
+        max_tokens=options.judge_max_tokens,
+        timeout=options.judge_timeout,
+        concurrency=options.judge_concurrency,
+    )
+
+
+def _texts(data: EvalData):
+    """(text, belief) of people, from `data.train` where it is set."""
+    dataset = data.dataset
+    if data.config.data.train is not None:
+        dataset = assemble.dataset_of(data.config, "train", data.encoder, data.objective, data.folder / "spool")
+    for i in np.unique(np.linspace(0, len(dataset) - 1, min(len(dataset), _JUDGE_TEXTS // 2)).round().astype(int)):
+        example = dataset.example_of(int(i))
+        for text, belief in zip(example.responses, (example.opinion.accepted, example.opinion.rejected), strict=True):
+            if isinstance(text, str):
+                yield text, example.opinion.options[belief]
+
+
+def in_training_evaluation(
+    config: Config, start, encoder: Encoder, scorer, mesh, folder: Path
+) -> Callable[[dict], dict[str, float]] | None:
+    """params -> `eval/...` metrics on `data.eval`, or None where there is no such data."""
+    if config.data.eval is None:
+        return None
+    data = eval_data(config, start, encoder, scorer, mesh, folder)
+    samples = config.evaluate.training_samples
+    if samples and config.head == "score":
+        raise UserError(f"evaluate.training_samples: {samples}, but a reward model generates nothing; set it to 0")
+    judge = judge_of(data) if samples else None
+    told = False
+
+    def evaluate(params: dict) -> dict[str, float]:
+        nonlocal told
+        responses = data.score(params)
+        if not told:
+            data.report_cut(responses)
+            told = True
+        tables = [data.table(responses)]
+        if samples:
+            spoken = speak(data, params, samples, judge)
+            tables += spoken.tables
+            if spoken.policy is not None:
+                tables.append(divergence_table(data, spoken, reference_weights(config, start, mesh)))
+            if spoken.problem:
+                say(f"evaluate.judge: {spoken.problem}")
+        return {f"eval/{name}": float(value) for name, value in stack(tables).means().items()}
+
+    return evaluate

@@ -1,0 +1,270 @@
+"""On-policy rounds: sample, score, train on the samples, evaluate, repeat; every round is an ordinary run in its own folder.
+
+    run.dir/config.yaml  rounds.jsonl  eval_prompts.jsonl
+    run.dir/rounds/N/    prompts.jsonl  samples.jsonl  scored.jsonl      sampled from the model of round N - 1
+                         config.yaml  metrics.jsonl  checkpoints/        the run that is trained on scored.jsonl
+                         model/                                          its last checkpoint, in Hugging Face format
+                         eval_samples.jsonl  eval_scored.jsonl  evaluation.json
+
+Each step continues or passes over what its files hold, so a killed run goes on inside the step where it was. Several processes
+take every step together, and the first one writes; the folder must be one that all of them see.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import shutil
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+
+from align_jax import hf
+from align_jax.config import Config, load_config
+from align_jax.config.sections import ReferenceConfig, RunConfig, ScoreConfig
+from align_jax.data import Encoder
+from align_jax.data.prompts import distinct_prompts
+from align_jax.errors import UserError
+from align_jax.files import write_whole
+from align_jax.models import Decoder
+from align_jax.objectives import MPO
+from align_jax.parallel.processes import of_first, on_first
+from align_jax.parallel.stop import StopSignal
+from align_jax.recipes import generate, onpolicy, score
+from align_jax.recipes import setup as assemble
+from align_jax.recipes.export import export
+from align_jax.recipes.folder import FREE, check_same_run, has_checkpoints, say
+from align_jax.recipes.reward_source import reward_source
+from align_jax.recipes.train import train
+
+SAMPLE, TRAIN, EVALUATE = 2, 3, 4  # uses of the run's seed
+EVALUATION, EVAL_PROMPTS = "evaluation.json", "eval_prompts.jsonl"
+# The sampling decides the data, so it may not change within a run; the number of rounds may.
+DECIDES = ("generate", "data.eval", "data.eval_split")
+ROUNDS_FREE = ("rounds.number", "generate.rows", *(key for key in FREE if key not in DECIDES))
+
+
+@dataclasses.dataclass(frozen=True)
+class Job:
+    """A run of several rounds.
+
+    Attributes:
+      start: folder (or hub id) of the model at the start.
+      prompts: rows with `prompt`, of the training data.
+    """
+
+    config: Config
+    start: str
+    prompts: list[dict[str, Any]]
+    stop: StopSignal
+
+    @property
+    def root(self) -> Path:
+        return Path(self.config.run.dir)
+
+    def at(self, number: int) -> Path:
+        """The folder of a round; round 0 is the start."""
+        return self.root / "rounds" / str(number)
+
+    def model(self, number: int) -> str:
+        """The model after a round."""
+        return str(self.at(number) / "model") if number else self.start
+
+    def stopped(self) -> bool:
+        return self.stop.requested()
+
+    def with_model(self, number: int, **sections) -> Config:
+        """The config of one step, which begins from the model after a round."""
+        tokenizer = self.config.model.tokenizer or self.start
+        model = dataclasses.replace(self.config.model, path=self.model(number), config=None, tokenizer=tokenizer)
+        return dataclasses.replace(self.config, model=model, rounds=None, **sections)
+
+
+def run_rounds(config: Config, stop: StopSignal) -> bool:
+    """All rounds from their config; False when `stop` ended them before the last.
+
+    Raises:
+      UserError: the folder holds another run, fewer prompts than a round takes, or anything that a step refuses.
+    """
+    job = _prepare(config, stop)
+    for number in range(config.rounds.number + 1):
+        finished = of_first((job.at(number) / EVALUATION).exists())
+        for step in () if finished else _steps(job, number):
+            if job.stopped() or not step():
+                say(f"stopped by SIGTERM in round {number} of {config.rounds.number}; the same command goes on from there")
+                return False
+        _report(job, number)
+    say(f"all rounds are done, see {job.root / 'rounds.jsonl'}; export with: align-jax export {job.root} OUT_DIR")
+    return True
+
+
+def _prepare(config: Config, stop: StopSignal) -> Job:
+    """Checks the folder and reads the prompts; a fresh model is written out, so that every model is a folder."""
+    root = Path(config.run.dir)
+    stored = root / "config.yaml"
+    if stored.exists() and ((root / "rounds").exists() or has_checkpoints(root)):
+        check_same_run(load_config(stored), config, root, ROUNDS_FREE)
+    reward_source(config.rounds.reward_model, "rounds.reward_model")  # before hours of sampling
+    prompts, held_out = (_read_prompts(config, which) for which in ("train", "eval"))
+    rounds = config.rounds
+    for key, wanted, there, where in (
+        ("prompts_per_round", rounds.prompts_per_round, len(prompts), config.data.train),
+        ("eval_prompts", rounds.eval_prompts, len(held_out), config.data.eval),
+    ):
+        if wanted is not None and wanted > there:
+            raise UserError(f"rounds.{key}: {wanted} are wanted, but {where} has {there} different prompts")
+    _write(stored, config.to_yaml())
+    chosen = onpolicy.round_prompts(len(held_out), rounds.eval_prompts or len(held_out), 1, config.run.seed)
+    _write_rows(root / EVAL_PROMPTS, [held_out[i] for i in chosen])
+    return Job(config, _start_folder(config, root), prompts, stop)
+
+
+def _read_prompts(config: Config, which: str) -> list[dict[str, Any]]:
+    rows, bad = distinct_prompts(config.data, which, Path(config.run.dir) / "spool")
+    skipped = f", {len(bad)} malformed rows skipped, the first: {bad[0]}" if bad else ""
+    say(f"data.{which}: {len(rows)} different prompts in {getattr(config.data, which)}{skipped}")
+    return rows
+
+
+def _start_folder(config: Config, root: Path) -> str:
+    if config.model.path is not None:
+        return config.model.path
+    folder = root / "rounds" / "0" / "model"
+    if not of_first(folder.exists()):
+        mesh, start = assemble.mesh_of(config), assemble.start_of(config)
+        with jax.set_mesh(mesh):
+            model = Decoder(start.config, assemble.weights_of(start, config, mesh), dtype=config.model.dtype)
+            hf.save_model(model, folder, tokenizer=assemble.tokenizer_of(config))
+    return str(folder)
+
+
+def _steps(job: Job, number: int) -> list[Callable[[], bool]]:
+    """What is left of a round, in order; each returns whether it is complete."""
+    at, samples = job.at(number), job.config.rounds.eval_samples
+    training = [
+        partial(_sample, job, number - 1, at / "prompts.jsonl", at / "samples.jsonl", job.config.rounds.samples_per_prompt),
+        partial(_score, job, at / "samples.jsonl", at / "scored.jsonl"),
+        partial(_train, job, number),
+        partial(_export, job, number),
+    ]
+    evaluation = [
+        partial(_sample, job, number, job.root / EVAL_PROMPTS, at / "eval_samples.jsonl", samples),
+        partial(_score, job, at / "eval_samples.jsonl", at / "eval_scored.jsonl"),
+        partial(_evaluate, job, number),
+    ]
+    if number == 0 or of_first((at / "model").exists()):
+        return evaluation
+    config = job.config
+    per_round = config.rounds.prompts_per_round or len(job.prompts)
+    chosen = onpolicy.round_prompts(len(job.prompts), per_round, number, config.run.seed)
+    _write_rows(at / "prompts.jsonl", [job.prompts[i] for i in chosen])
+    return training + evaluation
+
+
+def _sample(job: Job, number: int, prompts: Path, output: Path, samples: int) -> bool:
+    """Samples of the model after round `number`; held-out ones are drawn with the same random numbers in every round."""
+    use = (EVALUATE,) if prompts.name == EVAL_PROMPTS else (SAMPLE, number + 1)
+    options = dataclasses.replace(
+        job.config.generate, prompts=str(prompts), output=str(output), samples=samples, tokens=True
+    )
+    run = RunConfig(dir=None, seed=onpolicy.derived_seed(job.config.run.seed, *use))
+    return generate.run(job.with_model(number, run=run, generate=options), cut_prompts=True, stop=job.stopped)
+
+
+def _score(job: Job, samples: Path, scored: Path) -> bool:
+    config = job.config
+    options = ScoreConfig(str(samples), str(scored), config.rounds.reward_model, False, config.score.batch_rows)
+    data = dataclasses.replace(config.data, format="groups", max_rows=None, on_bad_row="error")
+    return score.run(dataclasses.replace(config, rounds=None, score=options, data=data), job.stopped)
+
+
+def _train(job: Job, number: int) -> bool:
+    """The run of a round: the model before it, the scored samples, a reference, and an optimizer that begins anew."""
+    config, at = job.config, job.at(number)
+    reference = ReferenceConfig(job.start if config.rounds.reference == "run" else None, config.reference.cache_dir)
+    name = config.log.wandb_name and f"{config.log.wandb_name}-round-{number}"
+    derived = job.with_model(
+        number - 1,
+        run=RunConfig(str(at), onpolicy.derived_seed(config.run.seed, TRAIN, number)),
+        reference=reference,
+        data=_samples_data(config, at / "scored.jsonl"),
+        log=dataclasses.replace(config.log, wandb_name=name),
+    )
+    return train(derived, job.stop)
+
+
+def _samples_data(config: Config, scored: Path, **more):
+    plain = {"format": "samples", "eval": None, "max_rows": None, "streaming": False, "on_bad_row": "error"}
+    return dataclasses.replace(config.data, train=str(scored), **plain, **more)
+
+
+def _export(job: Job, number: int) -> bool:
+    at = job.at(number)
+    on_first(lambda: [shutil.rmtree(left) for left in at.glob(".model.*.tmp")], "rounds")  # left by a kill
+    export(at, at / "model", mesh=assemble.mesh_of(job.config))
+    return True
+
+
+def _evaluate(job: Job, number: int) -> bool:
+    at = job.at(number)
+    rows, start = _read_rows(at / "eval_scored.jsonl"), _read_rows(job.at(0) / "eval_scored.jsonl")
+    scored = at / "eval_scored.jsonl"
+    # Under one program, so that equal models give equal numbers.
+    ratios = _logps(job, number, scored) - _logps(job, 0, scored)
+    result = {"round": number, **onpolicy.held_out_summary(rows, start, ratios)}
+    if number:
+        result |= onpolicy.training_summary(_read_rows(at / "scored.jsonl"))
+    _write(at / EVALUATION, json.dumps(result, indent=2) + "\n")
+    return True
+
+
+def _logps(job: Job, number: int, scored: Path) -> np.ndarray:
+    """Log-probs `[prompts, samples]` of held-out samples under the model after a round."""
+    data = {"max_response_tokens": job.config.generate.max_new_tokens, "max_responses": None}
+    config = job.with_model(number, reference=ReferenceConfig(None, job.config.reference.cache_dir),
+                            data=_samples_data(job.config, scored, **data))  # fmt: skip
+    mesh, start = assemble.mesh_of(config), assemble.start_of(config)
+    encoder = Encoder(assemble.tokenizer_of(config), config.data, start.config.vocab_size)
+    with jax.set_mesh(mesh):
+        dataset = assemble.dataset_of(config, "train", encoder, MPO(), scored.parent / "spool")
+        batches = assemble.loader_of(config, dataset, mesh).eval_batches()
+        scorer, weights = assemble.scorer_of(start, config), partial(assemble.weights_of, start, config, mesh)
+        every = np.arange(len(dataset))
+        return assemble.reference_of(config, start, dataset, every, batches, scorer, mesh, weights)[0]
+
+
+def _report(job: Job, number: int) -> None:
+    """Writes `rounds.jsonl` up to this round, and says a line about it."""
+    found = [json.loads((job.at(n) / EVALUATION).read_text(encoding="utf-8")) for n in range(number + 1)]
+    _write(job.root / "rounds.jsonl", "".join(json.dumps(line) + "\n" for line in found))
+    now = found[-1]
+    say(
+        f"round {number} of {job.config.rounds.number}: held-out reward {_with_interval(now, 'reward')}, against the start "
+        f"{_with_interval(now, 'gain')}, KL {now['eval/kl']:.3g}, {now['eval/length']:.0f} tokens"
+    )
+
+
+def _with_interval(line: dict[str, float], name: str) -> str:
+    return f"{line[f'eval/{name}']:.4g} [{line[f'eval/{name}_low']:.4g}, {line[f'eval/{name}_high']:.4g}]"
+
+
+def _write_rows(path: Path, rows: list[dict[str, Any]]) -> None:
+    _write(path, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
+
+
+def _write(path: Path, text: str) -> None:
+    """Writes a file that all processes see afterwards."""
+
+    def write() -> None:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_whole(path, text)
+
+    on_first(write, str(path))
+
+
+def _read_rows(path: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in path.read_bytes().splitlines()]

@@ -1,0 +1,127 @@
+"""`align-jax score CONFIG.yaml [--section.key value ...]`: log-probs, implicit rewards and a reward model's scores.
+
+One model at a time is in memory: each pass over the rows (the policy, the reference, the reward model) keeps what it has
+in a file of its own beside the output, so that an interrupted run loses nothing, and the last step joins them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from align_jax.config import Config, load_config, parse_overrides
+from align_jax.data import DataConfig, open_source
+from align_jax.data.formats import Example, read_responses
+from align_jax.data.sources import RowError
+from align_jax.errors import UserError
+from align_jax.files import INDEX, ResultsFile, check_apart
+from align_jax.parallel.processes import on_first
+from align_jax.parallel.stop import STOPPED, StopSignal
+from align_jax.recipes import setup as assemble
+from align_jax.recipes.folder import say
+from align_jax.recipes.score_passes import Pass, Rows, part_of, policy_passes, reward_pass, run_pass, values_of
+
+
+def main(argv: list[str]) -> int:
+    """Scores responses; a run that was interrupted goes on where it was. SIGTERM keeps what there is, status 143."""
+    if not argv or argv[0].startswith("--"):
+        raise UserError("give a config: align-jax score CONFIG.yaml [--section.key value ...]")
+    config = load_config(argv[0], parse_overrides(argv[1:]), require=("score.input", "score.output"))
+    with StopSignal() as stop:
+        return 0 if run(config, stop.requested) else STOPPED
+
+
+def run(config: Config, stop: Callable[[], bool] = lambda: False) -> bool:
+    """Scores what the `score` section asks for.
+
+    The policy is the newest checkpoint of `run.dir` where there is one, otherwise `model`; the reference is
+    `reference.path`, otherwise `model`. Columns: `logps`, `ref_logps`, `implicit_rewards` (`objective.beta`, 0.1 by default,
+    times their difference), `lengths` and `truncated` (tokens of each response, and which were cut to the `data` section's
+    lengths); and a reward model's `scores`.
+
+    Args:
+      stop: asked after every row; when it says so, the rest is left for the next time.
+
+    Returns:
+      Whether all rows are scored.
+
+    Raises:
+      UserError: anything wrong with the rows (file and line), the models or the files, before a model is loaded.
+    """
+    options, mesh = config.score, assemble.mesh_of(config)
+    check_apart({"score.input": options.input, "score.output": options.output})
+    rows = read_rows(config)
+    passes, columns = [], [{} for _ in rows.values]
+    if options.logps:
+        passes += policy_passes(config, rows, columns, mesh)
+    if options.reward_model is not None:
+        passes.append(reward_pass(config, rows, mesh))
+    settings = {"input": rows.digest, "passes": {p.name: p.settings for p in passes}, "beta": _beta(config)}
+    with ResultsFile(options.output, settings, len(rows.values), "score.output") as results:
+        if results.kept_as:
+            say(f"{options.output} held results of other settings; they are kept as {results.kept_as}")
+        if len(results.done) < len(rows.values):
+            if not all(run_pass(p, options.output, stop) for p in passes):
+                return False
+            on_first(lambda: _join(rows, columns, passes, results, config), "score.output")
+    on_first(lambda: _remove_parts(passes, options.output), "score.output")
+    say(f"{len(rows.values)} rows are in {options.output}")
+    return True
+
+
+def _join(rows: Rows, columns: list[dict], passes: list[Pass], results: ResultsFile, config: Config) -> None:
+    """Writes the rows that are not there yet, with the values of all passes."""
+    values = {p.name: values_of(p, config.score.output) for p in passes}
+    for i, row in enumerate(rows.values):
+        if i not in results.done:
+            own = {name: found[i] for name, found in values.items()}
+            results.write(i, output_row(row, rows.examples[i], own, columns[i], config))
+
+
+def _remove_parts(passes: list[Pass], output: str) -> None:
+    for p in passes:
+        part = part_of(output, p.name)
+        for path in (part, part.with_name(part.name + ".settings.json")):
+            path.unlink(missing_ok=True)
+
+
+def read_rows(config: Config) -> Rows:
+    """Reads and checks the input; with `data.on_bad_row: skip`, malformed rows are left out and said."""
+    data = config.data or DataConfig()
+    source = open_source(config.score.input, split=data.split, streaming=False, max_rows=data.max_rows)
+    rows, bad = Rows([], [], [], source.digest), []
+    for i in range(len(source)):
+        where = source.where(i)
+        try:
+            values = source[i]
+            example = read_responses(values, data.format)
+        except RowError as error:
+            if data.on_bad_row == "error":
+                raise UserError(f"{where}: {error} (data.on_bad_row: skip leaves such rows out)") from error
+            bad.append(f"{where}: {error}")
+            continue
+        if INDEX in values:
+            raise UserError(f"{where}: the column {INDEX!r} is used by unfinished results; finish them, or rename it")
+        rows.values.append(values), rows.where.append(where), rows.examples.append(example)
+    if bad:
+        say(f"{len(bad)} malformed rows left out: {'; '.join(bad[:3])}{' ...' if len(bad) > 3 else ''}")
+    if not rows.values:
+        raise UserError(f"{config.score.input}: all {len(bad)} rows are malformed, the first: {bad[0]}")
+    return rows
+
+
+def output_row(row: dict, example: Example, values: dict[str, list[float]], more: dict, config: Config) -> dict[str, Any]:
+    """A row of the output; a column `scores` of the input becomes `previous_scores` where there are new ones."""
+    result = {**row, "prompt": example.prompt, "responses": list(example.responses)}
+    if "logps" in values:
+        logps = values["logps"]
+        ref = values.get("ref_logps", logps)
+        rewards = [_beta(config) * (a - b) for a, b in zip(logps, ref, strict=True)]
+        result |= {"logps": logps, "ref_logps": ref, "implicit_rewards": rewards}
+    if "scores" in values:
+        result |= ({"previous_scores": row["scores"]} if "scores" in row else {}) | {"scores": values["scores"]}
+    return result | more
+
+
+def _beta(config: Config) -> float:
+    return getattr(config.objective, "beta", 0.1)

@@ -1,0 +1,213 @@
+"""The passes of `align-jax score`: one model over all rows, its values kept in a file of its own as they are computed."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+from jax.sharding import Mesh
+
+from align_jax import hf
+from align_jax.config import Config, load_config
+from align_jax.data import DataConfig, Encoder, TokenGroup, encode_group, length_batches
+from align_jax.data.formats import Example
+from align_jax.data.sources import RowError
+from align_jax.errors import UserError
+from align_jax.files import ResultsFile, fingerprint_files
+from align_jax.models import weight_shardings
+from align_jax.parallel.mesh import data_shards, put_whole_batch, replicated
+from align_jax.recipes import setup as assemble
+from align_jax.recipes.evaluation import reference_weights
+from align_jax.recipes.export import trained_config, trained_weights
+from align_jax.recipes.folder import fingerprint_checkpoint, has_checkpoints, newest_run, say
+from align_jax.recipes.reward_source import reward_source
+from align_jax.scoring.reward_model import RewardModel
+from align_jax.scoring.scorer import Scorer
+
+BLOCK = 1024  # rows that are sorted by length together
+# groups -> (place, values `[K]`) of each, as they are computed
+ScoreGroups = Callable[[Sequence[TokenGroup]], Iterator[tuple[int, np.ndarray]]]
+
+
+@dataclasses.dataclass(frozen=True)
+class Rows:
+    """The input: every good row's columns, its place (`FILE:LINE`) and its texts; and a hash of all."""
+
+    values: list[dict[str, Any]]
+    where: list[str]
+    examples: list[Example]
+    digest: str
+
+
+@dataclasses.dataclass(frozen=True)
+class Pass:
+    """One model's pass over the rows.
+
+    Attributes:
+      name: the column that it writes, and the end of its file's name.
+      settings: everything that decides its values.
+      where: the place of every row. groups: every row as its tokens.
+      load: loads the model; called only when there is something left to do.
+    """
+
+    name: str
+    settings: dict[str, Any]
+    where: list[str]
+    groups: list[TokenGroup]
+    load: Callable[[], ScoreGroups]
+
+
+def encode_rows(
+    rows: Rows, encoder: Encoder, *, ends: bool, most: int, what: str, columns: list[dict] | None = None
+) -> list[TokenGroup]:
+    """All rows as tokens; says how much was cut, and fills `lengths` and `truncated` of the columns.
+
+    Raises:
+      UserError: a row that cannot be rendered, or is longer than the model's context, `most`; names file and line.
+    """
+    groups, prompts, responses = [], 0, 0
+    for i, example in enumerate(rows.examples):
+        try:
+            group, cut, cuts = encode_group(encoder, example, i, ends=ends)
+        except RowError as error:
+            raise UserError(f"{rows.where[i]}: {error}") from error
+        lengths = [len(segment.tokens) for segment in group.segments]
+        longest = len(group.prompt) + max(lengths)
+        if longest > most:
+            raise UserError(
+                f"{rows.where[i]}: the prompt with its longest response has {longest} tokens, more than the {most} of "
+                f"the {what}'s context; lower data.max_prompt_tokens and data.max_response_tokens"
+            )
+        prompts, responses = prompts + cut, responses + sum(cuts)
+        groups.append(group)
+        if columns is not None:
+            columns[i] |= {"lengths": lengths, "truncated": cuts}
+    if prompts or responses:
+        limits = f"{encoder.config.max_prompt_tokens} and {encoder.config.max_response_tokens} tokens"
+        say(f"for the {what}, cut to {limits}: {prompts} prompts and {responses} responses")
+    return groups
+
+
+def policy_passes(config: Config, rows: Rows, columns: list[dict], mesh: Mesh) -> list[Pass]:
+    """The passes of the policy and, where it is another model, of the reference."""
+    if config.model.path is None and config.model.config is None:
+        raise UserError("model: the log-probs need model.path or model.config; score.logps: false leaves them out")
+    if config.head != "lm_head":
+        raise UserError(
+            f"objective.name: {config.objective.name!r} trains a reward model, which has no log-probs; give its run folder as "
+            "score.reward_model, and score.logps: false or the config of a language model"
+        )
+    start, folder = assemble.start_of(config), newest_run(Path(config.run.dir)) if config.run.dir else None
+    trained = folder if folder and (folder / "config.yaml").exists() and has_checkpoints(folder) else None
+    if trained and trained_config(trained, load_config(trained / "config.yaml"))[0] != start.config:
+        raise UserError(f"run.dir: the checkpoints in {trained} are of another model than that of this config")
+    data = config.data or DataConfig()
+    encoder = Encoder(assemble.tokenizer_of(config), data, start.config.vocab_size)
+    groups = encode_rows(rows, encoder, ends=False, most=start.config.max_length, what="model", columns=columns)
+    scorer = assemble.scorer_of(start, config)
+
+    def policy() -> dict:
+        if trained is None:
+            return assemble.weights_of(start, config, mesh)
+        weights, step = trained_weights(trained, config, start.config, None, weight_shardings(start.config, mesh))
+        say(f"the policy is that of step {step} in {trained}")
+        return weights
+
+    def part(name: str, model: Any, weights: Callable[[], dict]) -> Pass:
+        common = {"shape": str(scorer), "param_dtype": config.model.param_dtype, "tokens": _hash(groups)}
+        return Pass(name, {"model": model, **common}, rows.where, groups, lambda: _scored(scorer, weights(), config, mesh))
+
+    known = _fingerprint(start.folder) if start.folder else ["fresh", config.run.seed]
+    reference = _fingerprint(hf.resolve_folder(config.reference.path)) if config.reference.path else known
+    first = part("logps", fingerprint_checkpoint(trained) if trained else known, policy)
+    if trained is None and reference == known:
+        return [first]  # the two are one model: rewards are 0
+    return [first, part("ref_logps", reference, lambda: reference_weights(config, start, mesh))]
+
+
+def reward_pass(config: Config, rows: Rows, mesh: Mesh) -> Pass:
+    """The pass of `score.reward_model`; that of a run takes the texts as its run did, with the run's `data` section."""
+    source, numbers = reward_source(config.score.reward_model), config.model
+    data = source.run.data if source.run is not None else config.data or DataConfig()
+    encoder = Encoder(assemble.tokenizer_at(source.tokenizer, "score.reward_model"), data, source.shape.vocab_size)
+    groups = encode_rows(rows, encoder, ends=True, most=source.shape.max_length, what="reward model")
+
+    def load() -> ScoreGroups:
+        params, at_once = source.weights(mesh, numbers.param_dtype), config.score.batch_rows
+        model = RewardModel(source.shape, params, encoder, mesh, numbers.dtype, numbers.attention, at_once)
+        return lambda groups: enumerate(model.score_groups(groups))
+
+    settings = {"model": source.fingerprint(), "dtype": [numbers.dtype, numbers.param_dtype], "tokens": _hash(groups)}
+    return Pass("scores", settings, rows.where, groups, load)
+
+
+def _scored(scorer: Scorer, params: dict, config: Config, mesh: Mesh) -> ScoreGroups:
+    """Log-probs of groups under fixed weights."""
+    shards, most = data_shards(mesh), config.score.batch_rows
+    scorer = dataclasses.replace(scorer, rows_per_chunk=scorer.rows_per_chunk or max(1, most // shards))
+    compiled = jax.jit(scorer, out_shardings=replicated(mesh))
+
+    def score(groups: Sequence[TokenGroup]) -> Iterator[tuple[int, np.ndarray]]:
+        for batch in length_batches(groups, shards=shards, rows=most):
+            with jax.set_mesh(mesh):
+                values = np.asarray(compiled(params, put_whole_batch(batch, mesh)))
+            yield from ((row, v[: groups[row].slots]) for row, v in zip(batch.rows.tolist(), values, strict=True) if row >= 0)
+
+    return score
+
+
+def part_of(output: str, name: str) -> Path:
+    """Where a pass keeps what it has."""
+    return Path(f"{output}.{name}")
+
+
+def run_pass(one: Pass, output: str, stop: Callable[[], bool] = lambda: False) -> bool:
+    """Brings the values of every row into the pass's file; False where `stop` ended the pass."""
+    path, count = part_of(output, one.name), len(one.groups)
+    with ResultsFile(path, one.settings, count, "score.output") as results:
+        todo = [i for i in range(count) if i not in results.done]
+        if 0 < len(todo) < count:
+            say(f"{one.name}: {count - len(todo)} of {count} rows are there already")
+        score = one.load() if todo else None
+        try:
+            for block in (todo[at : at + BLOCK] for at in range(0, len(todo), BLOCK)):
+                for place, values in score([one.groups[i] for i in block]):
+                    if not np.isfinite(values).all():
+                        raise UserError(f"{one.where[block[place]]}: {one.name} are {values.tolist()}; they must be finite")
+                    results.write(block[place], {"values": values.tolist()})
+                    if stop() and len(results.done) < count:
+                        say(kept(one, results))
+                        return False
+        except BaseException:
+            say(kept(one, results))
+            raise
+    return True
+
+
+def values_of(one: Pass, output: str) -> list[list[float]]:
+    """The values of every row, from the file of a pass that is complete."""
+    return [json.loads(line)["values"] for line in part_of(output, one.name).read_bytes().splitlines()]
+
+
+def kept(one: Pass, results: ResultsFile) -> str:
+    """How far a pass is, for the user."""
+    return f"{one.name}: {len(results.done)} of {len(one.groups)} rows are kept; the same command goes on from there"
+
+
+def _hash(groups: Sequence[TokenGroup]) -> str:
+    """A hash of all tokens that go in."""
+    digest = hashlib.sha256()
+    for group in groups:
+        parts = (group.prompt, *(segment.tokens for segment in group.segments))
+        digest.update(repr([p.tolist() for p in parts]).encode())
+    return digest.hexdigest()
+
+
+def _fingerprint(folder: Path | str) -> str:
+    return fingerprint_files(Path(folder).glob("*.safetensors"))

@@ -1,0 +1,120 @@
+"""One training step: pure, donated, readable in one screen."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import optax
+from jax.sharding import Mesh
+
+from align_jax.batch import GroupBatch
+from align_jax.objectives import Metrics, Objective
+from align_jax.parallel.mesh import replicated
+from align_jax.scoring.scorer import Scorer
+from align_jax.training.optim import apply_updates
+from align_jax.training.state import TrainState
+
+
+def train_step(
+    state: TrainState,
+    batch: GroupBatch,
+    *,
+    scorer: Scorer,
+    objective: Objective,
+    optimizer: optax.GradientTransformation,
+    seed: int = 0,
+) -> tuple[TrainState, dict[str, jax.Array]]:
+    """Gradients of all microbatches, one update.
+
+    Microbatches are added as sums and weights, so the gradient is that of the whole batch's weighted mean loss,
+    `grad(sum_g loss_g w_g) / sum_g w_g`, however the batch is cut.
+
+    Args:
+      state: the state, whose buffers are reused.
+      batch: microbatches on a leading axis A of every array.
+      seed: of the rounding of bfloat16 parameters, see `apply_updates`.
+
+    Returns:
+      The next state, and the metrics as scalars (`loss`, `grad_norm`, and what the objective reports).
+    """
+    statistic = whole_batch_statistic(state.params, batch, scorer, objective)
+
+    def loss(params, micro):
+        logps = scorer(params, micro)
+        metrics = objective(logps, micro, _or_own(statistic, objective, logps, micro))
+        sums = {name: (jnp.sum(total), jnp.sum(weight)) for name, (total, weight) in metrics.items()}
+        return sums["loss"][0], sums
+
+    def grad(params, micro):
+        grads, sums = jax.grad(loss, has_aux=True)(params, micro)
+        # In float32 whatever the weights are: sums of many microbatches lose what bfloat16 has no digits for.
+        return jax.tree.map(lambda g: g.astype(jnp.float32), grads), sums
+
+    def add(carry, micro):
+        return jax.tree.map(jnp.add, carry, grad(state.params, micro)), None
+
+    grads, sums = _over_microbatches(add, grad, state.params, batch)
+    weight = jnp.maximum(sums["loss"][1], jnp.finfo(jnp.float32).tiny)
+    grads = jax.tree.map(lambda g: g / weight, grads)
+    updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
+    params = apply_updates(state.params, updates, seed, state.step)
+    metrics = {**means(sums), "grad_norm": optax.tree.norm(grads)}
+    return TrainState(state.step + 1, params, opt_state), metrics
+
+
+def means(sums: dict[str, tuple[jax.Array, jax.Array]]) -> dict[str, jax.Array]:
+    """Each metric's sum over its weight; 0/0, nothing to average, is NaN for all but the loss, which is then 0."""
+    safe = lambda name, s, w: jnp.where(w > 0, s / jnp.where(w > 0, w, 1), 0.0 if name == "loss" else jnp.nan)  # noqa: E731
+    return {name: safe(name, total, weight) for name, (total, weight) in sums.items()}
+
+
+def whole_batch_statistic(params: dict, batch: GroupBatch, scorer: Scorer, objective: Objective) -> jax.Array | None:
+    """The objective's batch statistic over all microbatches, by a forward pass of its own where there are several."""
+    count = batch.tokens.shape[0]
+    if type(objective).statistics is Objective.statistics or count == 1:
+        return None
+
+    def add(carry, micro):
+        return jax.tree.map(jnp.add, carry, objective.statistics(scorer(params, micro), micro)), None
+
+    first = jax.tree.map(lambda x: x[0], batch)
+    if jax.eval_shape(lambda b: objective.statistics(scorer(params, b), b), first) is None:
+        return None
+    (total, weight), _ = jax.lax.scan(add, (jnp.float32(0), jnp.float32(0)), batch)
+    return jax.lax.stop_gradient(total / jnp.maximum(weight, 1))
+
+
+def _or_own(statistic, objective, logps, micro):
+    if statistic is not None:
+        return statistic
+    own = objective.statistics(logps, micro)
+    return None if own is None else own[0] / jnp.maximum(own[1], 1)
+
+
+def _over_microbatches(add, grad: Callable, params: dict, batch: GroupBatch):
+    first = jax.tree.map(lambda x: x[0], batch)
+    if batch.tokens.shape[0] == 1:
+        return grad(params, first)
+    zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), jax.eval_shape(grad, params, first))
+    return jax.lax.scan(add, zeros, batch)[0]
+
+
+def compile_step(
+    mesh: Mesh,
+    shardings: TrainState,
+    scorer: Scorer,
+    objective: Objective,
+    optimizer: optax.GradientTransformation,
+    seed: int = 0,
+) -> Callable:
+    """`train_step` jitted for a mesh: the state is donated and comes back where it was."""
+    step = partial(train_step, scorer=scorer, objective=objective, optimizer=optimizer, seed=seed)
+    return jax.jit(step, donate_argnums=0, out_shardings=(shardings, replicated(mesh)))
+
+
+def group_metrics(logps: jax.Array, batch: GroupBatch, objective: Objective) -> Metrics:
+    """What the objective reports of scored groups, without an update: name -> (sums `[G]`, weights `[G]`)."""
+    return objective(logps, batch, _or_own(None, objective, logps, batch))

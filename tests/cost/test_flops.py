@@ -1,0 +1,40 @@
+"""The formulas against counting, and against what XLA counts."""
+
+import jax
+import numpy as np
+import pytest
+
+from align_jax.cost.flops import forward_flops, least_flops, remat_flops
+from align_jax.cost.hlo import count
+from align_jax.models import Decoder, ModelConfig, init_weights
+
+MODEL = ModelConfig(vocab_size=40, width=16, mlp_width=24, layers=3, heads=4, kv_heads=2, head_size=6)
+
+
+def test_pairs_are_counted_one_by_one():
+    prompts, responses = [3, 5], [[2, 4], [1]]
+    pairs = 0
+    for m, group in zip(prompts, responses, strict=True):
+        pairs += sum(j <= i for i in range(m) for j in range(m))
+        pairs += sum(j <= i for n in group for i in range(m, m + n) for j in range(m + n))
+    forward = forward_flops(MODEL, prompts, responses)
+    assert forward.attention == pairs * 4 * 3 * 4 * 6
+    assert forward.head == 7 * 2 * 16 * 40
+
+
+def test_products_are_those_that_xla_compiles():
+    weights, tokens = init_weights(MODEL, jax.random.key(0)), np.zeros((2, 9), np.int32)
+    text = jax.jit(lambda w: Decoder(MODEL, w, dtype="float32")(tokens)).lower(weights).compile().as_text()
+    forward = forward_flops(MODEL, [0, 0], [[9], [9]])
+    square = 2 * 9 * 9 * 4 * 3 * 4 * 6  # XLA's attention computes all pairs
+    assert count(text).flops == forward.layers + forward.head + square
+
+
+def test_rematerialization_adds_what_it_says():
+    forward = forward_flops(MODEL, [4], [[5, 6]])
+    assert least_flops(forward) == 3 * (forward.layers + forward.attention + forward.head)
+    assert remat_flops(forward, "none") == remat_flops(forward, "dots") == forward.head
+    assert remat_flops(forward, "dots", attention_saved=False) == forward.head + forward.attention
+    assert remat_flops(forward, "full") == forward.total - forward.down
+    with pytest.raises(ValueError, match="'some'"):
+        remat_flops(forward, "some")

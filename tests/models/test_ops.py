@@ -1,0 +1,68 @@
+"""The parts of a layer against their plain forms, differentiated by JAX; in float64 where the plain form allows it."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from align_jax.models.ops import gated_linear, linear, lookup, rms_norm
+
+
+def plain_norm(x, weight):
+    return x / jnp.sqrt(jnp.mean(x**2, axis=-1, keepdims=True) + 1e-5) * weight
+
+
+def plain_gated(gate, up, weight):
+    return jnp.einsum("...f,fw->...w", gate / (1 + jnp.exp(-gate)) * up, weight)
+
+
+CASES = {
+    "linear": (linear, lambda x, w: jnp.einsum("...w,wab->...ab", x, w), [(2, 3, 5, 7), (7, 4, 2)]),
+    "linear over two axes": (
+        lambda x, w: linear(x, w, 2),
+        lambda x, w: jnp.einsum("...he,hew->...w", x, w),
+        [(2, 3, 5, 4, 2), (4, 2, 7)],
+    ),
+    "gated": (gated_linear, plain_gated, [(2, 3, 5, 6), (2, 3, 5, 6), (6, 7)]),
+    "norm": (lambda x, w: rms_norm(x, w, 1e-5), plain_norm, [(2, 3, 5, 7), (7,)]),
+}
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_values_and_gradients_equal_the_plain_form(name):
+    ours, plain, shapes = CASES[name]
+    rng = np.random.default_rng(0)
+    arrays = [rng.normal(size=shape).astype(np.float32) * 3 for shape in shapes]
+    expected, pull = jax.vjp(plain, *arrays)
+    cotangent = rng.normal(size=expected.shape).astype(np.float32)
+    out, ours_pull = jax.vjp(jax.jit(ours), *arrays)
+    np.testing.assert_allclose(out, expected, rtol=2e-5, atol=2e-5)
+    for grad, wanted in zip(ours_pull(cotangent), pull(cotangent), strict=True):
+        np.testing.assert_allclose(grad, wanted, rtol=2e-4, atol=2e-4)
+
+
+def test_large_gates_have_finite_gradients():
+    gate = jnp.asarray([-1e4, -100.0, 0.0, 100.0, 1e4])
+    grads = jax.grad(lambda g: gated_linear(g, jnp.ones(5), jnp.ones((5, 1)))[0])(gate)
+    np.testing.assert_allclose(grads, [0, 0, 0.5, 1, 1], atol=1e-6)
+
+
+def test_types_are_kept():
+    x, w = jnp.ones((2, 4), jnp.bfloat16), jnp.ones((4, 3), jnp.bfloat16)
+    grads = jax.grad(lambda x, w: linear(rms_norm(x, jnp.ones(4), 1e-5), w).astype(jnp.float32).sum(), argnums=(0, 1))(x, w)
+    assert [g.dtype for g in grads] == [jnp.bfloat16] * 2
+
+
+@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
+def test_gradients_of_frequent_tokens_are_added_in_float32(dtype):
+    rng = np.random.default_rng(0)
+    table, tokens = rng.normal(size=(7, 4)).astype(np.float32), rng.choice(7, size=(3, 1000), p=[0.7, *[0.05] * 6])
+    cotangent = jnp.asarray(1 + rng.normal(size=(3, 1000, 4)), dtype)
+    out, pull = jax.vjp(jax.jit(lambda t: lookup(t, tokens, dtype)), table)
+    np.testing.assert_array_equal(out, jnp.asarray(table, dtype)[tokens])
+    expected = np.zeros((7, 4))
+    np.add.at(expected, tokens, np.asarray(cotangent, np.float64))
+    (grad,) = pull(cotangent)
+    assert grad.dtype == jnp.float32
+    np.testing.assert_allclose(grad, expected, rtol=1e-5)
+    assert jax.grad(lambda t: lookup(t, tokens, dtype).astype(jnp.float32).sum())(jnp.asarray(table, dtype)).dtype == dtype

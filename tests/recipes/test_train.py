@@ -1,0 +1,386 @@
+"""`align-jax train` and `export` as a user runs them: on generated opinions, killed, resumed, on meshes, exported."""
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import yaml
+
+from align_jax.cli import main
+from align_jax.experiments import opinions
+from align_jax.files import fingerprint_files
+from align_jax.recipes.folder import has_checkpoints
+from align_jax.training.checkpoint import Checkpointer, flatten_names
+from align_jax.training.logs import TIMING_PREFIXES, read_metrics
+from tests.processes import finish, start_two
+
+ROOT = Path(__file__).parents[2]
+SHAPE = dict(vocab_size=130, width=16, mlp_width=24, layers=2, heads=4, kv_heads=2, head_size=4, max_length=128)
+STEPS = 6
+LONG = ("--train.steps", 40, "--checkpoint.every", 4, "--data.eval", "null")
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory):
+    """Generated data, a tokenizer, and the config of a short GDPO run with a checkpoint every second step."""
+    folder = tmp_path_factory.mktemp("world")
+    opinions.write_tokenizer(folder / "tokenizer")
+    opinions.write_rows(folder / "train.jsonl", opinions.rows(40, 1, uniform=False))
+    opinions.write_rows(folder / "eval.jsonl", opinions.rows(8, 2, uniform=False))
+    config = {
+        "run": {"dir": str(folder / "run"), "seed": 3},
+        "model": {"config": SHAPE, "tokenizer": str(folder / "tokenizer"), "dtype": "float32"},
+        "reference": {"cache_dir": str(folder / "reference")},
+        "data": {
+            "train": str(folder / "train.jsonl"),
+            "eval": str(folder / "eval.jsonl"),
+            "format": "gdpo",
+            "prompt_template": "question : {prompt}",
+            "belief_template": "{id} : {belief} :",
+            "max_prompt_tokens": 24,
+            "max_response_tokens": 24,
+        },
+        "objective": {"name": "gdpo"},
+        "optimizer": {"name": "adamw", "learning_rate": 1e-2, "schedule": "constant"},
+        "train": {"steps": STEPS, "groups_per_step": 8},
+        "checkpoint": {"every": 2, "keep": 3},
+        "log": {"progress": False},
+    }
+    path = folder / "config.yaml"
+    path.write_text(yaml.safe_dump(config))
+    return folder, path
+
+
+def train(config, *overrides):
+    return main(["train", str(config), *map(str, overrides)])
+
+
+def command(config, run, *more):
+    return [sys.executable, "-c", "import sys; from align_jax.cli import main; sys.exit(main())", "train", str(config),
+            "--run.dir", str(run), *map(str, more)]  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def whole(world):
+    """An uninterrupted run."""
+    folder, config = world
+    assert train(config, "--run.dir", folder / "whole") == 0
+    return folder / "whole"
+
+
+def parameters(run):
+    """Every array of the newest checkpoint, as stored."""
+    import orbax.checkpoint as ocp
+
+    step = max(int(p.name) for p in (run / "checkpoints").glob("[0-9]*"))
+    stored = ocp.PyTreeCheckpointer().restore(run / "checkpoints" / str(step) / "state")
+    return step, {name: np.asarray(value) for name, value in flatten_names(stored)[0].items()}
+
+
+def assert_same_run(a, b):
+    step, first = parameters(a)
+    assert (step, first.keys()) == (parameters(b)[0], parameters(b)[1].keys())
+    for name, value in parameters(b)[1].items():
+        assert np.array_equal(value, first[name]), name
+    lines = [[{k: v for k, v in m.items() if not k.startswith(TIMING_PREFIXES)} for m in read_metrics(run / "metrics.jsonl")]
+             for run in (a, b)]  # fmt: skip
+    assert lines[0] == lines[1]
+
+
+def environment():
+    return {**os.environ, "PYTHONPATH": str(ROOT), "JAX_PLATFORMS": "cpu"}
+
+
+def wait_for_step(run, step, process):
+    for _ in range(4000):
+        file = run / "metrics.jsonl"
+        if file.exists() and any(m["step"] >= step for m in read_metrics(file)):
+            return
+        assert process.poll() is None, process.stderr.read()
+        time.sleep(0.05)
+    raise AssertionError("the run did not get there")
+
+
+def test_a_run_writes_what_it_promises(whole):
+    metrics = read_metrics(whole / "metrics.jsonl")
+    assert [m["step"] for m in metrics] == list(range(STEPS + 1))
+    promised = {"loss", "rewards/chosen", "rewards/rejected", "rewards/accuracies", "rewards/margins", "logps/chosen",
+                "logps/rejected", "beliefs/js_distance", "beliefs/mass", "tokens/padding", "grad_norm", "learning_rate",
+                "time/data_fraction", "time/tokens_per_second"}  # fmt: skip
+    assert promised <= metrics[1].keys()
+    assert {"eval/beliefs/js_distance", "eval/rewards/accuracies"} <= metrics[0].keys() & metrics[-1].keys()
+    # At the first step policy and reference agree: no margin, and the preference term is ln 2.
+    assert metrics[1]["loss/preference"] == pytest.approx(np.log(2), abs=1e-6)
+    assert (whole / "config.yaml").exists()
+
+
+@pytest.fixture(scope="module")
+def long(world):
+    """An uninterrupted run of enough steps that a kill finds it at work."""
+    folder, config = world
+    assert train(config, "--run.dir", folder / "long", *LONG) == 0
+    return folder / "long"
+
+
+@pytest.mark.parametrize("resumes", [False, True], ids=["before the first checkpoint", "after it"])
+def test_killed_and_started_again_ends_with_the_same_bits(world, long, resumes):
+    folder, config = world
+    run = folder / f"killed-{resumes}"
+    process = subprocess.Popen(command(config, run, *LONG), env=environment(), stderr=subprocess.PIPE, text=True)
+    wait_for_step(run, 1, process)
+    while resumes and not has_checkpoints(run):
+        assert process.poll() is None
+        time.sleep(0.01)
+    process.send_signal(signal.SIGKILL)
+    assert process.wait() == -signal.SIGKILL
+    had = has_checkpoints(run)
+    done = subprocess.run(command(config, run, *LONG), env=environment(), capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert had == ("resumed from the checkpoint" in done.stderr)
+    assert had or not resumes
+    assert "reused from" in done.stderr
+    assert_same_run(long, run)
+
+
+def test_sigterm_saves_and_exits_0(world):
+    folder, config = world
+    run = folder / "stopped"
+    process = subprocess.Popen(
+        command(config, run, "--train.steps", 100000), env=environment(), stderr=subprocess.PIPE, text=True
+    )
+    wait_for_step(run, 3, process)
+    process.send_signal(signal.SIGTERM)
+    _, said = process.communicate(timeout=120)
+    assert process.returncode == 0, said
+    stopped = [line for line in said.splitlines() if "stopped by SIGTERM" in line]
+    last = read_metrics(run / "metrics.jsonl")[-1]["step"]
+    assert len(stopped) == 1 and f"after step {last} of 100000" in stopped[0]
+    with Checkpointer(run / "checkpoints", read_only=True) as checkpoints:
+        assert checkpoints.latest_step() == last
+
+
+def test_eight_devices_give_the_same_metrics(world, whole):
+    folder, config = world
+    run = folder / "mesh"
+    assert train(config, "--run.dir", run, "--mesh.data", 2, "--mesh.fsdp", 2, "--mesh.tensor", 2) == 0
+    for one, many in zip(read_metrics(whole / "metrics.jsonl"), read_metrics(run / "metrics.jsonl"), strict=True):
+        for name in one.keys() - {"tokens/padding"}:
+            if one[name] is None:  # nothing to average, such as no minority in the batch
+                assert many[name] is None
+            elif not name.startswith(TIMING_PREFIXES):
+                assert many[name] == pytest.approx(one[name], abs=1e-4, rel=1e-4), (one["step"], name)
+
+
+def test_two_processes_train_as_one_and_stop_together(world, whole):
+    folder, config = world
+    run = folder / "processes"
+    more = ("--train.steps", 100000, "--mesh.data", 2, "--mesh.fsdp", 2, "--reference.cache_dir", folder / "reference2")
+    processes = start_two(["train", config, "--run.dir", run, *more])
+    try:
+        wait_for_step(run, STEPS, processes[0])
+    finally:
+        for process in processes:
+            process.send_signal(signal.SIGTERM)
+        said = finish(processes)
+    found = read_metrics(run / "metrics.jsonl")
+    assert f"stopped by SIGTERM after step {found[-1]['step']} of 100000" in said[0] and "stopped" not in said[1]
+    with Checkpointer(run / "checkpoints", read_only=True) as checkpoints:
+        assert checkpoints.latest_step() == found[-1]["step"]
+    for one, two in zip(read_metrics(whole / "metrics.jsonl"), found, strict=False):
+        shared = {name for name in one.keys() & two.keys() if not name.startswith((*TIMING_PREFIXES, "tokens/padding"))}
+        assert "eval/loss" in shared if one["step"] == 0 else "loss" in shared
+        for name in shared:
+            if one[name] is None:
+                assert two[name] is None
+            else:
+                assert two[name] == pytest.approx(one[name], abs=1e-4, rel=1e-4), (one["step"], name)
+
+
+def test_accumulation_gives_the_same_metrics(world, whole):
+    folder, config = world
+    run = folder / "accumulated"
+    assert train(config, "--run.dir", run, "--train.accumulation_steps", 4) == 0
+    for one, cut in zip(read_metrics(whole / "metrics.jsonl"), read_metrics(run / "metrics.jsonl"), strict=True):
+        if "loss" in one:
+            assert cut["loss"] == pytest.approx(one["loss"], rel=1e-4)
+
+
+def test_export_loads_in_transformers_with_the_same_logits(world, whole):
+    import torch
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    import align_jax
+
+    folder, _ = world
+    assert main(["export", str(whole), str(folder / "exported")]) == 0
+    tokens = np.arange(24).reshape(2, 12)
+    theirs = AutoModelForCausalLM.from_pretrained(folder / "exported", dtype=torch.float32)
+    with torch.no_grad():
+        expected = theirs(torch.tensor(tokens)).logits.numpy()
+        said = theirs.generate(torch.tensor(tokens), max_new_tokens=4, do_sample=False)
+    assert said.shape == (2, 16)
+    ours = align_jax.load_model(folder / "exported", dtype="float32")(tokens)
+    np.testing.assert_allclose(ours, expected, atol=1e-4)
+    _, stored = parameters(whole)
+    np.testing.assert_array_equal(theirs.model.embed_tokens.weight.detach().numpy(), stored["params.embed"])
+    assert AutoTokenizer.from_pretrained(folder / "exported").eos_token == "</s>"
+
+
+@pytest.mark.parametrize(
+    "objective",
+    [
+        {"name": "sft"},
+        {"name": "dpo", "label_smoothing": 0.1},
+        {"name": "robust_dpo"},
+        {"name": "hinge"},
+        {"name": "ipo"},
+        {"name": "simpo"},
+        {"name": "kto"},
+        {"name": "mpo", "alpha": 0.2},
+        {"name": "ordered_mpo", "levels": 2},
+        {"name": "infonca"},
+        {"name": "nca"},
+        {"name": "gdpo", "preference": "kto"},
+        {"name": "gdpo", "preference": "mpo"},
+    ],
+    ids=lambda o: f"{o['name']}{o.get('preference', '')}",
+)
+def test_every_objective_trains(world, objective):
+    folder, config = world
+    values = yaml.safe_load(config.read_text())
+    values["objective"] = objective
+    values["data"].pop("eval")
+    values["train"]["steps"] = 4
+    values["run"]["dir"] = str(folder / f"run-{objective['name']}{objective.get('preference', '')}")
+    path = folder / "objective.yaml"
+    path.write_text(yaml.safe_dump(values))
+    assert train(path) == 0
+    metrics = read_metrics(Path(values["run"]["dir"]) / "metrics.jsonl")
+    assert [m["step"] for m in metrics] == [1, 2, 3, 4]
+    assert all(np.isfinite(m["loss"]) and m["grad_norm"] > 0 for m in metrics)
+
+
+def test_a_loss_that_is_not_finite_stops_the_run_and_says_where(world, capsys):
+    folder, config = world
+    assert train(config, "--run.dir", folder / "nan", "--optimizer.learning_rate", 1e38, "--optimizer.clip_norm", "null") == 2
+    said = capsys.readouterr().err
+    assert "loss is" in said and "checkpoint" in said
+    assert f"Rows of the batch: {folder / 'train.jsonl'}:" in said
+
+
+def test_a_best_metric_that_no_checkpoint_has_is_refused(world, capsys):
+    folder, config = world
+    assert train(config, "--run.dir", folder / "best", "--checkpoint.best_metric", "eval/loss") == 2
+    assert "checkpoint.best_metric: 'eval/loss' is measured every train.eval_every=None steps" in capsys.readouterr().err
+
+
+def test_a_best_metric_that_does_not_exist_is_refused_at_once(world, capsys):
+    folder, config = world
+    assert train(config, "--run.dir", folder / "typo", "--checkpoint.best_metric", "rewards/accuracy") == 2
+    said = capsys.readouterr().err
+    assert "checkpoint.best_metric: there is no metric 'rewards/accuracy'; there are " in said and "rewards/accuracies" in said
+    assert [m["step"] for m in read_metrics(folder / "typo" / "metrics.jsonl")] == [0]  # no step's work was done for nothing
+
+
+def test_resumed_with_other_numerics_it_goes_on_and_with_other_rows_it_is_refused(world, capsys):
+    folder, config = world
+    run, data = folder / "edited", folder / "edited.jsonl"
+    shutil.copy(folder / "train.jsonl", data)
+    more = ("--run.dir", run, "--data.train", data, "--data.eval", "null")
+    assert train(config, *more, "--train.steps", 1) == 0
+    assert train(config, *more, "--train.steps", 2, "--model.remat", "full", "--train.accumulation_steps", 2) == 0
+    data.write_text("".join(data.read_text().splitlines(keepends=True)[1:]))
+    capsys.readouterr()
+    assert train(config, *more, "--train.steps", 3) == 2
+    assert f"data.train: {data} holds other rows than when the run" in capsys.readouterr().err
+    assert [m["step"] for m in read_metrics(run / "metrics.jsonl") if m["step"]] == [1, 2]
+
+
+def test_texts_longer_than_the_context_are_said(world, capsys):
+    folder, config = world
+    for length, said in ((48, False), (12, True)):
+        more = ("--run.dir", folder / f"context{length}", "--model.config.max_length", length, "--data.eval", "null")
+        assert train(config, *more, "--train.steps", 1) == 0
+        assert (f"more than the model's context of {length}" in capsys.readouterr().err) == said
+
+
+def test_weights_that_differ_anywhere_have_other_fingerprints(tmp_path):
+    values = np.zeros(1 << 20, np.uint8)
+    (tmp_path / "a.safetensors").write_bytes(values)
+    before = fingerprint_files(tmp_path.glob("*"))
+    values[777_777] = 1
+    (tmp_path / "a.safetensors").write_bytes(values)
+    assert fingerprint_files(tmp_path.glob("*")) != before
+    values[777_777] = 0
+    (tmp_path / "a.safetensors").write_bytes(values)
+    assert fingerprint_files(tmp_path.glob("*")) == before
+
+
+def test_a_tokenizer_larger_than_the_vocabulary_is_refused(world, capsys):
+    folder, config = world
+    values = yaml.safe_load(config.read_text())
+    values["model"]["config"]["vocab_size"] = 64
+    path = folder / "small.yaml"
+    path.write_text(yaml.safe_dump(values))
+    assert train(path, "--run.dir", folder / "small") == 2
+    assert "vocabulary ends at 63" in capsys.readouterr().err
+
+
+def test_evaluate_prints_the_metrics_of_the_newest_checkpoint(world, whole, capsys):
+    _, config = world
+    assert main(["evaluate", str(config), "--run.dir", str(whole), "--evaluate.samples", "0"]) == 0
+    header, *lines = capsys.readouterr().out.splitlines()
+    assert header.split() == ["start", "run"] and any(line.startswith("beliefs/js_distance ") for line in lines)
+    metrics = read_metrics(whole / "metrics.jsonl")
+    models = json.loads((whole / "evaluation.json").read_text())["models"]
+    assert models["run"]["step"] == STEPS
+    for name, logged in (("start", metrics[0]), ("run", metrics[-1])):
+        found = models[name]["metrics"]["beliefs/js_distance"]["value"]
+        assert found == pytest.approx(logged["eval/beliefs/js_distance"], rel=1e-5)
+
+
+def test_another_run_in_the_folder_is_refused(world, whole, capsys):
+    _, config = world
+    assert train(config, "--run.dir", whole, "--objective.beta", 0.7) == 2
+    assert "objective.beta=0.1, but objective.beta=0.7" in capsys.readouterr().err
+
+
+def test_a_finished_run_says_so(world, whole, capsys):
+    _, config = world
+    assert train(config, "--run.dir", whole) == 0
+    assert f"is complete: step {STEPS} of {STEPS}" in capsys.readouterr().err
+
+
+def test_a_bad_row_is_named_or_skipped_and_listed(world, capsys):
+    folder, config = world
+    lines = (folder / "train.jsonl").read_text().splitlines()
+    broken = {**json.loads(lines[4]), "accept_choice_id": 9}
+    (folder / "bad.jsonl").write_text("\n".join([*lines[:4], json.dumps(broken), *lines[5:]]) + "\n")
+    bad = ("--data.train", folder / "bad.jsonl")
+    assert train(config, "--run.dir", folder / "bad", *bad) == 2
+    assert f"{folder / 'bad.jsonl'}:5: field 'accept_choice_id': 9" in capsys.readouterr().err
+    assert train(config, "--run.dir", folder / "bad", *bad, "--data.on_bad_row", "skip", "--train.steps", 1) == 0
+    listed = [json.loads(line) for line in (folder / "bad" / "bad_rows.train.jsonl").read_text().splitlines()]
+    assert len(listed) == 1 and listed[0]["where"].endswith("bad.jsonl:5")
+
+
+@pytest.mark.parametrize(
+    "argv, text",
+    [
+        (["nonsense"], "unknown command 'nonsense'"),
+        (["train"], "give a config"),
+        (["train", "missing.yaml"], "missing.yaml"),
+        (["export", "nowhere", "out"], "nowhere is not a run folder"),
+        (["experiment", "nothing"], "'nothing' is not one of quickstart"),
+    ],
+)
+def test_bad_commands_get_one_line(argv, text, capsys):
+    assert main(argv) == 2
+    assert text in capsys.readouterr().err

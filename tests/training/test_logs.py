@@ -1,0 +1,178 @@
+"""Logs: valid JSON lines, a resumed file equal to an uninterrupted one, one progress line, and the two services."""
+
+from __future__ import annotations
+
+import io
+import json
+import sys
+import types
+from pathlib import Path
+
+import pytest
+
+from align_jax.errors import UserError
+from align_jax.training import logs
+from align_jax.training.logs import MetricsLog, read_metrics
+
+
+class Terminal(io.StringIO):
+    def isatty(self) -> bool:
+        return True
+
+
+def _metrics(step: int) -> dict[str, float]:
+    return {"loss": 1.0 / (step + 1), "rewards/chosen": 0.25, "rewards/rejected": -0.5, "rewards/accuracies": 0.75}
+
+
+def _run(folder, steps, **options):
+    with MetricsLog(folder, total_steps=10, progress=False, **options) as log:
+        for step in steps:
+            log.log(step, _metrics(step))
+
+
+def test_one_object_a_step(tmp_path):
+    _run(tmp_path / "new" / "run", range(3))
+    lines = (tmp_path / "new" / "run" / "metrics.jsonl").read_text().splitlines()
+    assert [json.loads(line) for line in lines] == [{"step": step, **_metrics(step)} for step in range(3)]
+
+
+def test_each_line_is_on_disk_at_once(tmp_path):
+    log = MetricsLog(tmp_path, total_steps=10, progress=False)
+    log.log(1, {"loss": 2.0})
+    assert read_metrics(tmp_path / "metrics.jsonl") == [{"step": 1, "loss": 2.0}]
+    log.close()
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])
+def test_what_json_cannot_hold_is_null(tmp_path, value):
+    with MetricsLog(tmp_path, total_steps=1, progress=False) as log:
+        log.log(1, {"loss": value})
+    assert (tmp_path / "metrics.jsonl").read_text() == '{"step": 1, "loss": null}\n'
+
+
+@pytest.mark.parametrize("cut", [0, 1, 7])
+def test_a_resumed_file_equals_an_uninterrupted_one(tmp_path, cut):
+    _run(tmp_path / "whole", range(11))
+    _run(tmp_path / "killed", range(8))
+    path = tmp_path / "killed" / "metrics.jsonl"
+    if cut:
+        path.write_bytes(path.read_bytes()[:-cut])
+    _run(tmp_path / "killed", range(6, 11), resume_step=5)
+    assert path.read_bytes() == (tmp_path / "whole" / "metrics.jsonl").read_bytes()
+
+
+def test_a_fresh_start_empties_the_file(tmp_path):
+    _run(tmp_path, range(4))
+    _run(tmp_path, range(2))
+    assert [record["step"] for record in read_metrics(tmp_path / "metrics.jsonl")] == [0, 1]
+
+
+def test_a_broken_line_is_named(tmp_path):
+    _run(tmp_path, range(2))
+    path = tmp_path / "metrics.jsonl"
+    path.write_text(path.read_text().replace('{"step": 1', '{"stop": 1'))
+    with pytest.raises(UserError, match=r"metrics.jsonl:2: not a line of metrics: .*stop"):
+        MetricsLog(tmp_path, total_steps=5, resume_step=5)
+
+
+def test_every_skips_steps_but_never_an_evaluation_or_the_last(tmp_path):
+    with MetricsLog(tmp_path, total_steps=10, every=4, progress=False) as log:
+        for step in range(11):
+            log.log(step, {"loss": 1.0} | ({"eval/loss": 2.0} if step == 5 else {}))
+    assert [record["step"] for record in read_metrics(tmp_path / "metrics.jsonl")] == [0, 4, 5, 8, 10]
+
+
+def test_an_inactive_log_writes_nothing(tmp_path, capsys):
+    with MetricsLog(tmp_path / "run", total_steps=2, active=False) as log:
+        log.log(1, {"loss": 1.0})
+        log.message("hello")
+    assert not (tmp_path / "run").exists() and capsys.readouterr().err == ""
+
+
+def test_an_unwritable_folder_is_named(tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(UserError, match="run.dir: cannot write to .*file"):
+        MetricsLog(tmp_path / "file", total_steps=1)
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs /dev/full, the device that is always full")
+def test_a_full_disk_is_a_clear_error(tmp_path):
+    log = MetricsLog(tmp_path, total_steps=9, progress=False)
+    log._sinks[0]._file = file = open("/dev/full", "a")
+    with pytest.raises(UserError, match="cannot write the metrics of step 3: .*No space left"):
+        log.log(3, {"loss": 1.0})
+    with pytest.raises(OSError):
+        file.close()
+
+
+def test_the_progress_bar_shows_what_was_asked_for(tmp_path):
+    stream = Terminal()
+    with MetricsLog(tmp_path, total_steps=10, resume_step=4, stream=stream) as log:
+        for step in range(5, 11):
+            log.log(step, _metrics(step) | {"time/tokens_per_second": 12_300.0, "memory/peak_bytes": 3 * 2**30})
+        log.message("a message")
+    last = stream.getvalue().split("\r")[-1]
+    for part in ("10/10", "loss 0.09091", "rewards 0.25/-0.5", "accuracy 0.750", "12.3k tokens/s", "3.00GB", "<"):
+        assert part in last, part
+    assert "a message\n" in stream.getvalue()
+
+
+def test_without_a_terminal_there_are_few_plain_lines(tmp_path, monkeypatch):
+    clock = iter([0.0, *(float(second) for second in range(1, 100))])
+    monkeypatch.setattr(logs.time, "monotonic", lambda: next(clock))
+    stream = io.StringIO()
+    with MetricsLog(tmp_path, total_steps=25, stream=stream) as log:
+        for step in range(1, 26):
+            log.log(step, _metrics(step))
+    lines = stream.getvalue().splitlines()
+    assert "\r" not in stream.getvalue()
+    assert [line.split(",")[0] for line in lines] == [f"step {step}/25" for step in (1, 11, 21, 25)]
+    assert lines[1].endswith("00:14 left") and "loss 0.08333" in lines[1]
+
+
+def test_memory_falls_back_to_the_process():
+    text = logs.summary({"loss": 1.0, "beliefs/js_distance": 0.0625})
+    assert text.startswith("loss 1, js 0.062, ") and text.endswith("B")
+
+
+def test_tensorboard_files_hold_the_scalars(tmp_path):
+    _run(tmp_path, range(1, 4), tensorboard=True)
+    (path,) = (tmp_path / "tensorboard").glob("events.out.tfevents.*")
+    content = path.read_bytes()
+    assert content.count(b"rewards/chosen") == 3 and content.count(b"loss") == 3
+
+
+class _FakeWandb(types.ModuleType):
+    def __init__(self):
+        super().__init__("wandb")
+        self.calls: list = []
+
+    def init(self, **options):
+        self.calls.append(("init", options))
+        return self
+
+    def log(self, metrics, step):
+        self.calls.append(("log", step, metrics))
+
+    def finish(self):
+        self.calls.append(("finish",))
+
+
+def test_weights_and_biases_gets_the_metrics_and_resumes_its_run(tmp_path, monkeypatch):
+    fake = _FakeWandb()
+    monkeypatch.setitem(sys.modules, "wandb", fake)
+    options = {"wandb_project": "p", "wandb_name": "n", "config": {"run": {"seed": 1}}}
+    _run(tmp_path, [1], **options)
+    _run(tmp_path, [2], resume_step=1, **options)
+    kinds = [call[0] for call in fake.calls]
+    assert kinds == ["init", "log", "finish"] * 2
+    first, second = (call[1] for call in fake.calls if call[0] == "init")
+    assert first == second and first["resume"] == "allow" and len(first["id"]) == 32
+    assert (first["project"], first["name"], first["config"]) == ("p", "n", {"run": {"seed": 1}})
+    assert fake.calls[4] == ("log", 2, _metrics(2))
+
+
+def test_a_missing_wandb_is_named(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "wandb", None)
+    with pytest.raises(UserError, match="log.wandb_project is 'p', but wandb cannot be imported.*pip install wandb"):
+        MetricsLog(tmp_path, total_steps=1, wandb_project="p")

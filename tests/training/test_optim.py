@@ -1,0 +1,260 @@
+"""Optimizers against PyTorch's, schedules against their formula, and what must not be decayed."""
+
+from __future__ import annotations
+
+import math
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from flax import nnx
+from jax.sharding import NamedSharding, PartitionSpec
+
+from align_jax.errors import UserError
+from align_jax.training import optim
+
+PARAMS = {
+    "embed": np.linspace(-1, 1, 12, dtype=np.float32).reshape(4, 3),
+    "layers": {"attn_norm": np.ones((2, 3), np.float32), "q": np.linspace(0.1, 2, 12, dtype=np.float32).reshape(2, 6)},
+    "norm": np.full(3, 1.5, np.float32),
+}
+
+
+def _gradients(step: int):
+    rng = np.random.default_rng(step)
+    return jax.tree.map(lambda p: rng.normal(size=p.shape).astype(np.float32), PARAMS)
+
+
+def _run(spec, steps: int = 6, params=PARAMS, total: int | None = None):
+    transform = optim.make_optimizer(spec, total or steps)
+    params = jax.tree.map(jnp.asarray, params)
+    state = transform.init(params)
+    for step in range(steps):
+        grads = jax.tree.map(lambda g, p: jnp.asarray(g, p.dtype), _gradients(step), params)
+        updates, state = transform.update(grads, state, params)
+        params = optax.apply_updates(params, updates)
+    return params, state
+
+
+def _torch_run(make, steps: int = 6, clip: float | None = None):
+    import torch
+
+    leaves, treedef = jax.tree.flatten(PARAMS)
+    tensors = [torch.tensor(leaf, requires_grad=True) for leaf in leaves]
+    norms = [not keep for keep in jax.tree.leaves(optim.decay_mask(PARAMS))]
+    optimizer = make(
+        [t for t, norm in zip(tensors, norms, strict=True) if not norm],
+        [t for t, norm in zip(tensors, norms, strict=True) if norm],
+    )
+    for step in range(steps):
+        for tensor, grad in zip(tensors, jax.tree.leaves(_gradients(step)), strict=True):
+            tensor.grad = torch.tensor(grad)
+        if clip is not None:
+            torch.nn.utils.clip_grad_norm_(tensors, clip)
+        optimizer.step()
+    return jax.tree.unflatten(treedef, [t.detach().numpy() for t in tensors])
+
+
+def _assert_close(ours, theirs, atol=1e-6):
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=atol, rtol=1e-5), ours, theirs)
+
+
+def test_adamw_with_clipping_is_torchs():
+    import torch
+
+    spec = optim.AdamW(learning_rate=0.01, schedule="constant", b2=0.95, weight_decay=0.1, clip_norm=0.7)
+    theirs = _torch_run(
+        lambda decayed, norms: torch.optim.AdamW(
+            [{"params": decayed, "weight_decay": 0.1}, {"params": norms, "weight_decay": 0.0}],
+            lr=0.01,
+            betas=(0.9, 0.95),
+        ),
+        clip=0.7,
+    )
+    _assert_close(_run(spec)[0], theirs, atol=3e-6)
+
+
+@pytest.mark.parametrize("momentum", [0.0, 0.9])
+def test_rmsprop_is_torchs(momentum):
+    import torch
+
+    spec = optim.RMSprop(learning_rate=0.01, schedule="constant", momentum=momentum, clip_norm=None)
+    theirs = _torch_run(lambda a, b: torch.optim.RMSprop([*a, *b], lr=0.01, momentum=momentum))
+    _assert_close(_run(spec)[0], theirs)
+
+
+def test_lion_follows_its_paper():
+    spec = optim.Lion(learning_rate=0.01, schedule="constant", weight_decay=0.5, clip_norm=None)
+    param, moment = PARAMS["embed"].astype(np.float64), 0.0
+    for step in range(6):
+        grad = _gradients(step)["embed"]
+        param = param - 0.01 * (np.sign(0.9 * moment + 0.1 * grad) + 0.5 * param)
+        moment = 0.99 * moment + 0.01 * grad
+    np.testing.assert_allclose(_run(spec)[0]["embed"], param, atol=1e-6)
+
+
+def test_adafactor_unfactored_follows_its_paper():
+    """Weights below 128 are not factored: v = b v + (1 - b)(g^2 + eps), b_t = 1 - t^-decay, then clipping by RMS."""
+    spec = optim.Adafactor(learning_rate=0.01, schedule="constant", momentum=0.5, weight_decay=0.2, clip_norm=None)
+    param, second, ema = PARAMS["embed"].astype(np.float64), 0.0, 0.0
+    for step in range(6):
+        grad = _gradients(step)["embed"].astype(np.float64)
+        b = 1 - (step + 1.0) ** -0.8
+        second = b * second + (1 - b) * (grad**2 + 1e-30)
+        update = grad / np.sqrt(second)
+        update = update / max(1.0, np.sqrt(np.mean(update**2)))
+        ema = 0.5 * ema + 0.5 * update
+        param = param - 0.01 * (ema + 0.2 * param)
+    np.testing.assert_allclose(_run(spec)[0]["embed"], param, atol=1e-5)
+
+
+def test_adafactor_factors_large_weights():
+    state = optim.make_optimizer(optim.Adafactor(), 1).init({"up": jnp.ones((2, 128, 256))})
+    assert sum(leaf.size for leaf in jax.tree.leaves(state)) < 2 * (128 + 256) + 10
+
+
+@pytest.mark.parametrize("name", ["adamw", "lion", "adafactor"])
+def test_norms_are_not_decayed(name):
+    def moved(decay: float):
+        spec = optim.OPTIMIZERS[name](learning_rate=0.1, schedule="constant", weight_decay=decay)
+        return _run(spec, steps=1)[0]
+
+    with_decay, without = moved(0.5), moved(0.0)
+    np.testing.assert_array_equal(with_decay["norm"], without["norm"])
+    np.testing.assert_array_equal(with_decay["layers"]["attn_norm"], without["layers"]["attn_norm"])
+    np.testing.assert_allclose(with_decay["embed"], without["embed"] - 0.05 * PARAMS["embed"], atol=1e-6)
+    expected = without["layers"]["q"] - 0.05 * PARAMS["layers"]["q"]
+    np.testing.assert_allclose(with_decay["layers"]["q"], expected, atol=1e-6)
+
+
+def test_nnx_state_trains_as_a_dict_does():
+    class Model(nnx.Module):
+        def __init__(self):
+            self.embed, self.norm = nnx.Param(jnp.asarray(PARAMS["embed"])), nnx.Param(jnp.asarray(PARAMS["norm"]))
+
+    spec = optim.AdamW(learning_rate=0.1, schedule="constant", weight_decay=0.5)
+    transform = optim.make_optimizer(spec, 1)
+    _, state = nnx.split(Model())
+    updates, _ = transform.update(jax.tree.map(jnp.ones_like, state), transform.init(state), state)
+    plain = {"embed": jnp.asarray(PARAMS["embed"]), "norm": jnp.asarray(PARAMS["norm"])}
+    expected, _ = transform.update(jax.tree.map(jnp.ones_like, plain), transform.init(plain), plain)
+    assert jax.tree.leaves(optim.decay_mask(state)) == [True, False]
+    _assert_close(jax.tree.leaves(updates), jax.tree.leaves(expected))
+
+
+@pytest.mark.parametrize("name", sorted(optim.OPTIMIZERS))
+def test_state_is_float32_over_bfloat16_parameters(name):
+    params = jax.tree.map(lambda p: jnp.asarray(p, jnp.bfloat16), PARAMS)
+    new, state = _run(optim.OPTIMIZERS[name](learning_rate=0.01), params=params)
+    dtypes = {leaf.dtype for leaf in jax.tree.leaves(state) if jnp.issubdtype(leaf.dtype, jnp.floating)}
+    assert dtypes == {jnp.dtype("float32")}
+    assert {leaf.dtype for leaf in jax.tree.leaves(new)} == {jnp.dtype("bfloat16")}
+
+
+@pytest.mark.parametrize("name", ["adamw", "lion"])
+def test_moment_dtype_is_used(name):
+    state = optim.make_optimizer(optim.OPTIMIZERS[name](moment_dtype="bfloat16"), 3).init(PARAMS)
+    moments = [leaf.dtype for leaf in jax.tree.leaves(state) if leaf.dtype == jnp.bfloat16]
+    assert len(moments) == len(jax.tree.leaves(PARAMS))
+
+
+def _expected(kind: str, t: int, warmup: int, total: int, final: float) -> float:
+    if t < warmup:
+        return (t + 1) / warmup
+    p = min((t - warmup) / (total - warmup), 1.0)
+    cosine = final + (1 - final) * (1 + math.cos(math.pi * p)) / 2
+    return {"constant": 1.0, "linear": 1 - (1 - final) * p, "cosine": cosine}[kind]
+
+
+@pytest.mark.parametrize("kind", ["constant", "linear", "cosine"])
+@pytest.mark.parametrize("warmup", [{}, {"warmup_steps": 4}, {"warmup_ratio": 0.2}])
+def test_schedule_formula(kind, warmup):
+    final = None if kind == "constant" else 0.1
+    schedule = optim.make_schedule(optim.AdamW(learning_rate=3.0, schedule=kind, final_ratio=final, **warmup), 20)
+    want = [3.0 * _expected(kind, t, 4 if warmup else 0, 20, final or 0.0) for t in range(25)]
+    np.testing.assert_allclose([float(schedule(t)) for t in range(25)], want, rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose(jax.jit(schedule)(jnp.int32(7)), want[7], rtol=1e-6)
+
+
+def test_the_schedule_reaches_the_updates():
+    spec = optim.Lion(learning_rate=1.0, schedule="linear", clip_norm=None, b1=0.0, b2=0.0)
+    params, _ = _run(spec, steps=3, total=4)
+    moved = sum(lr * np.sign(_gradients(step)["norm"]) for step, lr in enumerate([1.0, 0.75, 0.5]))
+    np.testing.assert_allclose(params["norm"], PARAMS["norm"] - moved, atol=1e-6)
+
+
+def test_zero_gradients_stay_finite():
+    for cls in optim.OPTIMIZERS.values():
+        transform = optim.make_optimizer(cls(), 2)
+        updates, _ = transform.update(jax.tree.map(np.zeros_like, PARAMS), transform.init(PARAMS), PARAMS)
+        assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(updates)), cls
+
+
+@pytest.mark.parametrize(
+    "cls, options, key",
+    [
+        (optim.AdamW, {"learning_rate": 0.0}, "learning_rate: 0.0"),
+        (optim.AdamW, {"b2": 1.0}, "b2: 1.0"),
+        (optim.AdamW, {"weight_decay": -0.1}, "weight_decay: -0.1"),
+        (optim.Lion, {"b1": -1.0}, "b1: -1.0"),
+        (optim.RMSprop, {"momentum": 1.5}, "momentum: 1.5"),
+        (optim.Adafactor, {"decay": 0.0}, "decay: 0.0"),
+        (optim.AdamW, {"clip_norm": 0.0}, "clip_norm: 0.0"),
+        (optim.AdamW, {"schedule": "step"}, "schedule: 'step'"),
+        (optim.AdamW, {"warmup_steps": 1, "warmup_ratio": 0.1}, "not both"),
+        (optim.AdamW, {"schedule": "constant", "final_ratio": 0.1}, "constant schedule does not use"),
+    ],
+)
+def test_bad_options_are_named(cls, options, key):
+    with pytest.raises(UserError, match=key):
+        cls(**options)
+
+
+def test_a_warmup_longer_than_the_run_is_an_error():
+    with pytest.raises(UserError, match="warmup_steps: 30 is more than the 20 steps"):
+        optim.make_schedule(optim.AdamW(warmup_steps=30), 20)
+
+
+def test_float32_parameters_take_their_updates_as_optax_adds_them():
+    updates = _gradients(0)
+    ours = jax.jit(optim.apply_updates, static_argnums=2)(PARAMS, updates, 0, jnp.int32(1))
+    jax.tree.map(np.testing.assert_array_equal, ours, optax.apply_updates(PARAMS, updates))
+
+
+@pytest.mark.parametrize("at", [1.25, -1.25, 0.02, -300.0])
+def test_small_updates_of_bfloat16_parameters_arrive_on_average(at):
+    params = {"w": jnp.full(20000, at, jnp.bfloat16), "frozen": jnp.full(3, at, jnp.bfloat16)}
+    at = float(params["w"][0])
+    gap = 2.0 ** (math.floor(math.log2(abs(at))) - 7)
+    updates = {"w": jnp.full(20000, gap / 20), "frozen": jnp.zeros(3)}
+    assert bool(jnp.all(optax.apply_updates(params, updates)["w"] == params["w"]))  # to the nearest, nothing ever arrives
+    step, start = jax.jit(optim.apply_updates, static_argnums=2), params
+    for n in range(30):
+        params = step(params, updates, 0, jnp.int32(n))
+    assert params["w"].dtype == jnp.bfloat16 and bool(jnp.all(params["frozen"] == start["frozen"]))
+    moved = (np.asarray(params["w"], np.float64) - at) / gap
+    # 30 draws of probability 1/20: mean 1.5, standard error sqrt(30 * 0.05 * 0.95 / 20000) = 0.0084
+    assert moved.mean() == pytest.approx(1.5, abs=0.05) and moved.std() == pytest.approx(math.sqrt(30 * 0.05 * 0.95), rel=0.05)
+
+
+def test_rounding_follows_seed_and_step_and_keeps_what_is_not_finite():
+    params, step = {"w": jnp.ones(1000, jnp.bfloat16)}, jax.jit(optim.apply_updates, static_argnums=2)
+    of = lambda seed, n: np.asarray(step(params, {"w": jnp.full(1000, 1e-3)}, seed, jnp.int32(n))["w"], np.float32)  # noqa: E731
+    np.testing.assert_array_equal(of(0, 1), of(0, 1))
+    assert (of(0, 1) != of(0, 2)).any() and (of(0, 1) != of(1, 1)).any()
+    bad = jnp.asarray([np.inf, -np.inf, np.nan], jnp.float32)
+    out = step({"w": jnp.zeros(3, jnp.bfloat16)}, {"w": bad}, 0, jnp.int32(0))["w"]
+    np.testing.assert_array_equal(np.asarray(out, np.float32), bad)
+
+
+def test_rounding_does_not_depend_on_the_mesh():
+    values = jnp.asarray(np.random.default_rng(0).normal(size=(64, 48)), jnp.bfloat16)
+    sharding = NamedSharding(jax.make_mesh((4, 2), ("a", "b")), PartitionSpec("a", "b"))
+    step = jax.jit(optim.apply_updates, static_argnums=2)
+    one, eight = (
+        step({"w": jax.device_put(values, where)}, {"w": jnp.full((64, 48), 1e-4)}, 0, jnp.int32(3))["w"]
+        for where in (jax.devices()[0], sharding)
+    )
+    np.testing.assert_array_equal(np.asarray(one, np.float32), np.asarray(eight, np.float32))
