@@ -9,6 +9,7 @@ setup(
     license="Apache-2.0",
     license_files=["LICENSE"],
     packages=find_packages(include=["align_jax", "align_jax.*"]),
+    package_data={"align_jax": ["configs/*.yaml"]},  # a link to configs/ in the repository
     python_requires=">=3.11,<3.14",
     install_requires=[
         "jax>=0.10,<0.13",
@@ -29,7 +30,6 @@ setup(
         "tensorboardX>=2.6",
         "scikit-learn>=1.5",
         "matplotlib>=3.9",
-        "tabulate>=0.9",
     ],
     extras_require={
         "test": ["pytest>=8.0", "ruff>=0.12", "scipy>=1.14", "torch==2.13.0"],

@@ -1,13 +1,20 @@
 """Preference optimization of LLaMA and Mistral models for groups of people, in JAX.
 
     from align_jax import losses          # pure functions on arrays
+
     model = align_jax.load_model(path)    # an nnx.Module; model(tokens) -> logits
     batch = align_jax.make_groups(prompts, responses, scores)
     align_jax.response_logps(model, batch)
     align_jax.save_model(model, out_dir)
 
-    reward = align_jax.load_model(path, head="score")
-    align_jax.response_scores(reward, align_jax.make_groups(prompts, responses, ends=True))
+    config = align_jax.Config.of({"model": {"path": path}, "data": {"train": rows}, "objective": {"name": "mpo"}})
+    run = align_jax.train(config)         # resumes; run.folder, run.history
+    align_jax.evaluate(config)            # the table, as a list of dicts
+    align_jax.export(run.folder, "out")
+    align_jax.generate(model, prompts, tokenizer=tokenizer, samples=8)
+
+    state, history = align_jax.fit(state, batches, step, steps=100)    # the loop alone
+    reward = align_jax.RewardModel.load(path)                          # reward.score(prompts, responses)
 """
 
 from __future__ import annotations
@@ -17,21 +24,53 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from align_jax import losses
+    from align_jax.config import Config
     from align_jax.data import make_groups
+    from align_jax.errors import UserError
     from align_jax.hf import load_model, save_model
+    from align_jax.recipes.jobs import Run, evaluate, export, generate, score, train
     from align_jax.scoring.logps import response_logps
+    from align_jax.scoring.reward_model import RewardModel
     from align_jax.scoring.scores import response_scores
-
-__all__ = ["load_model", "losses", "make_groups", "response_logps", "response_scores", "save_model"]
+    from align_jax.training.fit import fit
 
 # Imported on first use: the losses alone need neither transformers nor grain.
 _HOMES = {
+    "Config": "align_jax.config",
+    "RewardModel": "align_jax.scoring.reward_model",
+    "Run": "align_jax.recipes.jobs",
+    "UserError": "align_jax.errors",
+    "evaluate": "align_jax.recipes.jobs",
+    "export": "align_jax.recipes.jobs",
+    "fit": "align_jax.training.fit",
+    "generate": "align_jax.recipes.jobs",
     "load_model": "align_jax.hf",
     "make_groups": "align_jax.data",
     "response_logps": "align_jax.scoring.logps",
     "response_scores": "align_jax.scoring.scores",
     "save_model": "align_jax.hf",
+    "score": "align_jax.recipes.jobs",
+    "train": "align_jax.recipes.jobs",
 }
+
+__all__ = [
+    "Config",
+    "RewardModel",
+    "Run",
+    "UserError",
+    "evaluate",
+    "export",
+    "fit",
+    "generate",
+    "load_model",
+    "losses",
+    "make_groups",
+    "response_logps",
+    "response_scores",
+    "save_model",
+    "score",
+    "train",
+]
 
 
 def __getattr__(name: str) -> Any:
@@ -40,3 +79,7 @@ def __getattr__(name: str) -> Any:
     if name in _HOMES:
         return getattr(importlib.import_module(_HOMES[name]), name)
     raise AttributeError(f"module 'align_jax' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

@@ -1,94 +1,196 @@
-"""The command line: `align-jax COMMAND ...`; wires everything, decides nothing."""
+"""The command line, `align-jax COMMAND ...`: arguments to a recipe, results to the terminal, errors to exit codes."""
 
 from __future__ import annotations
 
-import importlib
-import logging
-import os
-import re
+import argparse
+import itertools
+import json
 import sys
-import warnings
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
 
+from align_jax.errors import UserError
+
+USAGE_ERROR, INTERRUPTED, STOPPED = 2, 130, 143  # what the user can mend; Ctrl-C; SIGTERM before the work was done
 _OVERRIDES = "[--section.key value ...]"
-# command -> (module with `main(argv)`, its arguments, one line of help)
+
+
+def train(argv: Sequence[str]) -> int:
+    from align_jax.recipes.jobs import train as recipe
+
+    recipe(_config("train", argv))
+    return 0  # also when SIGTERM ended the run, after a checkpoint
+
+
+def evaluate(argv: Sequence[str]) -> int:
+    import jax
+
+    from align_jax.evaluation import joint_table, text_table
+    from align_jax.recipes.evaluate import check_apart, report_of
+    from align_jax.recipes.say import say
+
+    paths = list(itertools.takewhile(lambda word: not word.startswith("--"), argv))
+    configs = [_config("evaluate", [path, *argv[len(paths) :]]) for path in paths or [*argv[:1]] or [""]]
+    check_apart(configs, paths)
+    reports = [report_of(config) for config in configs]
+    if jax.process_index() == 0:
+        tables = {f"{r.path}, by {path}": r.columns for path, r in zip(paths, reports, strict=True)}
+        print(joint_table(tables) if len(tables) > 1 else text_table(reports[0].columns))
+    for line in (line for report in reports for line in report.lines):
+        say(line)
+    return USAGE_ERROR if any(report.unjudged for report in reports) else 0
+
+
+def export(argv: Sequence[str]) -> int:
+    from align_jax.recipes.export import export
+    from align_jax.recipes.say import say
+
+    parser = argparse.ArgumentParser(prog="align-jax export")
+    parser.add_argument("run_dir")
+    parser.add_argument("out_dir")
+    parser.add_argument("--step", type=int, help="which checkpoint; the newest by default")
+    parser.add_argument("--dtype", help="float32, bfloat16 or float16; that of the trained weights by default")
+    options = parser.parse_args(argv)
+    step = export(options.run_dir, options.out_dir, options.step, options.dtype)
+    say(f"exported step {step} of {options.run_dir} to {options.out_dir}")
+    return 0
+
+
+def generate(argv: Sequence[str]) -> int:
+    from align_jax.recipes import generate as recipe
+
+    return _resumable(recipe.run, _config("generate", argv))
+
+
+def score(argv: Sequence[str]) -> int:
+    from align_jax.recipes import score as recipe
+
+    return _resumable(recipe.run, _config("score", argv))
+
+
+def bench(argv: Sequence[str]) -> int:
+    from align_jax.cost.report import fit, sweep_table, table
+    from align_jax.recipes import bench as recipe
+
+    parser = argparse.ArgumentParser(prog="align-jax bench", allow_abbrev=False)
+    parser.add_argument("--json", action="store_true", help="JSON instead of a table")
+    parser.add_argument("--sweep", metavar="K=2,8,32", help="numbers of responses, with random tokens")
+    options, rest = parser.parse_known_args(argv)
+    config = _config("bench", rest)
+    if options.sweep is None:
+        values = recipe.bench(config)
+        print(json.dumps(values) if options.json else table(values))
+        return 0
+    results = []
+    for values in recipe.sweep(config, _counts(options.sweep)):
+        results.append(values)
+        if options.json:
+            print(json.dumps(values), flush=True)
+    if not options.json:
+        print(sweep_table(results))
+    elif len(results) > 1:
+        print(json.dumps({"fit": fit(results)}))
+    return 0
+
+
+def compile_step(argv: Sequence[str]) -> int:
+    from align_jax.cost import topology
+    from align_jax.recipes import compile as recipe
+
+    parser = argparse.ArgumentParser(prog="align-jax compile", allow_abbrev=False)
+    parser.add_argument("--topology", required=True, help="such as v5e:4x4 or v5p:4x4x4")
+    parser.add_argument("--prompt-tokens", type=int, help="data.max_prompt_tokens by default, else 512")
+    parser.add_argument("--response-tokens", type=int, help="data.max_response_tokens by default, else 512")
+    parser.add_argument("--responses", type=int, help="of a prompt; data.max_responses by default, else 4")
+    parser.add_argument("--json", action="store_true", help="one JSON object instead of a table")
+    options, rest = parser.parse_known_args(argv)
+    config = _config("compile", rest)
+    config.require(*recipe.REQUIRED)
+    lengths = recipe.lengths_of(config, options.prompt_tokens, options.response_tokens, options.responses)
+    values = recipe.compile_step(config, options.topology, lengths)
+    print(json.dumps(values) if options.json else topology.table(values))
+    return 0
+
+
+def experiment(argv: Sequence[str]) -> int:
+    from align_jax.experiments import find_experiment
+
+    if not argv:
+        raise UserError("give the name of an experiment: align-jax experiment NAME [--section.key value ...]")
+    return find_experiment(argv[0])(list(argv[1:])) or 0
+
+
+class Command(NamedTuple):
+    """A command: what runs it, its arguments and a line of help."""
+
+    run: Callable[[Sequence[str]], int]
+    arguments: str
+    help: str
+
+
 COMMANDS = {
-    "train": ("align_jax.recipes.train", f"CONFIG.yaml {_OVERRIDES}", "train; resumes a run folder that has checkpoints"),
-    "evaluate": ("align_jax.recipes.evaluate", f"CONFIG.yaml [CONFIG.yaml ...] {_OVERRIDES}", "models side by side, one table"),
-    "export": ("align_jax.recipes.export", "RUN_DIR OUT_DIR [--step N] [--dtype D]", "write a Hugging Face folder"),
-    "generate": ("align_jax.recipes.generate", f"CONFIG.yaml {_OVERRIDES}", "sample responses to prompts"),
-    "score": ("align_jax.recipes.score", f"CONFIG.yaml {_OVERRIDES}", "log-probs, implicit rewards, a reward model's scores"),
-    "bench": ("align_jax.recipes.bench", "CONFIG.yaml [--json] [--sweep K=2,8,32] ...", "time, memory and FLOPs of a step"),
-    "compile": ("align_jax.recipes.compile", "CONFIG.yaml --topology v5p:4x4x4 ...", "compile for a TPU that is not there"),
-    "experiment": ("align_jax.recipes.experiment", f"NAME {_OVERRIDES}", "a runnable experiment, such as quickstart"),
+    "train": Command(train, f"CONFIG.yaml {_OVERRIDES}", "train; resumes a run folder that has checkpoints"),
+    "evaluate": Command(evaluate, f"CONFIG.yaml [CONFIG.yaml ...] {_OVERRIDES}", "models side by side, one table"),
+    "export": Command(export, "RUN_DIR OUT_DIR [--step N] [--dtype D]", "write a Hugging Face folder"),
+    "generate": Command(generate, f"CONFIG.yaml {_OVERRIDES}", "sample responses to prompts"),
+    "score": Command(score, f"CONFIG.yaml {_OVERRIDES}", "log-probs, implicit rewards, a reward model's scores"),
+    "bench": Command(bench, "CONFIG.yaml [--json] [--sweep K=2,8,32] ...", "time, memory and FLOPs of a step"),
+    "compile": Command(compile_step, "CONFIG.yaml --topology v5p:4x4x4 ...", "compile for a TPU that is not there"),
+    "experiment": Command(experiment, f"NAME {_OVERRIDES}", "a runnable experiment, such as quickstart"),
 }
 
 
-def main(argv: list[str] | None = None) -> int:
+def main(argv: Sequence[str] | None = None) -> int:
     """Runs one command; returns the exit status (0, or 2 for what the user can fix)."""
-    argv = list(sys.argv[1:] if argv is None else argv)
-    if not argv or argv[0] in ("-h", "--help"):
+    name, *rest = list(sys.argv[1:] if argv is None else argv) or ["--help"]
+    if name in ("-h", "--help"):
         print(_usage())
         return 0
-    if argv[0] not in COMMANDS:
-        print(f"align-jax: unknown command {argv[0]!r}\n{_usage()}", file=sys.stderr)
-        return 2
-    if len(argv) > 1 and argv[1] in ("-h", "--help"):
-        _, arguments, text = COMMANDS[argv[0]]
-        print(f"align-jax {argv[0]} {arguments}\n\n{text}")
+    if name not in COMMANDS:
+        print(f"align-jax: unknown command {name!r}\n{_usage()}", file=sys.stderr)
+        return USAGE_ERROR
+    command = COMMANDS[name]
+    if rest[:1] in (["-h"], ["--help"]):
+        print(f"align-jax {name} {command.arguments}\n\n{command.help}")
         return 0
-    from align_jax.errors import UserError
-
     try:
-        _prepare()
-        return importlib.import_module(COMMANDS[argv[0]][0]).main(argv[1:]) or 0
-    except UserError as error:
-        print(f"align-jax {argv[0]}: {error}", file=sys.stderr)
-        return 2
-    except OSError as error:  # a folder that cannot be written, a full disk
-        print(f"align-jax {argv[0]}: {error}", file=sys.stderr)
-        return 2
+        from align_jax.parallel.distributed import prepare_process
+
+        prepare_process()
+        return command.run(rest)
+    except (UserError, OSError) as error:  # an OSError: a folder that cannot be written, a full disk
+        print(f"align-jax {name}: {error}", file=sys.stderr)
+        return USAGE_ERROR
     except KeyboardInterrupt:
-        print(f"align-jax {argv[0]}: interrupted", file=sys.stderr)
-        return 130
+        print(f"align-jax {name}: interrupted", file=sys.stderr)
+        return INTERRUPTED
+
+
+def _config(command: str, argv: Sequence[str]):
+    """The config of a command's first argument, with the overrides behind it."""
+    from align_jax.config import load_config, parse_overrides
+
+    if not argv or not argv[0] or argv[0].startswith("--"):
+        raise UserError(f"give a config: align-jax {command} {COMMANDS[command].arguments}")
+    return load_config(argv[0], parse_overrides(argv[1:]))
+
+
+def _resumable(run: Callable, config) -> int:
+    """A job that goes on where it was: SIGTERM keeps what there is."""
+    from align_jax.parallel.stop import StopSignal
+
+    with StopSignal() as stop:
+        return 0 if run(config, stop=stop.requested) else STOPPED
+
+
+def _counts(text: str) -> list[int]:
+    name, equals, numbers = text.partition("=")
+    counts = [n for n in numbers.split(",") if n.isdigit() and int(n) > 0]
+    if name != "K" or not equals or len(counts) != len(numbers.split(",")):
+        raise UserError(f"--sweep {text}: write K= and positive numbers of responses, such as K=2,8,32")
+    return [int(n) for n in counts]
 
 
 def _usage() -> str:
-    lines = [f"  {name:<11}{arguments:<54}{text}" for name, (_, arguments, text) in COMMANDS.items()]
+    lines = [f"  {name:<11}{command.arguments:<54}{command.help}" for name, command in COMMANDS.items()]
     return "usage: align-jax COMMAND ...\n\n" + "\n".join(lines)
-
-
-def _prepare() -> None:
-    """Settings of the process that must be made before JAX starts."""
-    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
-    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-    import jax
-
-    # Orbax warns of what was asked for: a folder opened for reading only.
-    logging.getLogger("absl").addFilter(lambda record: not re.search("read.only=", record.getMessage()))
-    warnings.filterwarnings("ignore", message="Some donated buffers were not usable")  # the CPU backend donates nothing
-    if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
-        home = os.environ.get("XDG_CACHE_HOME", os.path.join(os.path.expanduser("~"), ".cache"))
-        jax.config.update("jax_compilation_cache_dir", os.path.join(home, "align_jax", "xla"))
-    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)  # a second start compiles nothing
-    if _launched_on_several_hosts():
-        jax.distributed.initialize(**_processes())
-
-
-def _launched_on_several_hosts() -> bool:
-    """Whether a launcher that JAX knows started this process as one of several."""
-    several = (os.environ.get(name, "1") for name in ("SLURM_NTASKS", "OMPI_COMM_WORLD_SIZE"))
-    hosts = os.environ.get("TPU_WORKER_HOSTNAMES", "")
-    return "JAX_COORDINATOR_ADDRESS" in os.environ or "," in hosts or any(n.isdigit() and int(n) > 1 for n in several)
-
-
-def _processes() -> dict[str, int]:
-    """The number of processes and which of them this is, for launchers that JAX does not know; else JAX finds out."""
-    from align_jax.errors import UserError
-
-    found = {}
-    for argument, name in (("num_processes", "JAX_NUM_PROCESSES"), ("process_id", "JAX_PROCESS_ID")):
-        if name in os.environ:
-            if not os.environ[name].isdigit():
-                raise UserError(f"{name}: {os.environ[name]!r} in the environment is not a number")
-            found[argument] = int(os.environ[name])
-    return found

@@ -1,6 +1,7 @@
-"""The typed config: one frozen dataclass a section, from YAML and `--section.key value`.
+"""The typed config: one frozen dataclass per section, from YAML or a dict, and `section.key=value`.
 
-    config = load_config("config.yaml", parse_overrides(["--train.steps", "10"]), require=("train", "objective"))
+    config = Config.of("config.yaml", "train.steps=10")
+    config = Config.of({"model": {"path": "a/llama"}, "data": {"train": rows}, "objective": {"name": "mpo"}})
 
 Sections that belong to a module are defined there (`data.config.DataConfig`, `objectives.OBJECTIVES`,
 `optim.OPTIMIZERS`), the others in `config_sections`; this module assembles them. `objective.name` and
@@ -12,10 +13,13 @@ An override of null takes a line of the file out where the chosen objective or o
 from __future__ import annotations
 
 import dataclasses
+import os
+import re
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
+from align_jax.config.identity import identity
 from align_jax.config.sections import (
     BenchConfig,
     CheckpointConfig,
@@ -35,10 +39,12 @@ from align_jax.data.config import DataConfig
 from align_jax.errors import UserError
 from align_jax.models.config import ModelConfig
 from align_jax.objectives import OBJECTIVES, Objective
-from align_jax.training.optim import OPTIMIZERS, OptimizerConfig
+from align_jax.training.optim import OPTIMIZERS, AdamW, OptimizerConfig
 
 __all__ = ["Config", "load_config", "parse_overrides"]
 
+
+_REQUIRED = {"model": "give model.path (a Hugging Face folder or id) or model.config"}
 
 SECTIONS: dict[str, type] = {
     "run": RunConfig,
@@ -59,14 +65,18 @@ SECTIONS: dict[str, type] = {
 
 @dataclasses.dataclass(frozen=True)
 class Config:
-    """All sections; `data`, `objective`, `optimizer` and `rounds` are None when the file has none."""
+    """All sections; `data`, `objective` and `rounds` are None when there are none.
+
+    Attributes:
+      source: where the values came from, for errors.
+    """
 
     run: RunConfig
     model: ModelSection
     reference: ReferenceConfig
     data: DataConfig | None
     objective: Objective | None
-    optimizer: OptimizerConfig | None
+    optimizer: OptimizerConfig
     mesh: MeshConfig
     train: TrainConfig
     checkpoint: CheckpointConfig
@@ -76,6 +86,28 @@ class Config:
     evaluate: EvaluateConfig
     rounds: RoundsConfig | None
     log: LogConfig
+    source: Source = dataclasses.field(repr=False, compare=False)
+
+    @classmethod
+    def of(cls, values: str | os.PathLike | Mapping[str, Any] | Config, *overrides: str) -> Config:
+        """A config from a YAML file or a dict, with a default for everything that can have one.
+
+        Args:
+          values: the file, nested dicts (section -> key -> value), or another config. `data.train` and `data.eval` may be rows
+            instead of a path: a list of dicts with the columns of `data.format`, or a `datasets.Dataset`.
+          overrides: `section.key=value`, values as on the command line.
+
+        Raises:
+          UserError: see `load_config`.
+        """
+        options = parse_overrides([f"--{text.removeprefix('--')}" for text in overrides])
+        if isinstance(values, str | os.PathLike):
+            return load_config(values, options)
+        given = values.to_dict() if isinstance(values, Config) else values
+        if isinstance(values, Config) and values.run.dir == _own_folder(values):
+            given["run"]["dir"] = None  # another run has another folder
+        source, rows = Source.of(given)
+        return _with_rows(_from_source(source, options), rows)
 
     @property
     def head(self) -> str:
@@ -84,7 +116,7 @@ class Config:
 
     def to_dict(self) -> dict[str, Any]:
         """Every key of every section, resolved; `name` first where a section is chosen by one."""
-        sections = ((field.name, getattr(self, field.name)) for field in dataclasses.fields(self))
+        sections = ((f.name, getattr(self, f.name)) for f in dataclasses.fields(self) if f.name != "source")
         values = {key: section for key, section in sections if section is not None}
         named = {key: {"name": values[key].name} for key in ("objective", "optimizer") if key in values}
         return {key: named.get(key, {}) | dataclasses.asdict(section) for key, section in values.items()}
@@ -92,6 +124,31 @@ class Config:
     def to_yaml(self) -> str:
         """The complete config; loading it gives an equal one."""
         return dump(self.to_dict())
+
+    def require(self, *keys: str) -> None:
+        """UserError naming all sections and dotted keys among these that the config lacks."""
+        missing = [key for key in keys if self._lacks(key)]
+        if len(missing) == 1:
+            raise self.source.error(missing[0], _REQUIRED.get(missing[0], "is required"))
+        if missing:
+            raise self.source.error("", f"{', '.join(missing[:-1])} and {missing[-1]} are required")
+
+    def _lacks(self, key: str) -> bool:
+        section, _, name = key.partition(".")
+        value = getattr(self, section)
+        if key == "model":
+            return value.path is None and value.config is None
+        return value is None or bool(name) and getattr(value, name) is None
+
+    def check_training(self) -> None:
+        """UserError for keys that training, or on-policy rounds of it, would not use or cannot do."""
+        if self.rounds is not None:
+            _check_rounds(self.source, self)
+        elif self.data.eval is None:
+            unused = {"train.eval_every": self.train.eval_every, "evaluate.training_samples": self.evaluate.training_samples}
+            for key, value in unused.items():
+                if value:
+                    raise self.source.error(key, f"{value} is not used without data.eval")
 
     def mesh_sizes(self, devices: int) -> tuple[int, int, int]:
         """(data, fsdp, tensor) on this many devices; UserError unless the mesh and `train.groups_per_step` fit them."""
@@ -125,7 +182,7 @@ def _has_required(cls: type) -> bool:
     return any(f.default is f.default_factory is dataclasses.MISSING for f in dataclasses.fields(cls))
 
 
-def _cross_check(source: Source, config: Config, require: Iterable[str]) -> None:
+def _cross_check(source: Source, config: Config) -> None:
     if config.model.config is not None:
         build(source, ModelConfig, dict(config.model.config), "model.config.", "model.config")
     mesh, train = config.mesh, config.train
@@ -134,22 +191,6 @@ def _cross_check(source: Source, config: Config, require: Iterable[str]) -> None
             _check_groups(train, mesh.data, mesh.fsdp)
         except UserError as error:
             raise UserError(f"{source.where('train.groups_per_step')}: {error}") from error
-    for key in require:
-        section, _, name = key.partition(".")
-        value = getattr(config, section)
-        if value is None or (name and getattr(value, name) is None):
-            raise source.error(key, "is required")
-    if "model" in require and config.model.path is None and config.model.config is None:
-        raise source.error("model", "give model.path (a Hugging Face folder or id) or model.config")
-    if "train" in require and train.steps is None and train.epochs is None:
-        raise source.error("train", "give train.steps or train.epochs")
-    if "train" in require and config.rounds is None and config.data is not None and config.data.eval is None:
-        unused = {"train.eval_every": train.eval_every, "evaluate.training_samples": config.evaluate.training_samples}
-        for key, value in unused.items():
-            if value:
-                raise source.error(key, f"{value} is not used without data.eval")
-    if "train" in require and config.rounds is not None:
-        _check_rounds(source, config)
 
 
 def _check_rounds(source: Source, config: Config) -> None:
@@ -192,7 +233,7 @@ def load_config(path: str | Path, overrides: Iterable[Override] = (), *, require
     Args:
       path: YAML file.
       overrides: what `parse_overrides` returns.
-      require: sections and dotted keys that this command needs, for example `("model", "data", "train", "run.dir")`.
+      require: sections and dotted keys that must be there, for example `("model", "data.train")`.
 
     Returns:
       The config, with every default filled in.
@@ -201,8 +242,12 @@ def load_config(path: str | Path, overrides: Iterable[Override] = (), *, require
       UserError: an unknown or duplicate key, a wrong type, a value out of range, an option that the chosen objective or
         optimizer does not use, an unset environment variable, or a missing required key; names key, value and place.
     """
-    require = tuple(require)
-    source = Source.read(path)
+    config = _from_source(Source.read(path), overrides)
+    config.require(*require)
+    return config
+
+
+def _from_source(source: Source, overrides: Iterable[Override]) -> Config:
     source.override(overrides)
     source.resolve()
     named: dict[str, Mapping[str, type]] = {"objective": OBJECTIVES, "optimizer": OPTIMIZERS}
@@ -213,8 +258,31 @@ def load_config(path: str | Path, overrides: Iterable[Override] = (), *, require
             built[section] = build(source, cls, source.values.get(section, {}), f"{section}.", section)
         else:
             built[section] = None
+    source.values.setdefault("optimizer", {})
+    if isinstance(source.values["optimizer"], dict):
+        source.values["optimizer"].setdefault("name", AdamW.name)
     for section, table in named.items():
         built[section] = _build_named(source, section, table) if section in source.values else None
-    config = Config(**built)
-    _cross_check(source, config, require)
-    return config
+    config = Config(**built, source=source)
+    _cross_check(source, config)
+    return _with_folder(config)
+
+
+def _with_folder(config: Config) -> Config:
+    """The config with a `run.dir` of its own: one for every run that differs in what decides its weights."""
+    if config.run.dir is not None:
+        return config
+    return dataclasses.replace(config, run=dataclasses.replace(config.run, dir=_own_folder(config)))
+
+
+def _own_folder(config: Config) -> str | None:
+    if config.objective is None or config.data is None or config.data.train is None:
+        return None
+    name = re.sub(r"\W+", "-", config.objective.name)
+    return os.path.join("runs", f"{name}-{identity(config.to_dict())}")
+
+
+def _with_rows(config: Config, rows: Mapping[str, Any]) -> Config:
+    """The config with rows from Python in place of the names that stand for them, unless an override took their place."""
+    given = {key.partition(".")[2]: value for key, value in rows.items() if key not in config.source.overridden}
+    return dataclasses.replace(config, data=dataclasses.replace(config.data, **given)) if given else config

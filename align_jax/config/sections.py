@@ -113,7 +113,7 @@ class TrainConfig:
 
     Attributes:
       steps: optimizer steps, or
-      epochs: passes over the training data.
+      epochs: passes over the training data; with neither, one.
       groups_per_step: prompts of one optimizer step, over all devices and microbatches.
       accumulation_steps: microbatches of a step.
       eval_every: optimizer steps between evaluations; None evaluates at the end only.
@@ -129,6 +129,12 @@ class TrainConfig:
         _positive("train", self, "steps", "epochs", "groups_per_step", "accumulation_steps", "eval_every")
         if self.steps is not None and self.epochs is not None:
             raise UserError("train.epochs: give train.steps or train.epochs, not both")
+
+    def total_steps(self, rows: int) -> int:
+        """Optimizer steps of a run on this many rows: `steps`, or those of `epochs` passes over them."""
+        if self.steps is not None:
+            return self.steps
+        return max(1, -(-int((1 if self.epochs is None else self.epochs) * rows) // self.groups_per_step))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -272,10 +278,14 @@ class ScoreConfig:
 
 @dataclasses.dataclass(frozen=True)
 class LogConfig:
-    """A line of metrics `every` so many steps, a progress line, TensorBoard files in `run.dir`, Weights & Biases."""
+    """A line of metrics `every` so many steps, a progress line, TensorBoard files in `run.dir`, Weights & Biases.
+
+    `quiet` leaves out the progress line and all that jobs tell their user; errors and warnings remain.
+    """
 
     every: int = 1
     progress: bool = True
+    quiet: bool = False
     tensorboard: bool = False
     wandb_project: str | None = None
     wandb_name: str | None = None

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import os
 import re
 import types
 import typing
@@ -18,6 +19,7 @@ import yaml
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from align_jax.data.sources import given_rows
 from align_jax.errors import UserError
 
 T = TypeVar("T")
@@ -93,6 +95,24 @@ class Source:
             raise UserError(f"{path}:1: a config is sections with keys, not {text.strip().splitlines()[0]!r}")
         return cls(str(path), values, lines)
 
+    @classmethod
+    def of(cls, values: Mapping[str, Any]) -> tuple[Source, dict[str, Any]]:
+        """The values of nested dicts, and the data that stands among them as rows: dotted key -> `GivenRows`.
+
+        Raises:
+          UserError: sections that are not dicts, or rows that cannot be read.
+        """
+        copied: dict[str, Any] = {}
+        for section, keys in values.items():
+            is_section = isinstance(keys, Mapping)
+            copied[str(section)] = {str(key): _plain(value) for key, value in keys.items()} if is_section else keys
+        rows, data = {}, copied.get("data")
+        for name in ("train", "eval"):
+            if isinstance(data, dict) and data.get(name) is not None and type(data[name]) is not str:
+                rows[f"data.{name}"] = given_rows(data[name], f"data.{name}")
+                data[name] = str(rows[f"data.{name}"])
+        return cls("the config", copied, {}), rows
+
     def where(self, key: str) -> str:
         """What set a key: the option, else `file:line` of the key or of the nearest section around it."""
         if key in self.overridden:
@@ -132,6 +152,10 @@ class Source:
                 name = variable[1]
                 reason = f"the environment variable {name} is not set; run: export {name}=..., or give --{key} VALUE"
             raise self.error(key, reason) from error
+
+
+def _plain(value: Any) -> Any:
+    return os.fspath(value) if isinstance(value, os.PathLike) else value
 
 
 def _key_lines(node: yaml.Node | None, name: str, prefix: str = "") -> Iterator[tuple[str, int]]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import itertools
 import threading
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -78,17 +79,33 @@ class BatchLoader:
         order = grain.MapDataset.range(len(dataset)).seed(seed)
         # grain's own endless repeat overflows where the batch is a single group
         self._order = (order.shuffle() if shuffle else order).repeat(_ENDLESS // len(dataset) + 1)
-        self._groups_per_step = groups_per_step
+        self._groups_per_step, self._begun = groups_per_step, False
         mine = self._order[process_index::process_count]
-        batches = mine.batch(groups_per_step // process_count, batch_fn=list).map(self._train_batch)
-        self._iterator = iter(batches.to_iter_dataset(self._options))
+        self._batches = mine.batch(groups_per_step // process_count, batch_fn=list).map(self._train_batch)
+        self._iterator = iter(self._batches.to_iter_dataset(self._options))
 
     def __iter__(self) -> BatchLoader:
         return self
 
     def __next__(self) -> GroupBatch:
         """The next batch, microbatches on a leading axis A of every array."""
+        self._begun = True
         return self._common(next(self._iterator))
+
+    def preview(self, steps: int) -> Iterator[GroupBatch]:
+        """The batches of the first steps, without moving the loader."""
+        for batch in itertools.islice(self._batches.to_iter_dataset(self._options), steps):
+            yield self._common(batch)
+
+    def join(self, labels: dict[str, np.ndarray]) -> None:
+        """Adds labels, name -> `[rows, K]`, to the groups of all batches that are made from now on.
+
+        Raises:
+          ValueError: a batch was handed out already, so that others made ahead have no such label.
+        """
+        if self._begun:
+            raise ValueError("labels must be joined before the first batch is taken")
+        self._labels = {**self._labels, **labels}
 
     def first_rows(self, steps: int) -> np.ndarray:
         """The group numbers of the first steps, over all processes: int `[steps * groups_per_step]`."""

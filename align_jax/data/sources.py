@@ -39,7 +39,11 @@ def open_source(
     Raises:
       UserError: what is wrong with it, and where.
     """
+    if isinstance(path, GivenRows):
+        return path.open(max_rows)
     file = Path(path).expanduser()
+    if path.startswith(GivenRows.PREFIX):
+        raise UserError(f"{path}: these rows were given in Python, and only there they can be given again: Config.of(...)")
     if file.is_file():
         return _open_file(file, max_rows)
     if file.is_dir():
@@ -132,6 +136,55 @@ def _decompressed(file: Path) -> bytes:
         return gzip.decompress(file.read_bytes())
     except (OSError, EOFError) as error:
         raise UserError(f"{file}: not a whole gzip file: {error}") from error
+
+
+class GivenRows(str):
+    """Rows that were given in Python, by the name that stands for them in a config: a hash of their content.
+
+    It is a text, so that configs compare, print and store it as they do a path; the rows travel with it.
+    """
+
+    PREFIX = "python-rows-"
+
+    def __new__(cls, rows: Any, digest: str) -> GivenRows:
+        made = super().__new__(cls, cls.PREFIX + digest[:16])
+        made.rows, made.digest = rows, digest
+        return made
+
+    def __deepcopy__(self, memo: dict) -> GivenRows:
+        return self
+
+    def open(self, max_rows: int | None) -> Source:
+        """The rows as a source."""
+        return Table(self.rows, str(self), self.digest, max_rows)
+
+
+def given_rows(rows: Any, key: str) -> GivenRows:
+    """A list of dicts or a `datasets.Dataset` as what a config can hold; `key` is its place there, for errors.
+
+    Raises:
+      UserError: neither of the two, or rows that are no JSON.
+    """
+    if isinstance(rows, GivenRows):
+        return rows
+    if type(rows).__module__.startswith("datasets."):
+        if not hasattr(rows, "column_names") or isinstance(rows, dict):
+            raise UserError(f"{key}: a {type(rows).__name__}; give one split of it")
+        return GivenRows(rows, hashlib.sha256(f"{rows._fingerprint} {len(rows)}".encode()).hexdigest())
+    if not isinstance(rows, list | tuple) or not all(isinstance(row, dict) for row in rows):
+        raise UserError(f"{key}: expected a path, a list of dicts or a datasets.Dataset, got {type(rows).__name__}")
+    try:
+        content = json.dumps(rows, ensure_ascii=False, sort_keys=True)
+    except (TypeError, ValueError) as error:
+        raise UserError(f"{key}: the rows must be plain values (texts, numbers, lists, dicts): {error}") from error
+    return GivenRows(_Listed(json.loads(content)), hashlib.sha256(content.encode("utf-8", "surrogatepass")).hexdigest())
+
+
+class _Listed(list):
+    """A list of rows with the one method of a `datasets.Dataset` that `Table` uses."""
+
+    def select(self, indices: range) -> _Listed:
+        return _Listed(self[i] for i in indices)
 
 
 class RowError(ValueError):

@@ -38,3 +38,8 @@ def of_first(value: bool) -> bool:
     if jax.process_count() == 1:
         return value
     return bool(multihost_utils.broadcast_one_to_all(np.asarray(value)))
+
+
+def largest_anywhere(sizes: tuple[int, ...]) -> tuple[int, ...]:
+    """The largest of each size over all processes, so that their batches have one shape; all must call."""
+    return tuple(int(n) for n in multihost_utils.process_allgather(np.asarray(sizes)).max(axis=0))

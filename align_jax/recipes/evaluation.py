@@ -1,22 +1,18 @@
-"""`data.eval` under a model: what `align-jax evaluate` and evaluations during training share."""
+"""`data.eval` under a model: what the job `evaluate` and evaluations during training share."""
 
 from __future__ import annotations
 
 import dataclasses
 import functools
-import json
 from collections.abc import Callable, Sequence
-from pathlib import Path
 
 import jax
 import numpy as np
 from jax.experimental import multihost_utils
-from jax.sharding import Mesh
 
-from align_jax import hf
 from align_jax.config import Config
 from align_jax.config.sections import EvaluateConfig
-from align_jax.data import BatchLoader, Encoder, GroupDataset
+from align_jax.data import BatchLoader, GroupDataset
 from align_jax.data.encode import plain_key
 from align_jax.errors import UserError
 from align_jax.evaluation import (
@@ -35,58 +31,36 @@ from align_jax.evaluation import (
 )
 from align_jax.evaluation import samples as sampling
 from align_jax.evaluation.judges import api_key
-from align_jax.files import write_whole
 from align_jax.generation import end_ids, sample_text
-from align_jax.models import Decoder, weight_shardings
+from align_jax.models import Decoder
 from align_jax.objectives import Objective
-from align_jax.recipes import setup as assemble
-from align_jax.recipes.folder import say
-from align_jax.scoring.scorer import Scorer
+from align_jax.recipes.say import say
+from align_jax.recipes.setup import Setup, report_data
 
 _JUDGE_TEXTS = 20_000  # that the classifier is trained on, at most
 
 
-def report_data(which: str, dataset: GroupDataset, folder: Path) -> None:
-    """Says how much data there is and what was left out; lists bad rows in the run folder."""
-    say(f"data.{which}: {dataset.describe()}")
-    if dataset.bad_rows and jax.process_index() == 0:
-        lines = "".join(json.dumps(bad) + "\n" for bad in dataset.bad_rows)
-        write_whole(folder / f"bad_rows.{which}.jsonl", lines)
-        say(f"data.{which}: {len(dataset.bad_rows)} bad rows skipped, listed in {folder / f'bad_rows.{which}.jsonl'}")
-
-
-def reference_table(config: Config, start, dataset, needed, batches, scorer, mesh) -> dict:
-    """`{"ref_logps": [rows, K]}` with at least the needed rows, from the cache or computed now."""
-    values, path, hit = assemble.reference_of(
-        config, start, dataset, needed, batches, scorer, mesh, lambda: reference_weights(config, start, mesh)
-    )
-    say(f"reference log-probs {'reused from' if hit else 'computed and stored in'} {path}")
-    return {"ref_logps": values}
-
-
-def reference_weights(config: Config, start: assemble.Start, mesh) -> dict:
-    """The reference's weights: those of `reference.path`, by default the starting model's."""
-    if config.reference.path is None:
-        return assemble.weights_of(start, config, mesh)
-    other, _ = hf.load_config(config.reference.path)
-    if other != start.config:
-        raise UserError(f"reference.path: {config.reference.path} has another shape than the model: {other} != {start.config}")
-    return hf.load_weights(config.reference.path, other, weight_shardings(other, mesh), config.model.param_dtype)
-
-
 @dataclasses.dataclass(frozen=True)
 class EvalData:
-    """`data.eval`, arranged, with reference log-probs, ready to be scored by any weights of the model's shape."""
+    """`data.eval`, arranged, with reference log-probs, ready to be scored by any weights of the model's shape.
 
-    config: Config
-    start: assemble.Start
-    mesh: Mesh
-    scorer: Scorer
-    encoder: Encoder
+    Attributes:
+      objective: whose metrics are measured. dataset: `data.eval`. loader: its batches.
+    """
+
+    setup: Setup
     objective: Objective
     dataset: GroupDataset
     loader: BatchLoader
-    folder: Path
+
+    @property
+    def config(self) -> Config:
+        return self.setup.config
+
+    @property
+    def beta(self) -> float:
+        """Of implicit rewards; a reward model's scores are rewards."""
+        return getattr(self.objective, "beta", 1.0)
 
     @functools.cached_property
     def keys(self) -> list[tuple[str, str]]:
@@ -111,7 +85,7 @@ class EvalData:
     def score(self, params: dict, loader: BatchLoader | None = None) -> Responses:
         """Log-probs of all groups under some weights."""
         batches = (loader or self.loader).eval_batches()
-        return collect(assemble.score_batches(self.scorer, self.mesh, params), batches)
+        return collect(self.setup.under(params).batch, batches)
 
     def report_cut(self, responses: Responses) -> None:
         """Says how many prompts and responses were cut to the `data` section's lengths."""
@@ -138,20 +112,18 @@ def cut_in(responses: Responses) -> tuple[int, int]:
     return prompts, texts
 
 
-def eval_data(config: Config, start, encoder: Encoder, scorer: Scorer, mesh: Mesh, folder: Path) -> EvalData:
+def eval_data(setup: Setup) -> EvalData:
     """Reads `data.eval`, with the reference's log-probs where its metrics need them."""
+    config = setup.config
     if config.data.format == "prompts":
         raise UserError("data.format 'prompts' has no responses to evaluate on")
     objective = evaluated_as(config.objective, config.data.format)
-    dataset = assemble.dataset_of(config, "eval", encoder, objective, folder / "spool")
-    report_data("eval", dataset, folder)
-    loader = assemble.loader_of(config, dataset, mesh)
-    labels = {}
+    dataset = setup.dataset("eval", objective)
+    report_data("eval", dataset, setup.folder.path)
+    loader = setup.loader(dataset)
     if objective.needs_reference:
-        rows = np.arange(len(dataset))
-        labels = reference_table(config, start, dataset, rows, loader.eval_batches(), scorer, mesh)
-    loader = assemble.loader_of(config, dataset, mesh, labels=labels)
-    return EvalData(config, start, mesh, scorer, encoder, objective, dataset, loader, folder)
+        loader.join(setup.reference_logps(dataset, np.arange(len(dataset)), loader.eval_batches()))
+    return EvalData(setup, objective, dataset, loader)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -173,16 +145,15 @@ class Spoken:
 
 def speak(data: EvalData, params: dict, samples: int, judge: Judge | None) -> Spoken:
     """Samples for every unit of the data: beliefs and texts (format gdpo), or responses."""
-    config, tokenizer = data.config, data.encoder.tokenizer
-    model = Decoder(data.start.config, params, dtype=config.model.dtype)
-    generation_config = hf.load_generation_config(config.model.path) if config.model.path else None
+    setup, config, tokenizer = data.setup, data.config, data.setup.encoder.tokenizer
+    model = Decoder(setup.source.shape, params, dtype=config.model.dtype)
     options = dict(
         samples=samples,
         max_new_tokens=config.evaluate.max_new_tokens,
-        eos_ids=end_ids(tokenizer, (), generation_config),
+        eos_ids=end_ids(tokenizer, (), setup.source.generation_config),
         seed=config.run.seed,
         prompt_ids=data.units.tolist(),
-        mesh=data.mesh,
+        mesh=setup.mesh,
         rows=config.generate.rows,
     )
     groups = [data.dataset[i] for i in data.units]
@@ -195,7 +166,7 @@ def speak(data: EvalData, params: dict, samples: int, judge: Judge | None) -> Sp
     for row, i in zip(rows, range(len(sampled)), strict=True):
         tokens = [s.tokens.tolist() for s in sampled[i].segments]
         row["responses"] = [tokenizer.decode(t, skip_special_tokens=True) for t in tokens]
-    loader = assemble.loader_of(config, sampled, data.mesh)
+    loader = setup.loader(sampled)
     return Spoken([], rows, loader, data.score(params, loader))
 
 
@@ -205,7 +176,7 @@ def _speak_beliefs(data: EvalData, model, opinions: sampling.Opinions, rows: lis
     for row, beliefs, names in zip(rows, drawn, opinions.options, strict=True):
         row["options"], row["drawn"] = list(names), np.bincount(beliefs, minlength=len(names)).tolist()
     if judge is not None:
-        _add_texts(rows, sampling.texts_of_every_belief(model, opinions, **options), opinions, data.encoder.tokenizer)
+        _add_texts(rows, sampling.texts_of_every_belief(model, opinions, **options), opinions, data.setup.encoder.tokenizer)
         verdicts = judge_rows(judge, rows)
         problem = verdicts.problem
         metrics |= sampling.consistency_metrics([r["beliefs"] for r in rows], [r["judged"] for r in rows], opinions.options)
@@ -268,7 +239,7 @@ def _texts(data: EvalData):
     """(text, belief) of people, from `data.train` where it is set."""
     dataset = data.dataset
     if data.config.data.train is not None:
-        dataset = assemble.dataset_of(data.config, "train", data.encoder, data.objective, data.folder / "spool")
+        dataset = data.setup.dataset("train", data.objective)
     for i in np.unique(np.linspace(0, len(dataset) - 1, min(len(dataset), _JUDGE_TEXTS // 2)).round().astype(int)):
         example = dataset.example_of(int(i))
         for text, belief in zip(example.responses, (example.opinion.accepted, example.opinion.rejected), strict=True):
@@ -276,14 +247,12 @@ def _texts(data: EvalData):
                 yield text, example.opinion.options[belief]
 
 
-def in_training_evaluation(
-    config: Config, start, encoder: Encoder, scorer, mesh, folder: Path
-) -> Callable[[dict], dict[str, float]] | None:
-    """params -> `eval/...` metrics on `data.eval`, or None where there is no such data."""
+def in_training_evaluation(setup: Setup) -> Callable[[dict], dict[str, float]] | None:
+    """weights -> `eval/...` metrics on `data.eval`, or None where there is no such data."""
+    config = setup.config
     if config.data.eval is None:
         return None
-    data = eval_data(config, start, encoder, scorer, mesh, folder)
-    samples = config.evaluate.training_samples
+    data, samples = eval_data(setup), config.evaluate.training_samples
     if samples and config.head == "score":
         raise UserError(f"evaluate.training_samples: {samples}, but a reward model generates nothing; set it to 0")
     judge = judge_of(data) if samples else None
@@ -300,7 +269,7 @@ def in_training_evaluation(
             spoken = speak(data, params, samples, judge)
             tables += spoken.tables
             if spoken.policy is not None:
-                tables.append(divergence_table(data, spoken, reference_weights(config, start, mesh)))
+                tables.append(divergence_table(data, spoken, setup.load(setup.reference)[0]))
             if spoken.problem:
                 say(f"evaluate.judge: {spoken.problem}")
         return {f"eval/{name}": float(value) for name, value in stack(tables).means().items()}

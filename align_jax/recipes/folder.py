@@ -1,95 +1,138 @@
-"""The folder of a run: what is written to it before training, and whether it is this run's."""
+"""The folder of a run: what stands in it, and whether it is this run's."""
 
 from __future__ import annotations
 
+import dataclasses
+import functools
 import json
 import shutil
-import sys
 from pathlib import Path
+from typing import Any
 
 import jax
 
 from align_jax import hf
 from align_jax.config import Config, load_config
+from align_jax.config.identity import FREE, difference
 from align_jax.errors import UserError
 from align_jax.files import write_whole
-from align_jax.recipes import setup as assemble
+from align_jax.models import ModelConfig
+from align_jax.training.checkpoint import Checkpointer
+from align_jax.training.logs import read_metrics
 
-GENERATION_CONFIG = "generation_config.json"
-
-
-def say(line: str) -> None:
-    """One line for the user, from the first process only."""
-    if jax.process_index() == 0:
-        print(f"align-jax: {line}", file=sys.stderr, flush=True)
+CONFIG, METRICS, MODEL_CONFIG, GENERATION_CONFIG = "config.yaml", "metrics.jsonl", "model_config.json", "generation_config.json"
 
 
-def prepare_folder(folder: Path, config: Config, start: assemble.Start, tokenizer) -> None:
-    """Writes config.yaml, the tokenizer and the model's config.json to the run folder, for resuming and exporting.
+@dataclasses.dataclass(frozen=True)
+class RunFolder:
+    """`run.dir`: config.yaml, metrics.jsonl, checkpoints/, tokenizer/, and model_config.json where the model was not fresh.
 
-    Raises:
-      UserError: the folder holds another run's checkpoints: the keys that decide its weights differ.
+    With on-policy rounds, `rounds/N/` are the folders of ordinary runs.
     """
-    previous = folder / "config.yaml"
-    if previous.exists() and has_checkpoints(newest_run(folder)):
-        check_same_run(load_config(previous), config, folder)
-    if jax.process_index() != 0:
-        return
-    folder.mkdir(parents=True, exist_ok=True)
-    write_whole(previous, config.to_yaml())
-    tokenizer.save_pretrained(folder / "tokenizer")
-    if start.hf_config is not None:
-        write_whole(folder / "model_config.json", json.dumps(start.hf_config, indent=2))
-    generation_config = hf.load_generation_config(start.folder) if start.folder is not None else None
-    if generation_config is not None:
-        write_whole(folder / GENERATION_CONFIG, json.dumps(generation_config, indent=2))
 
+    path: Path
 
-def has_checkpoints(folder: Path) -> bool:
-    """Whether a run folder holds a complete checkpoint."""
-    return any(path.name.isdigit() for path in (folder / "checkpoints").glob("[0-9]*"))
+    @property
+    def is_run(self) -> bool:
+        """Whether a run began here."""
+        return (self.path / CONFIG).exists()
 
+    @functools.cached_property
+    def config(self) -> Config:
+        """The config that the run was started with.
 
-def newest_run(folder: Path) -> Path:
-    """The folder with a run's newest checkpoints: with on-policy rounds that of the last round that has any, else itself."""
-    rounds = [path for path in (folder / "rounds").glob("[0-9]*") if path.name.isdigit() and has_checkpoints(path)]
-    return max(rounds, key=lambda path: int(path.name), default=folder)
+        Raises:
+          UserError: there is none, so this is no run folder.
+        """
+        if not self.is_run:
+            raise UserError(f"{self.path} is not a run folder: it has no {CONFIG}")
+        return load_config(self.path / CONFIG)
 
+    @property
+    def steps(self) -> list[int]:
+        """Steps of the complete checkpoints, oldest first."""
+        return sorted(int(path.name) for path in (self.path / "checkpoints").glob("[0-9]*") if path.name.isdigit())
 
-# Sections and keys that a resumed run may change: they decide where and how fast it runs, or how it is watched.
-FREE = (
-    *("mesh", "log", "checkpoint", "generate", "score", "evaluate", "bench", "reference.cache_dir", "run.dir"),
-    *("train.steps", "train.epochs"),
-    *("model.remat", "model.rows_per_chunk", "model.head_chunk", "model.attention", "train.accumulation_steps"),
-    *("train.eval_every", "data.eval", "data.eval_split", "data.workers", "data.prefetch"),
-)
+    @property
+    def newest(self) -> RunFolder:
+        """The folder with the run's newest checkpoints: with on-policy rounds that of the last round that has any."""
+        folders = [RunFolder(path) for path in (self.path / "rounds").glob("[0-9]*") if path.name.isdigit()]
+        return max((folder for folder in folders if folder.steps), key=lambda folder: int(folder.path.name), default=self)
 
+    @functools.cached_property
+    def hf_config(self) -> dict[str, Any] | None:
+        """The `config.json` that the model came from; None for a fresh model."""
+        return self._json(MODEL_CONFIG)
 
-def check_same_run(old: Config, new: Config, folder: Path, free: tuple[str, ...] = FREE) -> None:
-    """Raises UserError naming the first key on which a run folder's config and the one given differ."""
-    before, after = flat(old.to_dict()), flat(new.to_dict())
-    for key in sorted(before.keys() | after.keys()):
-        if before.get(key) != after.get(key) and not any(key == f or key.startswith(f + ".") for f in free):
+    @property
+    def generation_config(self) -> dict[str, Any] | None:
+        """The `generation_config.json` that the model came with, if any."""
+        return self._json(GENERATION_CONFIG)
+
+    @property
+    def tokenizer(self) -> Path:
+        """The folder of the run's tokenizer."""
+        return self.path / "tokenizer"
+
+    @functools.cached_property
+    def shape(self) -> ModelConfig:
+        """The shape of the model that the run trains, with the head that its objective needs."""
+        if self.hf_config is None:
+            shape = self.config.model.fresh_config()
+        else:
+            shape = hf.model_config_from_hf(self.hf_config, str(self.path / MODEL_CONFIG), None)
+        return dataclasses.replace(shape, head=self.config.head)
+
+    @property
+    def history(self) -> list[dict[str, Any]]:
+        """The lines of metrics.jsonl; none before the first step."""
+        file = self.path / METRICS
+        return read_metrics(file) if file.exists() else []
+
+    def fingerprint(self) -> list[Any]:
+        """What tells the newest checkpoint from others: its folder, its step, and when it was written."""
+        step = self.steps[-1]
+        return [str(self.path.resolve()), step, (self.path / "checkpoints" / str(step)).stat().st_mtime_ns]
+
+    def checkpoints(self, config: Config) -> Checkpointer:
+        """The checkpoints, to be written as the `checkpoint` section says."""
+        options = config.checkpoint
+        return Checkpointer(self.path / "checkpoints", options.keep, options.best_metric, options.best_mode)
+
+    def check_same(self, config: Config, free: tuple[str, ...] = FREE) -> None:
+        """UserError naming the first key on which the folder's config and the one given differ, beside those in `free`."""
+        found = difference(self.config.to_dict(), config.to_dict(), free)
+        if found:
+            key, before, after = found
             raise UserError(
-                f"{folder} holds checkpoints of a run with {key}={before.get(key)!r}, but {key}={after.get(key)!r} was "
-                "given; choose another run.dir, or give the same value to resume"
+                f"{self.path} holds checkpoints of a run with {key}={before!r}, but {key}={after!r} was given; choose another "
+                "run.dir, or give the same value to resume"
             )
 
+    def prepare(self, config: Config, source: Any) -> None:
+        """Writes what resuming and exporting need: the config, the tokenizer, and the model's own config files.
 
-def flat(tree: dict, prefix: str = "") -> dict:
-    """A nested dict with dotted keys."""
-    result = {}
-    for name, value in tree.items():
-        result |= flat(value, f"{prefix}{name}.") if isinstance(value, dict) else {prefix + name: value}
-    return result
+        Args:
+          source: the `ModelSource` of the starting model.
 
+        Raises:
+          UserError: the folder holds checkpoints of another run: a key that decides its weights differs.
+        """
+        if self.is_run and self.newest.steps:
+            RunFolder(self.path).check_same(config)
+        if jax.process_index() != 0:
+            return
+        self.path.mkdir(parents=True, exist_ok=True)
+        write_whole(self.path / CONFIG, config.to_yaml())
+        source.tokenizer.save_pretrained(self.tokenizer)
+        for name, values in ((MODEL_CONFIG, source.hf_config), (GENERATION_CONFIG, source.generation_config)):
+            if values is not None:
+                write_whole(self.path / name, json.dumps(values, indent=2))
 
-def remove_run(folder: Path) -> None:
-    """Deletes a run folder, so that an experiment starts anew."""
-    shutil.rmtree(folder, ignore_errors=True)
+    def remove(self) -> None:
+        """Deletes the folder, so that an experiment starts anew."""
+        shutil.rmtree(self.path, ignore_errors=True)
 
-
-def fingerprint_checkpoint(folder: Path) -> list:
-    """What tells a run's newest checkpoint from others: its folder, its step, and when it was written."""
-    step = max(int(p.name) for p in (folder / "checkpoints").glob("[0-9]*") if p.name.isdigit())
-    return [str(folder.resolve()), step, (folder / "checkpoints" / str(step)).stat().st_mtime_ns]
+    def _json(self, name: str) -> dict[str, Any] | None:
+        file = self.path / name
+        return json.loads(file.read_text(encoding="utf-8")) if file.exists() else None

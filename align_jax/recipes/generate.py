@@ -1,9 +1,10 @@
-"""`align-jax generate CONFIG.yaml [--section.key value ...]`: prompts in, responses out, both JSONL."""
+"""Generation: prompts in, sampled responses out, from files or in a notebook."""
 
 from __future__ import annotations
 
 import dataclasses
 import hashlib
+import json
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
@@ -12,31 +13,76 @@ from typing import Any
 
 import jax
 
-from align_jax import hf
-from align_jax.config import Config, load_config, parse_overrides
+from align_jax import generation
+from align_jax.config import Config
 from align_jax.config.sections import GenerateConfig
-from align_jax.data import Encoder
-from align_jax.data.config import DataConfig
+from align_jax.data import DataConfig, Encoder
 from align_jax.errors import UserError
-from align_jax.files import ResultsFile, check_apart, fingerprint_files
+from align_jax.files import ResultsFile, check_apart
 from align_jax.generation import Sample, Sampling, StopStrings, end_ids, sample_text, stream, stream_beliefs
 from align_jax.generation.prompts import PromptRow, read_prompts, write_model_outputs
-from align_jax.models import Decoder, ModelConfig, weight_shardings
-from align_jax.parallel.stop import STOPPED, StopSignal
-from align_jax.recipes import setup as assemble
-from align_jax.recipes.export import trained_config, trained_weights
-from align_jax.recipes.folder import fingerprint_checkpoint, has_checkpoints, newest_run
+from align_jax.models import Decoder, ModelConfig
+from align_jax.parallel.stop import StopSignal
+from align_jax.recipes.say import say, speaking
+from align_jax.recipes.setup import Setup
+from align_jax.recipes.source import ModelSource, StoredModel, TrainedModel, current_model
 
 REQUIRED = ("model", "generate.prompts", "generate.output")
 
 
-def main(argv: list[str]) -> int:
-    """Samples responses; a run that was interrupted goes on where it was. SIGTERM keeps what there is, status 143."""
-    if not argv or argv[0].startswith("--"):
-        raise UserError("give a config: align-jax generate CONFIG.yaml [--section.key value ...]")
-    config = load_config(argv[0], parse_overrides(argv[1:]), require=REQUIRED)
-    with StopSignal() as stop:
-        return 0 if run(config, stop=stop.requested) else STOPPED
+def generate(model: Config | Decoder, prompts: Sequence[Any] | None = None, *, tokenizer: Any = None, **options: Any) -> list:
+    """Samples responses to prompts: `generate(config)` from file to file, `generate(model, prompts, tokenizer=...)` at once.
+
+    Args:
+      model: a config whose `generate` section names prompts and output, or a model as `align_jax.load_model` gives it.
+      prompts: texts, or conversations for a tokenizer with a chat template.
+      tokenizer: of the model.
+      options: `samples` (1), `max_new_tokens` (128), `temperature`, `top_k`, `top_p`, `min_p`, `repetition_penalty`, `stop`
+        (strings), `seed` (0), `mesh`, `rows`: see the `generate` section.
+
+    Returns:
+      Of a config the rows of the output file; of a model the texts `[prompt][sample]`.
+
+    Raises:
+      UserError: anything wrong with prompts or options, before sampling starts.
+    """
+    if isinstance(model, Config):
+        if prompts is not None or tokenizer is not None or options:
+            raise UserError("generate(config) takes prompts and options from the config's `generate` section alone")
+        with StopSignal() as stop:
+            run(model, stop=stop.requested)
+        return [json.loads(line) for line in Path(model.generate.output).read_bytes().splitlines()]
+    if prompts is None or tokenizer is None:
+        raise UserError("generate(model, ...) needs prompts and the tokenizer")
+    return _texts(model, prompts, tokenizer, options)
+
+
+def _texts(model: Decoder, prompts: Sequence[Any], tokenizer: Any, options: dict[str, Any]) -> list[list[str]]:
+    if isinstance(prompts, str):
+        raise UserError(f"prompts must be a list, got the text {prompts[:40]!r}")
+    here = {name: options.pop(name) for name in ("seed", "mesh") if name in options}
+    known = {field.name for field in dataclasses.fields(GenerateConfig)} - {"prompts", "output", "alpaca_eval", "tokens"}
+    if unknown := sorted(set(options) - known - {"beliefs", "belief_temperature"}):
+        raise UserError(f"generate has no option {unknown[0]!r}; it has seed, mesh, {', '.join(sorted(known))}")
+    asked = GenerateConfig(**options)
+    encoder = Encoder(tokenizer, DataConfig(max_prompt_tokens=sys.maxsize), model.config.vocab_size)
+    encoded = [encoder.encode_prompt(prompt)[0].tolist() for prompt in prompts]
+    stops = StopStrings(tokenizer, asked.stop)
+    samples = generation.generate(
+        model,
+        encoded,
+        samples=asked.samples,
+        max_new_tokens=asked.max_new_tokens,
+        sampling=sampling_of(asked),
+        eos_ids=end_ids(tokenizer, asked.stop_tokens),
+        stop=stops if stops.strings else None,
+        rows=asked.rows,
+        **here,
+    )
+    return [
+        [stops.cut(sample_text(tokenizer, prompt, sample)) for sample in of_prompt]
+        for prompt, of_prompt in zip(encoded, samples, strict=True)
+    ]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -63,28 +109,33 @@ def run(config: Config, *, cut_prompts: bool = False, stop: Callable[[], bool] =
     Raises:
       UserError: anything wrong with the prompts (file and line), the stop tokens or the files, before sampling starts.
     """
+    config.require(*REQUIRED)
+    with speaking(config.log.quiet):
+        return _run(config, sys.maxsize if not cut_prompts else (config.data or DataConfig()).max_prompt_tokens, stop)
+
+
+def _run(config: Config, most: int, stop: Callable[[], bool]) -> bool:
     options = config.generate
     if config.head != "lm_head":
         raise UserError(f"objective.name: {config.objective.name!r} trains a reward model, which generates nothing")
-    mesh = assemble.mesh_of(config)
-    shape, from_run = _shape_of(config)
     check_apart({f"generate.{key}": getattr(options, key) for key in ("prompts", "output", "alpaca_eval")})
-    tokenizer = assemble.tokenizer_of(config)
-    generation_config = hf.load_generation_config(config.model.path) if config.model.path else None
-    ends = end_ids(tokenizer, options.stop_tokens, generation_config)
-    data = config.data or DataConfig()
+    setup = Setup.of(config, _model(config))
+    tokenizer, shape, data = setup.source.tokenizer, setup.source.shape, config.data or DataConfig()
+    ends = end_ids(tokenizer, options.stop_tokens, setup.source.generation_config)
     rows = [unit for row in read_prompts(options.prompts) for unit in by_group(row, data)]
-    most = data.max_prompt_tokens if cut_prompts else sys.maxsize
     encoder = Encoder(tokenizer, dataclasses.replace(data, max_prompt_tokens=most), shape.vocab_size)
     encoded = [encode(row, encoder, options, shape) for row in rows]
-    with ResultsFile(options.output, _settings(config, from_run, rows, encoded), len(rows)) as results:
+    with ResultsFile(options.output, _settings(setup, rows, encoded), len(rows)) as results:
         _say_what_is_there(results, len(rows))
         todo = [i for i in range(len(rows)) if i not in results.done]
         if todo:
-            model = Decoder(shape, _weights(config, shape, from_run, mesh), dtype=config.model.dtype)
-            stops = StopStrings(tokenizer, options.stop)
+            weights, step = setup.load(setup.source)
+            if step is not None:
+                say(f"the model is that of step {step} in {setup.source.describe()}")
+            model = Decoder(shape, weights, dtype=config.model.dtype)
+            work = _Work(setup, model, StopStrings(tokenizer, options.stop), ends)
             try:
-                for i, columns in _results(model, [encoded[i] for i in todo], todo, config, mesh, ends, stops):
+                for i, columns in work.results([encoded[i] for i in todo], todo):
                     results.write(todo[i], {**rows[todo[i]].values, **columns})
                     if stop():
                         break
@@ -95,28 +146,31 @@ def run(config: Config, *, cut_prompts: bool = False, stop: Callable[[], bool] =
                 _say_how_far(results, len(rows))
                 return False
     if todo:
-        _say(f"responses to {len(rows)} prompts are in {options.output}")
+        say(f"responses to {len(rows)} prompts are in {options.output}")
     if options.alpaca_eval is not None and jax.process_index() == 0:
-        name = Path(config.run.dir if from_run else config.model.path or "fresh model").name
+        trained = isinstance(setup.source, TrainedModel)
+        name = Path(config.run.dir if trained else setup.source.describe()).name
         count = write_model_outputs(Path(options.output), Path(options.alpaca_eval), name)
-        _say(f"{count} outputs of {name!r} for AlpacaEval are in {options.alpaca_eval}")
+        say(f"{count} outputs of {name!r} for AlpacaEval are in {options.alpaca_eval}")
     return True
 
 
-def _say(line: str) -> None:
-    if jax.process_index() == 0:
-        print(f"align-jax: {line}", file=sys.stderr, flush=True)
+def _model(config: Config) -> ModelSource:
+    """The run's newest checkpoint or the starting model, with the tokenizer that the config names."""
+    source = current_model(config)
+    tokenizer = config.model.tokenizer or config.model.path
+    return source if tokenizer is None else dataclasses.replace(source, tokenizer_at=tokenizer, key="model")
 
 
 def _say_how_far(results: ResultsFile, count: int) -> None:
-    _say(f"{len(results.done)} of {count} prompts are in {results.path}; the same command goes on from there")
+    say(f"{len(results.done)} of {count} prompts are in {results.path}; the same command goes on from there")
 
 
 def _say_what_is_there(results: ResultsFile, count: int) -> None:
     if results.kept_as:
-        _say(f"{results.path} held results of other settings; they are kept as {results.kept_as}")
+        say(f"{results.path} held results of other settings; they are kept as {results.kept_as}")
     if results.done:
-        _say(f"{results.path} has {len(results.done)} of {count} prompts already")
+        say(f"{results.path} has {len(results.done)} of {count} prompts already")
 
 
 def by_group(row: PromptRow, data: DataConfig) -> list[PromptRow]:
@@ -175,43 +229,50 @@ def _beliefs(row: PromptRow, encoder: Encoder) -> tuple[list[list[int]], int | N
     return [encoder.encode_belief(n, option).tolist() for n, option in enumerate(options)], fixed
 
 
-def _results(
-    model: Decoder, encoded: Sequence[Encoded], ids: list[int], config: Config, mesh, ends: tuple[int, ...], stops: StopStrings
-) -> Iterator[tuple[int, dict[str, Any]]]:
-    """(place in `encoded`, columns of the result) as prompts finish."""
-    options = config.generate
-    common = dict(
-        samples=options.samples,
-        max_new_tokens=options.max_new_tokens,
-        sampling=sampling_of(options),
-        eos_ids=ends,
-        stop=stops if stops.strings else None,
-        seed=config.run.seed,
-        prompt_ids=ids,
-        mesh=mesh,
-        rows=options.rows,
-        progress=config.log.progress and jax.process_index() == 0,
-    )
-    prompts = [e.prompt for e in encoded]
+@dataclasses.dataclass(frozen=True)
+class _Work:
+    """What samples prompts: the model on its mesh, the strings and the tokens that end a text."""
 
-    def text(before: list[int], sample) -> str:
-        return stops.cut(sample_text(stops.tokenizer, before, sample))
+    setup: Setup
+    model: Decoder
+    stops: StopStrings
+    ends: tuple[int, ...]
 
-    if not options.beliefs:
-        for i, samples in stream(model, prompts, **common):
-            yield i, {"responses": [text(prompts[i], sample) for sample in samples], **_tokens(samples, options)}
-        return
-    statements, fixed = [e.beliefs for e in encoded], [e.fixed for e in encoded]
-    first = partial(stream_beliefs, fixed=fixed, belief_temperature=options.belief_temperature)
-    for i, result in first(model, prompts, statements, **common):
-        yield i, {
-            "responses": [text([*prompts[i], *statements[i][s.belief]], s.sample) for s in result.samples],
-            **_tokens([s.sample for s in result.samples], options),
-            "beliefs": [s.belief for s in result.samples],
-            "belief_probabilities": [s.probability for s in result.samples],
-            "belief_distribution": result.distribution.tolist(),
-            "belief_mass": result.mass,
-        }
+    def results(self, encoded: Sequence[Encoded], ids: list[int]) -> Iterator[tuple[int, dict[str, Any]]]:
+        """(place in `encoded`, columns of the result) as prompts finish."""
+        config, stops = self.setup.config, self.stops
+        options = config.generate
+        common = dict(
+            samples=options.samples,
+            max_new_tokens=options.max_new_tokens,
+            sampling=sampling_of(options),
+            eos_ids=self.ends,
+            stop=stops if stops.strings else None,
+            seed=config.run.seed,
+            prompt_ids=ids,
+            mesh=self.setup.mesh,
+            rows=options.rows,
+            progress=config.log.progress and not config.log.quiet and jax.process_index() == 0,
+        )
+        prompts = [e.prompt for e in encoded]
+        if not options.beliefs:
+            for i, samples in stream(self.model, prompts, **common):
+                yield i, {"responses": [self._text(prompts[i], sample) for sample in samples], **_tokens(samples, options)}
+            return
+        statements, fixed = [e.beliefs for e in encoded], [e.fixed for e in encoded]
+        first = partial(stream_beliefs, fixed=fixed, belief_temperature=options.belief_temperature)
+        for i, result in first(self.model, prompts, statements, **common):
+            yield i, {
+                "responses": [self._text([*prompts[i], *statements[i][s.belief]], s.sample) for s in result.samples],
+                **_tokens([s.sample for s in result.samples], options),
+                "beliefs": [s.belief for s in result.samples],
+                "belief_probabilities": [s.probability for s in result.samples],
+                "belief_distribution": result.distribution.tolist(),
+                "belief_mass": result.mass,
+            }
+
+    def _text(self, before: list[int], sample: Sample) -> str:
+        return self.stops.cut(sample_text(self.stops.tokenizer, before, sample))
 
 
 def _tokens(samples: Sequence[Sample], options: GenerateConfig) -> dict[str, Any]:
@@ -226,39 +287,18 @@ def sampling_of(options: GenerateConfig) -> Sampling:
     return Sampling(**{name: getattr(options, name) for name in names})
 
 
-def _shape_of(config: Config) -> tuple[ModelConfig, Path | None]:
-    """The model's shape, and the run folder where its weights come from one."""
-    folder = newest_run(Path(config.run.dir)) if config.run.dir else None
-    if folder and (folder / "config.yaml").exists() and has_checkpoints(folder):
-        trained = load_config(folder / "config.yaml")
-        if trained.head != config.head:
-            raise UserError(f"run.dir: {folder} holds a reward model (objective {trained.objective.name}), no language model")
-        return trained_config(folder, config)[0], folder
-    return assemble.start_of(config).config, None
-
-
-def _weights(config: Config, shape: ModelConfig, run_dir: Path | None, mesh) -> dict:
-    if run_dir is None:
-        return assemble.weights_of(assemble.start_of(config), config, mesh)
-    weights, step = trained_weights(run_dir, config, shape, None, weight_shardings(shape, mesh))
-    _say(f"the model is that of step {step} in {run_dir}")
-    return weights
-
-
-def _settings(
-    config: Config, run_dir: Path | None, rows: Sequence[PromptRow], encoded: Sequence[Encoded]
-) -> dict[str, Any]:
+def _settings(setup: Setup, rows: Sequence[PromptRow], encoded: Sequence[Encoded]) -> dict[str, Any]:
     """Everything that decides the results; a file of other settings is not continued."""
-    values = config.to_dict()
+    values, source = setup.config.to_dict(), setup.source
     free = ("prompts", "output", "alpaca_eval", "rows")
-    newest = weights = None
-    if run_dir is None and config.model.path is not None:
-        weights = fingerprint_files(hf.resolve_folder(config.model.path).glob("*.safetensors"))
-    if run_dir is not None:
-        newest = fingerprint_checkpoint(run_dir)
+    run, step, weights = None, None, None  # a fresh model follows from the model section and the seed
+    if isinstance(source, TrainedModel):
+        run, step = source.describe(), source.fingerprint()
+    elif isinstance(source, StoredModel):
+        weights = source.fingerprint()
     return {
-        "model": values["model"] | {"run": str(run_dir) if run_dir else None, "step": newest, "weights": weights},
-        "seed": config.run.seed,
+        "model": values["model"] | {"run": run, "step": step, "weights": weights},
+        "seed": setup.config.run.seed,
         "generate": {key: value for key, value in values["generate"].items() if key not in free},
         "prompts": _hash([dataclasses.astuple(e) for e in encoded]),
         "columns": _hash([row.values for row in rows]),

@@ -24,9 +24,9 @@ import jax
 import numpy as np
 
 from align_jax import hf
-from align_jax.config import Config, load_config
+from align_jax.config import Config
+from align_jax.config.identity import FREE
 from align_jax.config.sections import ReferenceConfig, RunConfig, ScoreConfig
-from align_jax.data import Encoder
 from align_jax.data.prompts import distinct_prompts
 from align_jax.errors import UserError
 from align_jax.files import write_whole
@@ -35,11 +35,12 @@ from align_jax.objectives import MPO
 from align_jax.parallel.processes import of_first, on_first
 from align_jax.parallel.stop import StopSignal
 from align_jax.recipes import generate, onpolicy, score
-from align_jax.recipes import setup as assemble
 from align_jax.recipes.export import export
-from align_jax.recipes.folder import FREE, check_same_run, has_checkpoints, say
-from align_jax.recipes.reward_source import reward_source
-from align_jax.recipes.train import train
+from align_jax.recipes.folder import RunFolder
+from align_jax.recipes.say import say, speaking
+from align_jax.recipes.setup import Setup
+from align_jax.recipes.source import model_at
+from align_jax.recipes.train import REQUIRED, train
 
 SAMPLE, TRAIN, EVALUATE = 2, 3, 4  # uses of the run's seed
 EVALUATION, EVAL_PROMPTS = "evaluation.json", "eval_prompts.jsonl"
@@ -84,12 +85,42 @@ class Job:
         return dataclasses.replace(self.config, model=model, rounds=None, **sections)
 
 
-def run_rounds(config: Config, stop: StopSignal) -> bool:
-    """All rounds from their config; False when `stop` ended them before the last.
+@dataclasses.dataclass(frozen=True)
+class Rounds:
+    """Rounds as they stand.
+
+    Attributes:
+      folder: `run.dir`. finished: whether all rounds were made.
+      history: a dict a round, with the reward of samples on held-out prompts and its gain over the start; round 0 is the start.
+    """
+
+    folder: Path
+    finished: bool
+    history: list[dict[str, Any]]
+
+
+def rounds(config: Config, stop: StopSignal | None = None) -> Rounds:
+    """All on-policy rounds of a config with a `rounds` section; goes on where an earlier start ended.
+
+    Args:
+      stop: asked between and within the steps of a round. None: SIGTERM says so.
 
     Raises:
       UserError: the folder holds another run, fewer prompts than a round takes, or anything that a step refuses.
     """
+    config.require(*REQUIRED, "rounds")
+    config.check_training()
+    with speaking(config.log.quiet):
+        if stop is not None:
+            finished = _rounds(config, stop)
+        else:
+            with StopSignal() as stop:
+                finished = _rounds(config, stop)
+    lines = Path(config.run.dir) / "rounds.jsonl"
+    return Rounds(Path(config.run.dir), finished, _read_rows(lines) if lines.exists() else [])
+
+
+def _rounds(config: Config, stop: StopSignal) -> bool:
     job = _prepare(config, stop)
     for number in range(config.rounds.number + 1):
         finished = of_first((job.at(number) / EVALUATION).exists())
@@ -104,11 +135,10 @@ def run_rounds(config: Config, stop: StopSignal) -> bool:
 
 def _prepare(config: Config, stop: StopSignal) -> Job:
     """Checks the folder and reads the prompts; a fresh model is written out, so that every model is a folder."""
-    root = Path(config.run.dir)
-    stored = root / "config.yaml"
-    if stored.exists() and ((root / "rounds").exists() or has_checkpoints(root)):
-        check_same_run(load_config(stored), config, root, ROUNDS_FREE)
-    reward_source(config.rounds.reward_model, "rounds.reward_model")  # before hours of sampling
+    root, folder = Path(config.run.dir), RunFolder(Path(config.run.dir))
+    if folder.is_run and ((root / "rounds").exists() or folder.steps):
+        folder.check_same(config, ROUNDS_FREE)
+    model_at(config.rounds.reward_model, "score", "rounds.reward_model")  # before hours of sampling
     prompts, held_out = (_read_prompts(config, which) for which in ("train", "eval"))
     rounds = config.rounds
     for key, wanted, there, where in (
@@ -117,7 +147,7 @@ def _prepare(config: Config, stop: StopSignal) -> Job:
     ):
         if wanted is not None and wanted > there:
             raise UserError(f"rounds.{key}: {wanted} are wanted, but {where} has {there} different prompts")
-    _write(stored, config.to_yaml())
+    _write(root / "config.yaml", config.to_yaml())
     chosen = onpolicy.round_prompts(len(held_out), rounds.eval_prompts or len(held_out), 1, config.run.seed)
     _write_rows(root / EVAL_PROMPTS, [held_out[i] for i in chosen])
     return Job(config, _start_folder(config, root), prompts, stop)
@@ -135,10 +165,10 @@ def _start_folder(config: Config, root: Path) -> str:
         return config.model.path
     folder = root / "rounds" / "0" / "model"
     if not of_first(folder.exists()):
-        mesh, start = assemble.mesh_of(config), assemble.start_of(config)
-        with jax.set_mesh(mesh):
-            model = Decoder(start.config, assemble.weights_of(start, config, mesh), dtype=config.model.dtype)
-            hf.save_model(model, folder, tokenizer=assemble.tokenizer_of(config))
+        setup = Setup.of(config)
+        with jax.set_mesh(setup.mesh):
+            model = Decoder(setup.source.shape, setup.weights(), dtype=config.model.dtype)
+            hf.save_model(model, folder, tokenizer=setup.source.tokenizer)
     return str(folder)
 
 
@@ -194,7 +224,7 @@ def _train(job: Job, number: int) -> bool:
         data=_samples_data(config, at / "scored.jsonl"),
         log=dataclasses.replace(config.log, wandb_name=name),
     )
-    return train(derived, job.stop)
+    return train(derived, job.stop).finished
 
 
 def _samples_data(config: Config, scored: Path, **more):
@@ -205,7 +235,7 @@ def _samples_data(config: Config, scored: Path, **more):
 def _export(job: Job, number: int) -> bool:
     at = job.at(number)
     on_first(lambda: [shutil.rmtree(left) for left in at.glob(".model.*.tmp")], "rounds")  # left by a kill
-    export(at, at / "model", mesh=assemble.mesh_of(job.config))
+    export(at, at / "model", mesh=Setup.of(job.config).mesh)
     return True
 
 
@@ -227,14 +257,12 @@ def _logps(job: Job, number: int, scored: Path) -> np.ndarray:
     data = {"max_response_tokens": job.config.generate.max_new_tokens, "max_responses": None}
     config = job.with_model(number, reference=ReferenceConfig(None, job.config.reference.cache_dir),
                             data=_samples_data(job.config, scored, **data))  # fmt: skip
-    mesh, start = assemble.mesh_of(config), assemble.start_of(config)
-    encoder = Encoder(assemble.tokenizer_of(config), config.data, start.config.vocab_size)
-    with jax.set_mesh(mesh):
-        dataset = assemble.dataset_of(config, "train", encoder, MPO(), scored.parent / "spool")
-        batches = assemble.loader_of(config, dataset, mesh).eval_batches()
-        scorer, weights = assemble.scorer_of(start, config), partial(assemble.weights_of, start, config, mesh)
-        every = np.arange(len(dataset))
-        return assemble.reference_of(config, start, dataset, every, batches, scorer, mesh, weights)[0]
+    config = dataclasses.replace(config, run=dataclasses.replace(config.run, dir=str(scored.parent)))
+    setup = Setup.of(config)
+    with jax.set_mesh(setup.mesh):
+        dataset = setup.dataset("train", MPO())
+        every, batches = np.arange(len(dataset)), setup.loader(dataset).eval_batches()
+        return setup.reference_logps(dataset, every, batches)["ref_logps"]
 
 
 def _report(job: Job, number: int) -> None:

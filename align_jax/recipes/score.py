@@ -1,4 +1,4 @@
-"""`align-jax score CONFIG.yaml [--section.key value ...]`: log-probs, implicit rewards and a reward model's scores.
+"""Scoring: log-probs, implicit rewards and a reward model's scores of responses that are there.
 
 One model at a time is in memory: each pass over the rows (the policy, the reference, the reward model) keeps what it has
 in a file of its own beside the output, so that an interrupted run loses nothing, and the last step joins them.
@@ -6,29 +6,37 @@ in a file of its own beside the output, so that an interrupted run loses nothing
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
-from align_jax.config import Config, load_config, parse_overrides
+from align_jax.config import Config
 from align_jax.data import DataConfig, open_source
 from align_jax.data.formats import Example, read_responses
 from align_jax.data.sources import RowError
 from align_jax.errors import UserError
 from align_jax.files import INDEX, ResultsFile, check_apart
 from align_jax.parallel.processes import on_first
-from align_jax.parallel.stop import STOPPED, StopSignal
-from align_jax.recipes import setup as assemble
-from align_jax.recipes.folder import say
-from align_jax.recipes.score_passes import Pass, Rows, part_of, policy_passes, reward_pass, run_pass, values_of
+from align_jax.parallel.stop import StopSignal
+from align_jax.recipes.say import say, speaking
+from align_jax.recipes.score_passes import InputRows, Pass, part_of, policy_passes, reward_pass, run_pass, values_of
+
+REQUIRED = ("score.input", "score.output")
 
 
-def main(argv: list[str]) -> int:
-    """Scores responses; a run that was interrupted goes on where it was. SIGTERM keeps what there is, status 143."""
-    if not argv or argv[0].startswith("--"):
-        raise UserError("give a config: align-jax score CONFIG.yaml [--section.key value ...]")
-    config = load_config(argv[0], parse_overrides(argv[1:]), require=("score.input", "score.output"))
+def score(config: Config) -> list[dict[str, Any]]:
+    """Scores the responses of `score.input`, as the `score` section says.
+
+    Returns:
+      The rows of `score.output`, see `run`.
+
+    Raises:
+      UserError: anything wrong with the rows (file and line), the models or the files, before a model is loaded.
+    """
     with StopSignal() as stop:
-        return 0 if run(config, stop.requested) else STOPPED
+        run(config, stop.requested)
+    return [json.loads(line) for line in Path(config.score.output).read_bytes().splitlines()]
 
 
 def run(config: Config, stop: Callable[[], bool] = lambda: False) -> bool:
@@ -48,14 +56,20 @@ def run(config: Config, stop: Callable[[], bool] = lambda: False) -> bool:
     Raises:
       UserError: anything wrong with the rows (file and line), the models or the files, before a model is loaded.
     """
-    options, mesh = config.score, assemble.mesh_of(config)
+    config.require(*REQUIRED)
+    with speaking(config.log.quiet):
+        return _run(config, stop)
+
+
+def _run(config: Config, stop: Callable[[], bool]) -> bool:
+    options = config.score
     check_apart({"score.input": options.input, "score.output": options.output})
     rows = read_rows(config)
     passes, columns = [], [{} for _ in rows.values]
     if options.logps:
-        passes += policy_passes(config, rows, columns, mesh)
+        passes += policy_passes(config, rows, columns)
     if options.reward_model is not None:
-        passes.append(reward_pass(config, rows, mesh))
+        passes.append(reward_pass(config, rows))
     settings = {"input": rows.digest, "passes": {p.name: p.settings for p in passes}, "beta": _beta(config)}
     with ResultsFile(options.output, settings, len(rows.values), "score.output") as results:
         if results.kept_as:
@@ -69,7 +83,7 @@ def run(config: Config, stop: Callable[[], bool] = lambda: False) -> bool:
     return True
 
 
-def _join(rows: Rows, columns: list[dict], passes: list[Pass], results: ResultsFile, config: Config) -> None:
+def _join(rows: InputRows, columns: list[dict], passes: list[Pass], results: ResultsFile, config: Config) -> None:
     """Writes the rows that are not there yet, with the values of all passes."""
     values = {p.name: values_of(p, config.score.output) for p in passes}
     for i, row in enumerate(rows.values):
@@ -85,11 +99,11 @@ def _remove_parts(passes: list[Pass], output: str) -> None:
             path.unlink(missing_ok=True)
 
 
-def read_rows(config: Config) -> Rows:
+def read_rows(config: Config) -> InputRows:
     """Reads and checks the input; with `data.on_bad_row: skip`, malformed rows are left out and said."""
     data = config.data or DataConfig()
     source = open_source(config.score.input, split=data.split, streaming=False, max_rows=data.max_rows)
-    rows, bad = Rows([], [], [], source.digest), []
+    rows, bad = InputRows([], [], [], source.digest), []
     for i in range(len(source)):
         where = source.where(i)
         try:

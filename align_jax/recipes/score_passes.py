@@ -6,29 +6,22 @@ import dataclasses
 import hashlib
 import json
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-import jax
 import numpy as np
-from jax.sharding import Mesh
 
-from align_jax import hf
-from align_jax.config import Config, load_config
-from align_jax.data import DataConfig, Encoder, TokenGroup, encode_group, length_batches
+from align_jax.config import Config
+from align_jax.data import DataConfig, Encoder, TokenGroup, encode_group
 from align_jax.data.formats import Example
 from align_jax.data.sources import RowError
 from align_jax.errors import UserError
-from align_jax.files import ResultsFile, fingerprint_files
-from align_jax.models import weight_shardings
-from align_jax.parallel.mesh import data_shards, put_whole_batch, replicated
-from align_jax.recipes import setup as assemble
-from align_jax.recipes.evaluation import reference_weights
-from align_jax.recipes.export import trained_config, trained_weights
-from align_jax.recipes.folder import fingerprint_checkpoint, has_checkpoints, newest_run, say
-from align_jax.recipes.reward_source import reward_source
-from align_jax.scoring.reward_model import RewardModel
-from align_jax.scoring.scorer import Scorer
+from align_jax.files import ResultsFile
+from align_jax.recipes.say import say
+from align_jax.recipes.setup import Setup
+from align_jax.recipes.source import ModelSource, TrainedModel, current_model, model_at
+from align_jax.scoring.scorer import FixedScorer, Scorer
 
 BLOCK = 1024  # rows that are sorted by length together
 # groups -> (place, values `[K]`) of each, as they are computed
@@ -36,7 +29,7 @@ ScoreGroups = Callable[[Sequence[TokenGroup]], Iterator[tuple[int, np.ndarray]]]
 
 
 @dataclasses.dataclass(frozen=True)
-class Rows:
+class InputRows:
     """The input: every good row's columns, its place (`FILE:LINE`) and its texts; and a hash of all."""
 
     values: list[dict[str, Any]]
@@ -64,7 +57,7 @@ class Pass:
 
 
 def encode_rows(
-    rows: Rows, encoder: Encoder, *, ends: bool, most: int, what: str, columns: list[dict] | None = None
+    rows: InputRows, encoder: Encoder, *, most: int, what: str, ends: bool = False, columns: list[dict] | None = None
 ) -> list[TokenGroup]:
     """All rows as tokens; says how much was cut, and fills `lengths` and `truncated` of the columns.
 
@@ -94,7 +87,7 @@ def encode_rows(
     return groups
 
 
-def policy_passes(config: Config, rows: Rows, columns: list[dict], mesh: Mesh) -> list[Pass]:
+def policy_passes(config: Config, rows: InputRows, columns: list[dict]) -> list[Pass]:
     """The passes of the policy and, where it is another model, of the reference."""
     if config.model.path is None and config.model.config is None:
         raise UserError("model: the log-probs need model.path or model.config; score.logps: false leaves them out")
@@ -103,63 +96,45 @@ def policy_passes(config: Config, rows: Rows, columns: list[dict], mesh: Mesh) -
             f"objective.name: {config.objective.name!r} trains a reward model, which has no log-probs; give its run folder as "
             "score.reward_model, and score.logps: false or the config of a language model"
         )
-    start, folder = assemble.start_of(config), newest_run(Path(config.run.dir)) if config.run.dir else None
-    trained = folder if folder and (folder / "config.yaml").exists() and has_checkpoints(folder) else None
-    if trained and trained_config(trained, load_config(trained / "config.yaml"))[0] != start.config:
-        raise UserError(f"run.dir: the checkpoints in {trained} are of another model than that of this config")
-    data = config.data or DataConfig()
-    encoder = Encoder(assemble.tokenizer_of(config), data, start.config.vocab_size)
-    groups = encode_rows(rows, encoder, ends=False, most=start.config.max_length, what="model", columns=columns)
-    scorer = assemble.scorer_of(start, config)
+    setup, policy = Setup.of(config), current_model(config)
+    if policy.shape != setup.source.shape:
+        raise UserError(f"run.dir: the checkpoints in {policy.describe()} are of another model than that of this config")
+    groups = encode_rows(rows, setup.encoder, most=setup.source.shape.max_length, what="policy", columns=columns)
+    common = {"shape": str(setup.scorer), "param_dtype": config.model.param_dtype, "tokens": _hash(groups)}
 
-    def policy() -> dict:
-        if trained is None:
-            return assemble.weights_of(start, config, mesh)
-        weights, step = trained_weights(trained, config, start.config, None, weight_shardings(start.config, mesh))
-        say(f"the policy is that of step {step} in {trained}")
-        return weights
+    def part(name: str, source: ModelSource, what: str) -> Pass:
+        def load() -> ScoreGroups:
+            weights, step = setup.load(source)
+            if step is not None:
+                say(f"the {what} is that of step {step} in {source.describe()}")
+            return partial(setup.under(weights).groups, rows=config.score.batch_rows)
 
-    def part(name: str, model: Any, weights: Callable[[], dict]) -> Pass:
-        common = {"shape": str(scorer), "param_dtype": config.model.param_dtype, "tokens": _hash(groups)}
-        return Pass(name, {"model": model, **common}, rows.where, groups, lambda: _scored(scorer, weights(), config, mesh))
+        return Pass(name, {"model": source.fingerprint(), **common}, rows.where, groups, load)
 
-    known = _fingerprint(start.folder) if start.folder else ["fresh", config.run.seed]
-    reference = _fingerprint(hf.resolve_folder(config.reference.path)) if config.reference.path else known
-    first = part("logps", fingerprint_checkpoint(trained) if trained else known, policy)
-    if trained is None and reference == known:
+    first = part("logps", policy, "policy")
+    if policy.fingerprint() == setup.reference.fingerprint():
         return [first]  # the two are one model: rewards are 0
-    return [first, part("ref_logps", reference, lambda: reference_weights(config, start, mesh))]
+    return [first, part("ref_logps", setup.reference, "reference")]
 
 
-def reward_pass(config: Config, rows: Rows, mesh: Mesh) -> Pass:
+def reward_pass(config: Config, rows: InputRows) -> Pass:
     """The pass of `score.reward_model`; that of a run takes the texts as its run did, with the run's `data` section."""
-    source, numbers = reward_source(config.score.reward_model), config.model
-    data = source.run.data if source.run is not None else config.data or DataConfig()
-    encoder = Encoder(assemble.tokenizer_at(source.tokenizer, "score.reward_model"), data, source.shape.vocab_size)
+    key, numbers = "score.reward_model", config.model
+    source = model_at(config.score.reward_model, "score", key)
+    data = source.run.config.data if isinstance(source, TrainedModel) else config.data or DataConfig()
+    setup = Setup.of(config, source)
+    encoder = Encoder(source.tokenizer, data, source.shape.vocab_size)
     groups = encode_rows(rows, encoder, ends=True, most=source.shape.max_length, what="reward model")
 
     def load() -> ScoreGroups:
-        params, at_once = source.weights(mesh, numbers.param_dtype), config.score.batch_rows
-        model = RewardModel(source.shape, params, encoder, mesh, numbers.dtype, numbers.attention, at_once)
-        return lambda groups: enumerate(model.score_groups(groups))
+        weights, step = setup.load(source)
+        if step is not None:
+            say(f"the reward model is that of step {step} in {source.describe()}")
+        scorer = Scorer(source.shape, dtype=numbers.dtype, attention=numbers.attention)
+        return partial(FixedScorer(scorer, weights, setup.mesh).groups, rows=config.score.batch_rows)
 
     settings = {"model": source.fingerprint(), "dtype": [numbers.dtype, numbers.param_dtype], "tokens": _hash(groups)}
     return Pass("scores", settings, rows.where, groups, load)
-
-
-def _scored(scorer: Scorer, params: dict, config: Config, mesh: Mesh) -> ScoreGroups:
-    """Log-probs of groups under fixed weights."""
-    shards, most = data_shards(mesh), config.score.batch_rows
-    scorer = dataclasses.replace(scorer, rows_per_chunk=scorer.rows_per_chunk or max(1, most // shards))
-    compiled = jax.jit(scorer, out_shardings=replicated(mesh))
-
-    def score(groups: Sequence[TokenGroup]) -> Iterator[tuple[int, np.ndarray]]:
-        for batch in length_batches(groups, shards=shards, rows=most):
-            with jax.set_mesh(mesh):
-                values = np.asarray(compiled(params, put_whole_batch(batch, mesh)))
-            yield from ((row, v[: groups[row].slots]) for row, v in zip(batch.rows.tolist(), values, strict=True) if row >= 0)
-
-    return score
 
 
 def part_of(output: str, name: str) -> Path:
@@ -207,7 +182,3 @@ def _hash(groups: Sequence[TokenGroup]) -> str:
         parts = (group.prompt, *(segment.tokens for segment in group.segments))
         digest.update(repr([p.tolist() for p in parts]).encode())
     return digest.hexdigest()
-
-
-def _fingerprint(folder: Path | str) -> str:
-    return fingerprint_files(Path(folder).glob("*.safetensors"))

@@ -1,31 +1,33 @@
-"""The parts of a run, put together from its config: what train, evaluate and the benchmarks share."""
+"""What every job makes of its config first: mesh, model, encoder, scorer; and from them data sets, loaders, references."""
 
 from __future__ import annotations
 
 import dataclasses
-import os
-from collections.abc import Callable, Iterable
-from functools import partial
+import functools
+import json
+from collections.abc import Iterable, Iterator
 from pathlib import Path
+from typing import Any
 
 import jax
 import numpy as np
-from jax.experimental import multihost_utils
 from jax.sharding import Mesh
 
-from align_jax import hf
 from align_jax.batch import GroupBatch
 from align_jax.config import Config
 from align_jax.cost.flops import keys_per_position
-from align_jax.data import BatchLoader, Encoder, GroupDataset, RowLayout
+from align_jax.data import BatchLoader, DataConfig, Encoder, GroupDataset, RowLayout
 from align_jax.errors import UserError
-from align_jax.files import fingerprint_files
-from align_jax.models import ModelConfig, init_weights, weight_shardings
+from align_jax.files import write_whole
 from align_jax.models.attention import resolve_backend
 from align_jax.objectives import Objective
-from align_jax.parallel.mesh import batch_sharding, data_shards, make_mesh, put_batch
+from align_jax.parallel.mesh import data_shards, make_mesh
+from align_jax.parallel.processes import largest_anywhere
+from align_jax.recipes.folder import RunFolder
+from align_jax.recipes.say import say
+from align_jax.recipes.source import ModelSource, reference_model, starting_model
 from align_jax.scoring.reference import cache_file, cache_key, cached, compute_reference
-from align_jax.scoring.scorer import Scorer
+from align_jax.scoring.scorer import FixedScorer, Scorer
 
 # Attention without a kernel: small products and a softmax in memory take this much longer for an operation than the rest does
 # (measured on a CPU, heads of 64).
@@ -33,183 +35,159 @@ XLA_ATTENTION_COST = 4
 
 
 @dataclasses.dataclass(frozen=True)
-class Start:
-    """The starting model of a run.
+class Setup:
+    """A config with the devices and the model that it means.
 
     Attributes:
-      config: its shape, with the head that the objective needs. folder: its Hugging Face folder, or None for a fresh model.
-      hf_config: its `config.json`, or None.
-      stored: its shape in that folder, where a reward model may start from a language model; None for a fresh one.
+      config: the whole config. mesh: the devices.
+      source: the starting model; no weight of it is loaded yet.
     """
 
-    config: ModelConfig
-    folder: Path | None
-    hf_config: dict | None
-    stored: ModelConfig | None = None
+    config: Config
+    mesh: Mesh
+    source: ModelSource
 
+    @classmethod
+    def of(cls, config: Config, source: ModelSource | None = None) -> Setup:
+        """The setup of a config on the devices that there are.
 
-def mesh_of(config: Config) -> Mesh:
-    """The mesh that the config asks for, on the devices that there are."""
-    return make_mesh(*config.mesh_sizes(jax.device_count()))
+        Args:
+          source: another model than the config's starting model.
 
+        Raises:
+          UserError: a mesh that does not fit the devices, or a model that cannot be read.
+        """
+        mesh = make_mesh(*config.mesh_sizes(jax.device_count()))
+        return cls(config, mesh, starting_model(config) if source is None else source)
 
-def start_of(config: Config) -> Start:
-    """Reads the shape of the starting model; no weight is loaded."""
-    if config.model.path is None:
-        return Start(with_head(config.model.fresh_config(), config), None, None)
-    folder = hf.resolve_folder(config.model.path)
-    stored, hf_config = hf.load_config(folder, None if config.head == "score" else config.head)
-    return Start(with_head(stored, config), Path(folder), hf_config, stored)
+    @property
+    def folder(self) -> RunFolder:
+        """`run.dir`."""
+        return RunFolder(Path(self.config.run.dir))
 
+    @property
+    def objective(self) -> Objective | None:
+        """What is trained, if anything is."""
+        return self.config.objective
 
-def with_head(shape: ModelConfig, config: Config) -> ModelConfig:
-    """The shape with the head that the objective of the config trains."""
-    return dataclasses.replace(shape, head=config.head)
+    @property
+    def backend(self) -> str:
+        """The attention backend; UserError where the one that was asked for cannot run on these devices."""
+        model = self.config.model
+        return resolve_backend(model.attention, model.dtype, self.mesh.devices.flat[0].platform)
 
+    @functools.cached_property
+    def encoder(self) -> Encoder:
+        """Texts to tokens, by the model's tokenizer and the `data` section."""
+        return Encoder(self.source.tokenizer, self.config.data or DataConfig(), self.source.shape.vocab_size)
 
-def weights_of(start: Start, config: Config, mesh: Mesh) -> dict:
-    """The starting weights, sharded on the mesh: imported, or fresh from `run.seed`; a head may be fresh alone."""
-    shardings = weight_shardings(start.config, mesh)
-    make, key = partial(init_weights, start.config, param_dtype=config.model.param_dtype), jax.random.key(config.run.seed)
-    if start.folder is None:
-        return jax.jit(make, out_shardings=shardings)(key)
-    fresh = () if start.stored == start.config else ("lm_head", "score")
-    where = weight_shardings(start.stored, mesh)
-    weights = hf.load_weights(start.folder, start.stored, where, config.model.param_dtype, skip=fresh)
-    if fresh:  # the compiler leaves out all but the head
-        weights["score"] = jax.jit(lambda k: make(k)["score"], out_shardings=shardings["score"])(key)
-    return weights
-
-
-def tokenizer_of(config: Config):
-    """The tokenizer of `model.tokenizer`, by default of `model.path`."""
-    where = config.model.tokenizer or config.model.path
-    if where is None:
-        raise UserError("model.tokenizer: a fresh model (model.config) needs a tokenizer; give its folder or hub id")
-    return tokenizer_at(where, "model.tokenizer")
-
-
-def tokenizer_at(where: str | os.PathLike, key: str):
-    """The tokenizer of a folder or hub id; `key` is what the config calls it, for errors."""
-    from transformers import AutoTokenizer
-
-    try:
-        return AutoTokenizer.from_pretrained(os.path.expanduser(where))
-    except (OSError, ValueError) as error:
-        raise UserError(f"{key}: no tokenizer can be loaded from {where}: {str(error).splitlines()[0]}") from error
-
-
-def backend_of(config: Config, mesh: Mesh) -> str:
-    """The attention backend of this run; UserError where the one that was asked for cannot run on these devices."""
-    return resolve_backend(config.model.attention, config.model.dtype, mesh.devices.flat[0].platform)
-
-
-def scorer_of(start: Start, config: Config) -> Scorer:
-    """How responses are scored in this run."""
-    chunk = {} if config.model.head_chunk is None else {"head_chunk": config.model.head_chunk}
-    return Scorer(
-        start.config,
-        dtype=config.model.dtype,
-        attention=config.model.attention,
-        remat=config.model.remat,
-        rows_per_chunk=config.model.rows_per_chunk,
-        **chunk,
-    )
-
-
-def dataset_of(config: Config, which: str, encoder: Encoder, objective: Objective, spool_dir: Path) -> GroupDataset:
-    """The `train` or `eval` data, arranged for the objective."""
-    return GroupDataset(
-        config.data,
-        which,
-        encoder,
-        layout=objective.layout,
-        preference=getattr(objective, "preference", "dpo"),
-        seed=config.run.seed,
-        spool_dir=spool_dir,
-        ends=objective.head == "score",
-    )
-
-
-def loader_of(config: Config, dataset: GroupDataset, mesh: Mesh, **more) -> BatchLoader:
-    """Batches of a dataset for this mesh and this process."""
-    if data_shards(mesh) % jax.process_count():
-        raise UserError(
-            f"mesh: data x fsdp = {data_shards(mesh)} must be a multiple of the {jax.process_count()} processes, so that each "
-            "reads its own part of the data"
+    @functools.cached_property
+    def scorer(self) -> Scorer:
+        """How responses are scored."""
+        model = self.config.model
+        return Scorer(
+            self.source.shape,
+            dtype=model.dtype,
+            attention=model.attention,
+            remat=model.remat,
+            rows_per_chunk=model.rows_per_chunk,
+            **({} if model.head_chunk is None else {"head_chunk": model.head_chunk}),
         )
-    backend = backend_of(config, mesh)
-    dense = keys_per_position(start_of(config).config)
-    if backend == "xla":
-        dense = max(1, dense // XLA_ATTENTION_COST)
-    return BatchLoader(
-        dataset,
-        shards=data_shards(mesh) // jax.process_count(),
-        groups_per_step=config.train.groups_per_step,
-        accumulation_steps=config.train.accumulation_steps,
-        seed=config.run.seed,
-        shuffle=config.data.shuffle,
-        layout=RowLayout(pack=config.data.pack and backend == "xla", dense=dense),
-        workers=config.data.workers,
-        prefetch=config.data.prefetch,
-        process_index=jax.process_index(),
-        process_count=jax.process_count(),
-        agree=largest_anywhere if jax.process_count() > 1 else None,
-        **more,
-    )
+
+    def under(self, weights: dict) -> FixedScorer:
+        """Scores of groups under some weights of the model's shape."""
+        return FixedScorer(self.scorer, weights, self.mesh)
+
+    def load(self, source: ModelSource) -> tuple[dict, int | None]:
+        """The weights of a model on this mesh, in `model.param_dtype`, and the step of a checkpoint."""
+        return source.load(self.mesh, self.config.model.param_dtype)
+
+    def weights(self) -> dict:
+        """The starting model's weights on this mesh."""
+        return self.load(self.source)[0]
+
+    @functools.cached_property
+    def reference(self) -> ModelSource:
+        """The reference policy: `reference.path`, by default the starting model."""
+        return reference_model(self.config, self.source)
+
+    def dataset(self, which: str, objective: Objective | None = None) -> GroupDataset:
+        """`data.train` or `data.eval`, arranged for the objective (by default the one that is trained)."""
+        objective = objective or self.objective
+        return GroupDataset(
+            self.config.data,
+            which,
+            self.encoder,
+            layout=objective.layout,
+            preference=getattr(objective, "preference", "dpo"),
+            seed=self.config.run.seed,
+            spool_dir=self.folder.path / "spool",
+            ends=objective.head == "score",
+        )
+
+    def loader(self, dataset: Any) -> BatchLoader:
+        """Batches of a data set for this mesh and this process."""
+        config, shards, processes = self.config, data_shards(self.mesh), jax.process_count()
+        if shards % processes:
+            raise UserError(
+                f"mesh: data x fsdp = {shards} must be a multiple of the {processes} processes, so that each reads its own "
+                "part of the data"
+            )
+        backend, dense = self.backend, keys_per_position(self.source.shape)
+        if backend == "xla":
+            dense = max(1, dense // XLA_ATTENTION_COST)
+        return BatchLoader(
+            dataset,
+            shards=shards // processes,
+            groups_per_step=config.train.groups_per_step,
+            accumulation_steps=config.train.accumulation_steps,
+            seed=config.run.seed,
+            shuffle=config.data.shuffle,
+            layout=RowLayout(pack=config.data.pack and backend == "xla", dense=dense),
+            workers=config.data.workers,
+            prefetch=config.data.prefetch,
+            process_index=jax.process_index(),
+            process_count=processes,
+            agree=largest_anywhere if processes > 1 else None,
+        )
+
+    def reference_logps(
+        self, dataset: GroupDataset, needed: np.ndarray, batches: Iterable[GroupBatch]
+    ) -> dict[str, np.ndarray]:
+        """`{"ref_logps": [rows, K]}` with at least the needed rows known (NaN elsewhere), from the cache or computed now.
+
+        Args:
+          needed: int row numbers. batches: host batches that together hold them.
+        """
+        config, reference, shape = self.config, self.reference, self.source.shape
+        key = cache_key(
+            version=2,
+            model=reference.fingerprint(),
+            shape=dataclasses.asdict(shape),
+            data=dataset.fingerprint,
+            dtype=self.scorer.dtype,
+            param_dtype=config.model.param_dtype,
+        )
+        path = cache_file(key, dataset.path, config.reference.cache_dir)
+
+        def compute(table: np.ndarray) -> np.ndarray:
+            return compute_reference(self.under(self.load(reference)[0]).batch, batches, table)
+
+        values, hit = cached(path, (len(dataset), dataset.slots), needed, compute)
+        say(f"reference log-probs {'reused from' if hit else 'computed and stored in'} {path}")
+        return {"ref_logps": values}
 
 
-def largest_anywhere(sizes: tuple[int, ...]) -> tuple[int, ...]:
-    """The largest of each size over all processes, so that their batches have one shape."""
-    return tuple(int(n) for n in multihost_utils.process_allgather(np.asarray(sizes)).max(axis=0))
+def report_data(which: str, dataset: GroupDataset, folder: Path) -> None:
+    """Says how much data there is and what was left out; lists bad rows in the run folder."""
+    say(f"data.{which}: {dataset.describe()}")
+    if dataset.bad_rows and jax.process_index() == 0:
+        lines = "".join(json.dumps(bad) + "\n" for bad in dataset.bad_rows)
+        write_whole(folder / f"bad_rows.{which}.jsonl", lines)
+        say(f"data.{which}: {len(dataset.bad_rows)} bad rows skipped, listed in {folder / f'bad_rows.{which}.jsonl'}")
 
 
-def score_batches(scorer: Scorer, mesh: Mesh, params: dict) -> Callable[[GroupBatch], jax.Array]:
-    """host batch -> response log-probs `[G, K]` under fixed weights."""
-    compiled = jax.jit(scorer, out_shardings=batch_sharding(mesh))
-    return lambda batch: compiled(params, put_batch(batch, mesh))
-
-
-def reference_of(
-    config: Config,
-    start: Start,
-    dataset: GroupDataset,
-    needed: np.ndarray,
-    batches: Iterable[GroupBatch],
-    scorer: Scorer,
-    mesh: Mesh,
-    params: Callable[[], dict],
-) -> tuple[np.ndarray, Path, bool]:
-    """Reference log-probs of a dataset, from the cache or computed now.
-
-    Args:
-      needed: int row numbers. batches: host batches that together hold them.
-      params: loads the reference's weights; called only when they are needed.
-
-    Returns:
-      float32 `[rows, K]` (NaN where not needed and not known), the cache file, and whether all came from it.
-    """
-    folder = hf.resolve_folder(config.reference.path) if config.reference.path else start.folder
-    # A fresh model is known by its seed and shape.
-    model = fingerprint_files(Path(folder).glob("*.safetensors")) if folder else repr((start.config, config.run.seed))
-    key = cache_key(
-        version=2,
-        model=model,
-        shape=dataclasses.asdict(start.config),
-        data=dataset.fingerprint,
-        dtype=scorer.dtype,
-        param_dtype=config.model.param_dtype,
-    )
-    path = cache_file(key, dataset.path, config.reference.cache_dir)
-
-    def compute(table: np.ndarray) -> np.ndarray:
-        return compute_reference(score_batches(scorer, mesh, params()), batches, table)
-
-    values, hit = cached(path, (len(dataset), dataset.slots), needed, compute)
-    return values, path, hit
-
-
-def microbatches(batches):
+def microbatches(batches: Iterable[GroupBatch]) -> Iterator[GroupBatch]:
     """Batches without their leading axis of microbatches."""
     for batch in batches:
         for i in range(batch.tokens.shape[0]):

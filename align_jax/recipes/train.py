@@ -1,123 +1,247 @@
-"""`align-jax train CONFIG.yaml [--section.key value ...]`."""
+"""Training: one run, from its config to its last checkpoint."""
 
 from __future__ import annotations
 
 import collections
-import itertools
+import contextlib
+import dataclasses
 from pathlib import Path
+from typing import Any
 
 import jax
+import optax
 
-from align_jax.config import Config, load_config, parse_overrides
+from align_jax.config import Config
 from align_jax.cost.compilations import so_far
-from align_jax.data import Encoder, GroupDataset
+from align_jax.data import BatchLoader, GroupDataset
 from align_jax.errors import UserError
 from align_jax.parallel.mesh import put_batch
 from align_jax.parallel.stop import StopSignal
-from align_jax.recipes import setup as assemble
-from align_jax.recipes.evaluation import in_training_evaluation, reference_table, report_data
-from align_jax.recipes.folder import prepare_folder, say
+from align_jax.recipes.evaluation import in_training_evaluation
+from align_jax.recipes.say import say, speaking
+from align_jax.recipes.setup import Setup, microbatches, report_data
 from align_jax.training import optim
+from align_jax.training.callbacks import Callback, Evaluate, Log, Save, StopWhen
 from align_jax.training.checkpoint import Checkpointer
-from align_jax.training.fit import Hooks, Plan, run
+from align_jax.training.fit import fit
 from align_jax.training.logs import MetricsLog
 from align_jax.training.state import TrainState, create_state, state_shapes, state_shardings
 from align_jax.training.step import compile_step
 
-REQUIRED = ("run.dir", "model", "data", "data.train", "objective", "optimizer", "train")
+REQUIRED = ("run.dir", "model", "data", "data.train", "objective")
 
 
-def main(argv: list[str]) -> int:
-    """Trains, or resumes; returns 0 also when SIGTERM ended the run after a checkpoint."""
-    if not argv or argv[0].startswith("--"):
-        raise UserError("give a config: align-jax train CONFIG.yaml [--section.key value ...]")
-    config = load_config(argv[0], parse_overrides(argv[1:]), require=REQUIRED)
-    with StopSignal() as stop:
-        if config.rounds is not None:
-            from align_jax.recipes.rounds import run_rounds
+@dataclasses.dataclass(frozen=True)
+class Run:
+    """A run as it stands.
 
-            run_rounds(config, stop)
-        else:
-            train(config, stop)
-    return 0
+    Attributes:
+      folder: `run.dir`, which `align_jax.export` and `align-jax evaluate` take. steps: made so far, of this and earlier starts.
+      finished: whether all steps were made.
+      metrics: the last value of every metric. history: every line of metrics.jsonl, `step` among its values.
+    """
+
+    folder: Path
+    steps: int
+    finished: bool
+    metrics: dict[str, float]
+    history: list[dict[str, Any]]
 
 
-def train(config: Config, stop: StopSignal) -> bool:
-    """One run from its config to its last checkpoint; False when `stop` ended it before its last step."""
-    folder, before = Path(config.run.dir), so_far()
-    mesh, start = assemble.mesh_of(config), assemble.start_of(config)
-    tokenizer = assemble.tokenizer_of(config)
-    prepare_folder(folder, config, start, tokenizer)
-    encoder = Encoder(tokenizer, config.data, start.config.vocab_size)
-    scorer = assemble.scorer_of(start, config)
-    check_best_metric(config)
-    with jax.set_mesh(mesh):
-        dataset = assemble.dataset_of(config, "train", encoder, config.objective, folder / "spool")
-        report_data("train", dataset, folder)
-        report_context(dataset, start.config.max_length)
-        steps = total_steps(config, len(dataset))
+def train(config: Config, stop: StopSignal | None = None) -> Run:
+    """Trains, or resumes where the run's folder holds checkpoints.
+
+    Args:
+      config: with `model`, `data.train` and `objective`; everything else has a default.
+      stop: asked after every step; when it says so, a checkpoint is written and the run ends. None: SIGTERM says so.
+
+    Returns:
+      The run, whose folder holds config.yaml, metrics.jsonl and checkpoints/.
+
+    Raises:
+      UserError: anything that the user can mend, see the message; what was trained before it is kept.
+    """
+    config.require(*REQUIRED)
+    config.check_training()
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(speaking(config.log.quiet))
+        stop = stack.enter_context(StopSignal()) if stop is None else stop
+        setup = Setup.of(config)
+        setup.folder.prepare(config, setup.source)
+        check_best_metric(config)
+        stack.enter_context(jax.set_mesh(setup.mesh))
+        training = Training.of(setup)
+        state, finished = _train(training, stop)
+    history = setup.folder.history
+    latest = {name: value for line in history for name, value in line.items() if value is not None and name != "step"}
+    return Run(setup.folder.path, int(state.step), finished, latest, history)
+
+
+@dataclasses.dataclass(frozen=True)
+class Training:
+    """What a run is made of, before its first step.
+
+    Attributes:
+      dataset: `data.train`. loader: its batches, with the reference's log-probs. steps: of the whole run.
+      optimizer: with its schedule. where: the shardings of the state.
+    """
+
+    setup: Setup
+    dataset: GroupDataset
+    loader: BatchLoader
+    steps: int
+    optimizer: optax.GradientTransformation
+    where: TrainState
+
+    @classmethod
+    def of(cls, setup: Setup) -> Training:
+        """Reads the data and, where the objective needs it, computes the reference's log-probs."""
+        config = setup.config
+        dataset = setup.dataset("train")
+        report_data("train", dataset, setup.folder.path)
+        report_context(dataset, setup.source.shape.max_length)
+        steps = config.train.total_steps(len(dataset))
+        loader = setup.loader(dataset)
+        if config.objective.needs_reference:
+            # The batches of the first epoch are the run's own, so at its first step policy and reference agree exactly.
+            once = min(steps, -(-len(dataset) // config.train.groups_per_step))
+            first = microbatches(loader.preview(once))
+            loader.join(setup.reference_logps(dataset, loader.first_rows(once), first))
         optimizer = optim.make_optimizer(config.optimizer, steps)
-        with Checkpointer(
-            folder / "checkpoints", config.checkpoint.keep, config.checkpoint.best_metric, config.checkpoint.best_mode
-        ) as checkpoints:
-            labels = reference_labels(config, start, dataset, steps, scorer, mesh)
-            loader = assemble.loader_of(config, dataset, mesh, labels=labels)
-            where = state_shardings(start.config, optimizer, mesh, config.model.param_dtype)
-            state = resume(checkpoints, start, optimizer, where, config, loader, dataset)
-            measure = in_training_evaluation(config, start, encoder, scorer, mesh, folder)
-            if state is None:
-                params = assemble.weights_of(start, config, mesh)
-                state = create_state(start.config, params, optimizer, mesh, config.model.param_dtype)
-            begun = int(state.step)
-            if begun >= steps:
-                say(f"{folder} is complete: step {begun} of {steps}")
-                return True
-            step = compile_step(mesh, where, scorer, config.objective, optimizer, config.run.seed)
-            schedule = optim.make_schedule(config.optimizer, steps)
-            with MetricsLog(
-                folder,
-                total_steps=steps,
-                resume_step=begun or None,
-                every=config.log.every,
-                progress=config.log.progress,
-                tensorboard=config.log.tensorboard,
-                wandb_project=config.log.wandb_project,
-                wandb_name=config.log.wandb_name,
-                config=config.to_dict(),
-                active=jax.process_index() == 0,
-            ) as log:
-                cut = collections.Counter()
+        where = state_shardings(setup.source.shape, optimizer, setup.mesh, config.model.param_dtype)
+        return cls(setup, dataset, loader, steps, optimizer, where)
 
-                def record(n: int, metrics: dict[str, float]) -> None:
-                    check_known(config.checkpoint.best_metric, metrics, n)
-                    cut.update({kind: metrics.get(f"tokens/truncated_{kind}", 0) for kind in ("prompts", "responses")})
-                    spent = so_far() - before
-                    compiled = {"time/compile_seconds": spent.seconds, "time/compilations": float(spent.compiled)}
-                    rate = {"learning_rate": float(schedule(n - 1))} if n else {}
-                    log.log(n, metrics | compiled | rate)
+    def begin(self) -> TrainState:
+        """The state before the first step."""
+        setup, param_dtype = self.setup, self.setup.config.model.param_dtype
+        return create_state(setup.source.shape, setup.weights(), self.optimizer, setup.mesh, param_dtype)
 
-                hooks = Hooks(
-                    put=lambda batch: put_batch(batch, mesh, leading=1),
-                    step=step,
-                    log=record,
-                    evaluate=measure,
-                    save=lambda n, s, position, m: checkpoints.save(n, s, {"data": position, "rows": dataset.fingerprint}, m),
-                    last_saved=checkpoints.latest_step,
-                    where=dataset.where,
-                )
-                plan = Plan(steps, config.checkpoint.every or steps, config.train.eval_every)
-                state, finished = run(state, loader, plan, hooks, stop)
-            checkpoints.wait()
+    def resume(self, checkpoints: Checkpointer) -> TrainState | None:
+        """The newest readable checkpoint's state, with the loader moved to where it was; None when there is none.
+
+        Raises:
+          UserError: the rows of `data.train` are not those that the run began with, so its place among them means nothing.
+        """
+        config = self.setup.config
+        shapes = state_shapes(self.setup.source.shape, self.optimizer, config.model.param_dtype)
+        abstract = jax.tree.map(lambda s, w: jax.ShapeDtypeStruct(s.shape, s.dtype, sharding=w), shapes, self.where)
+        found = checkpoints.restore(abstract)
+        if found is None:
+            return None
+        state, extra = found
+        if extra.get("rows", self.dataset.fingerprint) != self.dataset.fingerprint:
+            raise UserError(
+                f"data.train: {self.dataset.path} holds other rows than when the run in {config.run.dir} began, or they become "
+                "other tokens; put rows and tokenizer back to resume it, or choose another run.dir"
+            )
+        self.loader.restore(extra["data"])
+        say(f"resumed from the checkpoint of step {int(state.step)}")
+        return state
+
+
+def _train(training: Training, stop: StopSignal) -> tuple[TrainState, bool]:
+    """From the newest checkpoint, or the start, to the last step; False when `stop` ended it before."""
+    setup, steps, before = training.setup, training.steps, so_far()
+    config, folder = setup.config, setup.folder
+    with folder.checkpoints(config) as checkpoints:
+        state = training.resume(checkpoints)
+        measure = in_training_evaluation(setup)
+        state = training.begin() if state is None else state
+        begun = int(state.step)
+        if begun >= steps:
+            say(f"{folder.path} is complete: step {begun} of {steps}")
+            return state, True
+        step = compile_step(setup.mesh, training.where, setup.scorer, config.objective, training.optimizer, config.run.seed)
+        with _metrics_log(config, steps, begun) as log:
+            cut = CountCut()
+            state, _ = fit(
+                state,
+                training.loader,
+                step,
+                steps=steps,
+                put=lambda batch: put_batch(batch, setup.mesh, leading=1),
+                where=training.dataset.where,
+                callbacks=[
+                    StopWhen(stop.requested),
+                    *([Evaluate(measure, config.train.eval_every)] if measure else []),
+                    CheckMetric(config.checkpoint.best_metric),
+                    AddCosts(optim.make_schedule(config.optimizer, steps), before),
+                    cut,
+                    Log(log.log),
+                    Save(_save(training, checkpoints), config.checkpoint.every or steps, checkpoints.latest_step),
+                ],
+            )
+        checkpoints.wait()
     done, spent = int(state.step), so_far() - before
     say(f"compiled {spent.compiled} programs, {spent.cached} more came from the cache: {spent.seconds:.1f} s in all")
-    if any(cut.values()):
-        lengths = f"{config.data.max_prompt_tokens} and {config.data.max_response_tokens} tokens"
-        say(f"cut to {lengths}: {cut['prompts']:.0f} prompts and {cut['responses']:.0f} responses of this run's batches")
-    if finished:
-        say(f"trained to step {done}; export with: align-jax export {folder} OUT_DIR")
+    cut.report(config)
+    if done >= steps:
+        say(f"trained to step {done}; export with: align-jax export {folder.path} OUT_DIR")
     else:
         say(f"stopped by SIGTERM after step {done} of {steps}; checkpoint saved, the same command resumes")
-    return finished
+    return state, done >= steps
+
+
+def _metrics_log(config: Config, steps: int, begun: int) -> MetricsLog:
+    return MetricsLog(
+        config.run.dir,
+        total_steps=steps,
+        resume_step=begun or None,
+        every=config.log.every,
+        progress=config.log.progress and not config.log.quiet,
+        tensorboard=config.log.tensorboard,
+        wandb_project=config.log.wandb_project,
+        wandb_name=config.log.wandb_name,
+        config=config.to_dict(),
+        active=jax.process_index() == 0,
+    )
+
+
+def _save(training: Training, checkpoints: Checkpointer):
+    def save(step: int, state: TrainState, position: Any, metrics: dict[str, float]) -> None:
+        checkpoints.save(step, state, {"data": position, "rows": training.dataset.fingerprint}, metrics)
+
+    return save
+
+
+class AddCosts(Callback):
+    """Adds the learning rate of a step, and what was compiled so far, to its metrics."""
+
+    def __init__(self, schedule: optax.Schedule, before: Any):
+        self._schedule, self._before = schedule, before
+
+    def record(self, step: int, metrics: dict[str, float]) -> None:
+        spent = so_far() - self._before
+        metrics |= {"time/compile_seconds": spent.seconds, "time/compilations": float(spent.compiled)}
+        if step:
+            metrics["learning_rate"] = float(self._schedule(step - 1))
+
+
+class CheckMetric(Callback):
+    """Refuses, at the first metrics that should hold it, a `checkpoint.best_metric` that does not exist."""
+
+    def __init__(self, best_metric: str | None):
+        self._best = best_metric
+
+    def record(self, step: int, metrics: dict[str, float]) -> None:
+        check_known(self._best, metrics, step)
+
+
+class CountCut(Callback):
+    """Counts the prompts and responses that were cut to the `data` section's lengths."""
+
+    def __init__(self):
+        self._cut: collections.Counter = collections.Counter()
+
+    def record(self, step: int, metrics: dict[str, float]) -> None:
+        self._cut.update({kind: metrics.get(f"tokens/truncated_{kind}", 0) for kind in ("prompts", "responses")})
+
+    def report(self, config: Config) -> None:
+        """Says how many, if any."""
+        if any(self._cut.values()):
+            lengths = f"{config.data.max_prompt_tokens} and {config.data.max_response_tokens} tokens"
+            counts = f"{self._cut['prompts']:.0f} prompts and {self._cut['responses']:.0f} responses"
+            say(f"cut to {lengths}: {counts} of this run's batches")
 
 
 def check_best_metric(config: Config) -> None:
@@ -151,45 +275,3 @@ def check_known(best_metric: str | None, metrics: dict[str, float], step: int) -
     kind = [name for name in metrics if name.startswith("eval/") == best_metric.startswith("eval/")]
     if kind and (step or best_metric.startswith("eval/")):
         raise UserError(f"checkpoint.best_metric: there is no metric {best_metric!r}; there are {', '.join(sorted(kind))}")
-
-
-def total_steps(config: Config, rows: int) -> int:
-    """Optimizer steps of the run: `train.steps`, or those of `train.epochs` passes over the rows."""
-    if config.train.steps is not None:
-        return config.train.steps
-    return max(1, -(-int(config.train.epochs * rows) // config.train.groups_per_step))
-
-
-def reference_labels(config: Config, start, dataset: GroupDataset, steps: int, scorer, mesh) -> dict:
-    """`{"ref_logps": [rows, K]}` for the rows of a run, or nothing for an objective without a reference."""
-    if not config.objective.needs_reference:
-        return {}
-    loader = assemble.loader_of(config, dataset, mesh)
-    # The batches of the first epoch are the run's own, so at its first step policy and reference agree exactly.
-    once = min(steps, -(-len(dataset) // config.train.groups_per_step))
-    batches = assemble.microbatches(itertools.islice(loader, once))
-    return reference_table(config, start, dataset, loader.first_rows(once), batches, scorer, mesh)
-
-
-def resume(
-    checkpoints: Checkpointer, start, optimizer, where: TrainState, config: Config, loader, dataset: GroupDataset
-) -> TrainState | None:
-    """The newest readable checkpoint's state, with the loader moved to where it was; None when there is none.
-
-    Raises:
-      UserError: the rows of `data.train` are not those that the run began with, so its place among them means nothing.
-    """
-    shapes = state_shapes(start.config, optimizer, config.model.param_dtype)
-    abstract = jax.tree.map(lambda s, w: jax.ShapeDtypeStruct(s.shape, s.dtype, sharding=w), shapes, where)
-    found = checkpoints.restore(abstract)
-    if found is None:
-        return None
-    state, extra = found
-    if extra.get("rows", dataset.fingerprint) != dataset.fingerprint:
-        raise UserError(
-            f"data.train: {dataset.path} holds other rows than when the run in {config.run.dir} began, or they become other "
-            "tokens; put rows and tokenizer back to resume it, or choose another run.dir"
-        )
-    loader.restore(extra["data"])
-    say(f"resumed from the checkpoint of step {int(state.step)}")
-    return state

@@ -3,23 +3,20 @@
 from __future__ import annotations
 
 import dataclasses
-import functools
 import os
 from collections.abc import Sequence
 
-import jax
 import numpy as np
 from jax.sharding import Mesh
 
 from align_jax import hf
-from align_jax.batch import GroupBatch
-from align_jax.data import DataConfig, Encoder, TokenGroup, encode_group, length_batches
+from align_jax.data import DataConfig, Encoder, TokenGroup, encode_group
 from align_jax.data.formats import Example, Text, as_text
 from align_jax.data.sources import RowError
 from align_jax.errors import UserError
-from align_jax.models import Decoder, ModelConfig, weight_shardings
-from align_jax.parallel.mesh import data_shards, put_whole_batch, replicated
-from align_jax.scoring.scores import response_scores
+from align_jax.models import ModelConfig, weight_shardings
+from align_jax.parallel.mesh import make_mesh
+from align_jax.scoring.scorer import FixedScorer, Scorer
 
 BATCH_ROWS = 64
 # A text that is too long stays so, and is refused.
@@ -30,7 +27,7 @@ _UNCUT = DataConfig(max_prompt_tokens=1 << 30, max_response_tokens=1 << 30)
 class RewardModel:
     """A reward model with its own tokenizer and chat template.
 
-        model = RewardModel.load("path/to/reward-model", mesh=make_mesh())
+        model = RewardModel.load("path/to/reward-model")
         model.score(["What is two and two?"], [["Four.", "Five."]])    # [[1.3, -0.4]]
 
     Attributes:
@@ -61,7 +58,7 @@ class RewardModel:
         cls,
         path: str | os.PathLike,
         *,
-        mesh: Mesh,
+        mesh: Mesh | None = None,
         dtype: str = "float32",
         param_dtype: str = "float32",
         batch_rows: int = BATCH_ROWS,
@@ -73,7 +70,7 @@ class RewardModel:
 
         Args:
           path: a folder in Hugging Face format with its tokenizer, or a hub id.
-          mesh: where its weights go.
+          mesh: where its weights go; None: the default device.
           dtype: what products are computed in. param_dtype: what weights are kept in.
           batch_rows: responses computed at one time, over all devices.
           max_tokens: most tokens of a prompt with its response; None is the model's context.
@@ -83,6 +80,7 @@ class RewardModel:
         Raises:
           UserError: a language model, several labels, no tokenizer; see also `hf.load_config` and `hf.load_weights`.
         """
+        mesh = make_mesh() if mesh is None else mesh
         folder = hf.resolve_folder(path)
         config, _ = hf.load_config(folder, "score")
         encoder = Encoder(_tokenizer(folder, path), data or _UNCUT, config.vocab_size)
@@ -115,11 +113,9 @@ class RewardModel:
     def score_groups(self, groups: Sequence[TokenGroup]) -> list[np.ndarray]:
         """Scores float32 `[K]` of every group of tokens (`TokenGroup.ends` True), in their order."""
         results: list[np.ndarray] = [np.empty(0, np.float32)] * len(groups)
-        for batch in length_batches(groups, shards=data_shards(self.mesh), rows=self.batch_rows):
-            values = self._score_batch(batch)
-            for row, scores in zip(batch.rows.tolist(), values, strict=True):
-                if row >= 0:
-                    results[row] = scores[: groups[row].slots]
+        scorer = Scorer(self.config, dtype=self.dtype, attention=self.attention)
+        for place, scores in FixedScorer(scorer, self.params, self.mesh).groups(groups, self.batch_rows):
+            results[place] = scores
         return results
 
     def check_length(self, group: TokenGroup, where: str) -> None:
@@ -141,20 +137,6 @@ class RewardModel:
             raise UserError(f"{where}: {error}") from error
         self.check_length(group, where)
         return group
-
-    def _score_batch(self, batch: GroupBatch) -> np.ndarray:
-        rows = max(1, self.batch_rows // data_shards(self.mesh))
-        with jax.set_mesh(self.mesh):
-            compiled = _compiled(self.config, self.dtype, self.attention, rows, self.mesh)
-            return np.asarray(compiled(self.params, put_whole_batch(batch, self.mesh)))
-
-
-@functools.lru_cache(maxsize=32)
-def _compiled(config: ModelConfig, dtype: str, attention: str, rows: int, mesh: Mesh):
-    def scores(params: dict, batch: GroupBatch) -> jax.Array:
-        return response_scores(Decoder(config, params, dtype=dtype, attention=attention), batch, rows_per_chunk=rows)
-
-    return jax.jit(scores, out_shardings=replicated(mesh))
 
 
 def _tokenizer(folder: str | os.PathLike, path: str | os.PathLike):

@@ -1,13 +1,20 @@
-"""How responses are scored in a run."""
+"""How responses are scored in a run, and their scores under fixed weights."""
 
 from __future__ import annotations
 
 import dataclasses
+import functools
+from collections.abc import Callable, Iterator, Sequence
 
 import jax
+import numpy as np
+from jax.sharding import Mesh, NamedSharding
 
 from align_jax.batch import GroupBatch
+from align_jax.data.packing.lengths import length_batches
+from align_jax.data.records import TokenGroup
 from align_jax.models import Decoder, ModelConfig
+from align_jax.parallel.mesh import batch_sharding, data_shards, put_batch, put_whole_batch, replicated
 from align_jax.scoring.logps import HEAD_CHUNK, response_logps
 from align_jax.scoring.scores import response_scores
 
@@ -29,3 +36,41 @@ class Scorer:
         if self.config.head == "score":
             return response_scores(model, batch, rows_per_chunk=self.rows_per_chunk)
         return response_logps(model, batch, rows_per_chunk=self.rows_per_chunk, head_chunk=self.head_chunk)
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class FixedScorer:
+    """What a model with these weights says of groups: log-probs, or a reward model's scores.
+
+    Attributes:
+      scorer: how. weights: on the mesh. mesh: the devices.
+    """
+
+    scorer: Scorer
+    weights: dict
+    mesh: Mesh
+
+    def batch(self, batch: GroupBatch) -> jax.Array:
+        """`[G, K]` of a host batch that holds this process's shards, in the program that training scores with."""
+        return _compiled(self.scorer, batch_sharding(self.mesh))(self.weights, put_batch(batch, self.mesh))
+
+    def groups(self, groups: Sequence[TokenGroup], rows: int) -> Iterator[tuple[int, np.ndarray]]:
+        """(place in `groups`, values `[K]`) of groups that every process holds whole, similar lengths together.
+
+        Args:
+          rows: responses computed at one time, over all devices.
+        """
+        shards = data_shards(self.mesh)
+        chunk = self.scorer.rows_per_chunk or max(1, rows // shards)
+        compiled = _compiled(dataclasses.replace(self.scorer, rows_per_chunk=chunk), replicated(self.mesh))
+        for batch in length_batches(groups, shards=shards, rows=rows):
+            with jax.set_mesh(self.mesh):
+                values = np.asarray(compiled(self.weights, put_whole_batch(batch, self.mesh)))
+            for place, found in zip(batch.rows.tolist(), values, strict=True):
+                if place >= 0:
+                    yield place, found[: groups[place].slots]
+
+
+@functools.lru_cache(maxsize=32)
+def _compiled(scorer: Scorer, where: NamedSharding) -> Callable[[dict, GroupBatch], jax.Array]:
+    return jax.jit(scorer, out_shardings=where)

@@ -1,0 +1,51 @@
+"""What a process sets before JAX starts, and its start as one of several."""
+
+from __future__ import annotations
+
+import logging
+import os
+import re
+import warnings
+
+from align_jax.errors import UserError
+
+
+def prepare_process() -> None:
+    """Settings of the process: quieter logs, a compilation cache on disk, and the other processes where there are any.
+
+    For programs of their own, such as the command line; in a notebook the process is the user's, and nothing is set.
+
+    Raises:
+      UserError: a JAX_NUM_PROCESSES or JAX_PROCESS_ID that is not a number.
+    """
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    import jax
+
+    # Orbax warns of what was asked for: a folder opened for reading only.
+    logging.getLogger("absl").addFilter(lambda record: not re.search("read.only=", record.getMessage()))
+    warnings.filterwarnings("ignore", message="Some donated buffers were not usable")  # the CPU backend donates nothing
+    if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
+        home = os.environ.get("XDG_CACHE_HOME", os.path.join(os.path.expanduser("~"), ".cache"))
+        jax.config.update("jax_compilation_cache_dir", os.path.join(home, "align_jax", "xla"))
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)  # a second start compiles nothing
+    if _launched_on_several_hosts():
+        jax.distributed.initialize(**_processes())
+
+
+def _launched_on_several_hosts() -> bool:
+    """Whether a launcher that JAX knows started this process as one of several."""
+    several = (os.environ.get(name, "1") for name in ("SLURM_NTASKS", "OMPI_COMM_WORLD_SIZE"))
+    hosts = os.environ.get("TPU_WORKER_HOSTNAMES", "")
+    return "JAX_COORDINATOR_ADDRESS" in os.environ or "," in hosts or any(n.isdigit() and int(n) > 1 for n in several)
+
+
+def _processes() -> dict[str, int]:
+    """The number of processes and which of them this is, for launchers that JAX does not know; else JAX finds out."""
+    found = {}
+    for argument, name in (("num_processes", "JAX_NUM_PROCESSES"), ("process_id", "JAX_PROCESS_ID")):
+        if name in os.environ:
+            if not os.environ[name].isdigit():
+                raise UserError(f"{name}: {os.environ[name]!r} in the environment is not a number")
+            found[argument] = int(os.environ[name])
+    return found

@@ -1,0 +1,276 @@
+"""Where weights come from: a fresh model, a Hugging Face folder or hub id, or the checkpoint of a run.
+
+    source = starting_model(config)               # the `model` section
+    source = model_at("runs/mpo", "lm_head")      # a run folder, a Hugging Face folder or a hub id
+    source.shape, source.tokenizer, source.weights(mesh, "float32"), source.fingerprint()
+
+Policy, reference, reward model, the models of an evaluation and what is exported are all one of these.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import os
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import jax
+from jax.sharding import Mesh
+
+from align_jax import hf
+from align_jax.config import Config
+from align_jax.errors import UserError
+from align_jax.files import fingerprint_files
+from align_jax.models import ModelConfig, init_weights, weight_shardings
+from align_jax.recipes.folder import RunFolder
+from align_jax.training.restore import restore_weights
+
+_HEADS = ("lm_head", "score")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ModelSource:
+    """A model that was found, before its weights are loaded.
+
+    Attributes:
+      shape: of the model, with the head that is wanted.
+      tokenizer_at: folder or hub id of its tokenizer, or None where it has none.
+      key: what the config calls the model, for errors.
+      hf_config: the `config.json` that it came from, whose other fields an export keeps; None for a fresh model.
+    """
+
+    shape: ModelConfig
+    tokenizer_at: str | None
+    key: str
+    hf_config: dict[str, Any] | None = dataclasses.field(default=None, repr=False, compare=False)
+
+    @property
+    def generation_config(self) -> dict[str, Any] | None:
+        """The `generation_config.json` that it came with, if any."""
+        return None
+
+    @functools.cached_property
+    def tokenizer(self) -> Any:
+        """Its tokenizer, of transformers.
+
+        Raises:
+          UserError: none was named, or what was named is none.
+        """
+        if self.tokenizer_at is None:
+            raise UserError("model.tokenizer: a fresh model (model.config) needs a tokenizer; give its folder or hub id")
+        return load_tokenizer(self.tokenizer_at, "model.tokenizer" if self.key == "model" else self.key)
+
+    def load(self, mesh: Mesh | None, dtype: str) -> tuple[dict, int | None]:
+        """The weights, and the step of a checkpoint.
+
+        Args:
+          mesh: where they go; None: host memory, since one accelerator may be smaller than the model.
+          dtype: what they are kept in.
+
+        Returns:
+          Nested dict of arrays, see `align_jax.models.weight_shapes`.
+        """
+        raise TypeError(f"{type(self).__name__} does not say how its weights are loaded")
+
+    def weights(self, mesh: Mesh | None, dtype: str) -> dict:
+        """The weights alone, see `load`."""
+        return self.load(mesh, dtype)[0]
+
+    def fingerprint(self) -> Any:
+        """What tells its weights from others: a JSON value that a new start gives again."""
+        raise TypeError(f"{type(self).__name__} does not say what tells its weights from others")
+
+    def describe(self) -> str:
+        """The model in a few words."""
+        raise TypeError(f"{type(self).__name__} does not say what it is")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class FreshModel(ModelSource):
+    """A model of this shape with weights drawn from a seed."""
+
+    seed: int
+
+    def load(self, mesh: Mesh | None, dtype: str) -> tuple[dict, None]:
+        return _drawn(self, mesh, dtype)(jax.random.key(self.seed)), None
+
+    def fingerprint(self) -> str:
+        return repr((self.shape, self.seed))
+
+    def describe(self) -> str:
+        return "fresh model"
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class StoredModel(ModelSource):
+    """A model in Hugging Face format.
+
+    Attributes:
+      folder: where it lies. given: the folder or hub id as the user wrote it.
+      stored: its shape in that folder, whose head may be another one than `shape` has: that head is then drawn from `seed`.
+    """
+
+    folder: Path
+    given: str
+    stored: ModelConfig
+    seed: int = 0
+
+    @property
+    def generation_config(self) -> dict[str, Any] | None:
+        return hf.load_generation_config(self.folder)
+
+    def load(self, mesh: Mesh | None, dtype: str) -> tuple[dict, None]:
+        fresh = () if self.stored == self.shape else _HEADS
+        where = None if mesh is None else weight_shardings(self.stored, mesh)
+        weights = hf.load_weights(self.folder, self.stored, where, dtype, skip=fresh)
+        if fresh:
+            weights[self.shape.head] = _drawn(self, mesh, dtype, self.shape.head)(jax.random.key(self.seed))
+        return weights, None
+
+    def fingerprint(self) -> str:
+        return fingerprint_files(self.folder.glob("*.safetensors"))
+
+    def describe(self) -> str:
+        return self.given
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class TrainedModel(ModelSource):
+    """The model of a run's checkpoint: the newest one, or that of a step."""
+
+    run: RunFolder
+    step: int | None = None
+
+    @property
+    def generation_config(self) -> dict[str, Any] | None:
+        return self.run.generation_config
+
+    def load(self, mesh: Mesh | None, dtype: str) -> tuple[dict, int]:
+        where = None if mesh is None else weight_shardings(self.shape, mesh)
+        weights, step = restore_weights(self.run.path / "checkpoints", self.shape, self.step, where, dtype)
+        return weights, step
+
+    def fingerprint(self) -> list[Any]:
+        return self.run.fingerprint()
+
+    def describe(self) -> str:
+        return str(self.run.path)
+
+
+def starting_model(config: Config) -> ModelSource:
+    """The model that the `model` section names; no weight is loaded.
+
+    Raises:
+      UserError: see `hf.resolve_folder` and `hf.load_config`.
+    """
+    model, head, seed = config.model, config.head, config.run.seed
+    tokenizer = model.tokenizer or model.path
+    if model.path is None:
+        shape = dataclasses.replace(model.fresh_config(), head=head)
+        return FreshModel(shape=shape, tokenizer_at=tokenizer, key="model", seed=seed)
+    # A reward model may start from a language model.
+    stored = _stored(model.path, head, "model", None if head == "score" else head)
+    return dataclasses.replace(stored, tokenizer_at=tokenizer, seed=seed)
+
+
+def model_at(given: str | os.PathLike, head: str, key: str) -> ModelSource:
+    """The model of a run folder (its newest checkpoint), a Hugging Face folder or a hub id; no weight is loaded.
+
+    Args:
+      head: that it must have: `lm_head` or `score`. key: what the config calls it, for errors.
+
+    Raises:
+      UserError: a run without a checkpoint, a model with another head, or neither of the two; opens with `key`.
+    """
+    try:
+        folder = RunFolder(Path(given)).newest
+        if not folder.is_run:
+            source = _stored(os.fspath(given), head, key, head)
+            hf.check_weights(source.folder, source.stored)
+            return source
+    except UserError as error:
+        raise UserError(f"{key}: {error}") from error
+    if folder.config.head != head:
+        names = {"lm_head": "a language model", "score": "a reward model"}
+        name = folder.config.objective.name if folder.config.objective else None
+        raise UserError(
+            f"{key}: {given} is the run of {names[folder.config.head]} (objective.name is {name}), and {names[head]} is needed"
+        )
+    if not folder.steps:
+        raise UserError(f"{key}: {given} is a run without a checkpoint yet")
+    return trained_model(folder, key=key)
+
+
+def trained_model(folder: RunFolder, step: int | None = None, key: str = "run.dir") -> TrainedModel:
+    """The model of a run's checkpoint, the newest one where `step` is None."""
+    common = {"shape": folder.shape, "tokenizer_at": str(folder.tokenizer), "key": key, "hf_config": folder.hf_config}
+    return TrainedModel(**common, run=folder, step=step)
+
+
+def current_model(config: Config) -> ModelSource:
+    """The newest checkpoint of `run.dir` where there is one, otherwise the starting model.
+
+    Raises:
+      UserError: the run trained a model with another head than this config's objective needs.
+    """
+    folder = RunFolder(Path(config.run.dir)).newest if config.run.dir else None
+    if folder is None or not folder.is_run or not folder.steps:
+        return starting_model(config)
+    return model_at(folder.path, config.head, "run.dir")
+
+
+def reference_model(config: Config, start: ModelSource) -> ModelSource:
+    """The reference policy: `reference.path`, by default the starting model.
+
+    Raises:
+      UserError: another shape than the starting model's.
+    """
+    if config.reference.path is None:
+        return start
+    source = model_at(config.reference.path, start.shape.head, "reference.path")
+    check_same_shape(source, start)
+    return source
+
+
+def check_same_shape(source: ModelSource, start: ModelSource) -> None:
+    """UserError where a model cannot take the place of the starting model."""
+    if source.shape != start.shape:
+        raise UserError(
+            f"{source.key}: {source.describe()} has another shape than the starting model: {source.shape} != {start.shape}"
+        )
+
+
+def load_tokenizer(where: str | os.PathLike, key: str) -> Any:
+    """The tokenizer of a folder or hub id; `key` is what the config calls it, for errors."""
+    from transformers import AutoTokenizer
+
+    try:
+        return AutoTokenizer.from_pretrained(os.path.expanduser(where))
+    except (OSError, ValueError) as error:
+        raise UserError(f"{key}: no tokenizer can be loaded from {where}: {str(error).splitlines()[0]}") from error
+
+
+def _stored(given: str, head: str, key: str, read_as: str | None) -> StoredModel:
+    """A model in Hugging Face format, whose config is read once; `read_as` is the head that it must have there."""
+    folder = hf.resolve_folder(given)
+    stored, hf_config = hf.load_config(folder, read_as)
+    return StoredModel(
+        shape=dataclasses.replace(stored, head=head),
+        tokenizer_at=str(folder),
+        key=key,
+        hf_config=hf_config,
+        folder=folder,
+        given=given,
+        stored=stored,
+    )
+
+
+def _drawn(source: ModelSource, mesh: Mesh | None, dtype: str, name: str | None = None):
+    """key -> fresh weights, or the one of them with this name alone (the compiler leaves the others out)."""
+    where = None if mesh is None else weight_shardings(source.shape, mesh)
+    make = partial(init_weights, source.shape, param_dtype=dtype)
+    if name is None:
+        return jax.jit(make, out_shardings=where)
+    return jax.jit(lambda key: make(key)[name], out_shardings=None if where is None else where[name])
