@@ -37,14 +37,14 @@ from transformers import AutoModelForCausalLM
 
 import align_jax
 from align_jax.batch import GroupBatch, useful_tokens
-from align_jax.cli import _prepare
 from align_jax.config import Config, load_config, parse_overrides
 from align_jax.cost import benchmark
-from align_jax.data import Encoder, ahead
+from align_jax.data import BatchLoader, ahead
 from align_jax.models import Decoder, init_weights, weight_shardings
+from align_jax.parallel.distributed import prepare_process
 from align_jax.parallel.mesh import put_batch
-from align_jax.recipes import setup as assemble
 from align_jax.recipes.bench import REQUIRED, random_batch
+from align_jax.recipes.setup import Setup
 from align_jax.training import optim
 from align_jax.training.state import create_state, state_shardings
 from align_jax.training.step import compile_step
@@ -62,19 +62,25 @@ class Group:
 
 @dataclasses.dataclass
 class Job:
-    """What all sides do: the config, the starting model as a folder, and the groups of every step.
+    """What all sides do: the setup, the starting model as a folder, and the groups of every step.
 
     `groups(step)` does the work of a data loader, `batch_of(step)` gives our own batch of the same groups.
     """
 
-    config: Config
-    start: Any
-    mesh: Any
+    setup: Setup
     folder: Path
     groups: Callable[[int], list[Group]]
     loader: Callable[[], Any]
     learning_rate: Callable[[int], float]
     device: str
+
+    @property
+    def config(self) -> Config:
+        return self.setup.config
+
+    @property
+    def mesh(self) -> jax.sharding.Mesh:
+        return self.setup.mesh
 
 
 def main() -> int:
@@ -85,7 +91,7 @@ def main() -> int:
     parser.add_argument("--threads", type=int, help="of PyTorch; all cores by default")
     parser.add_argument("--json", action="store_true")
     options, rest = parser.parse_known_args()
-    _prepare()
+    prepare_process()
     torch.set_num_threads(options.threads or os.cpu_count())
     config = load_config(options.config, parse_overrides(rest), require=REQUIRED)
     with tempfile.TemporaryDirectory() as folder:
@@ -106,33 +112,36 @@ def main() -> int:
 
 def prepare(config: Config, folder: Path, steps: int) -> Job:
     """Fresh weights from `run.seed`, or those of `model.path`, saved for PyTorch; reference log-probs of all steps."""
-    mesh, start = assemble.mesh_of(config), assemble.start_of(config)
-    device = "cuda" if mesh.devices.flat[0].platform in ("gpu", "cuda") else "cpu"
+    config = dataclasses.replace(config, run=dataclasses.replace(config.run, dir=str(folder)))
+    setup = Setup.of(config)
+    device = "cuda" if setup.mesh.devices.flat[0].platform in ("gpu", "cuda") else "cpu"
     schedule = optim.make_schedule(config.optimizer, config.train.steps or 1000)
 
     def rate(step: int) -> float:
         return float(schedule(step))
 
-    weights = weights_of(config, start, mesh)
-    align_jax.save_model(Decoder(start.config, weights, dtype=config.model.dtype), folder / "model")
-    scorer = assemble.scorer_of(start, config)
-    score = assemble.score_batches(scorer, mesh, weights)
+    weights = weights_of(setup)
+    align_jax.save_model(Decoder(setup.source.shape, weights, dtype=config.model.dtype), folder / "model")
+    score = setup.under(weights).batch
     if config.bench.prompt_tokens is not None:
-        batch = random_batch(config, start, mesh)
+        batch = random_batch(setup)
         flat = jax.tree.map(lambda x: x[0], batch)
         batch = batch.with_labels(ref_logps=np.asarray(score(flat))[None])
         groups = groups_of(jax.tree.map(lambda x: x[0], batch))
-        return Job(config, start, mesh, folder, lambda _: groups, lambda: benchmark.Repeated(batch), rate, device)
-    encoder = Encoder(assemble.tokenizer_of(config), config.data, start.config.vocab_size)
-    dataset = assemble.dataset_of(config, "train", encoder, config.objective, folder / "spool")
-    plain = assemble.loader_of(config, dataset, mesh)
+        return Job(setup, folder, lambda _: groups, lambda: benchmark.Repeated(batch), rate, device)
+    dataset = setup.dataset("train")
+    plain = setup.loader(dataset)
     rows = plain.first_rows(steps).reshape(steps, -1)
     table = np.zeros((len(dataset), dataset.slots), np.float32)
-    for _ in range(steps):
-        batch = jax.tree.map(lambda x: x[0], next(plain))
+    for batch in plain.preview(steps):
+        batch = jax.tree.map(lambda x: x[0], batch)
         logps = np.asarray(score(batch))
         table[batch.rows, : logps.shape[1]] = logps
-    make = partial(assemble.loader_of, config, dataset, mesh, labels={"ref_logps": table})
+
+    def make() -> BatchLoader:
+        loader = setup.loader(dataset)
+        loader.join({"ref_logps": table})
+        return loader
 
     def groups(step: int) -> list[Group]:
         made = [dataset[int(row)] for row in rows[step]]
@@ -146,14 +155,15 @@ def prepare(config: Config, folder: Path, steps: int) -> Job:
             for g in made
         ]
 
-    return Job(config, start, mesh, folder, groups, make, rate, device)
+    return Job(setup, folder, groups, make, rate, device)
 
 
-def weights_of(config: Config, start: Any, mesh: Any) -> dict:
-    if start.folder is not None:
-        return assemble.weights_of(start, config, mesh)
-    make = partial(init_weights, start.config, param_dtype=config.model.param_dtype)
-    return jax.jit(make, out_shardings=weight_shardings(start.config, mesh))(jax.random.key(config.run.seed))
+def weights_of(setup: Setup) -> dict:
+    if setup.config.model.path is not None:
+        return setup.weights()
+    shape, dtype = setup.source.shape, setup.config.model.param_dtype
+    make = partial(init_weights, shape, param_dtype=dtype)
+    return jax.jit(make, out_shardings=weight_shardings(shape, setup.mesh))(jax.random.key(setup.config.run.seed))
 
 
 def groups_of(batch: GroupBatch) -> list[Group]:
@@ -174,13 +184,11 @@ Side = Callable[[int], tuple[float, int]]
 
 
 def ours(job: Job) -> Side:
-    config, start, mesh = job.config, job.start, job.mesh
-    scorer = assemble.scorer_of(start, config)
+    config, mesh, shape = job.config, job.mesh, job.setup.source.shape
     optimizer = optim.make_optimizer(config.optimizer, config.train.steps or 1000)
-    where = state_shardings(start.config, optimizer, mesh, config.model.param_dtype)
-    weights = weights_of(config, start, mesh)
-    state = create_state(start.config, weights, optimizer, mesh, config.model.param_dtype)
-    step = compile_step(mesh, where, scorer, config.objective, optimizer)
+    where = state_shardings(shape, optimizer, mesh, config.model.param_dtype)
+    state = create_state(shape, weights_of(job.setup), optimizer, mesh, config.model.param_dtype)
+    step = compile_step(mesh, where, job.setup.scorer, config.objective, optimizer)
     put = partial(put_batch, mesh=mesh, leading=1)
     # Every shape is compiled first, as a second start of the run would find it.
     loader = job.loader()

@@ -16,7 +16,7 @@ import yaml
 from align_jax.cli import main
 from align_jax.experiments import opinions
 from align_jax.files import fingerprint_files
-from align_jax.recipes.folder import has_checkpoints
+from align_jax.recipes.folder import RunFolder
 from align_jax.training.checkpoint import Checkpointer, flatten_names
 from align_jax.training.logs import TIMING_PREFIXES, read_metrics
 from tests.processes import finish, start_two
@@ -135,12 +135,12 @@ def test_killed_and_started_again_ends_with_the_same_bits(world, long, resumes):
     run = folder / f"killed-{resumes}"
     process = subprocess.Popen(command(config, run, *LONG), env=environment(), stderr=subprocess.PIPE, text=True)
     wait_for_step(run, 1, process)
-    while resumes and not has_checkpoints(run):
+    while resumes and not RunFolder(run).steps:
         assert process.poll() is None
         time.sleep(0.01)
     process.send_signal(signal.SIGKILL)
     assert process.wait() == -signal.SIGKILL
-    had = has_checkpoints(run)
+    had = bool(RunFolder(run).steps)
     done = subprocess.run(command(config, run, *LONG), env=environment(), capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert had == ("resumed from the checkpoint" in done.stderr)
