@@ -21,11 +21,13 @@ if TYPE_CHECKING:
     from align_jax.hf import load_model, save_model
     from align_jax.scoring.logps import response_logps
     from align_jax.scoring.scores import response_scores
+    from align_jax.training.fit import fit
 
-__all__ = ["load_model", "losses", "make_groups", "response_logps", "response_scores", "save_model"]
+__all__ = ["fit", "load_model", "losses", "make_groups", "response_logps", "response_scores", "save_model"]
 
 # Imported on first use: the losses alone need neither transformers nor grain.
 _HOMES = {
+    "fit": "align_jax.training.fit",
     "load_model": "align_jax.hf",
     "make_groups": "align_jax.data",
     "response_logps": "align_jax.scoring.logps",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import collections
 import itertools
+from functools import partial
 from pathlib import Path
 
 import jax
@@ -18,8 +19,9 @@ from align_jax.recipes import setup as assemble
 from align_jax.recipes.evaluation import in_training_evaluation, reference_table, report_data
 from align_jax.recipes.folder import prepare_folder, say
 from align_jax.training import optim
+from align_jax.training.callbacks import Evaluate, Log, Save, StopWhen
 from align_jax.training.checkpoint import Checkpointer
-from align_jax.training.fit import Hooks, Plan, run
+from align_jax.training.fit import fit
 from align_jax.training.logs import MetricsLog
 from align_jax.training.state import TrainState, create_state, state_shapes, state_shardings
 from align_jax.training.step import compile_step
@@ -83,6 +85,7 @@ def train(config: Config, stop: StopSignal) -> bool:
                 tensorboard=config.log.tensorboard,
                 wandb_project=config.log.wandb_project,
                 wandb_name=config.log.wandb_name,
+                sinks=config.log.sinks,
                 config=config.to_dict(),
                 active=jax.process_index() == 0,
             ) as log:
@@ -96,19 +99,20 @@ def train(config: Config, stop: StopSignal) -> bool:
                     rate = {"learning_rate": float(schedule(n - 1))} if n else {}
                     log.log(n, metrics | compiled | rate)
 
-                hooks = Hooks(
-                    put=lambda batch: put_batch(batch, mesh, leading=1),
-                    step=step,
-                    log=record,
-                    evaluate=measure,
-                    save=lambda n, s, position, m: checkpoints.save(n, s, {"data": position, "rows": dataset.fingerprint}, m),
-                    last_saved=checkpoints.latest_step,
-                    where=dataset.where,
-                )
-                plan = Plan(steps, config.checkpoint.every or steps, config.train.eval_every)
-                state, finished = run(state, loader, plan, hooks, stop)
+                def save(n: int, state: TrainState, position, metrics: dict[str, float]) -> None:
+                    checkpoints.save(n, state, {"data": position, "rows": dataset.fingerprint}, metrics)
+
+                callbacks = [
+                    *([Evaluate(measure, config.train.eval_every)] if measure is not None else []),
+                    StopWhen(stop.requested),
+                    Save(save, config.checkpoint.every, checkpoints.latest_step),
+                    Log(record),
+                ]
+                put = partial(put_batch, mesh=mesh, leading=1)
+                state, _ = fit(state, loader, step, steps=steps, callbacks=callbacks, put=put, where=dataset.where)
             checkpoints.wait()
     done, spent = int(state.step), so_far() - before
+    finished = done == steps
     say(f"compiled {spent.compiled} programs, {spent.cached} more came from the cache: {spent.seconds:.1f} s in all")
     if any(cut.values()):
         lengths = f"{config.data.max_prompt_tokens} and {config.data.max_response_tokens} tokens"
