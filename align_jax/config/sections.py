@@ -9,6 +9,7 @@ from omegaconf import OmegaConf
 
 from align_jax.errors import UserError
 from align_jax.models.config import ModelConfig
+from align_jax.training.logs.table import check_sink_name
 
 
 def _positive(section: str, spec: Any, *keys: str) -> None:
@@ -278,9 +279,16 @@ class ScoreConfig:
 
 @dataclasses.dataclass(frozen=True)
 class LogConfig:
-    """A line of metrics `every` so many steps, a progress line, TensorBoard files in `run.dir`, Weights & Biases.
+    """Where metrics go: `metrics.jsonl` in `run.dir` always, and what is chosen here.
 
-    `quiet` leaves out the progress line and all that jobs tell their user; errors and warnings remain.
+    Attributes:
+      every: steps between lines of metrics; evaluations and the last step are always written.
+      progress: a progress line on stderr.
+      tensorboard: event files in `run.dir/tensorboard`.
+      wandb_project: of Weights & Biases; None does not log there. wandb_name: of the run's page.
+      sinks: further ones: a file's name in `align_jax/training/logs`, or a class of one's own as `package.module:Class`, called
+        with `align_jax.training.logs.sink.Context`, with methods `write(step, metrics)` and `close()`.
+      quiet: no progress line, and nothing of what jobs tell their user; errors and warnings remain.
     """
 
     every: int = 1
@@ -289,9 +297,12 @@ class LogConfig:
     tensorboard: bool = False
     wandb_project: str | None = None
     wandb_name: str | None = None
+    sinks: list[str] = dataclasses.field(default_factory=list)
 
     def __post_init__(self):
         _positive("log", self, "every")
+        for name in self.sinks:
+            check_sink_name(name)
         if self.wandb_name is not None and self.wandb_project is None:
             raise UserError(f"log.wandb_name: {self.wandb_name!r} is not used without log.wandb_project")
 

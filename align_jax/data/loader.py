@@ -6,7 +6,7 @@ import dataclasses
 import functools
 import itertools
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 import grain
@@ -188,18 +188,21 @@ def _blank(batch: GroupBatch) -> GroupBatch:
     return dataclasses.replace(empty, slots=np.full_like(batch.slots, -1), rows=np.full_like(batch.rows, -1))
 
 
-def ahead(loader: Any, put: Callable) -> Iterator[tuple[GroupBatch, GroupBatch, Any]]:
+def ahead(batches: Iterable, put: Callable, count: int | None = None) -> Iterator[tuple[Any, Any, Any]]:
     """Batches on the device with their host originals and the iterator's state after each, one transfer ahead.
 
     The state belongs to the batch that was handed out, not to the one fetched ahead: a resumed run loses no row.
+
+    Args:
+      batches: host batches; their state is None where they have no `state()`.
+      put: host batch -> device batch.
+      count: how many are handed out, none is fetched after them; None is all.
     """
-
-    def fetch():
-        host = next(loader)
-        return put(host), host, loader.state()
-
-    current = fetch()
-    while True:
-        upcoming = fetch()
+    source = iter(batches)
+    position = getattr(source, "state", lambda: None)
+    made = ((put(host), host, position()) for host in itertools.islice(source, count))
+    current = next(made, None)
+    while current is not None:
+        upcoming = next(made, None)
         yield current
         current = upcoming

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import signal
+import threading
 from typing import Any
 
 import jax
@@ -14,14 +15,16 @@ STOPPED = 128 + signal.SIGTERM  # exit status of a command that SIGTERM ended be
 class StopSignal:
     """Remembers SIGTERM; a context manager, so that the previous handler comes back.
 
+    On one process outside the main thread, where Python lets nobody handle signals, it never fires.
     On several processes all must stop after the same question, which JAX's preemption service agrees on: all ask equally often.
     """
 
     def __init__(self):
-        self._received, self._asked = False, 0
+        self._received, self._asked, self._previous = False, 0, None
 
     def __enter__(self) -> StopSignal:
-        self._previous = signal.signal(signal.SIGTERM, self._remember) if jax.process_count() == 1 else None
+        if jax.process_count() == 1 and threading.current_thread() is threading.main_thread():
+            self._previous = signal.signal(signal.SIGTERM, self._remember)
         return self
 
     def __exit__(self, *_: Any) -> None:

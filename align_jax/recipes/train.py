@@ -192,6 +192,7 @@ def _metrics_log(config: Config, steps: int, begun: int) -> MetricsLog:
         tensorboard=config.log.tensorboard,
         wandb_project=config.log.wandb_project,
         wandb_name=config.log.wandb_name,
+        sinks=config.log.sinks,
         config=config.to_dict(),
         active=jax.process_index() == 0,
     )

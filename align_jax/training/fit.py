@@ -1,130 +1,66 @@
-"""The training loop: iterate, log, evaluate, checkpoint. No maths."""
+"""The training loop: iterate, and let callbacks log, evaluate and save. No maths."""
 
 from __future__ import annotations
 
-import dataclasses
-import math
-import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
-import jax
-import numpy as np
-from jax.experimental import multihost_utils
-
-from align_jax.batch import GroupBatch, computed_positions, real_positions, useful_tokens
 from align_jax.data import ahead
 from align_jax.errors import UserError
-from align_jax.parallel.stop import StopSignal
+from align_jax.training.callbacks import Callback
+from align_jax.training.loop import Loop
 from align_jax.training.state import TrainState
 
 
-@dataclasses.dataclass(frozen=True)
-class Hooks:
-    """What the loop calls; each takes host values.
+def fit(
+    state: TrainState,
+    batches: Iterable[Any],
+    step: Callable[[TrainState, Any], tuple[TrainState, dict]],
+    *,
+    steps: int,
+    callbacks: Sequence[Callback] = (),
+    put: Callable[[Any], Any] | None = None,
+    where: Callable[[int], str] | None = None,
+) -> tuple[TrainState, list[dict[str, float]]]:
+    """Trains from `state.step` to `steps`.
 
-    Attributes:
-      put: host batch -> device batch.
-      step: (state, device batch) -> (state, metrics).
-      log: (step, metrics) -> None.
-      evaluate: params -> metrics, or None for no evaluation.
-      save: (step, state, iterator state, metrics) -> None.
-      last_saved: () -> the newest complete checkpoint's step or None.
-      where: number of a group -> the place of its data row.
-    """
-
-    put: Callable[[GroupBatch], GroupBatch]
-    step: Callable[[TrainState, GroupBatch], tuple[TrainState, dict]]
-    log: Callable[[int, dict[str, float]], None]
-    evaluate: Callable[[dict], dict[str, float]] | None
-    save: Callable[[int, TrainState, Any, dict[str, float]], None]
-    last_saved: Callable[[], int | None]
-    where: Callable[[int], str]
-
-
-@dataclasses.dataclass(frozen=True)
-class Plan:
-    """When things happen, in steps; `eval_every` None evaluates at the end only."""
-
-    steps: int
-    checkpoint_every: int
-    eval_every: int | None
-
-
-def run(state: TrainState, loader: Any, plan: Plan, hooks: Hooks, stop: StopSignal) -> tuple[TrainState, bool]:
-    """Trains from `state.step` to `plan.steps`.
+    The metrics of a step are read when the next one was dispatched, so the device never waits for the host, unless a callback
+    asks for them before: an evaluation or a checkpoint is made of a step that is known to be good.
 
     Args:
-      state: where to start.
-      loader: an iterator of host batches (microbatches on a leading axis) with `state()`.
-      stop: asked after every step; when it says so, a checkpoint is written and the loop ends.
+      state: where to start; `step` may reuse its buffers.
+      batches: host batches, microbatches on a leading axis; with a method `state()` (`BatchLoader`), the position in the data
+        that belongs to each batch is kept for checkpoints.
+      step: (state, device batch) -> (state, metrics as scalars), such as `train_step`, jitted.
+      steps: the last step.
+      callbacks: see `align_jax.training.callbacks`.
+      put: host batch -> device batch, one batch ahead; None leaves it to `step`.
+      where: number of a group (`batch.rows`) -> the place of its data row, for errors; None gives the number.
 
     Returns:
-      The last state, and whether all steps were made.
+      The last state, and the record `{"step": n, ...}` of every step (what callbacks added, evaluations too).
 
     Raises:
-      UserError: a loss that is not finite, with the step, the rows of the batch and the last good checkpoint.
+      UserError: a loss or gradient norm that is not finite, with the step, the rows of its batch and the last good checkpoint;
+        or batches that end before the steps do.
     """
-    start = int(state.step)
-    if start == 0 and hooks.evaluate is not None:
-        hooks.log(0, hooks.evaluate(state.params))
-    batches = ahead(loader, hooks.put)
-    for step in range(start + 1, plan.steps + 1):
-        began = time.perf_counter()
-        batch, host, position = next(batches)
-        waited = time.perf_counter() - began
-        state, metrics = hooks.step(state, batch)
-        metrics = {name: float(value) for name, value in jax.device_get(metrics).items()}
-        _check_finite(step, metrics, host, hooks)
-        metrics |= _batch_metrics(host, time.perf_counter() - began, waited)
-        if hooks.evaluate is not None and (step == plan.steps or (plan.eval_every and step % plan.eval_every == 0)):
-            metrics |= hooks.evaluate(state.params)
-        stopping = stop.requested()
-        hooks.log(step, metrics)
-        if stopping or step == plan.steps or step % plan.checkpoint_every == 0:
-            hooks.save(step, state, position, metrics)
-        if stopping and step < plan.steps:
-            return state, False
-    return state, True
-
-
-def _check_finite(step: int, metrics: dict[str, float], batch: GroupBatch, hooks: Hooks) -> None:
-    if math.isfinite(metrics["loss"]) and math.isfinite(metrics["grad_norm"]):
-        return
-    rows = np.asarray(batch.rows)
-    last = hooks.last_saved()
-    raise UserError(
-        f"step {step}: loss is {metrics['loss']} and gradient norm {metrics['grad_norm']}. Rows of the batch: "
-        f"{', '.join(map(hooks.where, sorted(rows[rows >= 0].tolist())))}. "
-        + (f"Last good checkpoint: step {last}." if last is not None else "No checkpoint was written yet.")
-        + " Look at those rows, or lower optimizer.learning_rate."
-    )
-
-
-def _batch_metrics(batch: GroupBatch, seconds: float, waited: float) -> dict[str, float]:
-    counts = _counts(batch)
-    memory = jax.local_devices()[0].memory_stats() or {}
-    peak = {"memory/peak_bytes": float(memory["peak_bytes_in_use"])} if "peak_bytes_in_use" in memory else {}
-    truncated = {f"tokens/{name}": counts[name] for name in counts if name.startswith("truncated")}
-    return (
-        truncated
-        | peak
-        | {
-            "tokens/padding": 1 - counts["real"] / counts["computed"],
-            "time/step_seconds": seconds,
-            "time/data_fraction": waited / seconds,
-            "time/tokens_per_second": counts["useful"] / seconds,
-        }
-    )
-
-
-def _counts(batch: GroupBatch) -> dict[str, float]:
-    """Positions and texts of the whole batch, of which every process holds its part."""
-    counts = {"real": real_positions(batch), "computed": computed_positions(batch), "useful": useful_tokens(batch)}
-    if "truncated" in batch.labels:
-        prompts, responses = np.asarray(batch.labels["truncated"]).reshape(-1, 2).sum(0)
-        counts |= {"truncated_prompts": prompts, "truncated_responses": responses}
-    values = np.asarray(list(counts.values()), np.int32)
-    if jax.process_count() > 1:
-        values = multihost_utils.process_allgather(values).sum(axis=0)
-    return dict(zip(counts, map(float, values), strict=True))
+    loop = Loop(state, steps, callbacks, where or str)
+    for callback in callbacks:
+        callback.begin(loop)
+    loop.recorded()
+    made = ahead(batches, put or (lambda batch: batch), steps - loop.step)
+    while not loop.last:
+        taken = loop.take(made)
+        if taken is None:
+            loop.recorded()
+            raise UserError(f"the batches ended after step {loop.step}, before step {steps}; give more, or fewer steps")
+        batch, host, position = taken
+        loop.advance(*step(loop.state, batch), position, getattr(host, "rows", None))
+        for callback in callbacks:
+            callback.after_step(loop)
+        for callback in callbacks:
+            callback.before_next(loop)
+    loop.recorded()
+    for callback in callbacks:
+        callback.end(loop)
+    return loop.state, loop.history

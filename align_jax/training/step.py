@@ -16,6 +16,7 @@ from align_jax.parallel.mesh import replicated
 from align_jax.scoring.scorer import Scorer
 from align_jax.training.optim import apply_updates
 from align_jax.training.state import TrainState
+from align_jax.training.tokens import token_counts
 
 
 def train_step(
@@ -38,7 +39,8 @@ def train_step(
       seed: of the rounding of bfloat16 parameters, see `apply_updates`.
 
     Returns:
-      The next state, and the metrics as scalars (`loss`, `grad_norm`, and what the objective reports).
+      The next state, and the metrics as scalars: `loss`, `grad_norm`, what the objective reports, and the counts of
+      `token_counts`.
     """
     statistic = whole_batch_statistic(state.params, batch, scorer, objective)
 
@@ -61,7 +63,7 @@ def train_step(
     grads = jax.tree.map(lambda g: g / weight, grads)
     updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
     params = apply_updates(state.params, updates, seed, state.step)
-    metrics = {**means(sums), "grad_norm": optax.tree.norm(grads)}
+    metrics = {**means(sums), "grad_norm": optax.tree.norm(grads), **token_counts(batch)}
     return TrainState(state.step + 1, params, opt_state), metrics
 
 

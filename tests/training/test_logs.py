@@ -10,9 +10,10 @@ from pathlib import Path
 
 import pytest
 
+from align_jax.config.sections import LogConfig
 from align_jax.errors import UserError
-from align_jax.training import logs
-from align_jax.training.logs import MetricsLog, read_metrics
+from align_jax.training.logs import MetricsLog, progress, read_metrics
+from align_jax.training.logs.table import known_sinks
 
 
 class Terminal(io.StringIO):
@@ -85,7 +86,6 @@ def test_every_skips_steps_but_never_an_evaluation_or_the_last(tmp_path):
 def test_an_inactive_log_writes_nothing(tmp_path, capsys):
     with MetricsLog(tmp_path / "run", total_steps=2, active=False) as log:
         log.log(1, {"loss": 1.0})
-        log.message("hello")
     assert not (tmp_path / "run").exists() and capsys.readouterr().err == ""
 
 
@@ -110,16 +110,14 @@ def test_the_progress_bar_shows_what_was_asked_for(tmp_path):
     with MetricsLog(tmp_path, total_steps=10, resume_step=4, stream=stream) as log:
         for step in range(5, 11):
             log.log(step, _metrics(step) | {"time/tokens_per_second": 12_300.0, "memory/peak_bytes": 3 * 2**30})
-        log.message("a message")
     last = stream.getvalue().split("\r")[-1]
     for part in ("10/10", "loss 0.09091", "rewards 0.25/-0.5", "accuracy 0.750", "12.3k tokens/s", "3.00GB", "<"):
         assert part in last, part
-    assert "a message\n" in stream.getvalue()
 
 
 def test_without_a_terminal_there_are_few_plain_lines(tmp_path, monkeypatch):
     clock = iter([0.0, *(float(second) for second in range(1, 100))])
-    monkeypatch.setattr(logs.time, "monotonic", lambda: next(clock))
+    monkeypatch.setattr(progress.time, "monotonic", lambda: next(clock))
     stream = io.StringIO()
     with MetricsLog(tmp_path, total_steps=25, stream=stream) as log:
         for step in range(1, 26):
@@ -131,7 +129,7 @@ def test_without_a_terminal_there_are_few_plain_lines(tmp_path, monkeypatch):
 
 
 def test_memory_falls_back_to_the_process():
-    text = logs.summary({"loss": 1.0, "beliefs/js_distance": 0.0625})
+    text = progress.summary({"loss": 1.0, "beliefs/js_distance": 0.0625})
     assert text.startswith("loss 1, js 0.062, ") and text.endswith("B")
 
 
@@ -176,3 +174,58 @@ def test_a_missing_wandb_is_named(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "wandb", None)
     with pytest.raises(UserError, match="log.wandb_project is 'p', but wandb cannot be imported.*pip install wandb"):
         MetricsLog(tmp_path, total_steps=1, wandb_project="p")
+
+
+def test_each_file_with_a_sink_is_known_by_its_name():
+    assert known_sinks() == ["jsonl", "progress", "tensorboard", "wandb"]
+
+
+OWN = """
+class Own:
+    def __init__(self, context):
+        self.file = (context.run_dir / "own.txt").open("a")
+        self.file.write(f"{context.total_steps} {context.resume_step} {context.config['run']['seed']}\\n")
+    def write(self, step, metrics):
+        self.file.write(f"{step} {metrics['loss']}\\n")
+    def close(self):
+        self.file.close()
+"""
+
+
+def test_a_sink_of_ones_own_gets_the_run_and_its_metrics(tmp_path, monkeypatch):
+    (tmp_path / "own_sinks.py").write_text(OWN)
+    monkeypatch.syspath_prepend(tmp_path)
+    for steps, resume in (([1, 2], None), ([3], 2)):
+        _run(tmp_path, steps, every=1, sinks=["own_sinks:Own"], config={"run": {"seed": 7}}, resume_step=resume)
+    assert (tmp_path / "own.txt").read_text().splitlines() == ["10 None 7", "1 0.5", "2 0.3333333333333333", "10 2 7", "3 0.25"]
+    assert [record["step"] for record in read_metrics(tmp_path / "metrics.jsonl")] == [1, 2, 3]
+
+
+def test_sinks_are_found_by_name_and_opened_once(tmp_path, monkeypatch):
+    fake = _FakeWandb()
+    monkeypatch.setitem(sys.modules, "wandb", fake)
+    config = {"log": {"wandb_project": "from config"}}
+    _run(tmp_path, [1], tensorboard=True, sinks=["tensorboard", "wandb", "jsonl"], config=config)
+    assert fake.calls[0][1]["project"] == "from config"
+    assert len(list((tmp_path / "tensorboard").iterdir())) == 1
+    assert [record["step"] for record in read_metrics(tmp_path / "metrics.jsonl")] == [1]
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("tensorbored", "log.sinks: there is no sink 'tensorbored'; there are jsonl, progress, tensorboard, wandb, or package"),
+        ("a b:C", "log.sinks: 'a b:C' is not of the form package.module:Class"),
+        ("not_a_module:C", "log.sinks: 'not_a_module:C' cannot be imported .*PYTHONPATH"),
+        ("json:Missing", "log.sinks: module json has no 'Missing'"),
+    ],
+)
+def test_a_sink_that_is_not_there_is_named(tmp_path, name, message):
+    with pytest.raises(UserError, match=message):
+        MetricsLog(tmp_path, total_steps=1, sinks=[name])
+
+
+def test_a_sink_is_checked_with_the_config():
+    with pytest.raises(UserError, match="log.sinks: there is no sink 'csv'"):
+        LogConfig(sinks=["csv"])
+    assert LogConfig(sinks=["jsonl", "own_sinks:Own"]).sinks == ["jsonl", "own_sinks:Own"]

@@ -1,0 +1,69 @@
+"""`metrics.jsonl`: one JSON object a step, on disk at once."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from align_jax.errors import UserError
+from align_jax.training.logs.sink import Context, Sink
+
+FILE = "metrics.jsonl"
+# The only metrics that differ between a run and the same run killed and resumed.
+TIMING_PREFIXES = ("time/", "memory/")
+
+
+def read_metrics(path: str | Path) -> list[dict[str, Any]]:
+    """The lines of a `metrics.jsonl`, without a last line that a kill cut short.
+
+    Raises:
+      UserError: another line is not a JSON object with a step; names file and line.
+    """
+    lines = Path(path).read_bytes().split(b"\n")
+    records = []
+    # what follows the last newline was cut short
+    for number, line in enumerate(lines[:-1], start=1):
+        try:
+            record = json.loads(line)
+            record["step"] + 0
+        except (ValueError, TypeError, KeyError) as error:
+            raise UserError(f"{path}:{number}: not a line of metrics: {line[:80]!r}; mend or remove it") from error
+        records.append(record)
+    return records
+
+
+class JsonLines(Sink):
+    """Appends to `metrics.jsonl` and flushes line by line, so that a killed process loses nothing it logged.
+
+    A value that is NaN or infinite is written as `null`, since JSON has no such numbers. Resumed, lines of later steps are
+    dropped, so that the file equals an uninterrupted one (but for `TIMING_PREFIXES`).
+    """
+
+    def __init__(self, context: Context):
+        super().__init__(context)
+        path, resume_step = context.run_dir / FILE, context.resume_step
+        kept = []
+        if resume_step is not None and path.exists():
+            kept = [record for record in read_metrics(path) if record["step"] <= resume_step]
+        # by way of another file, so that a kill here loses no line
+        temporary = path.with_suffix(".jsonl.tmp")
+        temporary.write_text("".join(f"{json.dumps(record)}\n" for record in kept))
+        os.replace(temporary, path)
+        self._file = path.open("a", encoding="utf-8")
+
+    def write(self, step: int, metrics: Mapping[str, float]) -> None:
+        """Appends a line."""
+        finite = {name: value if math.isfinite(value) else None for name, value in metrics.items()}
+        self._file.write(f"{json.dumps({'step': step, **finite}, allow_nan=False)}\n")
+        self._file.flush()
+
+    def close(self) -> None:
+        """Closes the file."""
+        self._file.close()
+
+
+SINK = JsonLines

@@ -1,0 +1,48 @@
+"""What a sink is: metrics go in, one call a step."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, ClassVar
+
+
+@dataclasses.dataclass(frozen=True)
+class Context:
+    """What a sink knows of the run.
+
+    Attributes:
+      run_dir: the run's folder, which exists.
+      total_steps: the last step of the run.
+      resume_step: the step that a resumed run goes on from: what was written of later ones is void; None for a fresh run.
+      config: all sections of the run's config.
+    """
+
+    run_dir: Path
+    total_steps: int
+    resume_step: int | None
+    config: Mapping[str, Any]
+
+
+class Sink:
+    """Base of all sinks; made once per run, on the first process.
+
+    A module of this folder with `SINK = Class` makes the class known by the module's name; a class elsewhere is named
+    `package.module:Class` in `log.sinks`, and need not inherit from this one.
+
+    Class attributes:
+      every_step: also gets the steps that `log.every` skips.
+    """
+
+    every_step: ClassVar[bool] = False
+
+    def __init__(self, context: Context):
+        self.context = context
+
+    def write(self, step: int, metrics: Mapping[str, float]) -> None:
+        """Takes the metrics of a step, floats that may be NaN or infinite; an OSError is told to the user."""
+        raise NotImplementedError
+
+    def close(self) -> None:
+        """Ends it; nothing is written afterwards."""

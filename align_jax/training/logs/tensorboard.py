@@ -1,0 +1,30 @@
+"""TensorBoard's event files, in `run.dir/tensorboard`."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from align_jax.training.logs.sink import Context, Sink
+
+
+class TensorBoard(Sink):
+    """Every metric a scalar."""
+
+    def __init__(self, context: Context):
+        from tensorboardX import SummaryWriter
+
+        super().__init__(context)
+        purge = None if context.resume_step is None else context.resume_step + 1
+        self._writer = SummaryWriter(logdir=str(context.run_dir / "tensorboard"), purge_step=purge)
+
+    def write(self, step: int, metrics: Mapping[str, float]) -> None:
+        """Adds the scalars of a step."""
+        for name, value in metrics.items():
+            self._writer.add_scalar(name, value, step)
+
+    def close(self) -> None:
+        """Closes the event file."""
+        self._writer.close()
+
+
+SINK = TensorBoard
