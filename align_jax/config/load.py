@@ -2,8 +2,8 @@
 
     config = load_config("config.yaml", parse_overrides(["--train.steps", "10"]), require=("train", "objective"))
 
-Sections that belong to a module are defined there (`data.config.DataConfig`, `objectives.OBJECTIVES`,
-`optim.OPTIMIZERS`), the others in `config_sections`; this module assembles them. `objective.name` and
+Sections that belong to a module are defined there (`data.config.DataConfig`, `objectives`,
+`optim.OPTIMIZERS`), the others in `config.sections`; this module assembles them. `objective.name` and
 `optimizer.name` choose a dataclass, and only its keys are accepted.
 An override of null takes a line of the file out where the chosen objective or optimizer has no such key:
 `--objective.name dpo --objective.alpha null`.
@@ -12,7 +12,7 @@ An override of null takes a line of the file out where the chosen objective or o
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -30,11 +30,13 @@ from align_jax.config.sections import (
     ScoreConfig,
     TrainConfig,
 )
-from align_jax.config.source import Override, Source, build, check_keys, dump, parse_overrides, suggest
+from align_jax.config.source import Override, Source, build, check_keys, dump, parse_overrides
 from align_jax.data.config import DataConfig
+from align_jax.data.formats import find_format
 from align_jax.errors import UserError
 from align_jax.models.config import ModelConfig
-from align_jax.objectives import OBJECTIVES, Objective
+from align_jax.objectives import Objective, find_objective, name_of
+from align_jax.registry import suggest
 from align_jax.training.optim import OPTIMIZERS, OptimizerConfig
 
 __all__ = ["Config", "load_config", "parse_overrides"]
@@ -86,7 +88,8 @@ class Config:
         """Every key of every section, resolved; `name` first where a section is chosen by one."""
         sections = ((field.name, getattr(self, field.name)) for field in dataclasses.fields(self))
         values = {key: section for key, section in sections if section is not None}
-        named = {key: {"name": values[key].name} for key in ("objective", "optimizer") if key in values}
+        names = {"objective": name_of, "optimizer": lambda optimizer: optimizer.name}
+        named = {key: {"name": of(values[key])} for key, of in names.items() if key in values}
         return {key: named.get(key, {}) | dataclasses.asdict(section) for key, section in values.items()}
 
     def to_yaml(self) -> str:
@@ -109,16 +112,24 @@ def _check_groups(train: TrainConfig, data: int, fsdp: int) -> None:
         )
 
 
-def _build_named(source: Source, section: str, table: Mapping[str, type]) -> Any:
-    values = source.values[section]
+def _build_named(source: Source, section: str, find: Callable[[str | None], type]) -> Any:
+    """The section whose `name` chooses a dataclass."""
+    values, key = source.values[section], f"{section}.name"
     if not isinstance(values, dict):
         raise source.error(section, f"expected keys and values, got {values!r}")
     name = values.pop("name", None)
-    if name not in table:
+    try:
+        cls = find(name)
+    except UserError as error:
+        raise source.error(key, str(error).removeprefix(f"{key}: ")) from error
+    return build(source, cls, values, f"{section}.", f"{section} {name}")
+
+
+def _find_optimizer(name: str | None) -> type:
+    if name not in OPTIMIZERS:
         problem = "is required" if name is None else f"{name!r} is unknown"
-        choices = f"{suggest(str(name), table)}choose one of {', '.join(sorted(table))}"
-        raise source.error(f"{section}.name", f"{problem}; {choices}")
-    return build(source, table[name], values, f"{section}.", f"{section} {name}")
+        raise UserError(f"{problem}; {suggest(str(name), OPTIMIZERS)}choose one of {', '.join(sorted(OPTIMIZERS))}")
+    return OPTIMIZERS[name]
 
 
 def _has_required(cls: type) -> bool:
@@ -159,13 +170,13 @@ def _check_rounds(source: Source, config: Config) -> None:
         ("data.eval", config.data.eval is None, "is required by rounds: the reward of samples on held-out prompts is measured"),
         (
             "objective.name",
-            objective.layout not in ("group", "pair", "unpaired", "sft") or config.head != "lm_head",
-            f"{objective.name!r} cannot be trained in rounds: a language model is, on samples with scores and without beliefs",
+            objective.arrangement.refusal(find_format("samples")) is not None or config.head != "lm_head",
+            f"{name_of(objective)!r} cannot be trained in rounds: only language models are, on samples with scores and no beliefs",
         ),
         (
             "rounds.reference",
             rounds.reference == "run" and not objective.needs_reference,
-            f"'run' is not used by objective {objective.name}, which has no reference",
+            f"'run' is not used by objective {name_of(objective)}, which has no reference",
         ),
         ("reference.path", config.reference.path is not None, "is not used in rounds; see rounds.reference"),
         ("generate.temperature", config.generate.temperature == 0, "0 gives the same sample every time; rounds need contrast"),
@@ -205,7 +216,7 @@ def load_config(path: str | Path, overrides: Iterable[Override] = (), *, require
     source = Source.read(path)
     source.override(overrides)
     source.resolve()
-    named: dict[str, Mapping[str, type]] = {"objective": OBJECTIVES, "optimizer": OPTIMIZERS}
+    named = {"objective": find_objective, "optimizer": _find_optimizer}
     check_keys(source, source.values, [*SECTIONS, *named], "", "a config")
     built: dict[str, Any] = {}
     for section, cls in SECTIONS.items():
@@ -213,8 +224,8 @@ def load_config(path: str | Path, overrides: Iterable[Override] = (), *, require
             built[section] = build(source, cls, source.values.get(section, {}), f"{section}.", section)
         else:
             built[section] = None
-    for section, table in named.items():
-        built[section] = _build_named(source, section, table) if section in source.values else None
+    for section, find in named.items():
+        built[section] = _build_named(source, section, find) if section in source.values else None
     config = Config(**built)
     _cross_check(source, config, require)
     return config

@@ -37,8 +37,8 @@ def lengths_of(config: Config, options: argparse.Namespace) -> tpu.Lengths:
         "responses": (options.responses, "max_responses"),
     }
     found = {name: given or getattr(config.data, key, None) for name, (given, key) in known.items()}
-    if config.objective.layout in ("pair", "unpaired", "sft"):
-        found["responses"] = 1 if config.objective.layout == "sft" else 2
+    if config.objective.arrangement.responses is not None:
+        found["responses"] = config.objective.arrangement.responses
     for name, value in found.items():
         if value is not None and value < 1:
             raise UserError(f"compile: {name} tokens or responses must be positive, got {value}")
