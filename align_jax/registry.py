@@ -113,8 +113,8 @@ def _imported(module: str, where: str) -> Any:
         if error.name is None or not f"{module}.".startswith(f"{error.name}."):
             raise UserError(f"{where}: importing {module} failed: {error}") from error
         raise UserError(
-            f"{where}: there is no module {error.name!r} on Python's path or in {os.getcwd()}; put it back, run from the folder "
-            "that holds it, or add that folder to PYTHONPATH"
+            f"{where}: there is no module {error.name!r} on Python's path or in {os.getcwd()}; put it back, run from the "
+            "folder that holds it, or add that folder to PYTHONPATH"
         ) from error
     except Exception as error:  # whatever the user's file does when it is read
         raise UserError(f"{where}: importing {module} failed: {type(error).__name__}: {error}") from error

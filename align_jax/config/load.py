@@ -171,7 +171,8 @@ def _check_rounds(source: Source, config: Config) -> None:
         (
             "objective.name",
             objective.arrangement.refusal(find_format("samples")) is not None or config.head != "lm_head",
-            f"{name_of(objective)!r} cannot be trained in rounds: only language models are, on samples with scores and no beliefs",
+            f"{name_of(objective)!r} cannot be trained in rounds: a language model is, on samples with scores and without "
+            "beliefs",
         ),
         (
             "rounds.reference",

@@ -22,6 +22,7 @@ from align_jax.files import ResultsFile, check_apart, fingerprint_files
 from align_jax.generation import Sample, Sampling, StopStrings, end_ids, sample_text, stream, stream_beliefs
 from align_jax.generation.prompts import PromptRow, read_prompts, write_model_outputs
 from align_jax.models import Decoder, ModelConfig, weight_shardings
+from align_jax.objectives import name_of
 from align_jax.parallel.stop import STOPPED, StopSignal
 from align_jax.recipes import setup as assemble
 from align_jax.recipes.export import trained_config, trained_weights
@@ -232,7 +233,7 @@ def _shape_of(config: Config) -> tuple[ModelConfig, Path | None]:
     if folder and (folder / "config.yaml").exists() and has_checkpoints(folder):
         trained = load_config(folder / "config.yaml")
         if trained.head != config.head:
-            raise UserError(f"run.dir: {folder} holds a reward model (objective {trained.objective.name}), no language model")
+            raise UserError(f"run.dir: {folder} holds a reward model (objective {name_of(trained.objective)}), no language model")
         return trained_config(folder, config)[0], folder
     return assemble.start_of(config).config, None
 

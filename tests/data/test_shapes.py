@@ -72,7 +72,8 @@ def real_data(prompt, response):
         max_prompt_tokens=prompt,
         max_response_tokens=response,
     )
-    return GroupDataset(config, "train", Encoder(AutoTokenizer.from_pretrained(folder / "stories260k"), config), arrangement=Group())
+    tokenizer = AutoTokenizer.from_pretrained(folder / "stories260k")
+    return GroupDataset(config, "train", Encoder(tokenizer, config), arrangement=Group())
 
 
 @pytest.mark.parametrize("lengths", [(192, 512), (100, 200)])
