@@ -38,6 +38,32 @@ Array = Any  # np.ndarray on the host, jax.Array on devices
 
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
+class GroupLabels:
+    """What an objective sees of a batch besides log-probs: everything but tokens.
+
+    Attributes:
+      mask: bool `[G, K]`, True for a response that exists.
+      lengths: int32 `[G, K]`, how many targets of the response are scored.
+      labels: name -> array with leading axis G, as the objective's arrangement says (`scores` `[G, K]`, ...); `ref_logps`
+        `[G, K]` where the objective needs a reference.
+    """
+
+    mask: Array
+    lengths: Array
+    labels: dict[str, Array]
+
+    @property
+    def scores(self) -> Array:
+        """The scores `[G, K]`; KeyError where there are none."""
+        return self.labels["scores"]
+
+    def with_labels(self, **labels: Array) -> GroupLabels:
+        """A copy with these labels added or replaced."""
+        return dataclasses.replace(self, labels={**self.labels, **labels})
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
 class GroupBatch:
     """Prompts, their responses and what the objective knows about them; see the module docstring for the layout.
 
@@ -62,6 +88,7 @@ class GroupBatch:
         (`prompt_row[d] == repeat(arange(M), N // M)`), so that keys need not be gathered.
       packed: static; False promises one prompt a prompt row and one segment a response row (`parents` all 0).
       ends: static; True is the layout for scores (`reward_scores`), False that for log-probs (`logprobs`).
+      per_response: static; the names of the labels whose axis after G is K.
     """
 
     prompt_tokens: Array
@@ -82,6 +109,12 @@ class GroupBatch:
     uniform: bool = dataclasses.field(default=False, metadata={"static": True})
     packed: bool = dataclasses.field(default=True, metadata={"static": True})
     ends: bool = dataclasses.field(default=False, metadata={"static": True})
+    per_response: tuple[str, ...] = dataclasses.field(default=(), metadata={"static": True})
+
+    @property
+    def group_labels(self) -> GroupLabels:
+        """What an objective sees of it."""
+        return GroupLabels(self.mask, self.lengths, self.labels)
 
     @property
     def scores(self) -> Array:
@@ -124,10 +157,15 @@ def pad_to(batch: GroupBatch, target: tuple[int, int, int, int, int]) -> GroupBa
     if sizes(batch) == tuple(target):
         return batch
     m, p, n, r, k = target
+
     def grow(array: np.ndarray, to: tuple[int, ...], fill: int = 0) -> np.ndarray:
         lead = array.ndim - len(to)
         width = [(0, 0)] * lead + [(0, t - s) for t, s in zip(to, array.shape[lead:], strict=True)]
         return np.pad(array, width, constant_values=fill)
+
+    def grow_label(array: np.ndarray) -> np.ndarray:
+        axis = batch.mask.ndim - 1  # K; a label may have more axes after it
+        return grow(array, (k, *array.shape[axis + 1 :]))
 
     old_k = batch.mask.shape[-1]
     slots = np.where(batch.slots >= 0, batch.slots // old_k * k + batch.slots % old_k, -1).astype(np.int32)
@@ -139,9 +177,6 @@ def pad_to(batch: GroupBatch, target: tuple[int, int, int, int, int]) -> GroupBa
     fields["prompt_row"] = grow(batch.prompt_row, (n,))
     for name in ("mask", "lengths"):
         fields[name] = grow(getattr(batch, name), (k,))
-    labels = {
-        name: grow(v, (k,)) if np.ndim(v) == batch.mask.ndim and v.shape[-1] == old_k and old_k != k else v
-        for name, v in batch.labels.items()
-    }
+    labels = {name: grow_label(v) if name in batch.per_response else v for name, v in batch.labels.items()}
     same_rows = (batch.prompt_tokens.shape[-2], batch.tokens.shape[-2]) == (m, n)
     return dataclasses.replace(batch, **fields, labels=labels, uniform=batch.uniform and same_rows)

@@ -3,8 +3,8 @@
     config = Config.of("config.yaml", "train.steps=10")
     config = Config.of({"model": {"path": "a/llama"}, "data": {"train": rows}, "objective": {"name": "mpo"}})
 
-Sections that belong to a module are defined there (`data.config.DataConfig`, `objectives.OBJECTIVES`,
-`optim.OPTIMIZERS`), the others in `config_sections`; this module assembles them. `objective.name` and
+Sections that belong to a module are defined there (`data.config.DataConfig`, `objectives`,
+`optim.OPTIMIZERS`), the others in `config.sections`; this module assembles them. `objective.name` and
 `optimizer.name` choose a dataclass, and only its keys are accepted.
 An override of null takes a line of the file out where the chosen objective or optimizer has no such key:
 `--objective.name dpo --objective.alpha null`.
@@ -15,7 +15,7 @@ from __future__ import annotations
 import dataclasses
 import os
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -34,11 +34,13 @@ from align_jax.config.sections import (
     ScoreConfig,
     TrainConfig,
 )
-from align_jax.config.source import Override, Source, build, check_keys, dump, parse_overrides, suggest
+from align_jax.config.source import Override, Source, build, check_keys, dump, parse_overrides
 from align_jax.data.config import DataConfig
+from align_jax.data.formats import find_format
 from align_jax.errors import UserError
 from align_jax.models.config import ModelConfig
-from align_jax.objectives import OBJECTIVES, Objective
+from align_jax.objectives import Objective, find_objective, name_of
+from align_jax.registry import suggest
 from align_jax.training.optim import OPTIMIZERS, AdamW, OptimizerConfig
 
 __all__ = ["Config", "load_config", "parse_overrides"]
@@ -118,7 +120,8 @@ class Config:
         """Every key of every section, resolved; `name` first where a section is chosen by one."""
         sections = ((f.name, getattr(self, f.name)) for f in dataclasses.fields(self) if f.name != "source")
         values = {key: section for key, section in sections if section is not None}
-        named = {key: {"name": values[key].name} for key in ("objective", "optimizer") if key in values}
+        names = {"objective": name_of, "optimizer": lambda optimizer: optimizer.name}
+        named = {key: {"name": of(values[key])} for key, of in names.items() if key in values}
         return {key: named.get(key, {}) | dataclasses.asdict(section) for key, section in values.items()}
 
     def to_yaml(self) -> str:
@@ -166,16 +169,24 @@ def _check_groups(train: TrainConfig, data: int, fsdp: int) -> None:
         )
 
 
-def _build_named(source: Source, section: str, table: Mapping[str, type]) -> Any:
-    values = source.values[section]
+def _build_named(source: Source, section: str, find: Callable[[str | None], type]) -> Any:
+    """The section whose `name` chooses a dataclass."""
+    values, key = source.values[section], f"{section}.name"
     if not isinstance(values, dict):
         raise source.error(section, f"expected keys and values, got {values!r}")
     name = values.pop("name", None)
-    if name not in table:
+    try:
+        cls = find(name)
+    except UserError as error:
+        raise source.error(key, str(error).removeprefix(f"{key}: ")) from error
+    return build(source, cls, values, f"{section}.", f"{section} {name}")
+
+
+def _find_optimizer(name: str | None) -> type:
+    if name not in OPTIMIZERS:
         problem = "is required" if name is None else f"{name!r} is unknown"
-        choices = f"{suggest(str(name), table)}choose one of {', '.join(sorted(table))}"
-        raise source.error(f"{section}.name", f"{problem}; {choices}")
-    return build(source, table[name], values, f"{section}.", f"{section} {name}")
+        raise UserError(f"{problem}; {suggest(str(name), OPTIMIZERS)}choose one of {', '.join(sorted(OPTIMIZERS))}")
+    return OPTIMIZERS[name]
 
 
 def _has_required(cls: type) -> bool:
@@ -200,13 +211,14 @@ def _check_rounds(source: Source, config: Config) -> None:
         ("data.eval", config.data.eval is None, "is required by rounds: the reward of samples on held-out prompts is measured"),
         (
             "objective.name",
-            objective.layout not in ("group", "pair", "unpaired", "sft") or config.head != "lm_head",
-            f"{objective.name!r} cannot be trained in rounds: a language model is, on samples with scores and without beliefs",
+            objective.arrangement.refusal(find_format("samples")) is not None or config.head != "lm_head",
+            f"{name_of(objective)!r} cannot be trained in rounds: a language model is, on samples with scores and without "
+            "beliefs",
         ),
         (
             "rounds.reference",
             rounds.reference == "run" and not objective.needs_reference,
-            f"'run' is not used by objective {objective.name}, which has no reference",
+            f"'run' is not used by objective {name_of(objective)}, which has no reference",
         ),
         ("reference.path", config.reference.path is not None, "is not used in rounds; see rounds.reference"),
         ("generate.temperature", config.generate.temperature == 0, "0 gives the same sample every time; rounds need contrast"),
@@ -250,7 +262,7 @@ def load_config(path: str | Path, overrides: Iterable[Override] = (), *, require
 def _from_source(source: Source, overrides: Iterable[Override]) -> Config:
     source.override(overrides)
     source.resolve()
-    named: dict[str, Mapping[str, type]] = {"objective": OBJECTIVES, "optimizer": OPTIMIZERS}
+    named = {"objective": find_objective, "optimizer": _find_optimizer}
     check_keys(source, source.values, [*SECTIONS, *named], "", "a config")
     built: dict[str, Any] = {}
     for section, cls in SECTIONS.items():
@@ -261,8 +273,8 @@ def _from_source(source: Source, overrides: Iterable[Override]) -> Config:
     source.values.setdefault("optimizer", {})
     if isinstance(source.values["optimizer"], dict):
         source.values["optimizer"].setdefault("name", AdamW.name)
-    for section, table in named.items():
-        built[section] = _build_named(source, section, table) if section in source.values else None
+    for section, find in named.items():
+        built[section] = _build_named(source, section, find) if section in source.values else None
     config = Config(**built, source=source)
     _cross_check(source, config)
     return _with_folder(config)
@@ -278,7 +290,7 @@ def _with_folder(config: Config) -> Config:
 def _own_folder(config: Config) -> str | None:
     if config.objective is None or config.data is None or config.data.train is None:
         return None
-    name = re.sub(r"\W+", "-", config.objective.name)
+    name = re.sub(r"\W+", "-", name_of(config.objective))
     return os.path.join("runs", f"{name}-{identity(config.to_dict())}")
 
 

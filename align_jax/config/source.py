@@ -6,7 +6,6 @@ What is refused is refused here, with the key, the value, and the file and line 
 from __future__ import annotations
 
 import dataclasses
-import difflib
 import os
 import re
 import types
@@ -22,6 +21,7 @@ from omegaconf.errors import OmegaConfBaseException
 from align_jax.config.packaged import how_to_copy
 from align_jax.data.sources import given_rows
 from align_jax.errors import UserError
+from align_jax.registry import suggest
 
 T = TypeVar("T")
 Override = tuple[str, Any]  # ("train.steps", 10)
@@ -171,12 +171,6 @@ def _key_lines(node: yaml.Node | None, name: str, prefix: str = "") -> Iterator[
         seen[key] = line
         yield key, line
         yield from _key_lines(value_node, name, f"{key}.")
-
-
-def suggest(word: str, known: Iterable[str]) -> str:
-    """`did you mean X? `, or nothing when no known word is near."""
-    near = difflib.get_close_matches(word, list(known), n=1, cutoff=0.6)
-    return f"did you mean {near[0]}? " if near else ""
 
 
 def check_keys(source: Source, values: Mapping[str, Any], known: Iterable[str], prefix: str, what: str) -> None:

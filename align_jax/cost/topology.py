@@ -63,7 +63,7 @@ def abstract_batch(objective: Objective, lengths: Lengths, mesh: Mesh, groups: i
     """The shapes of a step's batch (unpacked, uniform rows), with their shardings.
 
     Args:
-      objective: whose layout decides the labels.
+      objective: whose arrangement decides the labels.
       groups: prompts of one step, over all devices and microbatches.
     """
     shards, k = data_shards(mesh), lengths.responses
@@ -73,14 +73,10 @@ def abstract_batch(objective: Objective, lengths: Lengths, mesh: Mesh, groups: i
         return jax.ShapeDtypeStruct((accumulation, *shape), dtype, sharding=batch_sharding(mesh, 1))
 
     g = rows * shards
-    labels = {"scores": array(g, k, dtype=jnp.float32)}
+    shapes = objective.arrangement.label_shapes(k)
+    labels = {name: array(g, *shape, dtype=dtype) for name, (shape, dtype) in shapes.items()}
     if objective.needs_reference:
         labels["ref_logps"] = array(g, k, dtype=jnp.float32)
-    if objective.layout == "unpaired":
-        labels["desirable"] = array(g, dtype=jnp.bool_)
-    if objective.layout == "gdpo":
-        labels |= {"target_probs": array(g, k - 2, dtype=jnp.float32), "chosen_belief": array(g)}
-        labels["text_scores"] = array(g, 2, dtype=jnp.float32)
     prompt = [array(shards, rows, lengths.prompt) for _ in range(3)]
     row = [array(shards, rows * k, lengths.response) for _ in range(7)]
     return GroupBatch(

@@ -5,9 +5,9 @@ from __future__ import annotations
 import dataclasses
 import string
 
+from align_jax.data.formats import find_format
 from align_jax.errors import UserError
 
-FORMATS = ("groups", "samples", "prompts", "ultrafeedback", "pairs", "unpaired", "gdpo")
 _PROMPT_FIELDS, _BELIEF_FIELDS = {"prompt", "group", "context"}, {"id", "belief"}
 
 
@@ -18,7 +18,7 @@ class DataConfig:
     train: str | None = None  # JSONL or Parquet file, folder of Parquet files or of datasets.save_to_disk, or hub id
     eval: str | None = None  # the same, for evaluation
     # groups, ultrafeedback, pairs, unpaired or gdpo; samples: groups with the ids that were sampled in `tokens`, of the same
-    # tokenizer; prompts: `prompt` alone, for on-policy rounds
+    # tokenizer; prompts: `prompt` alone, for on-policy rounds; or package.module:Class, a `data.formats.Format` of your own
     format: str = "groups"
     split: str = "train"  # of a hub data set, for training
     eval_split: str = "test"  # of a hub data set, for evaluation
@@ -39,8 +39,8 @@ class DataConfig:
     pack: bool = True  # several short prompts or responses a row, where the attention backend allows it (xla); else one
 
     def __post_init__(self):
+        find_format(self.format)
         for key, allowed in (
-            ("format", FORMATS),
             ("on_bad_row", ("error", "skip")),
             ("chat_template", ("auto", "always", "never")),
             ("truncate_prompt", ("left", "right")),

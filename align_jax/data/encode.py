@@ -10,7 +10,7 @@ import jinja2
 import numpy as np
 
 from align_jax.data.config import DataConfig
-from align_jax.data.formats import Example, Text
+from align_jax.data.formats.example import Example, Text
 from align_jax.data.sources import RowError
 from align_jax.errors import UserError
 

@@ -6,15 +6,15 @@ from pathlib import Path
 from typing import Any
 
 from align_jax.data.config import DataConfig
-from align_jax.data.dataset import check_rows
 from align_jax.data.encode import plain_key
-from align_jax.data.formats import READERS
+from align_jax.data.formats import find_format
+from align_jax.data.look import read_rows
 from align_jax.data.sources import open_source
 from align_jax.errors import UserError
 
 
 def distinct_prompts(config: DataConfig, which: str, spool_dir: Path) -> tuple[list[dict[str, Any]], list[dict[str, str]]]:
-    """Reads the prompts of a data set, each once, in order.
+    """Reads the prompts of a data set, each row and each prompt once, in order.
 
     Args:
       config: the data section. which: `train` or `eval`. spool_dir: where streamed rows are kept.
@@ -30,11 +30,9 @@ def distinct_prompts(config: DataConfig, which: str, spool_dir: Path) -> tuple[l
         raise UserError(f"data.{which} is not set")
     split = config.split if which == "train" else config.eval_split
     source = open_source(path, split=split, streaming=config.streaming, max_rows=config.max_rows, spool_dir=spool_dir)
-    read = READERS[config.format]
-    good, bad = check_rows(source, read, config.on_bad_row)
     found: dict[str, dict[str, Any]] = {}
-    for row in good:
-        example = read(source[row])
+    bad: list[dict[str, str]] = []
+    for _, example in read_rows(source, find_format(config.format).read, config.on_bad_row, bad):
         more = {name: getattr(example, name) for name in ("group", "context") if getattr(example, name)}
         found.setdefault(plain_key(example), {"prompt": example.prompt, **more})
     return list(found.values()), bad

@@ -33,6 +33,7 @@ class TokenGroup:
       slots: K of this group.
       labels: what the objective needs, arrays without the axis G (`scores` `[K]`, ...).
       ends: what is read of a response is the state at its last token (a reward model's score), see `align_jax.batch`.
+      per_response: the labels whose first axis is K.
     """
 
     row: int
@@ -41,6 +42,7 @@ class TokenGroup:
     slots: int
     labels: dict[str, np.ndarray] = dataclasses.field(default_factory=dict)
     ends: bool = False
+    per_response: tuple[str, ...] = ()
 
     def __post_init__(self):
         where = f"the group of row {self.row}"

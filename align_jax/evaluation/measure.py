@@ -2,33 +2,41 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import dataclasses
+from collections.abc import Sequence
 
 import numpy as np
 
+from align_jax.data.formats import find_format
+from align_jax.errors import UserError
 from align_jax.evaluation.responses import Responses
 from align_jax.evaluation.sets import set_metrics
 from align_jax.evaluation.table import Table, table_of
-from align_jax.objectives import DPO, GDPO, KTO, MPO, Objective
+from align_jax.objectives import Objective, find_objective
 from align_jax.training.step import group_metrics
-
-# The questions that a format's data can answer, whatever the training objective is.
-EVALUATED_AS: dict[str, Callable[[float], Objective]] = {
-    "groups": lambda beta: MPO(beta=beta),
-    "samples": lambda beta: MPO(beta=beta),
-    "ultrafeedback": lambda beta: MPO(beta=beta),
-    "pairs": lambda beta: DPO(beta=beta),
-    "unpaired": lambda beta: KTO(beta=beta),
-    "gdpo": lambda beta: GDPO(beta=beta),
-}
 
 
 def evaluated_as(trained: Objective | None, data_format: str) -> Objective:
-    """The objective whose metrics are measured: the one that is trained, or one that the format's data can answer."""
-    if trained is not None and trained.head == "score":
+    """The objective whose metrics are measured: the one that is trained, or one that the format's data can answer.
+
+    Args:
+      trained: None where there is none. data_format: the value of `data.format`.
+
+    Raises:
+      UserError: data without responses, or data that only the objective which is trained can read, and none is.
+    """
+    own = find_format(data_format)
+    if own.responses == 0:
+        raise UserError(f"data.format {data_format!r} has no responses to evaluate on")
+    if trained is not None and (trained.head == "score" or own.evaluated_as is None):
         return trained
-    objective = EVALUATED_AS[data_format](getattr(trained, "beta", 0.1))
-    return trained if type(objective) is type(trained) else objective
+    if own.evaluated_as is None:
+        raise UserError(f"data.format {data_format!r} is evaluated as what is trained on it; give the objective section")
+    cls = find_objective(own.evaluated_as)
+    if type(trained) is cls:
+        return trained
+    has_beta = any(field.name == "beta" for field in dataclasses.fields(cls))
+    return cls(beta=getattr(trained, "beta", 0.1)) if has_beta else cls()
 
 
 def measure(
@@ -48,7 +56,7 @@ def measure(
       group_names: of `responses.labels["group_id"]`.
       keep_loss: False leaves the losses out, where they are not those that were trained.
     """
-    metrics = group_metrics(responses.logps, responses.as_batch(), objective)
+    metrics = group_metrics(responses.logps, responses.group_labels, objective)
     metrics = {name: pair for name, pair in metrics.items() if keep_loss or not name.startswith("loss")}
     if "scores" in responses.labels and "characters" in responses.labels:
         metrics |= set_metrics(responses, getattr(objective, "beta", 1.0))  # a reward model's scores are rewards

@@ -9,7 +9,7 @@ import jax
 import numpy as np
 from jax.experimental import multihost_utils
 
-from align_jax.batch import GroupBatch
+from align_jax.batch import GroupBatch, GroupLabels
 from align_jax.scoring.reference import local_rows
 
 
@@ -36,12 +36,10 @@ class Responses:
         reference = self.labels.get("ref_logps", np.zeros_like(self.logps))
         return np.where(self.mask, self.logps - reference, 0.0)
 
-    def as_batch(self) -> GroupBatch:
-        """All groups as one batch without tokens: what an objective needs besides log-probs."""
-        none = np.zeros((1, 0, 0), np.int32)
-        tokens = {f.name: none for f in dataclasses.fields(GroupBatch) if f.default is dataclasses.MISSING}
-        rest = {"mask": self.mask, "lengths": self.lengths, "rows": self.rows, "labels": self.labels}
-        return GroupBatch(**tokens | rest)
+    @property
+    def group_labels(self) -> GroupLabels:
+        """What an objective needs of all groups besides log-probs."""
+        return GroupLabels(self.mask, self.lengths, self.labels)
 
 
 def collect(score: Callable[[GroupBatch], jax.Array], batches: Iterable[GroupBatch]) -> Responses:

@@ -8,7 +8,8 @@ from typing import ClassVar
 import jax
 import jax.numpy as jnp
 
-from align_jax.batch import GroupBatch
+from align_jax.batch import GroupLabels
+from align_jax.data.arrange import Arrangement
 from align_jax.errors import UserError
 
 # name -> (sums [G], weights [G]): the metric is sum(sums) / sum(weights) over whatever groups are put together, so that
@@ -20,15 +21,17 @@ Metrics = dict[str, tuple[jax.Array, jax.Array]]
 class Objective:
     """Base of all objectives; the fields of a subclass are the keys of its `objective` section.
 
+    A subclass outside this folder needs no `name`: `objective.name: package.module:Class` finds it.
+
     Class attributes:
       name: the value of `objective.name`.
-      layout: how the data pipeline arranges responses into slots (see `align_jax.data.arrange`).
+      arrangement: which responses stand in which slots, and the labels; a property where it depends on a field.
       head: what the model has on its last layer, and so what the objective is called with: `lm_head`, response log-probs;
         `score`, a reward model's scores.
     """
 
     name: ClassVar[str]
-    layout: ClassVar[str]
+    arrangement: ClassVar[Arrangement]
     head: ClassVar[str] = "lm_head"
 
     @property
@@ -36,20 +39,20 @@ class Objective:
         """Whether batches must carry `labels["ref_logps"]` `[G, K]`."""
         return True
 
-    def statistics(self, logps: jax.Array, batch: GroupBatch) -> tuple[jax.Array, jax.Array] | None:
+    def statistics(self, logps: jax.Array, batch: GroupLabels) -> tuple[jax.Array, jax.Array] | None:
         """A (sum, weight) over the whole batch that the loss depends on and is not differentiated; None for most."""
         return None
 
-    def __call__(self, logps: jax.Array, batch: GroupBatch, statistic: jax.Array | None = None) -> Metrics:
+    def __call__(self, logps: jax.Array, batch: GroupLabels, statistic: jax.Array | None = None) -> Metrics:
         """Loss and metrics of scored groups.
 
         Args:
           logps: float32 `[G, K]`, the policy's response log-probs, or the model's scores where `head` is `score`.
-          batch: mask, lengths and labels.
+          batch: mask, lengths and labels of the groups.
           statistic: the mean of `statistics` over the whole batch, where there is one.
 
         Returns:
-          Metrics with one (sum, weight) a group; `loss` is what training minimizes.
+          Metrics with one (sum, weight) per group; `loss` is what training minimizes.
         """
         raise TypeError(f"{type(self).__name__} does not define a loss")
 
@@ -61,7 +64,7 @@ def check_range(key: str, value: float, low: float, high: float = float("inf"), 
         raise UserError(f"objective.{key} must be {bounds}, got {value!r}")
 
 
-def ref_logps(batch: GroupBatch, like: jax.Array, reference_free: bool) -> jax.Array:
+def ref_logps(batch: GroupLabels, like: jax.Array, reference_free: bool) -> jax.Array:
     """The reference's log-probs `[G, K]`, or zeros for a reference-free objective."""
     if reference_free:
         return jnp.zeros_like(like)

@@ -9,13 +9,15 @@ import jax
 import jax.numpy as jnp
 
 from align_jax import losses
-from align_jax.batch import GroupBatch
+from align_jax.batch import GroupLabels
+from align_jax.data.arrange import Beliefs
+from align_jax.data.arrange.beliefs import TEXTS
 from align_jax.errors import UserError
 from align_jax.objectives.base import Metrics, Objective, check_range, ref_logps, weighted
 from align_jax.objectives.metrics import belief_metrics, pair_metrics, set_metrics, split_by_majority
 from align_jax.objectives.unpaired import mismatched_ratio
 
-PREFERENCES = ("dpo", "kto", "mpo")
+PREFERENCES = tuple(TEXTS)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -27,7 +29,6 @@ class GDPO(Objective):
     """
 
     name: ClassVar[str] = "gdpo"
-    layout: ClassVar[str] = "gdpo"
 
     beta: float = 0.1  # strength of the pull to the reference: rewards are beta * log-ratio
     preference: str = "dpo"  # dpo, kto or mpo on the texts
@@ -47,13 +48,17 @@ class GDPO(Objective):
         if self.alpha and self.preference != "mpo":
             raise UserError(f"objective.alpha={self.alpha} is used by preference mpo only, not by {self.preference}")
 
-    def statistics(self, logps: jax.Array, batch: GroupBatch) -> tuple[jax.Array, jax.Array] | None:
+    @property
+    def arrangement(self) -> Beliefs:
+        return Beliefs(self.preference)
+
+    def statistics(self, logps: jax.Array, batch: GroupLabels) -> tuple[jax.Array, jax.Array] | None:
         if self.preference != "kto":
             return None
         ref = ref_logps(batch, logps, False)
         return mismatched_ratio(logps, ref, jnp.asarray(batch.mask), slot=logps.shape[1] - 1)
 
-    def __call__(self, logps: jax.Array, batch: GroupBatch, statistic: jax.Array | None = None) -> Metrics:
+    def __call__(self, logps: jax.Array, batch: GroupLabels, statistic: jax.Array | None = None) -> Metrics:
         parts = split_beliefs(logps, batch)
         exists, count = parts.exists, parts.beliefs.shape[1]
         ref = ref_logps(batch, logps, False)[:, count:]
@@ -92,7 +97,7 @@ class GDPO(Objective):
 
 @dataclasses.dataclass(frozen=True)
 class BeliefParts:
-    """The slots of a `gdpo` batch taken apart: N beliefs, T texts."""
+    """The slots of arrangement `Beliefs` taken apart: N beliefs, T texts."""
 
     beliefs: jax.Array  # [G, N], -inf where the prompt has no such belief
     belief_mask: jax.Array  # bool [G, N]
@@ -104,8 +109,8 @@ class BeliefParts:
     exists: jax.Array  # bool [G]
 
 
-def split_beliefs(logps: jax.Array, batch: GroupBatch) -> BeliefParts:
-    """Takes the slots of a `gdpo` batch apart; see `BeliefParts`."""
+def split_beliefs(logps: jax.Array, batch: GroupLabels) -> BeliefParts:
+    """Takes the slots of arrangement `Beliefs` apart; see `BeliefParts`."""
     mask, lengths = jnp.asarray(batch.mask), jnp.asarray(batch.lengths)
     count = batch.labels["target_probs"].shape[1]
     targets = jnp.where(mask[:, :count], jnp.asarray(batch.labels["target_probs"]), 0.0)

@@ -9,7 +9,8 @@ import jax
 import jax.numpy as jnp
 
 from align_jax import losses
-from align_jax.batch import GroupBatch
+from align_jax.batch import GroupLabels
+from align_jax.data.arrange import Pair
 from align_jax.objectives.base import Metrics, Objective, check_range, ref_logps, weighted
 from align_jax.objectives.metrics import pair_metrics
 
@@ -18,7 +19,7 @@ from align_jax.objectives.metrics import pair_metrics
 class PairObjective(Objective):
     """Shared by the objectives of the DPO family."""
 
-    layout: ClassVar[str] = "pair"
+    arrangement: ClassVar[Pair] = Pair()
 
     beta: float = 0.1  # strength of the pull to the reference: rewards are beta * log-ratio
     reference_free: bool = False  # True sets log pi_ref to 0
@@ -30,7 +31,7 @@ class PairObjective(Objective):
     def needs_reference(self) -> bool:
         return not self.reference_free
 
-    def __call__(self, logps: jax.Array, batch: GroupBatch, statistic: jax.Array | None = None) -> Metrics:
+    def __call__(self, logps: jax.Array, batch: GroupLabels, statistic: jax.Array | None = None) -> Metrics:
         ref = ref_logps(batch, logps, self.reference_free)
         exists = jnp.all(jnp.asarray(batch.mask), axis=-1)
         values = self.loss(*self.inputs(logps, ref, batch))
@@ -39,7 +40,7 @@ class PairObjective(Objective):
             **pair_metrics(logps, self.beta * (logps - ref), exists),
         }
 
-    def inputs(self, logps, ref, batch: GroupBatch):
+    def inputs(self, logps, ref, batch: GroupLabels):
         """The four arrays `[G]` of the pairwise losses."""
         return logps[:, 0], logps[:, 1], ref[:, 0], ref[:, 1]
 
@@ -95,7 +96,7 @@ class IPO(PairObjective):
     name: ClassVar[str] = "ipo"
     average_tokens: bool = False  # log-probs a token, as TRL does, instead of sums as in the paper
 
-    def inputs(self, logps, ref, batch: GroupBatch):
+    def inputs(self, logps, ref, batch: GroupLabels):
         if self.average_tokens:
             tokens = jnp.maximum(jnp.asarray(batch.lengths), 1)
             logps, ref = logps / tokens, ref / tokens
@@ -110,7 +111,7 @@ class SimPO(Objective):
     """SimPO (arXiv 2405.14734): no reference, log-probs averaged over tokens, a target margin."""
 
     name: ClassVar[str] = "simpo"
-    layout: ClassVar[str] = "pair"
+    arrangement: ClassVar[Pair] = Pair()
 
     beta: float = 2.0  # scale of the averaged log-probs
     gamma: float = 1.0  # target margin, in logit units
@@ -123,7 +124,7 @@ class SimPO(Objective):
     def needs_reference(self) -> bool:
         return False
 
-    def __call__(self, logps: jax.Array, batch: GroupBatch, statistic: jax.Array | None = None) -> Metrics:
+    def __call__(self, logps: jax.Array, batch: GroupLabels, statistic: jax.Array | None = None) -> Metrics:
         exists = jnp.all(jnp.asarray(batch.mask), axis=-1)
         means = logps / jnp.maximum(jnp.asarray(batch.lengths), 1)
         values = losses.simpo_loss(means[:, 0], means[:, 1], beta=self.beta, gamma=self.gamma)

@@ -9,7 +9,8 @@ import jax
 import jax.numpy as jnp
 
 from align_jax import losses
-from align_jax.batch import GroupBatch
+from align_jax.batch import GroupLabels
+from align_jax.data.arrange import Group
 from align_jax.errors import UserError
 from align_jax.objectives.base import Metrics, Objective, check_range, weighted
 from align_jax.objectives.metrics import reward_metrics
@@ -22,7 +23,7 @@ class Reward(Objective):
     """A reward model from preferences, by the Bradley-Terry model; of a pair both contrasts are `-log sigmoid(s_c - s_r)`."""
 
     name: ClassVar[str] = "reward"
-    layout: ClassVar[str] = "group"
+    arrangement: ClassVar[Group] = Group()
     head: ClassVar[str] = "score"
 
     contrast: str = "all_pairs"  # every accepted response against every rejected one, or set: all accepted against all
@@ -37,7 +38,7 @@ class Reward(Objective):
     def needs_reference(self) -> bool:
         return False
 
-    def __call__(self, logps: jax.Array, batch: GroupBatch, statistic: jax.Array | None = None) -> Metrics:
+    def __call__(self, logps: jax.Array, batch: GroupLabels, statistic: jax.Array | None = None) -> Metrics:
         scores, labels, mask = logps, jnp.asarray(batch.scores), jnp.asarray(batch.mask)
         exists, contrast = jnp.any(mask, axis=-1), losses.partition(labels, mask)[2]
         loss = {"all_pairs": losses.bradley_terry_pairs_loss, "set": losses.bradley_terry_set_loss}[self.contrast]

@@ -9,7 +9,8 @@ import jax
 import jax.numpy as jnp
 
 from align_jax import losses
-from align_jax.batch import GroupBatch
+from align_jax.batch import GroupLabels
+from align_jax.data.arrange import Group
 from align_jax.objectives.base import Metrics, Objective, check_range, ref_logps, weighted
 from align_jax.objectives.metrics import set_metrics
 
@@ -18,7 +19,7 @@ from align_jax.objectives.metrics import set_metrics
 class SetObjective(Objective):
     """Shared by the set objectives: beta, the reference, and the metrics of accepted and rejected responses."""
 
-    layout: ClassVar[str] = "group"
+    arrangement: ClassVar[Group] = Group()
 
     beta: float = 0.1  # strength of the pull to the reference: rewards are beta * log-ratio
     reference_free: bool = False  # True sets log pi_ref to 0
@@ -30,7 +31,7 @@ class SetObjective(Objective):
     def needs_reference(self) -> bool:
         return not self.reference_free
 
-    def __call__(self, logps: jax.Array, batch: GroupBatch, statistic: jax.Array | None = None) -> Metrics:
+    def __call__(self, logps: jax.Array, batch: GroupLabels, statistic: jax.Array | None = None) -> Metrics:
         ref = ref_logps(batch, logps, self.reference_free)
         mask = jnp.asarray(batch.mask)
         exists = jnp.any(mask, axis=-1)

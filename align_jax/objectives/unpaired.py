@@ -9,7 +9,8 @@ import jax
 import jax.numpy as jnp
 
 from align_jax import losses
-from align_jax.batch import GroupBatch
+from align_jax.batch import GroupLabels
+from align_jax.data.arrange import Sft, Unpaired
 from align_jax.objectives.base import Metrics, Objective, check_range, ref_logps, weighted
 
 
@@ -18,7 +19,7 @@ class KTO(Objective):
     """KTO (arXiv 2402.01306): each response is desirable or not; slot 1 holds another prompt's completion for the KL."""
 
     name: ClassVar[str] = "kto"
-    layout: ClassVar[str] = "unpaired"
+    arrangement: ClassVar[Unpaired] = Unpaired()
 
     beta: float = 0.1  # strength of the pull to the reference: rewards are beta * log-ratio
     desirable_weight: float = 1.0  # of the loss of desirable responses
@@ -29,10 +30,10 @@ class KTO(Objective):
         check_range("desirable_weight", self.desirable_weight, 0)
         check_range("undesirable_weight", self.undesirable_weight, 0)
 
-    def statistics(self, logps: jax.Array, batch: GroupBatch) -> tuple[jax.Array, jax.Array]:
+    def statistics(self, logps: jax.Array, batch: GroupLabels) -> tuple[jax.Array, jax.Array]:
         return mismatched_ratio(logps, ref_logps(batch, logps, False), jnp.asarray(batch.mask), slot=1)
 
-    def __call__(self, logps: jax.Array, batch: GroupBatch, statistic: jax.Array | None = None) -> Metrics:
+    def __call__(self, logps: jax.Array, batch: GroupLabels, statistic: jax.Array | None = None) -> Metrics:
         ref = ref_logps(batch, logps, False)
         exists = jnp.asarray(batch.mask)[:, 0]
         desirable = jnp.asarray(batch.labels["desirable"])
@@ -70,13 +71,13 @@ class SFT(Objective):
     """Supervised fine-tuning on the chosen response: the mean over tokens of `-log p`, what both papers start from."""
 
     name: ClassVar[str] = "sft"
-    layout: ClassVar[str] = "sft"
+    arrangement: ClassVar[Sft] = Sft()
 
     @property
     def needs_reference(self) -> bool:
         return False
 
-    def __call__(self, logps: jax.Array, batch: GroupBatch, statistic: jax.Array | None = None) -> Metrics:
+    def __call__(self, logps: jax.Array, batch: GroupLabels, statistic: jax.Array | None = None) -> Metrics:
         exists = jnp.asarray(batch.mask)[:, 0]
         tokens = jnp.where(exists, jnp.asarray(batch.lengths)[:, 0], 0).astype(jnp.float32)
         return {

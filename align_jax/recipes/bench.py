@@ -18,6 +18,7 @@ from align_jax.cost import benchmark
 from align_jax.cost.compilations import so_far
 from align_jax.errors import UserError
 from align_jax.models import init_weights, weight_shardings
+from align_jax.objectives import name_of
 from align_jax.parallel.mesh import data_shards, put_batch
 from align_jax.recipes.say import say
 from align_jax.recipes.setup import Setup
@@ -142,12 +143,14 @@ def batches_of(setup: Setup) -> tuple[Any, list[GroupBatch]]:
 def random_batch(setup: Setup) -> GroupBatch:
     """A batch of `bench.groups` groups of random tokens for the config's objective."""
     config, bench, shape = setup.config, setup.config.bench, setup.source.shape
-    layout = config.objective.layout
-    responses = bench.responses or (config.data.max_responses if config.data else None) or 2
-    if layout not in ("group", "pair"):
-        raise UserError(f"bench.prompt_tokens: random tokens are for set and pair objectives; bench {layout} on its data")
-    if layout == "pair" and responses != 2:
-        raise UserError(f"bench.responses: {responses}, but objective {config.objective.name} takes pairs")
+    name, arrangement = name_of(config.objective), config.objective.arrangement
+    fixed = arrangement.responses
+    responses = bench.responses or fixed or (config.data.max_responses if config.data else None) or 2
+    if arrangement.random_labels(responses) is None:
+        raise UserError(f"bench.prompt_tokens: random tokens are for set and pair objectives; bench {name} on its data")
+    if fixed not in (None, responses):
+        takes = "pairs" if fixed == 2 else f"{fixed} response slots"
+        raise UserError(f"bench.responses: {responses}, but objective {name} takes {takes}")
     groups = bench.groups or config.train.groups_per_step
     parts = data_shards(setup.mesh) * config.train.accumulation_steps
     if groups % parts:
@@ -159,8 +162,8 @@ def random_batch(setup: Setup) -> GroupBatch:
         )
 
     def label(k: int) -> dict[str, np.ndarray]:
-        values = {"scores": np.linspace(1, 0, k, dtype=np.float32)}
-        return values | ({"ref_logps": np.zeros(k, np.float32)} if config.objective.needs_reference else {})
+        reference = {"ref_logps": np.zeros(k, np.float32)} if config.objective.needs_reference else {}
+        return arrangement.random_labels(k) | reference
 
     return benchmark.random_batch(
         shape,

@@ -13,7 +13,6 @@ from jax.experimental import multihost_utils
 from align_jax.config import Config
 from align_jax.config.sections import EvaluateConfig
 from align_jax.data import BatchLoader, GroupDataset
-from align_jax.data.encode import plain_key
 from align_jax.errors import UserError
 from align_jax.evaluation import (
     Classifier,
@@ -62,25 +61,19 @@ class EvalData:
         """Of implicit rewards; a reward model's scores are rewards."""
         return getattr(self.objective, "beta", 1.0)
 
-    @functools.cached_property
-    def keys(self) -> list[tuple[str, str]]:
-        """(prompt, unit) of every group: the unit tells groups of people and options apart too."""
-        examples = (self.dataset.example_of(i) for i in range(len(self.dataset)))
-        return [(repr((e.prompt, e.context)), plain_key(e)) for e in examples]
-
-    @functools.cached_property
+    @property
     def clusters(self) -> np.ndarray:
         """int `[rows]`; rows with the same prompt are one cluster of the bootstrap."""
-        return np.unique([prompt for prompt, _ in self.keys], return_inverse=True)[1]
+        return self.dataset.prompt_ids
 
     @functools.cached_property
     def units(self) -> np.ndarray:
         """Rows that stand for the different prompts that are sampled, int."""
-        return sampling.distinct([unit for _, unit in self.keys], self.config.evaluate.sampled_prompts)
+        return sampling.distinct(self.dataset.unit_ids.tolist(), self.config.evaluate.sampled_prompts)
 
     @property
     def has_beliefs(self) -> bool:
-        return self.objective.layout == "gdpo"
+        return self.objective.arrangement.has_beliefs
 
     def score(self, params: dict, loader: BatchLoader | None = None) -> Responses:
         """Log-probs of all groups under some weights."""
@@ -115,8 +108,6 @@ def cut_in(responses: Responses) -> tuple[int, int]:
 def eval_data(setup: Setup) -> EvalData:
     """Reads `data.eval`, with the reference's log-probs where its metrics need them."""
     config = setup.config
-    if config.data.format == "prompts":
-        raise UserError("data.format 'prompts' has no responses to evaluate on")
     objective = evaluated_as(config.objective, config.data.format)
     dataset = setup.dataset("eval", objective)
     report_data("eval", dataset, setup.folder.path)

@@ -22,6 +22,7 @@ from align_jax.files import ResultsFile, check_apart
 from align_jax.generation import Sample, Sampling, StopStrings, end_ids, sample_text, stream, stream_beliefs
 from align_jax.generation.prompts import PromptRow, read_prompts, write_model_outputs
 from align_jax.models import Decoder, ModelConfig
+from align_jax.objectives import name_of
 from align_jax.parallel.stop import StopSignal
 from align_jax.recipes.say import say, speaking
 from align_jax.recipes.setup import Setup
@@ -117,7 +118,7 @@ def run(config: Config, *, cut_prompts: bool = False, stop: Callable[[], bool] =
 def _run(config: Config, most: int, stop: Callable[[], bool]) -> bool:
     options = config.generate
     if config.head != "lm_head":
-        raise UserError(f"objective.name: {config.objective.name!r} trains a reward model, which generates nothing")
+        raise UserError(f"objective.name: {name_of(config.objective)!r} trains a reward model, which generates nothing")
     check_apart({f"generate.{key}": getattr(options, key) for key in ("prompts", "output", "alpaca_eval")})
     setup = Setup.of(config, _model(config))
     tokenizer, shape, data = setup.source.tokenizer, setup.source.shape, config.data or DataConfig()

@@ -13,7 +13,7 @@ from typing import Any
 
 from align_jax.config import Config
 from align_jax.data import DataConfig, open_source
-from align_jax.data.formats import Example, read_responses
+from align_jax.data.formats import Example, find_format
 from align_jax.data.sources import RowError
 from align_jax.errors import UserError
 from align_jax.files import INDEX, ResultsFile, check_apart
@@ -103,12 +103,12 @@ def read_rows(config: Config) -> InputRows:
     """Reads and checks the input; with `data.on_bad_row: skip`, malformed rows are left out and said."""
     data = config.data or DataConfig()
     source = open_source(config.score.input, split=data.split, streaming=False, max_rows=data.max_rows)
-    rows, bad = InputRows([], [], [], source.digest), []
+    rows, bad, read = InputRows([], [], [], source.digest), [], find_format(data.format).read_responses
     for i in range(len(source)):
         where = source.where(i)
         try:
             values = source[i]
-            example = read_responses(values, data.format)
+            example = read(values)
         except RowError as error:
             if data.on_bad_row == "error":
                 raise UserError(f"{where}: {error} (data.on_bad_row: skip leaves such rows out)") from error

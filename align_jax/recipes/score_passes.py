@@ -18,6 +18,7 @@ from align_jax.data.formats import Example
 from align_jax.data.sources import RowError
 from align_jax.errors import UserError
 from align_jax.files import ResultsFile
+from align_jax.objectives import name_of
 from align_jax.recipes.say import say
 from align_jax.recipes.setup import Setup
 from align_jax.recipes.source import ModelSource, TrainedModel, current_model, model_at
@@ -93,8 +94,8 @@ def policy_passes(config: Config, rows: InputRows, columns: list[dict]) -> list[
         raise UserError("model: the log-probs need model.path or model.config; score.logps: false leaves them out")
     if config.head != "lm_head":
         raise UserError(
-            f"objective.name: {config.objective.name!r} trains a reward model, which has no log-probs; give its run folder as "
-            "score.reward_model, and score.logps: false or the config of a language model"
+            f"objective.name: {name_of(config.objective)!r} trains a reward model, which has no log-probs; give its run folder "
+            "as score.reward_model, and score.logps: false or the config of a language model"
         )
     setup, policy = Setup.of(config), current_model(config)
     if policy.shape != setup.source.shape:

@@ -24,6 +24,7 @@ from align_jax.config import Config
 from align_jax.errors import UserError
 from align_jax.files import fingerprint_files
 from align_jax.models import ModelConfig, init_weights, weight_shardings
+from align_jax.objectives import name_of
 from align_jax.recipes.folder import RunFolder
 from align_jax.training.restore import restore_weights
 
@@ -194,7 +195,7 @@ def model_at(given: str | os.PathLike, head: str, key: str) -> ModelSource:
         raise UserError(f"{key}: {error}") from error
     if folder.config.head != head:
         names = {"lm_head": "a language model", "score": "a reward model"}
-        name = folder.config.objective.name if folder.config.objective else None
+        name = name_of(folder.config.objective) if folder.config.objective else None
         raise UserError(
             f"{key}: {given} is the run of {names[folder.config.head]} (objective.name is {name}), and {names[head]} is needed"
         )

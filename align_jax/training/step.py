@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import optax
 from jax.sharding import Mesh
 
-from align_jax.batch import GroupBatch
+from align_jax.batch import GroupBatch, GroupLabels
 from align_jax.objectives import Metrics, Objective
 from align_jax.parallel.mesh import replicated
 from align_jax.scoring.scorer import Scorer
@@ -46,7 +46,7 @@ def train_step(
 
     def loss(params, micro):
         logps = scorer(params, micro)
-        metrics = objective(logps, micro, _or_own(statistic, objective, logps, micro))
+        metrics = _metrics(logps, micro.group_labels, objective, statistic)
         sums = {name: (jnp.sum(total), jnp.sum(weight)) for name, (total, weight) in metrics.items()}
         return sums["loss"][0], sums
 
@@ -80,20 +80,21 @@ def whole_batch_statistic(params: dict, batch: GroupBatch, scorer: Scorer, objec
         return None
 
     def add(carry, micro):
-        return jax.tree.map(jnp.add, carry, objective.statistics(scorer(params, micro), micro)), None
+        return jax.tree.map(jnp.add, carry, objective.statistics(scorer(params, micro), micro.group_labels)), None
 
     first = jax.tree.map(lambda x: x[0], batch)
-    if jax.eval_shape(lambda b: objective.statistics(scorer(params, b), b), first) is None:
+    if jax.eval_shape(lambda b: objective.statistics(scorer(params, b), b.group_labels), first) is None:
         return None
     (total, weight), _ = jax.lax.scan(add, (jnp.float32(0), jnp.float32(0)), batch)
     return jax.lax.stop_gradient(total / jnp.maximum(weight, 1))
 
 
-def _or_own(statistic, objective, logps, micro):
-    if statistic is not None:
-        return statistic
-    own = objective.statistics(logps, micro)
-    return None if own is None else own[0] / jnp.maximum(own[1], 1)
+def _metrics(logps: jax.Array, labels: GroupLabels, objective: Objective, statistic: jax.Array | None) -> Metrics:
+    """The objective's metrics, under the whole batch's statistic or, where there is none, that of these groups."""
+    if statistic is None:
+        own = objective.statistics(logps, labels)
+        statistic = None if own is None else own[0] / jnp.maximum(own[1], 1)
+    return objective(logps, labels, statistic)
 
 
 def _over_microbatches(add, grad: Callable, params: dict, batch: GroupBatch):
@@ -117,6 +118,6 @@ def compile_step(
     return jax.jit(step, donate_argnums=0, out_shardings=(shardings, replicated(mesh)))
 
 
-def group_metrics(logps: jax.Array, batch: GroupBatch, objective: Objective) -> Metrics:
+def group_metrics(logps: jax.Array, labels: GroupLabels, objective: Objective) -> Metrics:
     """What the objective reports of scored groups, without an update: name -> (sums `[G]`, weights `[G]`)."""
-    return objective(logps, batch, _or_own(None, objective, logps, batch))
+    return _metrics(logps, labels, objective, None)

@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 
 from align_jax.data import DataConfig, Encoder, GroupDataset
-from align_jax.data.arrange import smoothed
+from align_jax.data.arrange import Beliefs, Group, Pair, Sft, Unpaired
+from align_jax.data.arrange.beliefs import smoothed
 from align_jax.errors import UserError
 from tests.data.toys import char_tokenizer, opinion, write_jsonl
 
@@ -22,10 +23,14 @@ UNPAIRED = [{"prompt": f"p{i}", "completion": f"c{i}", "label": i != 1} for i in
 ROWS = {"groups": GROUPS, "pairs": PAIRS, "unpaired": UNPAIRED}
 
 
-def dataset(tmp_path, rows, format_, layout, *, preference="dpo", seed=0, **config):
+ARRANGEMENTS = {"group": Group, "pair": Pair, "unpaired": Unpaired, "sft": Sft, "gdpo": Beliefs}
+
+
+def dataset(tmp_path, rows, format_, layout, *, seed=0, preference=None, **config):
     path = write_jsonl(tmp_path / "rows.jsonl", rows)
     made = DataConfig(train=path, format=format_, **config)
-    return GroupDataset(made, "train", Encoder(TOKENIZER, made), layout=layout, preference=preference, seed=seed)
+    arrangement = ARRANGEMENTS[layout](**({} if preference is None else {"preference": preference}))
+    return GroupDataset(made, "train", Encoder(TOKENIZER, made), arrangement=arrangement, seed=seed)
 
 
 def texts(group):
@@ -62,7 +67,7 @@ def test_samples_are_trained_on_as_they_were_sampled(tmp_path):
     assert texts(cut[0]) == {0: "</s>", 1: "ab"} and cut[0].labels["truncated"].tolist() == [0, 1]
     strange = write_jsonl(tmp_path / "strange.jsonl", [{**row, "tokens": [[a], [b], [1000]]}])
     made = DataConfig(train=strange, format="samples")
-    small = GroupDataset(made, "train", Encoder(TOKENIZER, made, vocab_size=1000), layout="group")
+    small = GroupDataset(made, "train", Encoder(TOKENIZER, made, vocab_size=1000), arrangement=Group())
     with pytest.raises(UserError, match="strange.jsonl:1: field 'tokens': the vocabulary ends at 999, got 1000"):
         small[0]
 
@@ -72,7 +77,7 @@ def test_pair_takes_best_against_worst_and_drops_what_has_no_contrast(tmp_path):
     assert len(data) == 2 and data.slots == 2
     assert texts(data[0]) == {0: "b0</s>", 1: "a0</s>"} and data[0].labels["scores"].tolist() == [3, 1]
     assert texts(data[1]) == {0: "b3</s>", 1: "a3</s>"} and data[1].row == 1 and "rows.jsonl:4" in data.where(1)
-    assert "2 rows without contrast dropped" in data.describe()
+    assert "2 rows without two different scores dropped" in data.describe()
     assert "2 of the groups have one score for all responses" in dataset(tmp_path, GROUPS, "groups", "group").describe()
     with pytest.raises(UserError, match="none of the 1 rows has two different scores"):
         dataset(tmp_path, GROUPS[1:2], "groups", "pair")

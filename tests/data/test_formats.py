@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from align_jax.data.formats import READERS
+from align_jax.data.formats import FORMATS
 from align_jax.data.sources import RowError
 from tests.data.toys import opinion
 
@@ -16,14 +16,14 @@ def bot(text):
 
 
 def test_groups():
-    example = READERS["groups"]({"prompt": "p", "responses": ["a", "b", "c"], "scores": [1, 2.5, 0]})
+    example = FORMATS["groups"].read({"prompt": "p", "responses": ["a", "b", "c"], "scores": [1, 2.5, 0]})
     assert (example.prompt, example.responses, example.scores) == ("p", ("a", "b", "c"), (1.0, 2.5, 0.0))
-    assert READERS["groups"]({"prompt": "p", "responses": ["a"], "scores": [1], "group": "x"}).group == "x"
+    assert FORMATS["groups"].read({"prompt": "p", "responses": ["a"], "scores": [1], "group": "x"}).group == "x"
 
 
 def test_ultrafeedback():
     completions = [{"response": "a", "overall_score": 3}, {"response": "b", "overall_score": 4.5, "model": "m"}]
-    example = READERS["ultrafeedback"]({"instruction": "p", "completions": completions})
+    example = FORMATS["ultrafeedback"].read({"instruction": "p", "completions": completions})
     assert (example.prompt, example.responses, example.scores) == ("p", ("a", "b"), (3.0, 4.5))
 
 
@@ -49,26 +49,26 @@ def test_ultrafeedback():
          "text and answers"],
 )
 def test_pairs(row, expected):
-    example = READERS["pairs"](row)
+    example = FORMATS["pairs"].read(row)
     assert (example.prompt, *example.responses) == expected
     assert example.scores == (1.0, 0.0)
 
 
 @pytest.mark.parametrize("label", [True, False, 1, 0])
 def test_unpaired(label):
-    example = READERS["unpaired"]({"prompt": "p", "completion": "c", "label": label})
+    example = FORMATS["unpaired"].read({"prompt": "p", "completion": "c", "label": label})
     assert example.responses == ("c",) and example.scores is None and example.desirable is bool(label)
 
 
 def test_gdpo():
-    example = READERS["gdpo"](opinion(group="g1", context="said"))
+    example = FORMATS["gdpo"].read(opinion(group="g1", context="said"))
     assert example.opinion.options == ("no", "yes", "maybe")
     assert example.opinion.probabilities == (0.25, 0.5, 0.25)
     assert (example.opinion.accepted, example.opinion.rejected) == (1, 0)
     assert example.responses == ("good1", "bad0") and (example.group, example.context) == ("g1", "said")
-    rounded = READERS["gdpo"](opinion(probabilities=[0.333, 0.333, 0.333])).opinion.probabilities
+    rounded = FORMATS["gdpo"].read(opinion(probabilities=[0.333, 0.333, 0.333])).opinion.probabilities
     assert sum(rounded) == pytest.approx(1, abs=1e-12)
-    assert READERS["gdpo"](opinion(probabilities=None)).opinion.probabilities is None
+    assert FORMATS["gdpo"].read(opinion(probabilities=None)).opinion.probabilities is None
 
 
 GROUP = {"prompt": "p", "responses": ["a", "b"], "scores": [1, 2]}
@@ -118,15 +118,15 @@ def feedback(**completion):
 )
 def test_malformed_rows_name_the_field(name, row, message):
     with pytest.raises(RowError, match=message):
-        READERS[name](row)
+        FORMATS[name].read(row)
 
 
 def test_samples_keep_their_tokens_and_may_be_blank():
     row = {"prompt": "p", "responses": ["a b", ""], "scores": [1, 0.5], "tokens": [[5, 6, 2], [2]]}
-    example = READERS["samples"](row)
+    example = FORMATS["samples"].read(row)
     assert example.responses == ("a b", "") and example.scores == (1.0, 0.5) and example.tokens == ((5, 6, 2), (2,))
     with pytest.raises(RowError, match=r"responses\[1\]"):
-        READERS["groups"](row)
+        FORMATS["groups"].read(row)
 
 
 @pytest.mark.parametrize(
@@ -145,4 +145,4 @@ def test_samples_keep_their_tokens_and_may_be_blank():
 def test_bad_samples_are_named(change, message):
     row = {"prompt": "p", "responses": ["a", "b"], "scores": [1, 0], "tokens": [[5], [6]]}
     with pytest.raises(RowError, match=message):
-        READERS["samples"]({**row, **change})
+        FORMATS["samples"].read({**row, **change})

@@ -12,6 +12,7 @@ import pytest
 
 from align_jax.batch import sizes
 from align_jax.data import BatchLoader, DataConfig, Encoder, GroupDataset, RowLayout
+from align_jax.data.arrange import Beliefs, Group
 from tests.data.reference import expected, unpack
 from tests.data.toys import char_tokenizer, opinion, write_jsonl
 
@@ -28,7 +29,7 @@ def dataset(tmp_path_factory):
         scores = [float(k) for k in range(len(responses))]
         rows.append({"prompt": f"{i} " * int(rng.integers(1, 5)), "responses": responses, "scores": scores})
     config = DataConfig(train=write_jsonl(tmp_path_factory.mktemp("data") / "rows.jsonl", rows), format="groups")
-    return GroupDataset(config, "train", Encoder(TOKENIZER, config), layout="group")
+    return GroupDataset(config, "train", Encoder(TOKENIZER, config), arrangement=Group())
 
 
 def loader(dataset, groups_per_step=4, shards=1, **more):
@@ -116,7 +117,7 @@ def test_labels_of_a_width_that_is_by_chance_k_keep_it(tmp_path):
         {"prompt": "p", "responses": ["a", "b", "c"], "scores": [1, 0, 2]}
     ]
     config = DataConfig(train=write_jsonl(tmp_path / "d.jsonl", data), format="groups")
-    made = loader(GroupDataset(config, "train", Encoder(TOKENIZER, config), layout="group"), 1)
+    made = loader(GroupDataset(config, "train", Encoder(TOKENIZER, config), arrangement=Group()), 1)
     for batch in take(made, 4):
         assert batch.labels["truncated"].shape == (1, 1, 2) and batch.scores.shape == (1, 1, 3)
 
@@ -199,7 +200,7 @@ def test_gdpo_batches_have_constant_slots(tmp_path):
     data[4] |= {"reject_choice_id": 0, "reject_choice": "no"}
     config = DataConfig(train=write_jsonl(tmp_path / "d.jsonl", data), format="gdpo")
     for preference, texts in (("dpo", 2), ("kto", 3), ("mpo", 8)):
-        made = GroupDataset(config, "train", Encoder(TOKENIZER, config), layout="gdpo", preference=preference)
+        made = GroupDataset(config, "train", Encoder(TOKENIZER, config), arrangement=Beliefs(preference))
         assert made.slots == 3 + texts
         for batch in take(loader(made, 4), 6):
             assert batch.mask.shape[-1] == made.slots and batch.labels["target_probs"].shape[-1] == 3

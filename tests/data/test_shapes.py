@@ -11,6 +11,7 @@ import pytest
 
 from align_jax.batch import computed_positions, real_positions, sizes
 from align_jax.data import BatchLoader, DataConfig, Encoder, GroupDataset, RowLayout
+from align_jax.data.arrange import Group
 from align_jax.data.packing.layout import packed_plans
 from align_jax.data.packing.plan import GroupSize, Unit, first_fit
 from align_jax.data.packing.shapes import MOST_SHAPES, choose_shapes
@@ -71,7 +72,8 @@ def real_data(prompt, response):
         max_prompt_tokens=prompt,
         max_response_tokens=response,
     )
-    return GroupDataset(config, "train", Encoder(AutoTokenizer.from_pretrained(folder / "stories260k"), config), layout="group")
+    tokenizer = AutoTokenizer.from_pretrained(folder / "stories260k")
+    return GroupDataset(config, "train", Encoder(tokenizer, config), arrangement=Group())
 
 
 @pytest.mark.parametrize("lengths", [(192, 512), (100, 200)])

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 from align_jax import losses
-from align_jax.batch import GroupBatch
+from align_jax.batch import GroupLabels
 from align_jax.errors import UserError
 from align_jax.objectives import DPO, GDPO, IPO, KTO, MPO, NCA, OBJECTIVES, SFT, InfoNCA, OrderedMPO, Reward, RobustDPO, SimPO
 
@@ -14,11 +14,8 @@ RNG = np.random.default_rng(0)
 
 def batch_of(mask, lengths=None, **labels):
     mask = np.asarray(mask)
-    none = np.zeros((1, 1, 1), np.int32)
     lengths = np.full(mask.shape, 3) if lengths is None else np.asarray(lengths)
-    return GroupBatch(
-        *(none,) * 10, none[..., 0], mask, lengths, np.arange(len(mask)), {k: np.asarray(v) for k, v in labels.items()}
-    )
+    return GroupLabels(mask, lengths, {k: np.asarray(v) for k, v in labels.items()})
 
 
 def mean(entry):

@@ -11,8 +11,6 @@ from align_jax.data.packing.layout import RowLayout, fit, packed_plans, split
 from align_jax.data.packing.plan import GroupSize, Shape, ShardPlan, Unit, group_size, longest, plan_single
 from align_jax.data.records import Segment, TokenGroup
 
-PER_RESPONSE = ("scores", "ref_logps")  # labels with an axis K
-
 
 def pack_groups(
     groups: Sequence[TokenGroup], *, shards: int, groups_per_shard: int, layout: RowLayout, slots: int | None = None
@@ -30,7 +28,8 @@ def pack_groups(
       slots: K; by default that of the group with the most.
 
     Returns:
-      NumPy arrays. The labels `PER_RESPONSE` are padded to K, others to the longest of the batch, with zeros.
+      NumPy arrays. Labels with an axis K (`TokenGroup.per_response`) are padded to K, others to the longest of the batch; with
+      zeros.
 
     Raises:
       ValueError: no group, too many, a group with more slots than `slots`, or groups with different labels or `ends`.
@@ -164,6 +163,7 @@ class _Writer:
             uniform=uniform,
             packed=self.layout.pack,
             ends=groups[0].ends,
+            per_response=tuple(sorted(groups[0].per_response)),
         )
 
 
@@ -179,7 +179,7 @@ def _labels(groups: Sequence[TokenGroup], real: np.ndarray, slots: int) -> dict[
         if len({value.ndim for value in values}) > 1:
             raise ValueError(f"labels[{name!r}] has a different number of axes in different groups")
         shape = tuple(np.max([value.shape for value in values], axis=0).astype(int))
-        if name in PER_RESPONSE:
+        if name in groups[0].per_response:
             shape = (slots, *shape[1:])
         result[name] = np.zeros((len(real), *shape), values[0].dtype)
         for at, value in zip(np.flatnonzero(real), values, strict=True):
@@ -225,6 +225,7 @@ def make_groups(
             raise ValueError(f"group {g} has {len(answers)} responses, but scores of shape {np.shape(scores[g])}")
         segments = tuple(Segment(np.asarray(tokens, np.int32), k) for k, tokens in enumerate(answers))
         labels = {} if scores is None else {"scores": np.asarray(scores[g], np.float32)}
-        groups.append(TokenGroup(g, np.asarray(prompt, np.int32), segments, len(answers), labels, ends))
+        tokens = np.asarray(prompt, np.int32)
+        groups.append(TokenGroup(g, tokens, segments, len(answers), labels, ends, per_response=tuple(labels)))
     layout = RowLayout(pack=False, uniform_waste=float("inf"))
     return pack_groups(groups, shards=1, groups_per_shard=len(groups), layout=layout)

@@ -1,0 +1,68 @@
+"""What an arrangement makes groups from."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Sequence
+
+import numpy as np
+
+from align_jax.data.arrange.answers import encode_answer
+from align_jax.data.arrange.survey import Item, Survey
+from align_jax.data.encode import Encoder
+from align_jax.data.formats.example import Example
+from align_jax.data.records import Segment
+from align_jax.errors import UserError
+
+
+class Arranger:
+    """The rows of a data set, their tokens, and what was found in all of them.
+
+    Args:
+      example: row number -> example.
+      survey: what the arrangement's own `survey` gave.
+      encoder: text to tokens; its `config` is the `data` section.
+      seed: decides which responses `max_responses` keeps and which completions are mismatched.
+      group_names: values of the `group` column, sorted.
+      ends: as `TokenGroup.ends`.
+    """
+
+    def __init__(
+        self,
+        example: Callable[[int], Example],
+        survey: Survey,
+        encoder: Encoder,
+        *,
+        seed: int,
+        group_names: Sequence[str] = (),
+        ends: bool = False,
+    ):
+        self.example, self.survey, self.encoder, self.seed, self.ends = example, survey, encoder, seed, ends
+        self.group_ids = {name: i for i, name in enumerate(group_names)}
+
+    def answer(self, example: Example, which: int) -> tuple[np.ndarray, bool]:
+        """Token ids of one response, and whether it was cut."""
+        return encode_answer(self.encoder, example, which)
+
+    def segments(self, example: Example, keep: Sequence[int]) -> tuple[list[Segment], int]:
+        """Responses of an example in slots 0, 1, ..., and how many of them were cut."""
+        encoded = [self.answer(example, i) for i in keep]
+        return [Segment(tokens, k) for k, (tokens, _) in enumerate(encoded)], sum(cut for _, cut in encoded)
+
+    def stranger(self, index: int, example: Example) -> tuple[Item, Example]:
+        """An item with another prompt: the next of a cycle through all items, so that each is (nearly) one other's."""
+        at = int(self._mismatch[index])
+        for _ in range(len(self._mismatch)):
+            item = self.survey.items[at]
+            other = self.example(item.row)
+            if other.prompt != example.prompt:
+                return item, other
+            at = int(self._mismatch[at])
+        raise UserError("KTO needs at least two different prompts, for its estimate of the KL divergence; all are the same")
+
+    @functools.cached_property
+    def _mismatch(self) -> np.ndarray:
+        order = np.random.default_rng((self.seed, 17)).permutation(len(self.survey.items))
+        following = np.empty(len(order), np.int64)
+        following[order] = np.roll(order, -1)
+        return following

@@ -1,0 +1,137 @@
+"""Arrangement `gdpo`: the beliefs about a prompt, then texts conditioned on the accepted one."""
+
+from __future__ import annotations
+
+import collections
+import dataclasses
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Any
+
+import numpy as np
+
+from align_jax import registry
+from align_jax.data.arrange.arranger import Arranger
+from align_jax.data.arrange.base import Arrangement, Filled
+from align_jax.data.arrange.labels import Label
+from align_jax.data.arrange.survey import Item, Survey
+from align_jax.data.config import DataConfig
+from align_jax.data.encode import plain_key
+from align_jax.data.formats.example import Example
+from align_jax.data.records import Segment
+
+TEXTS = {"dpo": 2, "kto": 3, "mpo": None}  # preference -> texts of a group; None: as many as there are
+
+
+@dataclasses.dataclass(frozen=True)
+class BeliefItem(Item):
+    """A group whose texts are those of several rows: which rows' accepted and which rows' rejected ones."""
+
+    accepted: tuple[int, ...] = ()
+    rejected: tuple[int, ...] = ()
+
+
+@dataclasses.dataclass(frozen=True)
+class BeliefSurvey(Survey):
+    """Also `beliefs`, N, the most beliefs of a prompt; `targets`, prompt key -> belief distribution, where a row has none."""
+
+    beliefs: int = 0
+    targets: dict[str, np.ndarray] = dataclasses.field(default_factory=dict)
+
+
+@dataclasses.dataclass(frozen=True)
+class Beliefs(Arrangement):
+    """Slots: the N belief statements of the prompt, then T texts, each conditioned on the accepted belief.
+
+    The texts by `preference`: `dpo`: accepted and rejected; `kto`: also that of another prompt; `mpo`: accepted and rejected
+    ones of rows with the same prompt and belief. Labels: `target_probs` float32 `[N]`, `chosen_belief` int32, and with `mpo`
+    `text_scores` float32 `[T]`.
+    """
+
+    name = "gdpo"
+    has_beliefs = True
+
+    preference: str = "dpo"
+
+    def __post_init__(self):
+        if self.preference not in TEXTS:
+            raise ValueError(f"preference {self.preference!r} is not one of {', '.join(TEXTS)}")
+
+    def key(self) -> tuple[str, str]:
+        return registry.spelled(self, __package__), self.preference
+
+    @property
+    def labels(self) -> dict[str, Label]:
+        labels = {"target_probs": Label("float32", ("N",)), "chosen_belief": Label("int32")}
+        return labels | ({"text_scores": Label("float32", ("T",))} if self.preference == "mpo" else {})
+
+    def sizes(self, slots: int) -> dict[str, int]:
+        texts = TEXTS[self.preference] or 2
+        return {"K": slots, "N": slots - texts, "T": texts}
+
+    def survey(self, rows: Iterable[tuple[int, Example]], config: DataConfig) -> BeliefSurvey:
+        counts: dict[str, np.ndarray] = {}
+        companions: dict[tuple, list[int]] = collections.defaultdict(list)
+
+        def counted() -> Iterator[tuple[int, Example]]:
+            for row, example in rows:
+                key, opinion = plain_key(example), example.opinion
+                counts.setdefault(key, np.zeros(len(opinion.options)))[opinion.accepted] += 1
+                companions[key, opinion.accepted].append(row)
+                yield row, example
+
+        found = super().survey(counted(), config)
+        items, texts = found.items, TEXTS[self.preference]
+        if texts is None:
+            items = _with_companions(items, companions, config.max_responses or 8)
+            texts = max((len(item.accepted) + len(item.rejected) for item in items), default=0)
+        beliefs = max(map(len, counts.values()), default=0)
+        targets = {key: smoothed(count, config.belief_prior) for key, count in counts.items()}
+        return BeliefSurvey(items, found.dropped, beliefs + texts, found.level, beliefs, targets)
+
+    def fill(self, index: int, item: Item, example: Example, arranger: Arranger) -> Filled:
+        opinion, survey = example.opinion, arranger.survey
+        count, slots = survey.beliefs, survey.slots
+        beliefs = [Segment(arranger.encoder.encode_belief(i, o), i) for i, o in enumerate(opinion.options)]
+        texts, scores = self._texts(index, item, example, arranger)
+        segments = beliefs + [Segment(t, count + i, opinion.accepted) for i, (t, _) in enumerate(texts)]
+        targets = opinion.probabilities if opinion.probabilities is not None else survey.targets[plain_key(example)]
+        labels = {"target_probs": _padded(targets, count), "chosen_belief": np.asarray(opinion.accepted, np.int32)}
+        if self.preference == "mpo":
+            labels["text_scores"] = _padded(scores, slots - count)
+        return Filled(segments, labels, sum(cut for _, cut in texts), slots)
+
+    def _texts(self, index: int, item: Item, example: Example, arranger: Arranger) -> tuple[list[Any], list[float]]:
+        encode = arranger.encoder.encode_response
+        if self.preference == "mpo":
+            sets = ((item.accepted, 0), (item.rejected, 1))
+            chosen = [(arranger.example(row).responses[which], 1.0 - which) for rows, which in sets for row in rows]
+            return [encode(example.prompt, text) for text, _ in chosen], [score for _, score in chosen]
+        texts = [encode(example.prompt, text) for text in example.responses]
+        if self.preference == "kto":
+            _, stranger = arranger.stranger(index, example)
+            texts.append(encode(example.prompt, stranger.responses[0]))
+        return texts, [1.0, 0.0]
+
+
+def smoothed(counts: np.ndarray, prior: float) -> np.ndarray:
+    """Posterior mean of a distribution under a symmetric Dirichlet prior: `(n_b + prior) / sum_b (n_b + prior)`."""
+    total = counts + prior
+    return total / total.sum()
+
+
+def _padded(values: Sequence[float], size: int) -> np.ndarray:
+    result = np.zeros(size, np.float32)
+    result[: len(values)] = values
+    return result
+
+
+def _with_companions(items: Sequence[Item], companions: dict, most: int) -> list[BeliefItem]:
+    """For every row, a set of accepted texts of rows with its prompt, group and belief, and as many rejected ones."""
+    where = {row: (rows, i) for rows in companions.values() for i, row in enumerate(rows)}
+    result = []
+    for item in items:
+        rows, start = where[item.row]
+        count = min(len(rows), max(1, most // 2))
+        chosen = tuple(rows[(start + i) % len(rows)] for i in range(count))
+        result.append(BeliefItem(item.row, accepted=chosen, rejected=chosen))
+    return result

@@ -1,0 +1,50 @@
+"""Arrangement `unpaired`: single responses that are desirable or not, each beside the response to another prompt."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+import numpy as np
+
+from align_jax.data.arrange.answers import one_score
+from align_jax.data.arrange.arranger import Arranger
+from align_jax.data.arrange.base import Arrangement, Filled
+from align_jax.data.arrange.labels import Label
+from align_jax.data.arrange.survey import Item
+from align_jax.data.formats.example import Example
+from align_jax.data.records import Segment
+
+
+@dataclasses.dataclass(frozen=True)
+class Unpaired(Arrangement):
+    """Slot 0 holds a response, slot 1 that of another group, with another prompt (for KTO's estimate of the KL divergence).
+
+    A row with scores becomes a group per response, desirable where its score is above the row's mean; rows of one score are
+    dropped. Label: `desirable` bool.
+    """
+
+    name = "unpaired"
+    responses = 2
+    contrasts = False
+
+    @property
+    def labels(self) -> dict[str, Label]:
+        return {"desirable": Label("bool")}
+
+    def items(self, row: int, example: Example) -> list[Item]:
+        if one_score(example):
+            return []
+        return [Item(row, i) for i in range(len(example.responses))] if example.desirable is None else [Item(row)]
+
+    def fill(self, index: int, item: Item, example: Example, arranger: Arranger) -> Filled:
+        own, cut = arranger.segments(example, (item.response,))
+        other, stranger = arranger.stranger(index, example)
+        tokens, _ = arranger.answer(stranger, other.response)
+        desirable = example.desirable
+        if desirable is None:
+            desirable = example.scores[item.response] > float(np.mean(example.scores))
+        return Filled([*own, Segment(tokens, 1)], {"desirable": np.asarray(desirable)}, cut)
+
+    def random_labels(self, slots: int) -> dict[str, Any]:
+        return {"desirable": np.asarray(True)}

@@ -1,0 +1,42 @@
+"""What a row of any format becomes."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+
+Text = str | tuple[Mapping[str, str], ...]  # plain text, or the messages of a conversation
+
+
+@dataclasses.dataclass(frozen=True)
+class Opinion:
+    """The belief part of a row; `probabilities` is None where it has to be estimated."""
+
+    options: tuple[str, ...]
+    probabilities: tuple[float, ...] | None
+    accepted: int
+    rejected: int
+
+
+@dataclasses.dataclass(frozen=True)
+class Example:
+    """One row of any format.
+
+    Attributes:
+      prompt: what is answered.
+      responses: the answers; accepted and rejected text where there are beliefs (without the belief).
+      scores: one per response (1 and 0 for a pair); None where single responses are labelled.
+      desirable: the label of a single response, else None.
+      opinion: the beliefs of the row, else None.
+      group, context: optional columns, for templates and for metrics per group of people.
+      tokens: ids of every response as a model sampled them, its end token included, else None.
+    """
+
+    prompt: Text
+    responses: tuple[Text, ...]
+    scores: tuple[float, ...] | None = None
+    desirable: bool | None = None
+    opinion: Opinion | None = None
+    group: str = ""
+    context: str = ""
+    tokens: tuple[tuple[int, ...], ...] | None = None

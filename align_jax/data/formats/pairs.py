@@ -1,0 +1,50 @@
+"""Format `pairs`: TRL's preference data."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from align_jax.data.formats.base import Format
+from align_jax.data.formats.example import Example, Text
+from align_jax.data.formats.fields import text
+from align_jax.data.sources import RowError
+
+
+class Pairs(Format):
+    """Columns: `chosen`, `rejected`, and `prompt`, which may be left out where both begin with it; texts or conversations."""
+
+    name = "pairs"
+    evaluated_as = "dpo"
+    responses = 2
+
+    def parse(self, row: Mapping) -> Example:
+        chosen, rejected = text(row, "chosen"), text(row, "rejected")
+        prompt = text(row, "prompt") if row.get("prompt") is not None else None
+        if prompt is None or isinstance(prompt, str) and not isinstance(chosen, str) and not isinstance(rejected, str):
+            # A text beside whole conversations repeats what the user says first in them (ultrafeedback_binarized).
+            if isinstance(prompt, str) and chosen[0]["role"] == rejected[0]["role"] == "assistant":
+                return Example(({"role": "user", "content": prompt},), (chosen, rejected), (1.0, 0.0))
+            prompt, chosen, rejected = _implicit_prompt(chosen, rejected)
+        elif not isinstance(prompt, str):
+            # TRL also writes the whole conversation in `chosen` and `rejected`.
+            chosen, rejected = (r[len(prompt) :] if r[: len(prompt)] == prompt else r for r in (chosen, rejected))
+        if not chosen or not rejected:
+            raise RowError("fields 'chosen' and 'rejected': nothing is left after the prompt that they share")
+        return Example(prompt, (chosen, rejected), (1.0, 0.0))
+
+
+def _implicit_prompt(chosen: Text, rejected: Text) -> tuple[Text, Text, Text]:
+    """TRL's rule: what chosen and rejected begin with in common is the prompt (for text, up to a word's end)."""
+    if isinstance(chosen, str) != isinstance(rejected, str):
+        raise RowError("fields 'chosen' and 'rejected': one is text, the other a conversation")
+    n = 0
+    while n < min(len(chosen), len(rejected)) and chosen[n] == rejected[n]:
+        n += 1
+    if isinstance(chosen, str):
+        while n and not (chosen[n - 1].isspace() or (n < len(chosen) and chosen[n].isspace())):
+            n -= 1
+        # As in TRL, a space between prompt and response belongs to the response: so do tokenizers join them.
+        n -= n > 0 and chosen[n - 1] == " "
+    if not n:
+        raise RowError("field 'prompt' is missing, and 'chosen' and 'rejected' do not begin alike")
+    return chosen[:n], chosen[n:], rejected[n:]

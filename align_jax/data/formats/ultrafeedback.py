@@ -1,0 +1,26 @@
+"""Format `ultrafeedback`: the columns of openbmb/UltraFeedback."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from align_jax.data.formats.base import Format
+from align_jax.data.formats.example import Example
+from align_jax.data.formats.fields import as_text, items, number, short, text
+from align_jax.data.sources import RowError
+
+
+class UltraFeedback(Format):
+    """Columns: `instruction`, and `completions`: a list of objects with `response` and `overall_score`."""
+
+    name = "ultrafeedback"
+    evaluated_as = "mpo"
+
+    def parse(self, row: Mapping) -> Example:
+        texts, scores = [], []
+        for i, completion in enumerate(items(row, "completions")):
+            if not isinstance(completion, Mapping):
+                raise RowError(f"field 'completions[{i}]': expected an object, got {short(completion)}")
+            for name, values, convert in (("response", texts, as_text), ("overall_score", scores, number)):
+                values.append(convert(completion.get(name), f"completions[{i}].{name}"))
+        return Example(text(row, "instruction"), tuple(texts), tuple(scores))

@@ -1,0 +1,24 @@
+"""Format `unpaired`: single responses, each desirable or not."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from align_jax.data.formats.base import Format
+from align_jax.data.formats.example import Example
+from align_jax.data.formats.fields import field, text
+from align_jax.data.sources import RowError
+
+
+class Unpaired(Format):
+    """Columns: `prompt`, `completion`, `label` (true where it is desirable)."""
+
+    name = "unpaired"
+    evaluated_as = "kto"
+    responses = 1
+
+    def parse(self, row: Mapping) -> Example:
+        label = field(row, "label")
+        if not isinstance(label, bool) and label not in (0, 1):
+            raise RowError(f"field 'label': expected true or false, got {label!r}")
+        return Example(text(row, "prompt"), (text(row, "completion"),), desirable=bool(label))

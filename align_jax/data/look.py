@@ -1,0 +1,98 @@
+"""One look through the rows of a source, before any is tokenized."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+
+import numpy as np
+
+from align_jax.data.config import DataConfig
+from align_jax.data.encode import plain_key
+from align_jax.data.formats.example import Example
+from align_jax.data.sources import RowError, Source
+from align_jax.errors import UserError
+
+
+def read_rows(
+    source: Source, read: Callable[[Mapping], Example], on_bad_row: str, bad: list[dict[str, str]]
+) -> Iterator[tuple[int, Example]]:
+    """Number and example of every row that is not malformed, each read once.
+
+    Args:
+      on_bad_row: `error` or `skip`.
+      bad: `{"where", "reason"}` of each malformed row is added to it.
+
+    Raises:
+      UserError: a malformed row (unless skipped), or no other is left.
+    """
+    for row in range(len(source)):
+        try:
+            example = read(source[row])
+        except RowError as error:
+            if on_bad_row == "error":
+                raise UserError(f"{source.where(row)}: {error} (data.on_bad_row: skip leaves such rows out)") from error
+            bad.append({"where": source.where(row), "reason": str(error)})
+        else:
+            yield row, example
+    if len(bad) == len(source):
+        raise UserError(f"all {len(source)} rows are malformed, the first: {bad[0]}")
+
+
+class Look:
+    """What is seen of all rows whatever they are arranged for; no example is kept.
+
+    Attributes:
+      rows: numbers of the rows that were seen.
+    """
+
+    def __init__(self):
+        self.rows: list[int] = []
+        self._groups: set[str] = set()
+        self._has_context = self._begins_with_text = False
+        self._prompts: dict[str, int] = {}
+        self._units: dict[bytes, int] = {}
+        self._prompt_of: list[int] = []
+        self._unit_of: list[int] = []
+
+    def at(self, rows: Iterable[tuple[int, Example]]) -> Iterator[tuple[int, Example]]:
+        """Hands rows on, looking at each."""
+        for row, example in rows:
+            if not self.rows:
+                self._begins_with_text = isinstance(example.prompt, str)
+            self.rows.append(row)
+            self._groups.add(example.group)
+            self._has_context |= bool(example.context)
+            prompt = repr((example.prompt, example.context))
+            unit = hashlib.sha256(plain_key(example).encode(errors="surrogatepass")).digest()
+            self._prompt_of.append(self._prompts.setdefault(prompt, len(self._prompts)))
+            self._unit_of.append(self._units.setdefault(unit, len(self._units)))
+            yield row, example
+
+    @property
+    def group_names(self) -> tuple[str, ...]:
+        """The values of the `group` column, sorted."""
+        return tuple(sorted(self._groups - {""}))
+
+    def ids(self, rows: Sequence[int]) -> tuple[np.ndarray, np.ndarray]:
+        """The prompt and the unit (prompt, group and options) of some rows, int `[rows]` each.
+
+        Equal ones have one number; prompts are numbered from 0 in the order of their texts.
+        """
+        at = np.searchsorted(self.rows, rows)
+        prompts, units = (np.asarray(of, np.int64)[at] for of in (self._prompt_of, self._unit_of))
+        texts = list(self._prompts)
+        rank = np.zeros(len(texts), np.int64)
+        ordered = sorted(np.unique(prompts).tolist(), key=texts.__getitem__)
+        rank[ordered] = np.arange(len(ordered))
+        return rank[prompts], units
+
+    def check_template(self, config: DataConfig, path: str) -> None:
+        """UserError for a template that uses a column which no row has, or that is for other prompts."""
+        for name, there in (("group", bool(self.group_names)), ("context", self._has_context)):
+            if f"{{{name}}}" in config.prompt_template and not there:
+                raise UserError(f"data.prompt_template uses {{{name}}}, but no row of {path} has a field {name!r}")
+        if config.prompt_template != DataConfig().prompt_template and not self._begins_with_text:
+            raise UserError(
+                f"data.prompt_template {config.prompt_template!r} is for plain prompts, but {path} holds conversations"
+            )
