@@ -24,8 +24,12 @@ from align_jax.training.optim import OPTIMIZERS, AdamW
 REQUIRED = "required"
 # Sections whose `name` chooses a dataclass: what they are, the choices, the default.
 _NAMED: dict[str, tuple[str, Mapping[str, type], str]] = {
-    "objective": ("What is minimized: `name` chooses it, and only its keys are accepted.", OBJECTIVES, REQUIRED),
-    "optimizer": ("How weights follow gradients: `name` chooses it, and only its keys are accepted.", OPTIMIZERS, AdamW.name),
+    "objective": (
+        "What is minimized: `name` chooses it, or is `package.module:Class`, one of your own; only its keys are accepted.",
+        OBJECTIVES,
+        REQUIRED,
+    ),
+    "optimizer": ("How weights follow gradients: `name` chooses how; only its keys are accepted.", OPTIMIZERS, AdamW.name),
 }
 # Keys whose values are keys of a dataclass that their type does not name, and which of them a config may not set.
 _NESTED = {"model.config": (ModelConfig, ("head",))}
