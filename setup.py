@@ -1,4 +1,7 @@
-"""Package metadata: `pip install -e ".[test]"`, with `gpu` or `tpu` for an accelerator."""
+"""Package metadata: `pip install -e ".[test]"`, with `gpu` or `tpu` for an accelerator.
+
+The extras name no version of JAX: `install_requires` bounds it.
+"""
 
 from setuptools import find_packages, setup
 
@@ -9,7 +12,7 @@ setup(
     license="Apache-2.0",
     license_files=["LICENSE"],
     packages=find_packages(include=["align_jax", "align_jax.*"]),
-    package_data={"align_jax": ["configs/*.yaml"]},  # a link to configs/ in the repository
+    package_data={"align_jax": ["configs/*.yaml"]},  # align_jax/configs is a link to configs/
     python_requires=">=3.11,<3.14",
     install_requires=[
         "jax>=0.10,<0.13",
@@ -32,9 +35,9 @@ setup(
         "matplotlib>=3.9",
     ],
     extras_require={
-        "test": ["pytest>=8.0", "ruff>=0.12", "scipy>=1.14", "torch==2.13.0"],
-        "gpu": ["jax[cuda13]>=0.10,<0.13"],
-        "tpu": ["jax[tpu]>=0.10,<0.13"],
+        "test": ["pytest>=8.0", "ruff>=0.12", "scipy>=1.14", "setuptools>=77", "torch==2.13.0"],
+        "gpu": ["jax[cuda13]"],
+        "tpu": ["jax[tpu]"],
         "wandb": ["wandb>=0.20"],
     },
     entry_points={"console_scripts": ["align-jax = align_jax.cli:main"]},

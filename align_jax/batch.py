@@ -86,7 +86,7 @@ class GroupBatch:
       labels: what the objective needs besides tokens, each with leading axis G (`scores` `[G, K]`, `ref_logps` `[G, K]`, ...).
       uniform: static; every prompt row has the same number of response rows, in order
         (`prompt_row[d] == repeat(arange(M), N // M)`), so that keys need not be gathered.
-      packed: static; False promises one prompt a prompt row and one segment a response row (`parents` all 0).
+      packed: static; False promises one prompt per prompt row and one segment per response row (`parents` all 0).
       ends: static; True is the layout for scores (`reward_scores`), False that for log-probs (`logprobs`).
       per_response: static; the names of the labels whose axis after G is K.
     """

@@ -5,13 +5,16 @@ from __future__ import annotations
 import argparse
 import itertools
 import json
+import os
 import sys
+import textwrap
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 from align_jax.errors import UserError
 
-USAGE_ERROR, INTERRUPTED, STOPPED = 2, 130, 143  # what the user can mend; Ctrl-C; SIGTERM before the work was done
+USAGE_ERROR = 2  # what the user can mend
+INTERRUPTED, PIPE_CLOSED, STOPPED = 130, 141, 143  # Ctrl-C; nobody reads the output; SIGTERM before the work was done
 _OVERRIDES = "[--section.key value ...]"
 
 
@@ -120,12 +123,43 @@ def experiment(argv: Sequence[str]) -> int:
     return find_experiment(argv[0])(list(argv[1:])) or 0
 
 
+def config(argv: Sequence[str]) -> int:
+    from align_jax.config import describe
+
+    parser = argparse.ArgumentParser(prog="align-jax config")
+    chosen = parser.add_mutually_exclusive_group()
+    chosen.add_argument("--explain", metavar="KEY", help="all about one key or section, such as train.eval_every or train")
+    chosen.add_argument("--markdown", action="store_true", help="all keys as a page: docs/config.md")
+    options = parser.parse_args(argv)
+    if options.explain is not None:
+        print(describe.explain(options.explain))
+    else:
+        print(describe.markdown() if options.markdown else describe.table(), end="" if options.markdown else "\n")
+    return 0
+
+
+def configs(argv: Sequence[str]) -> int:
+    from align_jax.config.packaged import copy_config, packaged_configs, purpose
+
+    parser = argparse.ArgumentParser(prog="align-jax configs")
+    parser.add_argument("name", nargs="?", help="the config to copy; without it, all are listed")
+    parser.add_argument("dest", nargs="?", help="file or folder; configs/NAME.yaml by default")
+    options = parser.parse_args(argv)
+    if options.name is not None:
+        print(copy_config(options.name, options.dest))
+        return 0
+    for name, file in packaged_configs().items():
+        print(f"{name:<30}{textwrap.shorten(purpose(file), 96, placeholder=' ...')}")
+    return 0
+
+
 class Command(NamedTuple):
-    """A command: what runs it, its arguments and a line of help."""
+    """A command: what runs it, its arguments, a line of help, and whether it computes (and so needs the devices)."""
 
     run: Callable[[Sequence[str]], int]
     arguments: str
     help: str
+    computes: bool = True
 
 
 COMMANDS = {
@@ -137,11 +171,13 @@ COMMANDS = {
     "bench": Command(bench, "CONFIG.yaml [--json] [--sweep K=2,8,32] ...", "time, memory and FLOPs of a step"),
     "compile": Command(compile_step, "CONFIG.yaml --topology v5p:4x4x4 ...", "compile for a TPU that is not there"),
     "experiment": Command(experiment, f"NAME {_OVERRIDES}", "a runnable experiment, such as quickstart"),
+    "config": Command(config, "[--explain KEY] [--markdown]", "every key of a config and what it means", computes=False),
+    "configs": Command(configs, "[NAME [DEST]]", "list the configs that come with it, or copy one", computes=False),
 }
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Runs one command; returns the exit status (0, or 2 for what the user can fix)."""
+    """Runs one command; returns the exit status."""
     name, *rest = list(sys.argv[1:] if argv is None else argv) or ["--help"]
     if name in ("-h", "--help"):
         print(_usage())
@@ -154,10 +190,16 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"align-jax {name} {command.arguments}\n\n{command.help}")
         return 0
     try:
-        from align_jax.parallel.distributed import prepare_process
+        if command.computes:
+            from align_jax.parallel.distributed import prepare_process
 
-        prepare_process()
-        return command.run(rest)
+            prepare_process()
+        status = command.run(rest)
+        sys.stdout.flush()
+        return status
+    except BrokenPipeError:  # what reads the output, such as head, has enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # nothing to flush at the end
+        return PIPE_CLOSED
     except (UserError, OSError) as error:  # an OSError: a folder that cannot be written, a full disk
         print(f"align-jax {name}: {error}", file=sys.stderr)
         return USAGE_ERROR
@@ -192,5 +234,6 @@ def _counts(text: str) -> list[int]:
 
 
 def _usage() -> str:
-    lines = [f"  {name:<11}{command.arguments:<54}{command.help}" for name, command in COMMANDS.items()]
+    width = max(len(command.arguments) for command in COMMANDS.values())
+    lines = [f"  {name:<11}{command.arguments:<{width}}  {command.help}" for name, command in COMMANDS.items()]
     return "usage: align-jax COMMAND ...\n\n" + "\n".join(lines)

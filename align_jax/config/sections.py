@@ -7,21 +7,20 @@ from typing import Any, Literal
 
 from omegaconf import OmegaConf
 
-from align_jax.errors import UserError
+from align_jax.errors import UserError, check_fields, check_range
 from align_jax.models.config import ModelConfig
 from align_jax.training.logs.table import check_sink_name
 
 
-def _positive(section: str, spec: Any, *keys: str) -> None:
-    for key in keys:
-        value = getattr(spec, key)
-        if value is not None and not 0 < value < float("inf"):
-            raise UserError(f"{section}.{key}: {value!r} must be positive" + (" and finite" if value > 0 else ""))
-
-
 @dataclasses.dataclass(frozen=True)
 class RunConfig:
-    """`dir` holds config.yaml, metrics.jsonl and checkpoints/; everything random follows from `seed`."""
+    """Where a run is kept, and its random numbers.
+
+    Attributes:
+      dir: folder of config.yaml, metrics.jsonl and checkpoints/; None is a folder in `runs/` for every run that differs in what
+        decides its weights.
+      seed: of everything random: fresh weights, the order of rows, samples.
+    """
 
     dir: str | None = None
     seed: int = 0
@@ -29,8 +28,7 @@ class RunConfig:
     def __post_init__(self):
         if self.dir is not None and not self.dir.strip():
             raise UserError(f"run.dir: {self.dir!r} is blank; an environment variable that is not set?")
-        if not 0 <= self.seed < 2**32:
-            raise UserError(f"run.seed: {self.seed!r} must be from 0 to 2^32 - 1")
+        check_range("run.seed", self.seed, 0, 2**32, open_high=True)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -41,13 +39,14 @@ class ModelSection:
       path: Hugging Face folder or hub id.
       config: fields of `models.ModelConfig` for a fresh model, instead of `path`.
       tokenizer: folder or hub id; None is `path`.
-      dtype: of activations.
-      param_dtype: of the parameters that are trained; bfloat16 takes less memory, and is rounded at random after an update,
-        since to the nearest most updates would be lost.
-      attention: implementation, or `auto`.
-      remat: what is recomputed on the way back: nothing, all but matrix products, everything, or kept in host memory.
+      dtype: type of activations.
+      param_dtype: type of the trained parameters; bfloat16 takes less memory, and is rounded at random after an update, since
+        to the nearest most updates would be lost.
+      attention: xla, cudnn (GPU) or splash (TPU); auto is the best one for the devices.
+      remat: what the backward pass computes again: nothing, all but matrix products, or everything; `offload` keeps matrix
+        products in host memory.
       rows_per_chunk: response rows scored at once; None is all.
-      head_chunk: positions that reach the LM head at once; None is the default of `logprobs`.
+      head_chunk: positions that reach the LM head at once; None is 1024.
     """
 
     path: str | None = None
@@ -65,7 +64,7 @@ class ModelSection:
             raise UserError(f"model.config: give model.path (here {self.path!r}) or model.config, not both")
         if self.config is not None and "head" in self.config:
             raise UserError("model.config.head: the head follows from objective.name; leave it out")
-        _positive("model", self, "rows_per_chunk", "head_chunk")
+        check_fields("model", self, "rows_per_chunk", "head_chunk", low=1)
 
     def fresh_config(self) -> ModelConfig:
         """`config` as a `ModelConfig`, its rope scaling too."""
@@ -74,7 +73,12 @@ class ModelSection:
 
 @dataclasses.dataclass(frozen=True)
 class ReferenceConfig:
-    """The reference policy: `path` None is the starting model; `cache_dir` None is beside the data."""
+    """The reference policy, whose log-probs are computed once and kept.
+
+    Attributes:
+      path: Hugging Face folder, hub id or run folder; None is the starting model.
+      cache_dir: folder of its log-probs; None is `.align_jax/` beside local data, else the user's cache.
+    """
 
     path: str | None = None
     cache_dir: str | None = None
@@ -82,7 +86,13 @@ class ReferenceConfig:
 
 @dataclasses.dataclass(frozen=True)
 class MeshConfig:
-    """Devices along each axis; at most one may be -1, the rest of the devices."""
+    """Devices along each axis; at most one may be -1, the rest of the devices.
+
+    Attributes:
+      data: copies of the model, each with a part of the batch.
+      fsdp: devices that share the batch and the weights, which are gathered layer by layer.
+      tensor: devices that share the heads, the MLP and the vocabulary of each layer.
+    """
 
     data: int = 1
     fsdp: int = 1
@@ -92,8 +102,8 @@ class MeshConfig:
         rest = [axis for axis in ("data", "fsdp", "tensor") if getattr(self, axis) == -1]
         for axis in ("data", "fsdp", "tensor"):
             size = getattr(self, axis)
-            if size < 1 and size != -1:
-                raise UserError(f"mesh.{axis}: {size!r} must be positive, or -1 for the rest of the devices")
+            if size != -1:
+                check_range(f"mesh.{axis}", size, 1, hint="or -1 for the rest of the devices")
         if len(rest) > 1:
             raise UserError(f"mesh.{rest[1]}: only one axis may be -1, and mesh.{rest[0]} is")
 
@@ -113,8 +123,8 @@ class TrainConfig:
     """Length and batch of a run.
 
     Attributes:
-      steps: optimizer steps, or
-      epochs: passes over the training data; with neither, one.
+      steps: optimizer steps; or give `epochs`.
+      epochs: passes over the training data; with neither it nor `steps`, one.
       groups_per_step: prompts of one optimizer step, over all devices and microbatches.
       accumulation_steps: microbatches of a step.
       eval_every: optimizer steps between evaluations; None evaluates at the end only.
@@ -127,7 +137,8 @@ class TrainConfig:
     eval_every: int | None = None
 
     def __post_init__(self):
-        _positive("train", self, "steps", "epochs", "groups_per_step", "accumulation_steps", "eval_every")
+        check_fields("train", self, "steps", "groups_per_step", "accumulation_steps", "eval_every", low=1)
+        check_fields("train", self, "epochs", low=0, open_low=True)
         if self.steps is not None and self.epochs is not None:
             raise UserError("train.epochs: give train.steps or train.epochs, not both")
 
@@ -140,7 +151,14 @@ class TrainConfig:
 
 @dataclasses.dataclass(frozen=True)
 class CheckpointConfig:
-    """A checkpoint `every` so many steps (None: at the end only); the newest `keep` stay, and the best by a metric."""
+    """When the state of a run is saved, and what is kept.
+
+    Attributes:
+      every: optimizer steps between checkpoints; None saves at the end only.
+      keep: how many of the newest stay.
+      best_metric: a name in metrics.jsonl; the checkpoint where it was best stays, too. None: the newest only.
+      best_mode: whether a small or a large value of `best_metric` is the better one.
+    """
 
     every: int | None = None
     keep: int = 2
@@ -148,7 +166,7 @@ class CheckpointConfig:
     best_mode: Literal["min", "max"] = "min"
 
     def __post_init__(self):
-        _positive("checkpoint", self, "every", "keep")
+        check_fields("checkpoint", self, "every", "keep", low=1)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -156,17 +174,22 @@ class GenerateConfig:
     """Prompts (JSONL with `prompt`) in, the same rows with `responses` out; randomness follows `run.seed`.
 
     Attributes:
+      prompts: JSONL; a line has a `prompt`, text or messages, and its other columns are kept.
+      output: JSONL that is written; the same command goes on with one that is not complete.
+      alpaca_eval: also write the first response of every prompt to this file, as AlpacaEval's `model_outputs.json`.
       samples: responses of a prompt.
-      temperature: 0 is greedy. top_k, top_p, min_p: filters; 0, 1 and 0 filter nothing.
+      temperature: 0 is greedy.
+      top_k: draw among this many of the likeliest tokens only; 0 is all.
+      top_p: draw among the likeliest tokens that have this much probability together; 1 is all.
+      min_p: leave out tokens less likely than this times the likeliest one; 0 is none.
       repetition_penalty: as in transformers; 1 is none.
-      max_new_tokens: of a response; the model's context may end it before. Prompts are never cut.
+      max_new_tokens: most tokens of a response; the model's context may end it before. Prompts are never cut.
       stop: strings that end a response; they are not part of it.
       stop_tokens: tokens, by name, that end a response besides EOS.
       beliefs: draw one of the row's `options` first, then the text conditioned on it; a row's `belief` fixes it.
-      belief_temperature: of that draw; 0 is the most likely belief.
+      belief_temperature: of the draw of a belief; 0 takes the most likely one.
       tokens: also write `tokens`, the ids of each response as they were sampled, and `finish_reasons`.
       rows: responses in the making at one time; more need more memory.
-      alpaca_eval: also write the first response of every prompt to this file, as AlpacaEval's `model_outputs.json`.
     """
 
     prompts: str | None = None
@@ -187,13 +210,10 @@ class GenerateConfig:
     rows: int = 256
 
     def __post_init__(self):
-        _positive("generate", self, "samples", "max_new_tokens", "rows", "repetition_penalty")
-        for key in ("temperature", "top_k", "min_p", "belief_temperature"):
-            if not 0 <= getattr(self, key) < float("inf"):
-                raise UserError(f"generate.{key}: {getattr(self, key)!r} must be 0 or more")
-        for key in ("top_p", "min_p"):
-            if not 0 <= getattr(self, key) <= 1:
-                raise UserError(f"generate.{key}: {getattr(self, key)!r} must be between 0 and 1")
+        check_fields("generate", self, "samples", "max_new_tokens", "rows", low=1)
+        check_fields("generate", self, "repetition_penalty", low=0, open_low=True)
+        check_fields("generate", self, "temperature", "belief_temperature", "top_k", low=0)
+        check_fields("generate", self, "top_p", "min_p", low=0, high=1)
         if "" in self.stop:
             raise UserError(f"generate.stop: {self.stop!r} has an empty string")
         if self.belief_temperature != 1 and not self.beliefs:
@@ -208,17 +228,18 @@ class EvaluateConfig:
       models: name -> run folder or Hugging Face folder, the columns of the table; empty: the starting model and the run.
       samples: responses sampled for each prompt (for format gdpo: beliefs, and about as many texts, of every belief
         equally many, for the judge); 0 leaves out the KL to the reference, sampled beliefs and consistency.
-      training_samples: the same for evaluations during training. Each then costs `training_samples` x
+      training_samples: `samples` of evaluations during training. Each then costs `training_samples` x
         min(prompts, `sampled_prompts`) responses, and the reference's weights are loaded beside the policy's.
       sampled_prompts: sample for at most this many different prompts; None is all.
-      max_new_tokens: of each sample.
-      resamples: of the bootstrap; 0 gives no intervals.
+      max_new_tokens: most tokens of each sample.
+      resamples: draws of the bootstrap; 0 gives no intervals.
       judge: of belief-text consistency: classifier (trained on the data's own texts), none, or the base URL of an
         OpenAI-compatible endpoint.
       judge_model: the model's name at the endpoint.
       judge_key_variable: environment variable that holds the endpoint's key.
-      judge_max_tokens: of an answer of the endpoint; a model that reasons first needs many.
-      judge_timeout: seconds that an answer may take. judge_concurrency: questions asked at one time.
+      judge_max_tokens: most tokens of an answer of the endpoint; a model that reasons first needs many.
+      judge_timeout: seconds that an answer may take.
+      judge_concurrency: questions asked at one time.
       plots: write plots.
     """
 
@@ -237,11 +258,9 @@ class EvaluateConfig:
     plots: bool = True
 
     def __post_init__(self):
-        counts = ("sampled_prompts", "max_new_tokens", "judge_max_tokens", "judge_concurrency")
-        _positive("evaluate", self, *counts, "judge_timeout")
-        for key in ("samples", "training_samples", "resamples"):
-            if getattr(self, key) < 0:
-                raise UserError(f"evaluate.{key}: {getattr(self, key)!r} must be 0 or more")
+        check_fields("evaluate", self, "sampled_prompts", "max_new_tokens", "judge_max_tokens", "judge_concurrency", low=1)
+        check_fields("evaluate", self, "judge_timeout", low=0, open_low=True)
+        check_fields("evaluate", self, "samples", "training_samples", "resamples", low=0)
         is_url = self.judge.startswith(("http://", "https://"))
         if not is_url and self.judge not in ("classifier", "none"):
             raise UserError(f"evaluate.judge: {self.judge!r} is neither classifier, none nor a URL (http://...)")
@@ -272,7 +291,7 @@ class ScoreConfig:
     batch_rows: int = 64
 
     def __post_init__(self):
-        _positive("score", self, "batch_rows")
+        check_fields("score", self, "batch_rows", low=1)
         if not self.logps and self.reward_model is None:
             raise UserError("score.logps: False and no score.reward_model leaves nothing to compute")
 
@@ -285,7 +304,8 @@ class LogConfig:
       every: steps between lines of metrics; evaluations and the last step are always written.
       progress: a progress line on stderr.
       tensorboard: event files in `run.dir/tensorboard`.
-      wandb_project: of Weights & Biases; None does not log there. wandb_name: of the run's page.
+      wandb_project: project of Weights & Biases; None does not log there.
+      wandb_name: of the run's page there.
       sinks: further ones: a file's name in `align_jax/training/logs`, or a class of one's own as `package.module:Class`, called
         with `align_jax.training.logs.sink.Context`, with methods `write(step, metrics)` and `close()`.
       quiet: no progress line, and nothing of what jobs tell their user; errors and warnings remain.
@@ -300,7 +320,7 @@ class LogConfig:
     sinks: list[str] = dataclasses.field(default_factory=list)
 
     def __post_init__(self):
-        _positive("log", self, "every")
+        check_fields("log", self, "every", low=1)
         for name in self.sinks:
             check_sink_name(name)
         if self.wandb_name is not None and self.wandb_project is None:
@@ -312,13 +332,14 @@ class BenchConfig:
     """What `align-jax bench` measures: steps on `data.train`, or on random tokens of exactly these lengths.
 
     Attributes:
-      prompt_tokens, response_tokens: of every prompt and response; give both or neither.
-      responses: of a prompt, with random tokens; None is `data.max_responses`, or 2 where the objective takes pairs.
-      groups: of a step, with random tokens; None is `train.groups_per_step`.
-      steps: that are timed, after one of every shape that is not.
-      peak_flops: operations a second of one device, for its utilisation; None is the maker's number, or, of a device that
+      prompt_tokens, response_tokens: of every prompt and every response; with neither, the rows are those of `data.train`.
+      responses: number of responses to each prompt, with random tokens; None is `data.max_responses`, or 2 where the objective
+        takes pairs.
+      groups: prompts per step, with random tokens; None is `train.groups_per_step`.
+      steps: how many are timed, after one of every shape that is not.
+      peak_flops: operations per second of one device, for its utilisation; None is the maker's number, or, of a device that
         is not known, what a large product reaches in the same run.
-      memory_bytes: of one device, for the recommendation; None asks the device.
+      memory_bytes: memory of one device, for the recommendation; None asks the device.
       recommend: also compile the step for every rematerialization policy, and say which one to choose.
     """
 
@@ -332,7 +353,8 @@ class BenchConfig:
     recommend: bool = True
 
     def __post_init__(self):
-        _positive("bench", self, *(f.name for f in dataclasses.fields(self) if f.name != "recommend"))
+        check_fields("bench", self, "prompt_tokens", "response_tokens", "responses", "groups", "steps", low=1)
+        check_fields("bench", self, "peak_flops", "memory_bytes", low=0, open_low=True)
         given = [key for key in ("prompt_tokens", "response_tokens") if getattr(self, key) is not None]
         if len(given) == 1:
             raise UserError(f"bench.{given[0]}: give bench.prompt_tokens and bench.response_tokens, or neither")
@@ -350,14 +372,14 @@ class RoundsConfig:
     schedule and the optimizer's state are of one round: each begins anew.
 
     Attributes:
-      number: of rounds.
+      number: how many rounds.
       reward_model: a sequence classifier in Hugging Face format (folder or id), or the run folder of one.
-      samples_per_prompt: responses of a group.
-      prompts_per_round: how many prompts a round takes; all are used before one is
-        used again, but for a rest smaller than that. None is all.
+      samples_per_prompt: responses that are sampled for each prompt of a round.
+      prompts_per_round: how many prompts one round takes; all are used before one is used again, but for a rest smaller than
+        that. None is all.
       reference: of the objective: the model at the start of the `round`, or of the `run`.
       eval_prompts: how many held-out prompts; None is all.
-      eval_samples: responses to each of them, after every round and before the first.
+      eval_samples: responses to each held-out prompt, after every round and before the first.
     """
 
     number: int
@@ -369,6 +391,5 @@ class RoundsConfig:
     eval_samples: int = 4
 
     def __post_init__(self):
-        _positive("rounds", self, "number", "prompts_per_round", "eval_prompts", "eval_samples")
-        if self.samples_per_prompt < 2:
-            raise UserError(f"rounds.samples_per_prompt: {self.samples_per_prompt!r} must be at least 2, for a contrast")
+        check_fields("rounds", self, "number", "prompts_per_round", "eval_prompts", "eval_samples", low=1)
+        check_range("rounds.samples_per_prompt", self.samples_per_prompt, 2, hint="for a contrast")

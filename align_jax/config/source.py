@@ -18,6 +18,7 @@ import yaml
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from align_jax.config.packaged import how_to_copy
 from align_jax.data.sources import given_rows
 from align_jax.errors import UserError
 from align_jax.registry import suggest
@@ -81,7 +82,7 @@ class Source:
         try:
             text = Path(path).read_text(encoding="utf-8")
         except (OSError, UnicodeDecodeError) as error:
-            raise UserError(f"cannot read the config {path}: {error}") from error
+            raise UserError(f"cannot read the config {path}: {error}{how_to_copy(path)}") from error
         try:
             node = yaml.compose(text, Loader=yaml.SafeLoader)
             lines = dict(_key_lines(node, str(path)))

@@ -166,7 +166,7 @@ class Repeated:
 
 
 def measured_peak(dtype: str) -> float:
-    """Operations a second of a large matrix product on one device, the best of a few."""
+    """Operations per second of a large matrix product on one device, the best of a few."""
     n = 2048
     with jax.default_device(jax.local_devices()[0]):
         a = jnp.ones((n, n), dtype)
@@ -181,7 +181,7 @@ def measured_peak(dtype: str) -> float:
 
 
 def device_peak(given: float | None, dtype: str) -> tuple[float, str]:
-    """Operations a second of one device, and where the number is from."""
+    """Operations per second of one device, and where the number is from."""
     if given is not None:
         return given, "bench.peak_flops"
     known = peak_flops(jax.devices()[0].device_kind)

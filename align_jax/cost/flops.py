@@ -86,7 +86,7 @@ def least_flops(forward: Forward) -> int:
     return 3 * forward.total
 
 
-# Dense operations a second of one device, in units of 1e12: of bfloat16 products, by `device_kind` (the vendors' data sheets).
+# Dense operations per second of one device, in units of 1e12: of bfloat16 products, by `device_kind` (data sheets).
 PEAK_TFLOPS = {
     "TPU v4": 275,
     "TPU v5 lite": 197,
@@ -101,7 +101,7 @@ PEAK_TFLOPS = {
 
 
 def peak_flops(device_kind: str) -> float | None:
-    """Operations a second that the maker of the device gives for bfloat16; None for a device that is not known."""
+    """Operations per second that the maker of the device gives for bfloat16; None for a device that is not known."""
     known = max((name for name in PEAK_TFLOPS if device_kind.startswith(name)), key=len, default=None)
     return None if known is None else PEAK_TFLOPS[known] * 1e12
 

@@ -176,7 +176,7 @@ def _kernel_flops(scorer: Scorer, lengths: Lengths) -> int:
     """Operations of the splash kernels for one group, which XLA's analysis does not see.
 
     A block of pairs costs 2 products in the forward kernel, 3 in that of the queries' gradient and 4 in that of the
-    keys' and values', each of `2 E` operations a pair.
+    keys' and values', each of `2 E` operations per pair.
     """
     c, chunked = scorer.config, scorer.rows_per_chunk is not None
     again = scorer.remat in ("full", "offload")

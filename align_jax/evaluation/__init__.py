@@ -1,4 +1,4 @@
-"""Evaluation: log-probs of a data set first, then metrics as (sum, weight) a row, then intervals, tables and plots.
+"""Evaluation: log-probs of a data set first, then metrics as (sum, weight) per row, then intervals, tables and plots.
 
     responses = collect(score, batches)                            # one pass of the model
     table = measure(responses, objective, clusters)                # everything that log-probs say

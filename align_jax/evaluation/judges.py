@@ -127,7 +127,7 @@ class Endpoint:
       url: the base (`http://localhost:8000/v1`); `/chat/completions` is added.
       model: the model's name there. key: sent as a bearer token where it is set.
       max_tokens: of an answer; a model that reasons first needs many.
-      timeout: seconds an answer may take. retries: tries after the first, for errors of the server and the network.
+      timeout: seconds that an answer may take. retries: tries after the first, for errors of the server and the network.
       concurrency: questions asked at one time.
       wait: seconds before the first new try, doubled for each further one.
     """

@@ -43,7 +43,7 @@ def write_plots(shown: Shown, beta: float, folder: Path, reward: str = "implicit
 
 
 def _bars(shown: Shown, metrics: Mapping[str, str], title: str, ylabel: str) -> Figure:
-    """A group of bars a metric, a bar a model, with intervals."""
+    """A group of bars per metric, a bar per model, with intervals."""
     metrics = {name: text for name, text in metrics.items() if any(name in known for _, known in shown.values())}
     figure = Figure(figsize=(max(6, 1.6 * len(metrics) + 2), 4), layout="constrained")
     axes, width = figure.subplots(), 0.8 / len(shown)

@@ -29,7 +29,7 @@ def metric_names(columns: Columns) -> list[str]:
 
 
 def text_table(columns: Columns) -> str:
-    """One column a model: the value, and its interval where there is one; `-` where a model has no such metric."""
+    """One column per model: the value, and its interval where there is one; `-` where a model has no such metric."""
     return _tabulate(_rows(columns, list(columns)), list(columns))
 
 

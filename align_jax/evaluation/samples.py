@@ -59,9 +59,9 @@ def sample_responses(model: Decoder, prompts: Sequence[np.ndarray], **options) -
 
 
 def divergence_metrics(policy: Responses, reference: np.ndarray) -> Sums:
-    """KL to the reference, from the policy's own samples; a (sum, weight) a prompt.
+    """KL to the reference, from the policy's own samples; a (sum, weight) per prompt.
 
-      kl/reference = E_{y ~ pi}[ log pi(y|x) - log pi_ref(y|x) ],  in nats a response,
+      kl/reference = E_{y ~ pi}[ log pi(y|x) - log pi_ref(y|x) ],  in nats per response,
 
     the plain Monte-Carlo estimator over whole responses: unbiased for responses of at most the sampled length, so a
     sample of it may be negative. `kl/reference_per_token` divides the sum over all responses by all their tokens.
@@ -120,7 +120,7 @@ def texts_of_every_belief(
 
 
 def sampled_belief_metrics(drawn: Sequence[np.ndarray], targets: Sequence[np.ndarray]) -> Sums:
-    """Jensen-Shannon distance between the frequencies of the drawn beliefs and the target; a (sum, weight) a prompt.
+    """Jensen-Shannon distance between the frequencies of the drawn beliefs and the target; a (sum, weight) per prompt.
 
     Frequencies of S draws are not a distribution known exactly: a model that predicts p* is still at a distance of about
     `sqrt((N - 1) / (8 S))` for N beliefs.
@@ -135,7 +135,7 @@ def sampled_belief_metrics(drawn: Sequence[np.ndarray], targets: Sequence[np.nda
 def consistency_metrics(
     drawn: Sequence[Sequence[int]], judged: Sequence[Sequence[int | None]], options: Sequence[tuple[str, ...]]
 ) -> Sums:
-    """How often a text says the belief that it was conditioned on, by a judge; a (sum, weight) a prompt.
+    """How often a text says the belief that it was conditioned on, by a judge; a (sum, weight) per prompt.
 
     With equally many texts of every belief (`texts_of_every_belief`), a model whose texts ignore the belief has 1/N,
     whatever it says, and models that predict different beliefs can be compared. `consistency/belief/<name>` is the same

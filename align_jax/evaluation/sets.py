@@ -11,7 +11,7 @@ from align_jax.objectives.metrics import wins
 
 
 def set_metrics(responses: Responses, beta: float) -> Sums:
-    """Agreement of the implicit rewards `beta r` with the scores; a (sum, weight) a group.
+    """Agreement of the implicit rewards `beta r` with the scores; a (sum, weight) per group.
 
     With `Y+` the responses scored above their group's mean, `Y-` the others, `l` lengths in characters:
 

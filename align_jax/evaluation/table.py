@@ -1,4 +1,4 @@
-"""Metrics as a (sum, weight) a row: a metric over any rows is `sum(sums) / sum(weights)`, and so is every resample of it."""
+"""Metrics as a (sum, weight) per row: a metric over any rows is `sum(sums) / sum(weights)`, and so is every resample of it."""
 
 from __future__ import annotations
 

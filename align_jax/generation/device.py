@@ -1,4 +1,4 @@
-"""What runs on the devices: loading prompts into the cache, and several decoding steps a call.
+"""What runs on the devices: loading prompts into the cache, and several decoding steps per call.
 
 Axes as in `align_jax.models.cache`. Everything that the host decides (which row continues which prompt, who is done)
 travels as small integer arrays with every call; only the cache and the tokens seen stay on the devices.

@@ -21,7 +21,7 @@ from align_jax.parallel.mesh import data_shards
 STEPS = 16  # decoding steps between two looks of the host
 ROWS = 256  # samples in flight
 _SLOT_ROWS = 16  # rows that share a slot's prompts, where there are enough prompts
-_LOAD_ROWS = 8  # prompts a shard computes at one time
+_LOAD_ROWS = 8  # prompts that a shard computes at one time
 _LENGTHS = 4  # how many lengths of the ring are compiled
 _SHORT = 32  # columns; a ring has no fewer
 

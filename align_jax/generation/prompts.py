@@ -16,7 +16,7 @@ from align_jax.files import INDEX
 
 @dataclasses.dataclass(frozen=True)
 class PromptRow:
-    """A line of the prompts file: `where` is `FILE:LINE`, `values` its columns, `prompt` a text or messages among them."""
+    """A line of the prompts file: `where` is `FILE:LINE`, `values` its columns, `prompt` (text or messages) among them."""
 
     where: str
     values: dict[str, Any]
@@ -34,7 +34,7 @@ def read_prompts(path: str | os.PathLike) -> list[PromptRow]:
         raise UserError(f"generate.prompts: cannot read {path}: {error.strerror}") from error
     rows = [_row(f"{path}:{n}", line) for n, line in enumerate(lines, start=1) if line.strip()]
     if not rows:
-        raise UserError(f"generate.prompts: {path} is empty; give one JSON object a line, with `prompt`")
+        raise UserError(f"generate.prompts: {path} is empty; give one JSON object per line, with `prompt`")
     return rows
 
 

@@ -75,10 +75,10 @@ def filter_logits(logits: jax.Array, sampling: Sampling) -> jax.Array:
 
 
 def sample(logits: jax.Array, keys: jax.Array, sampling: Sampling) -> jax.Array:
-    """Draws a token a row: logits `[D, N, V]`, keys `[D, N]` -> int32 `[D, N]`.
+    """Draws a token per row: logits `[D, N, V]`, keys `[D, N]` -> int32 `[D, N]`.
 
     By inverting the cumulative distribution, first over blocks of the vocabulary and then within the block that was drawn:
-    two random numbers a row instead of V. A rounding difference between two machines changes the token only where a number
+    two random numbers per row instead of V. A rounding difference between two machines changes the token only where a number
     falls between their two distributions.
     """
     if sampling.greedy:

@@ -1,4 +1,4 @@
-"""Preference losses: pure maths on arrays, one value a group, nothing reduced.
+"""Preference losses: pure maths on arrays, one value per group, nothing reduced.
 
 Every function takes JAX or NumPy arrays, computes in float32 and returns the same values under `jit`, `vmap`, `pmap`,
 `shard_map` and `grad`. What a mask leaves out never reaches a value or a gradient, whatever stands there.

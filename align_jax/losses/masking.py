@@ -1,7 +1,7 @@
 """Reductions over the members of a set, along the last axis, that never read what the mask leaves out.
 
 Replacing a bad value *after* a function has been applied to it keeps it out of the result but not out of the gradient
-(0 * inf is NaN on the way back), so each helper replaces bad arguments first and results second.
+(0 * inf is NaN in the backward pass), so each helper replaces bad arguments first and results second.
 """
 
 from __future__ import annotations

@@ -11,6 +11,12 @@ class RopeScaling:
 
     kind `linear`: every frequency divided by `factor`. kind `llama3`: low frequencies divided by `factor`, high ones kept,
     with a smooth ramp between `original_length / low_freq_factor` and `original_length / high_freq_factor` (Llama 3.1).
+
+    Attributes:
+      kind: linear (every frequency) or llama3 (low ones, with a ramp to the high ones, which are kept).
+      factor: what frequencies are divided by.
+      low_freq_factor, high_freq_factor: where the ramp of llama3 begins and ends.
+      original_length: positions before the context was extended (llama3).
     """
 
     kind: str
@@ -27,7 +33,21 @@ HEADS = ("lm_head", "score")
 class ModelConfig:
     """Shape and numerics of a decoder (LLaMA 1 to 3.2, Mistral).
 
-    `head` is what stands on the last layer: `lm_head`, logits of the next token, or `score`, one number (a reward model).
+    Attributes:
+      vocab_size: number of tokens.
+      width: of the residual stream.
+      mlp_width: of the MLP's hidden layer.
+      layers: number of layers.
+      heads: number of query heads.
+      kv_heads: number of key and value heads, which divides `heads`.
+      head_size: of each head, even.
+      norm_eps: added to the mean square in norms.
+      rope_theta: base of the rotary frequencies.
+      rope_scaling: scaling of those frequencies; None is none.
+      sliding_window: how many positions back attention sees; None is all.
+      tied_embeddings: the output layer is the embedding.
+      max_length: positions that it was trained for, the context.
+      head: what stands on the last layer: `lm_head`, logits of the next token, or `score`, one number (a reward model).
     """
 
     vocab_size: int

@@ -33,9 +33,9 @@ class GDPO(Objective):
     beta: float = 0.1  # strength of the pull to the reference: rewards are beta * log-ratio
     preference: str = "dpo"  # dpo, kto or mpo on the texts
     alpha: float = 0.0  # preference mpo: weight of the deviation from the mean
-    calibration_weight: float = 1.0
-    belief_weight: float = 1.0
-    preference_weight: float = 1.0
+    calibration_weight: float = 1.0  # of the belief calibration term
+    belief_weight: float = 1.0  # of the belief statement term
+    preference_weight: float = 1.0  # of the preference term
     renormalize: bool = False  # calibrate the distribution renormalised over the beliefs
 
     def __post_init__(self):

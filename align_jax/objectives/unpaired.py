@@ -22,8 +22,8 @@ class KTO(Objective):
     arrangement: ClassVar[Unpaired] = Unpaired()
 
     beta: float = 0.1  # strength of the pull to the reference: rewards are beta * log-ratio
-    desirable_weight: float = 1.0
-    undesirable_weight: float = 1.0
+    desirable_weight: float = 1.0  # of the loss of desirable responses
+    undesirable_weight: float = 1.0  # of the loss of the others
 
     def __post_init__(self):
         check_range("beta", self.beta, 0, open_low=True)

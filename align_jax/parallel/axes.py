@@ -27,7 +27,7 @@ def partition_spec(axes: Sequence[str | None], shape: Sequence[int], sizes: dict
     """The PartitionSpec of an array with these logical axes on a mesh with these axis sizes.
 
     Args:
-      axes: one logical name (or None) a dimension.
+      axes: one logical name (or None) per dimension.
       shape: the array's shape; a dimension that the mesh axes do not divide stays whole (4 key/value heads on `tensor=8`).
       sizes: mesh axis name -> size; a mesh axis that is absent is left out.
 

@@ -31,7 +31,7 @@ def evaluate(config: Config) -> list[dict[str, Any]]:
     after each model, so that a later failure loses none.
 
     Returns:
-      The table, a dict a cell: `model`, `metric`, `value`, and the bounds `low` and `high` of its interval.
+      The table, a dict per cell: `model`, `metric`, `value`, and the bounds `low` and `high` of its interval.
 
     Raises:
       UserError: anything that the user can mend, see the message.
@@ -54,7 +54,7 @@ class Report:
     unjudged: bool
 
     def rows(self) -> list[dict[str, Any]]:
-        """The table, a dict a cell."""
+        """The table, a dict per cell."""
         return [
             {"model": model, "metric": metric, "value": found.value, "low": found.low, "high": found.high}
             for model, metrics in self.columns.items()

@@ -41,7 +41,7 @@ def training_summary(rows: Sequence[Mapping[str, Any]]) -> dict[str, float]:
     """What a round's training samples are like.
 
     Args:
-      rows: one a prompt, with `scores`, `tokens` and `finish_reasons` of its responses.
+      rows: one per prompt, with `scores`, `tokens` and `finish_reasons` of its responses.
 
     Returns:
       `samples/prompts`, and how many of them are `samples/without_contrast` (all scores equal); means over prompts of the
@@ -64,7 +64,7 @@ def held_out_summary(
     """How good samples on held-out prompts are, with 95% intervals over prompts.
 
     Args:
-      rows: one a prompt, with `scores`, `tokens` and `finish_reasons` of its samples.
+      rows: one per prompt, with `scores`, `tokens` and `finish_reasons` of its samples.
       start: the same prompts in the same order, with samples of the model at the start of the run.
       log_ratios: `[prompts, samples]`, `log pi(y|x) - log pi_start(y|x)` of the samples in `rows`.
 

@@ -91,7 +91,7 @@ class Rounds:
 
     Attributes:
       folder: `run.dir`. finished: whether all rounds were made.
-      history: a dict a round, with the reward of samples on held-out prompts and its gain over the start; round 0 is the start.
+      history: a dict per round, with the reward of samples on held-out prompts and its gain over the start, which is round 0.
     """
 
     folder: Path

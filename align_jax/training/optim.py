@@ -67,7 +67,15 @@ class OptimizerConfig:
 
 @dataclasses.dataclass(frozen=True)
 class AdamW(OptimizerConfig):
-    """Adam with decoupled weight decay; `moment_dtype` is the first moment's, the second is float32."""
+    """Adam with decoupled weight decay.
+
+    Attributes:
+      b1: decay of the first moment per step.
+      b2: decay of the second moment per step.
+      eps: added to the root of the second moment.
+      weight_decay: times the learning rate; norms are not decayed.
+      moment_dtype: of the first moment; the second is float32.
+    """
 
     name: ClassVar[str] = "adamw"
     b1: float = 0.9
@@ -88,7 +96,14 @@ class AdamW(OptimizerConfig):
 
 @dataclasses.dataclass(frozen=True)
 class Lion(OptimizerConfig):
-    """Sign of an interpolated momentum (arXiv 2302.06675), decoupled weight decay."""
+    """Sign of an interpolated momentum (arXiv 2302.06675), decoupled weight decay.
+
+    Attributes:
+      b1: weight of the momentum where it is interpolated with the gradient.
+      b2: decay of the momentum per step.
+      weight_decay: times the learning rate; norms are not decayed.
+      moment_dtype: of the momentum.
+    """
 
     name: ClassVar[str] = "lion"
     b1: float = 0.9
@@ -109,6 +124,13 @@ class Adafactor(OptimizerConfig):
     """Factored second moments (arXiv 1804.04235) without parameter scaling, decoupled weight decay.
 
     Layers are stacked, so update clipping takes the root mean square over all layers of a weight.
+
+    Attributes:
+      decay: exponent of the second moment's decay, `1 - step^-decay`.
+      eps: added to squared gradients.
+      update_clip: updates of a weight are scaled down to this root mean square; None is off.
+      momentum: decay of a running mean of updates per step; None is off.
+      weight_decay: times the learning rate; norms are not decayed.
     """
 
     name: ClassVar[str] = "adafactor"
@@ -140,7 +162,13 @@ class Adafactor(OptimizerConfig):
 
 @dataclasses.dataclass(frozen=True)
 class RMSprop(OptimizerConfig):
-    """PyTorch's RMSprop, which the GDPO authors train with: eps outside the root, momentum before the learning rate."""
+    """PyTorch's RMSprop, which the GDPO authors train with: eps outside the root, momentum before the learning rate.
+
+    Attributes:
+      decay: of the second moment per step.
+      eps: added to the root of the second moment.
+      momentum: decay of the sum of updates per step; 0 is off.
+    """
 
     name: ClassVar[str] = "rmsprop"
     decay: float = 0.99

@@ -204,7 +204,7 @@ def test_an_endpoint_that_is_not_there_keeps_the_rest(world, capsys):
         (["--evaluate.judge", "oracle"], "'oracle' is neither classifier, none nor a URL"),
         (["--evaluate.judge", "http://x"], "the endpoint http://x needs a model name"),
         (["--evaluate.judge_model", "m"], "evaluate.judge_model: 'm' is used by a judge at a URL only"),
-        (["--evaluate.samples", "-1"], "-1 must be 0 or more"),
+        (["--evaluate.samples", "-1"], "-1 must be at least 0"),
         (["--evaluate.sample", "1"], "did you mean sample"),
     ],
 )

@@ -159,7 +159,7 @@ def test_beliefs_and_groups(work):
             "prompts.jsonl:1: `belief` 1 is not one of",
         ),
         ([{"prompt": "a", "groups": "x"}], [], "prompts.jsonl:1: `groups` must be a list"),
-        ([{"prompt": "a"}], ["--generate.top_p", "1.5"], "generate.top_p: 1.5 must be between 0 and 1"),
+        ([{"prompt": "a"}], ["--generate.top_p", "1.5"], "generate.top_p: 1.5 must be at least 0 and at most 1"),
         ([{"prompt": "a"}], ["--generate.belief_temperature", "0"], "not used without generate.beliefs"),
     ],
 )
