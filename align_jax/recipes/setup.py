@@ -10,7 +10,6 @@ from pathlib import Path
 
 import jax
 import numpy as np
-from jax.experimental import multihost_utils
 from jax.sharding import Mesh
 
 from align_jax import hf
@@ -24,6 +23,7 @@ from align_jax.models import ModelConfig, init_weights, weight_shardings
 from align_jax.models.attention import resolve_backend
 from align_jax.objectives import Objective
 from align_jax.parallel.mesh import batch_sharding, data_shards, make_mesh, put_batch
+from align_jax.parallel.processes import LargestAhead, largest_anywhere
 from align_jax.scoring.reference import cache_file, cache_key, cached, compute_reference
 from align_jax.scoring.scorer import Scorer
 
@@ -155,13 +155,9 @@ def loader_of(config: Config, dataset: GroupDataset, mesh: Mesh, **more) -> Batc
         process_index=jax.process_index(),
         process_count=jax.process_count(),
         agree=largest_anywhere if jax.process_count() > 1 else None,
+        agree_ahead=LargestAhead if jax.process_count() > 1 else None,
         **more,
     )
-
-
-def largest_anywhere(sizes: tuple[int, ...]) -> tuple[int, ...]:
-    """The largest of each size over all processes, so that their batches have one shape."""
-    return tuple(int(n) for n in multihost_utils.process_allgather(np.asarray(sizes)).max(axis=0))
 
 
 def score_batches(scorer: Scorer, mesh: Mesh, params: dict) -> Callable[[GroupBatch], jax.Array]:
