@@ -241,6 +241,7 @@ class EvaluateConfig:
       judge_timeout: seconds that an answer may take.
       judge_concurrency: questions asked at one time.
       plots: write plots.
+      metrics: further ones of your own, as `package.module:Class` (`align_jax.evaluation.metrics.Metric`).
     """
 
     models: dict[str, str] = dataclasses.field(default_factory=dict)
@@ -256,6 +257,7 @@ class EvaluateConfig:
     judge_timeout: float = 60.0
     judge_concurrency: int = 4
     plots: bool = True
+    metrics: list[str] = dataclasses.field(default_factory=list)
 
     def __post_init__(self):
         check_fields("evaluate", self, "sampled_prompts", "max_new_tokens", "judge_max_tokens", "judge_concurrency", low=1)

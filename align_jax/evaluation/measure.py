@@ -9,8 +9,8 @@ import numpy as np
 
 from align_jax.data.formats import find_format
 from align_jax.errors import UserError
+from align_jax.evaluation.metrics import Metric, find_metrics
 from align_jax.evaluation.responses import Responses
-from align_jax.evaluation.sets import set_metrics
 from align_jax.evaluation.table import Table, table_of
 from align_jax.objectives import Objective, find_objective
 from align_jax.training.step import group_metrics
@@ -46,6 +46,7 @@ def measure(
     group_names: Sequence[str] = (),
     *,
     keep_loss: bool = True,
+    further: Sequence[Metric] | None = None,
 ) -> Table:
     """Everything that log-probs alone say.
 
@@ -55,9 +56,18 @@ def measure(
       clusters: int, the cluster of every row of the data set (`responses.rows` are its indices).
       group_names: of `responses.labels["group_id"]`.
       keep_loss: False leaves the losses out, where they are not those that were trained.
+      further: metrics beside the objective's own; None is those of `evaluation/metrics/`.
+
+    Raises:
+      UserError: a label that a metric needs and the data does not have.
     """
     metrics = group_metrics(responses.logps, responses.group_labels, objective)
     metrics = {name: pair for name, pair in metrics.items() if keep_loss or not name.startswith("loss")}
-    if "scores" in responses.labels and "characters" in responses.labels:
-        metrics |= set_metrics(responses, getattr(objective, "beta", 1.0))  # a reward model's scores are rewards
+    beta = getattr(objective, "beta", 1.0)  # a reward model's scores are rewards
+    for metric in find_metrics() if further is None else further:
+        lacking = [name for name in metric.labels if name not in responses.labels]
+        if not lacking:
+            metrics |= metric.measure(responses, beta)
+        elif type(metric).__module__.partition(".")[0] != __name__.partition(".")[0]:
+            raise UserError(f"evaluate.metrics: {type(metric).__name__} needs the labels {lacking}, which this data has not")
     return table_of(metrics, clusters[responses.rows], responses.labels.get("group_id"), group_names)

@@ -30,6 +30,7 @@ from align_jax.evaluation import (
 )
 from align_jax.evaluation import samples as sampling
 from align_jax.evaluation.judges import api_key
+from align_jax.evaluation.metrics import Metric, find_metrics
 from align_jax.generation import end_ids, sample_text
 from align_jax.models import Decoder
 from align_jax.objectives import Objective
@@ -45,12 +46,14 @@ class EvalData:
 
     Attributes:
       objective: whose metrics are measured. dataset: `data.eval`. loader: its batches.
+      metrics: that are measured beside the objective's own.
     """
 
     setup: Setup
     objective: Objective
     dataset: GroupDataset
     loader: BatchLoader
+    metrics: list[Metric]
 
     @property
     def config(self) -> Config:
@@ -90,7 +93,8 @@ class EvalData:
     def table(self, responses: Responses) -> Table:
         """What log-probs alone say."""
         same = type(self.objective) is type(self.config.objective)
-        return measure(responses, self.objective, self.clusters, self.dataset.group_names, keep_loss=same)
+        names, further = self.dataset.group_names, self.metrics
+        return measure(responses, self.objective, self.clusters, names, keep_loss=same, further=further)
 
     def unit_table(self, metrics: dict) -> Table:
         """A table of metrics of the sampled prompts."""
@@ -108,13 +112,13 @@ def cut_in(responses: Responses) -> tuple[int, int]:
 def eval_data(setup: Setup) -> EvalData:
     """Reads `data.eval`, with the reference's log-probs where its metrics need them."""
     config = setup.config
-    objective = evaluated_as(config.objective, config.data.format)
+    objective, metrics = evaluated_as(config.objective, config.data.format), find_metrics(config.evaluate.metrics)
     dataset = setup.dataset("eval", objective)
     report_data("eval", dataset, setup.folder.path)
     loader = setup.loader(dataset)
     if objective.needs_reference:
         loader.join(setup.reference_logps(dataset, np.arange(len(dataset)), loader.eval_batches()))
-    return EvalData(setup, objective, dataset, loader)
+    return EvalData(setup, objective, dataset, loader, metrics)
 
 
 @dataclasses.dataclass(frozen=True)

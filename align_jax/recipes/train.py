@@ -24,7 +24,7 @@ from align_jax.training import optim
 from align_jax.training.callbacks import Callback, Evaluate, Log, Save, StopWhen
 from align_jax.training.checkpoint import Checkpointer
 from align_jax.training.fit import fit
-from align_jax.training.logs import MetricsLog
+from align_jax.training.logs import MetricsLog, find_sink
 from align_jax.training.state import TrainState, create_state, state_shapes, state_shardings
 from align_jax.training.step import compile_step
 
@@ -66,6 +66,8 @@ def train(config: Config, stop: StopSignal | None = None) -> Run:
     with contextlib.ExitStack() as stack:
         stack.enter_context(speaking(config.log.quiet))
         stop = stack.enter_context(StopSignal()) if stop is None else stop
+        for name in config.log.sinks:  # before hours of work
+            find_sink(name)
         setup = Setup.of(config)
         setup.folder.prepare(config, setup.source)
         check_best_metric(config)

@@ -53,7 +53,7 @@ def config_of(folder, run, **data):
     return align_jax.Config.of(
         {"run": {"dir": run}, "model": {"path": folder, "dtype": "float32"}, "objective": {"name": "mpo"},
          "data": {"max_prompt_tokens": 8, "max_response_tokens": 8, **data}, "log": {"quiet": True}},
-        "train.steps=2", "train.groups_per_step=2", "optimizer.learning_rate=1e-3", "evaluate.samples=0", "evaluate.plots=false",
+        "train.steps=2", "train.groups_per_step=2", "optimizer.learning_rate=1e-3", "evaluate.samples=0",
     )  # fmt: skip
 
 

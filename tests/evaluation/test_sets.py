@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from align_jax.evaluation import Responses, estimates, measure, table_of
-from align_jax.evaluation.sets import set_metrics
+from align_jax.evaluation.metrics.sets import set_agreement
 from align_jax.objectives import MPO
 from tests.evaluation import reference
 
@@ -41,7 +41,7 @@ def groups_of(r: Responses):
 
 
 def test_every_metric_equals_the_slow_reference(random):
-    metrics = set_metrics(random, BETA)
+    metrics = set_agreement(random, BETA)
     for i, rewards, scores, lengths in groups_of(random):
         found = {name: (float(s[i]), float(w[i])) for name, (s, w) in metrics.items()}
         contrast, varies = len(set(scores)) > 1, len(set(lengths)) > 1
@@ -59,7 +59,7 @@ def test_every_metric_equals_the_slow_reference(random):
 
 
 def test_the_cases_that_matter_are_among_them(random):
-    metrics = set_metrics(random, BETA)
+    metrics = set_agreement(random, BETA)
     assert metrics["rewards/rank_correlation"][1][0] == 0  # no contrast
     assert metrics["rewards/rank_correlation"][0][1] == 0 and metrics["rewards/rank_correlation"][1][1] == 1  # all rewards tie
     assert metrics["rewards/best_of_n"][0][1] == pytest.approx(1 / random.mask[1].sum())
@@ -67,7 +67,7 @@ def test_the_cases_that_matter_are_among_them(random):
 
 
 def means_of(rewards, scores, lengths):
-    return table_of(set_metrics(responses(rewards, scores, lengths), 1.0), np.arange(len(rewards))).means()
+    return table_of(set_agreement(responses(rewards, scores, lengths), 1.0), np.arange(len(rewards))).means()
 
 
 def test_length_control_sees_through_a_reward_that_only_knows_length():
@@ -75,7 +75,7 @@ def test_length_control_sees_through_a_reward_that_only_knows_length():
     scores = rng.normal(size=(300, 6))
     lengths = (200 + 40 * scores + rng.normal(0, 30, (300, 6))).astype(int)  # the better are the longer ones
     by_length, by_score = means_of(lengths, scores, lengths), means_of(scores, scores, lengths)
-    table = table_of(set_metrics(responses(lengths, scores, lengths), 1.0), np.arange(300))
+    table = table_of(set_agreement(responses(lengths, scores, lengths), 1.0), np.arange(300))
     plain = measure(responses(lengths, scores, lengths), MPO(beta=1.0), np.arange(300)).means()["rewards/accuracies"]
     assert plain > 0.8 and by_length["length/reward_correlation"] == pytest.approx(1)
     assert by_length["length/controlled_accuracy"] == 0.5

@@ -7,7 +7,7 @@ import math
 import os
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 from align_jax.errors import UserError
 from align_jax.training.logs.sink import Context, Sink
@@ -43,6 +43,8 @@ class JsonLines(Sink):
     dropped, so that the file equals an uninterrupted one (but for `TIMING_PREFIXES`).
     """
 
+    name: ClassVar[str] = "jsonl"
+
     def __init__(self, context: Context):
         super().__init__(context)
         path, resume_step = context.run_dir / FILE, context.resume_step
@@ -64,6 +66,3 @@ class JsonLines(Sink):
     def close(self) -> None:
         """Closes the file."""
         self._file.close()
-
-
-SINK = JsonLines

@@ -7,7 +7,7 @@ import resource
 import sys
 import time
 from collections.abc import Mapping
-from typing import TextIO
+from typing import ClassVar, TextIO
 
 from tqdm import tqdm
 
@@ -22,6 +22,8 @@ class Progress(Sink):
     Args:
       stream: where it goes; None is stderr.
     """
+
+    name: ClassVar[str] = "progress"
 
     every_step = True
 
@@ -81,6 +83,3 @@ def _memory_bytes(metrics: Mapping[str, float]) -> float:
     # ru_maxrss is kilobytes on Linux, bytes on macOS
     scale = 1 if sys.platform == "darwin" else 1024
     return metrics.get("memory/peak_bytes", resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * scale)
-
-
-SINK = Progress

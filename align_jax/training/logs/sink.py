@@ -28,13 +28,14 @@ class Context:
 class Sink:
     """Base of all sinks; made once per run, on the first process.
 
-    A module of this folder with `SINK = Class` makes the class known by the module's name; a class elsewhere is named
-    `package.module:Class` in `log.sinks`, and need not inherit from this one.
+    A subclass in a module of this folder is known by its `name`; one elsewhere is named `package.module:Class` in `log.sinks`.
 
     Class attributes:
+      name: for a sink of this folder.
       every_step: also gets the steps that `log.every` skips.
     """
 
+    name: ClassVar[str]
     every_step: ClassVar[bool] = False
 
     def __init__(self, context: Context):

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import ClassVar
 
 from align_jax.training.logs.sink import Context, Sink
 
 
 class TensorBoard(Sink):
     """Every metric a scalar."""
+
+    name: ClassVar[str] = "tensorboard"
 
     def __init__(self, context: Context):
         from tensorboardX import SummaryWriter
@@ -25,6 +28,3 @@ class TensorBoard(Sink):
     def close(self) -> None:
         """Closes the event file."""
         self._writer.close()
-
-
-SINK = TensorBoard

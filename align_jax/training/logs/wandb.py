@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import uuid
 from collections.abc import Mapping
+from typing import ClassVar
 
 from align_jax.errors import UserError
 from align_jax.training.logs.sink import Context, Sink
@@ -19,6 +20,8 @@ class WeightsAndBiases(Sink):
     Raises:
       UserError: wandb is not installed.
     """
+
+    name: ClassVar[str] = "wandb"
 
     def __init__(self, context: Context, project: str | None = None, name: str | None = None):
         super().__init__(context)
@@ -51,6 +54,3 @@ class WeightsAndBiases(Sink):
     def close(self) -> None:
         """Ends the run's page."""
         self._run.finish()
-
-
-SINK = WeightsAndBiases

@@ -2,15 +2,28 @@
 
 from __future__ import annotations
 
+from typing import ClassVar
+
 import numpy as np
 
 from align_jax import losses
+from align_jax.evaluation.metrics.base import Metric
 from align_jax.evaluation.responses import Responses
 from align_jax.evaluation.table import Sums
 from align_jax.objectives.metrics import wins
 
 
-def set_metrics(responses: Responses, beta: float) -> Sums:
+class SetAgreement(Metric):
+    """Agreement of implicit rewards with scores, and with length; see `set_agreement`."""
+
+    name: ClassVar[str] = "sets"
+    labels: ClassVar[tuple[str, ...]] = ("scores", "characters")
+
+    def measure(self, responses: Responses, beta: float) -> Sums:
+        return set_agreement(responses, beta)
+
+
+def set_agreement(responses: Responses, beta: float) -> Sums:
     """Agreement of the implicit rewards `beta r` with the scores; a (sum, weight) per group.
 
     With `Y+` the responses scored above their group's mean, `Y-` the others, `l` lengths in characters:
