@@ -13,6 +13,11 @@ ROOT = Path(__file__).parent.parent
 
 def start_two(arguments: list) -> list[subprocess.Popen]:
     """Starts `align-jax ARGUMENTS` as two processes of two fake devices each."""
+    return start_two_programs("import sys; from align_jax.cli import main; sys.exit(main())", arguments)
+
+
+def start_two_programs(code: str, arguments: list) -> list[subprocess.Popen]:
+    """Starts a Python program likewise; it has to join them, by `jax.distributed.initialize`."""
     with socket.socket() as probe:
         probe.bind(("localhost", 0))
         address = f"localhost:{probe.getsockname()[1]}"
@@ -26,7 +31,7 @@ def start_two(arguments: list) -> list[subprocess.Popen]:
         "JAX_DISABLE_MOST_OPTIMIZATIONS": "1",  # quick to compile
         "XLA_FLAGS": "--xla_force_host_platform_device_count=2",
     }
-    command = [sys.executable, "-c", "import sys; from align_jax.cli import main; sys.exit(main())", *map(str, arguments)]
+    command = [sys.executable, "-c", code, *map(str, arguments)]
     return [
         subprocess.Popen(command, env=together | {"JAX_PROCESS_ID": str(i)}, stderr=subprocess.PIPE, text=True)
         for i in range(2)

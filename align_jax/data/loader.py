@@ -5,7 +5,9 @@ from __future__ import annotations
 import dataclasses
 import functools
 import itertools
+import queue
 import threading
+import weakref
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
@@ -41,8 +43,10 @@ class BatchLoader:
       labels: name -> `[rows, K]`, joined to the groups by row.
       workers, prefetch: threads that make batches, and how many are made ahead.
       process_index, process_count: which part of the data this process reads.
-      agree: with several processes: this process's `(M, P, N, R, K)` -> the largest of all processes. Called once a batch,
+      agree: with several processes: this process's `(M, P, N, R, K)` -> the largest of all processes. Called once per batch,
         in the thread that asks for the batch.
+      agree_ahead: makes another one for training batches, which are then made in a thread of their own that calls it, so that
+        who asks for a batch need not wait; with a method `close()`, after which it returns None.
 
     Raises:
       ValueError: a number of groups that cannot be split evenly, or several processes without `agree`.
@@ -64,6 +68,7 @@ class BatchLoader:
         process_index: int = 0,
         process_count: int = 1,
         agree: Agree | None = None,
+        agree_ahead: Callable[[], Any] | None = None,
     ):
         parts = shards * process_count * accumulation_steps
         if groups_per_step % parts:
@@ -73,7 +78,7 @@ class BatchLoader:
         self._dataset, self._shards, self._accumulation = dataset, shards, accumulation_steps
         self._per_shard, self._seed = groups_per_step // parts, seed
         self._layout, self._labels = layout or RowLayout(), labels or {}
-        self._process, self._agree = (process_index, process_count), agree
+        self._process, self._agree, self._agree_ahead = (process_index, process_count), agree, agree_ahead
         self._lock = threading.Lock()
         self._options = grain.ReadOptions(num_threads=workers, prefetch_buffer_size=max(prefetch, workers))
         order = grain.MapDataset.range(len(dataset)).seed(seed)
@@ -83,6 +88,8 @@ class BatchLoader:
         mine = self._order[process_index::process_count]
         self._batches = mine.batch(groups_per_step // process_count, batch_fn=list).map(self._train_batch)
         self._iterator = iter(self._batches.to_iter_dataset(self._options))
+        self._agreed: _Agreed | None = None  # with `agree_ahead`, from the first batch on
+        self._state = self._iterator.get_state()
 
     def __iter__(self) -> BatchLoader:
         return self
@@ -90,7 +97,14 @@ class BatchLoader:
     def __next__(self) -> GroupBatch:
         """The next batch, microbatches on a leading axis A of every array."""
         self._begun = True
-        return self._common(next(self._iterator))
+        if self._agree_ahead is None:
+            batch = self._common(next(self._iterator))
+            self._state = self._iterator.get_state()
+            return batch
+        if self._agreed is None:
+            self._agreed = _Agreed(self, self._agree_ahead())
+        batch, self._state = self._agreed.get()
+        return batch
 
     def preview(self, steps: int) -> Iterator[GroupBatch]:
         """The batches of the first steps, without moving the loader."""
@@ -113,11 +127,15 @@ class BatchLoader:
 
     def state(self) -> dict[str, Any]:
         """What `restore` needs to go on after the batch handed out last; JSON values."""
-        return self._iterator.get_state()
+        return self._state
 
     def restore(self, state: dict[str, Any]) -> None:
         """Goes on where `state` was taken."""
+        if self._agreed is not None:
+            self._agreed.close()
+            self._agreed = None
         self._iterator.set_state(state)
+        self._state = state
 
     def eval_batches(self) -> Iterator[GroupBatch]:
         """One pass in order, without the microbatch axis; the last batches are filled up with groups of row -1."""
@@ -178,8 +196,58 @@ class BatchLoader:
         """The batch in the shape that all processes agree on."""
         if self._agree is None:
             return batch
-        # Whether rows are uniform may differ between processes too, and is part of what is compiled.
-        return dataclasses.replace(pad_to(batch, self._agree(sizes(batch))), uniform=False)
+        return _padded(batch, self._agree(sizes(batch)))
+
+
+class _Agreed:
+    """A loader's training batches in the shape that all processes agree on, with its state after each, a few made ahead."""
+
+    def __init__(self, loader: BatchLoader, agree: Any):
+        self._agree, self._closed = agree, threading.Event()
+        self._made: queue.Queue = queue.Queue(maxsize=2)
+        # A loader that nobody holds any more must go, and its thread with it.
+        self._thread = threading.Thread(target=self._run, args=(weakref.ref(loader),), daemon=True)
+        weakref.finalize(loader, self.close)
+        self._thread.start()
+
+    def get(self) -> tuple[GroupBatch, Any]:
+        """The next batch and state; raises what making it raised."""
+        made = self._made.get()
+        if isinstance(made, BaseException):
+            self._made.put(made)  # for who asks again
+            raise made
+        return made
+
+    def close(self) -> None:
+        """Ends the thread."""
+        self._closed.set()
+        self._agree.close()
+        if self._thread is not threading.current_thread():
+            self._thread.join()
+
+    def _run(self, source: weakref.ref[BatchLoader]) -> None:
+        try:
+            while not self._closed.is_set() and (loader := source()) is not None:
+                batch, state = next(loader._iterator), loader._iterator.get_state()
+                del loader  # what follows waits for others
+                common = self._agree(sizes(batch))
+                if common is None:
+                    return
+                self._hand_out((_padded(batch, common), state))
+        except BaseException as error:
+            self._hand_out(error)
+
+    def _hand_out(self, made: Any) -> None:
+        while not self._closed.is_set():
+            try:
+                return self._made.put(made, timeout=0.2)
+            except queue.Full:
+                continue
+
+
+def _padded(batch: GroupBatch, to: Sizes) -> GroupBatch:
+    # Whether rows are uniform may differ between processes too, and is part of what is compiled.
+    return dataclasses.replace(pad_to(batch, to), uniform=False)
 
 
 def _blank(batch: GroupBatch) -> GroupBatch:

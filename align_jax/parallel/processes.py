@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import itertools
+import json
+import threading
 from collections.abc import Callable
+from typing import Any
 
 import jax
 import numpy as np
@@ -41,5 +45,65 @@ def of_first(value: bool) -> bool:
 
 
 def largest_anywhere(sizes: tuple[int, ...]) -> tuple[int, ...]:
-    """The largest of each size over all processes, so that their batches have one shape; all must call."""
+    """The largest of each size over all processes, asked for on the devices: they wait; all must call."""
     return tuple(int(n) for n in multihost_utils.process_allgather(np.asarray(sizes)).max(axis=0))
+
+
+class LargestAhead:
+    """`largest_anywhere` for a thread of its own: the processes ask one another over the network, no device takes part.
+
+    All processes make these objects, and call each of them, equally often and in the same order. The first process reads what
+    all others wrote, and writes what is largest.
+    """
+
+    def __init__(self):
+        self._store, self._name, self._round = _key_value_store(), f"align_jax/largest/{next(_NUMBERS)}", 0
+        self._closed = threading.Event()
+
+    def __call__(self, sizes: tuple[int, ...]) -> tuple[int, ...] | None:
+        """The largest of each size, when all processes have asked; None when it was closed meanwhile."""
+        folder, self._round = f"{self._name}/{self._round}", self._round + 1
+        if jax.process_index() > 0:
+            self._store.key_value_set(f"{folder}/{jax.process_index()}", json.dumps(sizes))
+            return self._read(f"{folder}/largest")
+        for other in range(1, jax.process_count()):
+            theirs = self._read(f"{folder}/{other}")
+            if theirs is None:
+                return None
+            sizes = tuple(map(max, sizes, theirs))
+        self._store.key_value_set(f"{folder}/largest", json.dumps(sizes))
+        if self._round > 1:  # all have asked again, so all have read what was answered before
+            self._store.key_value_delete(f"{self._name}/{self._round - 2}/")
+        return sizes
+
+    def close(self) -> None:
+        """Ends a call that waits, and all later ones."""
+        self._closed.set()
+
+    def _read(self, key: str) -> tuple[int, ...] | None:
+        while not self._closed.is_set():
+            try:
+                return tuple(json.loads(self._store.blocking_key_value_get(key, _PATIENCE_MS)))
+            except jax.errors.JaxRuntimeError as error:
+                if "DEADLINE_EXCEEDED" not in str(error):
+                    raise
+        return None
+
+
+_NUMBERS = itertools.count()  # of the `LargestAhead` of this process, the same in every process
+_PATIENCE_MS = 200  # how long a closed one may still wait
+
+
+def _key_value_store() -> Any:
+    """The strings that all processes of `jax.distributed` share, which JAX has no public name for."""
+    try:
+        from jax._src import distributed
+
+        client = distributed.global_state.client
+        client.key_value_set, client.blocking_key_value_get, client.key_value_delete  # noqa: B018
+    except (ImportError, AttributeError) as error:
+        raise UserError(
+            f"jax {jax.__version__}: its key-value store of several processes is not where it was in 0.10 ({error}); install "
+            "a version that align-jax was tested with (0.10), or train with one process"
+        ) from error
+    return client

@@ -22,7 +22,7 @@ from align_jax.files import write_whole
 from align_jax.models.attention import resolve_backend
 from align_jax.objectives import Objective
 from align_jax.parallel.mesh import data_shards, make_mesh
-from align_jax.parallel.processes import largest_anywhere
+from align_jax.parallel.processes import LargestAhead, largest_anywhere
 from align_jax.recipes.folder import RunFolder
 from align_jax.recipes.say import say
 from align_jax.recipes.source import ModelSource, reference_model, starting_model
@@ -148,6 +148,7 @@ class Setup:
             process_index=jax.process_index(),
             process_count=processes,
             agree=largest_anywhere if processes > 1 else None,
+            agree_ahead=LargestAhead if processes > 1 else None,
         )
 
     def reference_logps(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import itertools
 import json
 import threading
@@ -11,7 +12,7 @@ import numpy as np
 import pytest
 
 from align_jax.batch import sizes
-from align_jax.data import BatchLoader, DataConfig, Encoder, GroupDataset, RowLayout
+from align_jax.data import BatchLoader, DataConfig, Encoder, GroupDataset, RowLayout, ahead
 from align_jax.data.arrange import Beliefs, Group
 from tests.data.reference import expected, unpack
 from tests.data.toys import char_tokenizer, opinion, write_jsonl
@@ -136,24 +137,35 @@ def test_evaluation_is_one_pass_with_padding_groups(dataset, shards, accumulatio
         assert not batch.mask[batch.rows == -1].any() and (batch.labels["scores"][batch.rows == -1] == 0).all()
 
 
+class Largest:
+    """`agree` of one of several processes, here threads that wait for one another."""
+
+    def __init__(self, count, rounds, changed, index):
+        self.count, self.rounds, self.changed, self.index, self.calls, self.closed = count, rounds, changed, index, 0, False
+
+    def __call__(self, shape):
+        with self.changed:
+            told = self.rounds.setdefault(self.calls, {})
+            told[self.index], self.calls = shape, self.calls + 1
+            self.changed.notify_all()
+            assert self.changed.wait_for(lambda: self.closed or len(told) == self.count, timeout=60)
+        return None if self.closed else tuple(max(column) for column in zip(*told.values(), strict=True))
+
+    def close(self):
+        with self.changed:
+            self.closed = True
+            self.changed.notify_all()
+
+
 class Processes:
-    """`agree` of several processes, here threads that wait for one another."""
-
     def __init__(self, count):
-        self.barrier, self.values = threading.Barrier(count, timeout=30), [None] * count
+        self.count, self.kinds, self.changed = count, {}, threading.Condition()
 
-    def agree(self, index):
-        def largest(shape):
-            self.values[index] = shape
-            self.barrier.wait()
-            result = tuple(max(column) for column in zip(*self.values, strict=True))
-            self.barrier.wait()
-            return result
-
-        return largest
+    def agree(self, index, kind="now"):
+        return Largest(self.count, self.kinds.setdefault(kind, {}), self.changed, index)
 
     def run(self, function):
-        results = [None] * len(self.values)
+        results = [None] * self.count
 
         def call(i):
             results[i] = function(i)
@@ -164,13 +176,16 @@ class Processes:
         return results
 
 
+@pytest.mark.parametrize("ahead_of_time", [False, True])
 @pytest.mark.parametrize("pack", [True, False])
-def test_processes_share_a_step_and_agree_on_its_shape(dataset, pack):
+def test_processes_share_a_step_and_agree_on_its_shape(dataset, pack, ahead_of_time):
     alone = take(loader(dataset, 4), 8)
     processes = Processes(2)
 
     def read(i):
-        made = loader(dataset, 4, layout=RowLayout(pack=pack), process_index=i, process_count=2, agree=processes.agree(i))
+        how = {"agree_ahead": lambda: processes.agree(i, "ahead")} if ahead_of_time else {}
+        how |= {"layout": RowLayout(pack=pack), "process_index": i, "process_count": 2, "agree": processes.agree(i)}
+        made = loader(dataset, 4, **how)
         return take(made, 8), list(made.eval_batches())
 
     (first, eval_first), (second, eval_second) = processes.run(read)
@@ -185,6 +200,74 @@ def test_processes_share_a_step_and_agree_on_its_shape(dataset, pack):
     assert sorted(seen[seen >= 0].tolist()) == list(range(COUNT))
     last = eval_second[-1]  # 22 groups in steps of 4: nothing is left for the second process
     assert (last.rows == -1).all() and not last.mask.any() and (last.slots == -1).all() and not last.segments.any()
+
+
+def two(dataset, processes, i, kind="ahead"):
+    """A process's loader of two, which agrees ahead of time."""
+    agree = lambda: processes.agree(i, kind)  # noqa: E731
+    return loader(dataset, 4, process_index=i, process_count=2, agree=processes.agree(i), agree_ahead=agree)
+
+
+def test_agreed_ahead_the_state_is_of_the_batch_handed_out(dataset):
+    processes = Processes(2)
+
+    def read(i):
+        made, batches = two(dataset, processes, i, "first"), []
+        start = made.state()
+        for _ in range(6):
+            batches.append((next(made), json.loads(json.dumps(made.state()))))
+        made._agree_ahead = lambda: processes.agree(i, "second")
+        made.restore(batches[2][1])
+        again = take(made, 3)
+        other = two(dataset, processes, i, "third")
+        other.restore(start)
+        return batches, again, take(other, 2)
+
+    for batches, again, beginning in processes.run(read):
+        assert all(same(a, b) for a, (b, _) in zip(again, batches[3:], strict=True))
+        assert all(same(a, b) for a, (b, _) in zip(beginning, batches, strict=False))
+
+
+def test_a_loader_that_nobody_holds_ends_its_thread(dataset):
+    processes = Processes(2)
+    threads = processes.run(lambda i: (made := two(dataset, processes, i), next(made), made._agreed._thread)[-1])
+    for thread in threads:
+        for _ in range(100):  # until the workers have let go of it too
+            gc.collect()
+            thread.join(0.1)
+            if not thread.is_alive():
+                break
+        assert not thread.is_alive()
+
+
+def test_what_fails_ahead_of_time_is_raised_to_who_asks(dataset):
+    processes = Processes(1)
+    made = loader(dataset, 4, process_count=1, agree=processes.agree(0), agree_ahead=lambda: processes.agree(0, "ahead"))
+    next(made)
+    made.restore(made.state())
+
+    def fails(shape):
+        raise OSError("no network")
+
+    fails.close = lambda: None
+    made._agree_ahead = lambda: fails
+    for _ in range(2):
+        with pytest.raises(OSError, match="no network"):
+            next(made)
+
+
+@pytest.mark.parametrize("count", [None, 3, 9])
+def test_ahead_hands_out_what_was_asked_for_and_fetches_no_more(count):
+    fetched = []
+    source = (fetched.append(i) or i for i in range(5))
+    handed = list(ahead(source, lambda i: i * 10, count))
+    assert handed == [(i * 10, i, None) for i in range(min(5, count or 5))] and len(fetched) == len(handed)
+
+
+def test_ahead_keeps_the_state_of_each_batch(dataset):
+    made, plain = loader(dataset), loader(dataset)
+    for device, host, state in ahead(made, lambda batch: batch.rows, 4):
+        assert same(host, next(plain)) and state == plain.state() and device is host.rows
 
 
 def test_errors(dataset):

@@ -1,5 +1,5 @@
-"""Every attention backend against a slow float64 one, in values and gradients; where there is no TPU or GPU, its kernels
-are interpreted (splash) or replaced by plain products of the same signature (cuDNN)."""
+"""Every attention backend against a slow float64 one, in values and gradients; without a TPU and a GPU, splash's kernels are
+interpreted and cuDNN's are replaced by plain products of the same signature."""
 
 import dataclasses
 from functools import partial
@@ -12,12 +12,33 @@ import pytest
 from align_jax.data import RowLayout, Segment, TokenGroup, pack_groups
 from align_jax.errors import UserError
 from align_jax.models import Decoder, ModelConfig, init_weights
-from align_jax.models.attention import Tokens, attend, cudnn_kernels, resolve_backend, splash, visibility, xla
+from align_jax.models.attention import (
+    BACKENDS,
+    Tokens,
+    attend,
+    backends,
+    cudnn_kernels,
+    resolve_backend,
+    splash,
+    visibility,
+    xla,
+)
 from align_jax.parallel.mesh import make_mesh
 from align_jax.scoring.logps import response_logps
-from tests.models import reference
+from tests.models import emulated_kernels, reference
 
-BACKENDS = ("xla", "splash-interpret", "cudnn-emulate")
+
+@pytest.fixture
+def portable_kernels(monkeypatch):
+    """The kernels of splash and cuDNN on any platform, and in any type."""
+    interpreted = partial(splash.kernels.make_splash_mha, interpret=True)
+    monkeypatch.setattr(splash.kernels, "make_splash_mha", interpreted)
+    monkeypatch.setattr(cudnn_kernels, "forward", emulated_kernels.forward)
+    monkeypatch.setattr(cudnn_kernels, "backward", emulated_kernels.backward)
+    monkeypatch.setattr(backends, "_HALF_ONLY", set())
+
+
+portable = pytest.mark.usefixtures("portable_kernels")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -53,7 +74,7 @@ class Case:
     def visible(self, backend):
         prompts, rows, of = self.lengths()
         index = np.arange(self.P)
-        start = np.zeros_like(prompts) if backend.startswith("cudnn") else self.P - prompts
+        start = np.zeros_like(prompts) if backend == "cudnn" else self.P - prompts
         real = (index >= start[..., None]) & (index < (start + prompts)[..., None])
         prompt = Tokens(np.maximum(index - start[..., None], 0).astype(np.int32), real.astype(np.int32))
         segments = (np.arange(self.R) < rows[..., None]).astype(np.int32)
@@ -65,7 +86,7 @@ class Case:
         """The backend's output, 0 at padding."""
         seen, real, segments = self.visible(backend)
         q, k, v, pk, pv = (jnp.asarray(x) for x in arrays)
-        if backend.startswith("cudnn"):  # which wants prompts at the start of their rows
+        if backend == "cudnn":  # which wants prompts at the start of their rows
             order = np.argsort(~self.visible("xla")[1], axis=-1, kind="stable")[..., None, None]
             pk, pv = (jnp.take_along_axis(x, order, axis=2) for x in (pk, pv))
         return jnp.where(segments[..., None, None] > 0, attend(q, k, v, seen, pk, pv), 0)
@@ -95,10 +116,11 @@ CASES = {
     "window-gathered": Case(window=4, uniform=False),
     "blocks": Case(D=1, M=1, C=2, P=150, R=140, H=2, Hk=1, E=8),
 }
-RUNS = [(b, n) for n, c in CASES.items() for b in BACKENDS if not (c.window and b.startswith("cudnn"))]
+RUNS = [(b, n) for n, c in CASES.items() for b in BACKENDS if not (c.window and b == "cudnn")]
 
 
 @pytest.mark.parametrize("backend, name", RUNS)
+@portable
 def test_values_equal_the_reference(backend, name):
     case = CASES[name]
     arrays = case.arrays()
@@ -106,6 +128,7 @@ def test_values_equal_the_reference(backend, name):
 
 
 @pytest.mark.parametrize("backend, name", [(b, n) for b, n in RUNS if n in ("grouped-query", "gathered", "window")])
+@portable
 def test_gradients_equal_differences_of_the_reference(backend, name):
     case = CASES[name]
     arrays, rng = case.arrays(), np.random.default_rng(7)
@@ -138,16 +161,18 @@ def test_chunks_of_queries_and_blocks_of_rows_change_nothing(name, block_bytes, 
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5), run(), expected)
 
 
+@portable
 def test_many_rows_are_cut_into_calls(monkeypatch):
     monkeypatch.setattr(splash, "_LONGEST", 8)
     case = Case(C=6, R=4)  # 24 queries: calls of two rows
     arrays = case.arrays()
     assert splash._rows_per_call(6, 4) == 2
-    np.testing.assert_allclose(case.out("splash-interpret", arrays), case.expected(arrays), rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(case.out("splash", arrays), case.expected(arrays), rtol=1e-4, atol=1e-5)
 
 
-@pytest.mark.parametrize("backend", ["splash-interpret", "cudnn-emulate"])
+@pytest.mark.parametrize("backend", ["splash", "cudnn"])
 @pytest.mark.parametrize("sizes", [(2, 1, 4), (1, 2, 2)])  # 4 devices share 2 key heads; or one each
+@portable
 def test_kernels_run_on_a_mesh(backend, sizes):
     case = Case()
     arrays = case.arrays()
@@ -191,32 +216,36 @@ def scored(batch, backend, config=MODEL, **chunks):
 @pytest.mark.parametrize(
     "backend, align, chunks",
     [
-        ("splash-interpret", "left", {}),
-        ("splash-interpret", "right", {"rows_per_chunk": 2}),
-        ("cudnn-emulate", "right", {"rows_per_chunk": 2}),
+        ("splash", "left", {}),
+        ("splash", "right", {"rows_per_chunk": 2}),
+        ("cudnn", "right", {"rows_per_chunk": 2}),
     ],
 )
+@portable
 def test_log_probs_do_not_depend_on_the_backend(backend, align, chunks):
     batch = pack_groups(groups(), shards=1, groups_per_shard=3, layout=RowLayout(pack=False, align=align))
     expected, result = scored(batch, "xla"), scored(batch, backend, **chunks)
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-4), result, expected)
 
 
+@portable
 def test_a_window_shorter_than_the_conversation():
     config = dataclasses.replace(MODEL, sliding_window=3)
     batch = pack_groups(groups(), shards=1, groups_per_shard=3, layout=RowLayout(pack=False))
-    expected, result = scored(batch, "xla", config), scored(batch, "splash-interpret", config)
+    expected, result = scored(batch, "xla", config), scored(batch, "splash", config)
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-4), result, expected)
     with pytest.raises(UserError, match="no kernel for a window of 3"):
-        scored(batch, "cudnn-emulate", config)
+        scored(batch, "cudnn", config)
 
 
+@portable
 def test_packed_batches_need_xla():
     packed = pack_groups(groups(), shards=1, groups_per_shard=3, layout=RowLayout(pack=True))
-    with pytest.raises(UserError, match="'splash-interpret' takes one response a row"):
-        scored(packed, "splash-interpret")
+    with pytest.raises(UserError, match="'splash' takes one response a row"):
+        scored(packed, "splash")
 
 
+@portable
 def test_the_decoder_alone():
     weights = init_weights(MODEL, jax.random.key(1))
     tokens = np.random.default_rng(5).integers(0, MODEL.vocab_size, (2, 9))
@@ -234,8 +263,11 @@ def test_auto_follows_the_platform(platform, dtype, backend):
 
 
 def test_what_is_not_there_is_named():
-    with pytest.raises(UserError, match="'flash' is unknown; choose one of auto, xla, splash, cudnn"):
+    with pytest.raises(UserError, match="'flash' is unknown; choose one of auto, xla, splash, cudnn$"):
         resolve_backend("flash", "float32")
+    for only_in_tests in ("splash-interpret", "cudnn-emulate"):
+        with pytest.raises(UserError, match=f"'{only_in_tests}' is unknown; choose one of auto, xla, splash, cudnn$"):
+            resolve_backend(only_in_tests, "float32")
     with pytest.raises(UserError, match="'splash' runs on tpu, but the devices are cpu"):
         resolve_backend("splash", "float32", "cpu")
     with pytest.raises(UserError, match="'cudnn' needs model.dtype bfloat16 or float16, got float32"):

@@ -51,5 +51,5 @@ def attend(
     """
     if isinstance(seen, Masks):
         return attend_xla(q, k, v, seen, prefix_k, prefix_v)
-    backend = attend_cudnn if seen.backend.startswith("cudnn") else attend_splash
+    backend = attend_cudnn if seen.backend == "cudnn" else attend_splash
     return backend(q, k, v, seen, prefix_k, prefix_v)

@@ -7,14 +7,13 @@ import jax.numpy as jnp
 
 from align_jax.errors import UserError
 
-# name -> platforms that run it; the last two compute the same with kernels that every platform has, for tests
+# name -> platforms that run it
 BACKENDS: dict[str, tuple[str, ...]] = {
     "xla": ("cpu", "gpu", "tpu"),
     "splash": ("tpu",),
     "cudnn": ("gpu",),
-    "splash-interpret": ("cpu", "gpu", "tpu"),
-    "cudnn-emulate": ("cpu", "gpu", "tpu"),
 }
+_HALF_ONLY = {"cudnn"}  # whose kernels take 16-bit types only
 _BEST = {"tpu": "splash", "gpu": "cudnn"}
 
 
@@ -35,11 +34,11 @@ def resolve_backend(name: str, dtype, platform: str | None = None) -> str:
     half = jnp.dtype(dtype).itemsize == 2
     if name == "auto":
         best = _BEST.get(_family(platform or jax.default_backend()), "xla")
-        return "xla" if best == "cudnn" and not half else best
+        return "xla" if best in _HALF_ONLY and not half else best
     if platform is not None and _family(platform) not in BACKENDS[name]:
         raise UserError(f"model.attention: {name!r} runs on {' or '.join(BACKENDS[name])}, but the devices are {platform}")
-    if name == "cudnn" and not half:
-        raise UserError(f"model.attention: 'cudnn' needs model.dtype bfloat16 or float16, got {jnp.dtype(dtype).name}")
+    if name in _HALF_ONLY and not half:
+        raise UserError(f"model.attention: {name!r} needs model.dtype bfloat16 or float16, got {jnp.dtype(dtype).name}")
     return name
 
 

@@ -18,7 +18,7 @@ import jax.numpy as jnp
 from jax.ad_checkpoint import checkpoint_name
 
 from align_jax.errors import UserError
-from align_jax.models.attention import cudnn_kernels, emulated_kernels
+from align_jax.models.attention import cudnn_kernels
 from align_jax.models.attention.partition import over_mesh
 from align_jax.models.attention.visible import Rows
 from align_jax.models.remat import ATTENTION
@@ -29,7 +29,7 @@ _NEVER = -1e30
 def attend_cudnn(q, k, v, seen: Rows, prefix_k=None, prefix_v=None) -> jax.Array:
     """See `align_jax.models.attention.attend`."""
     lengths = jnp.sum(seen.segments > 0, axis=-1, dtype=jnp.int32)
-    run = partial(_run, seen.backend == "cudnn-emulate", seen.window)
+    run = partial(_run, seen.window)
     if prefix_k is None:
         return over_mesh(run, q, (k, v), (lengths,))
     if seen.window is not None:
@@ -42,7 +42,7 @@ def attend_cudnn(q, k, v, seen: Rows, prefix_k=None, prefix_v=None) -> jax.Array
     return over_mesh(run, q, (k, v, prefix_k, prefix_v), (lengths, jnp.sum(prefix, axis=-1, dtype=jnp.int32)))
 
 
-def _run(emulate, window, q, k, v, *prompt):
+def _run(window, q, k, v, *prompt):
     """Of one device: q `[D, N, R, H, E]`; prompts `[D, M, P, Hk, E]`, M a divisor of N; lengths `[D, N]` and `[D, M]`."""
     flat = lambda x: x.reshape(-1, *x.shape[2:])  # noqa: E731
     if len(prompt) == 1:
@@ -50,24 +50,23 @@ def _run(emulate, window, q, k, v, *prompt):
     else:
         prompt_k, prompt_v, lengths, prompt_lengths = prompt
         args = (flat(k), flat(v), flat(prompt_k), flat(prompt_v), flat(lengths), flat(prompt_lengths))
-    return _attention(emulate, window, flat(q), *args).reshape(q.shape)
+    return _attention(window, flat(q), *args).reshape(q.shape)
 
 
-@partial(jax.custom_vjp, nondiff_argnums=(0, 1))
-def _attention(emulate, window, q, k, v, prompt_k, prompt_v, lengths, prompt_lengths):
+@partial(jax.custom_vjp, nondiff_argnums=(0,))
+def _attention(window, q, k, v, prompt_k, prompt_v, lengths, prompt_lengths):
     """`[B, R, H, E]`; keys `[B, R, Hk, E]` and `[B', P, Hk, E]`, where prompt b is seen by rows `b B/B' ..`."""
-    return _forward(emulate, window, q, k, v, prompt_k, prompt_v, lengths, prompt_lengths)[0]
+    return _forward(window, q, k, v, prompt_k, prompt_v, lengths, prompt_lengths)[0]
 
 
-def _forward(emulate, window, q, k, v, prompt_k, prompt_v, lengths, prompt_lengths):
-    kernels = emulated_kernels if emulate else cudnn_kernels
-    out, top = kernels.forward(q, k, v, lengths, lengths, causal=True, window=window)
+def _forward(window, q, k, v, prompt_k, prompt_v, lengths, prompt_lengths):
+    out, top = cudnn_kernels.forward(q, k, v, lengths, lengths, causal=True, window=window)
     # What the kernels leave at padded queries is not defined.
     real = (jnp.arange(q.shape[1]) < lengths[:, None])[..., None]
     out, top = jnp.where(real[..., None], out, 0), jnp.where(real, top, _NEVER)
     if prompt_k is not None:
         queries, whole, some = _per_prompt(q, prompt_k, prompt_lengths)
-        more, at = kernels.forward(queries, prompt_k, prompt_v, whole, jnp.maximum(prompt_lengths, 1), causal=False)
+        more, at = cudnn_kernels.forward(queries, prompt_k, prompt_v, whole, jnp.maximum(prompt_lengths, 1), causal=False)
         at = jnp.where(some[:, None, None], at, _NEVER).reshape(top.shape)
         both = jnp.logaddexp(top, at)
         out = _scaled(out, top - both) + _scaled(more.reshape(q.shape), at - both)
@@ -76,18 +75,17 @@ def _forward(emulate, window, q, k, v, prompt_k, prompt_v, lengths, prompt_lengt
     return out, (q, k, v, prompt_k, prompt_v, lengths, prompt_lengths, out, top)
 
 
-def _backward(emulate, window, saved, grad):
+def _backward(window, saved, grad):
     q, k, v, prompt_k, prompt_v, lengths, prompt_lengths, out, top = saved
-    kernels = emulated_kernels if emulate else cudnn_kernels
     real = (jnp.arange(q.shape[1]) < lengths[:, None])[..., None, None]
     own = jnp.where(real, grad, 0)
-    dq, dk, dv = kernels.backward(q, k, v, lengths, lengths, out, top, own, causal=True, window=window)
+    dq, dk, dv = cudnn_kernels.backward(q, k, v, lengths, lengths, out, top, own, causal=True, window=window)
     dq = jnp.where(real, dq, 0)
     if prompt_k is None:
         return dq, dk, dv, None, None, None, None
     queries, whole, some = _per_prompt(q, prompt_k, prompt_lengths)
     seen = jnp.where(some[:, None, None, None], grad.reshape(queries.shape), 0)
-    parts = kernels.backward(
+    parts = cudnn_kernels.backward(
         queries, prompt_k, prompt_v, whole, jnp.maximum(prompt_lengths, 1),
         out.reshape(queries.shape), top.reshape(queries.shape[:-1]), seen, causal=False,
     )  # fmt: skip

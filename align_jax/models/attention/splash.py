@@ -42,9 +42,7 @@ def attend_splash(q, k, v, seen: Rows, prefix_k=None, prefix_v=None) -> jax.Arra
 
     ids = calls(seen.segments)
     keys, values = (jnp.concatenate([a, calls(b)], axis=2) for a, b in ((prefix_k, k), (prefix_v, v)))
-    run = functools.partial(
-        _run, length=length, before=prefix.shape[-1], window=seen.window, interpret=seen.backend == "splash-interpret"
-    )
+    run = functools.partial(_run, length=length, before=prefix.shape[-1], window=seen.window)
     out = over_mesh(run, calls(scaled), (keys, values), (ids, jnp.concatenate([prefix, ids], axis=2)))
     return out.reshape(q.shape)
 
@@ -67,10 +65,10 @@ def _take(x: jax.Array, index: jax.Array | None) -> jax.Array:
     return x if index is None else jax.vmap(lambda rows, i: rows[i])(x, index)
 
 
-def _run(q, k, v, q_ids, k_ids, *, length, before, window, interpret):
+def _run(q, k, v, q_ids, k_ids, *, length, before, window):
     """The kernel over `[D, calls, queries, H, E]` of one device."""
     shape = _Shape(q.shape[2] // length, length, before, window)
-    kernel = _kernel(shape, q.shape[3], interpret)
+    kernel = _kernel(shape, q.shape[3])
     q, k, v = (jnp.moveaxis(x, 3, 2) for x in (q, k, v))
     # Padded queries repeat the last one's id and mask, so that they see something; padded keys are seen by no query.
     ends = ((0, 0), (0, 0), (0, shape.padded_queries - q.shape[3]))
@@ -118,7 +116,7 @@ def _block(length: int) -> int:
     return min(_BLOCKS, key=lambda block: (_up(length, block), -block))
 
 
-def _kernel(shape: _Shape, heads: int, interpret: bool) -> kernels.SplashAttentionKernel:
+def _kernel(shape: _Shape, heads: int) -> kernels.SplashAttentionKernel:
     q, kv = shape.q_block, shape.k_block
     return kernels.make_splash_mha(
         masks.MultiHeadMask([_RowsMask(shape)] * heads),
@@ -128,7 +126,6 @@ def _kernel(shape: _Shape, heads: int, interpret: bool) -> kernels.SplashAttenti
         head_shards=1,
         q_seq_shards=1,
         residual_checkpoint_name=ATTENTION,
-        interpret=interpret,
     )
 
 

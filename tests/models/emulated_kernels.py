@@ -1,4 +1,4 @@
-"""What `cudnn_kernels` computes, by plain matrix products: for tests where there is no GPU."""
+"""What `align_jax.models.attention.cudnn_kernels` computes, by plain matrix products, where there is no GPU."""
 
 from __future__ import annotations
 

@@ -1,0 +1,131 @@
+"""What a notebook does: the lines of docs/notebook.md on data given in Python, and jobs called more than once in a process."""
+
+import re
+import threading
+from pathlib import Path
+
+import jax
+import pytest
+
+import align_jax
+from align_jax.experiments import opinions
+from align_jax.models import Decoder, ModelConfig, init_weights
+from tests.data.toys import char_tokenizer
+
+ROOT = Path(__file__).parents[2]
+SHAPE = ModelConfig(vocab_size=128, width=16, mlp_width=24, layers=2, heads=4, kv_heads=2, head_size=4, max_length=64)
+
+
+@pytest.fixture(scope="module")
+def model_folder(tmp_path_factory):
+    """A tiny model with a tokenizer of characters, in Hugging Face format."""
+    folder = tmp_path_factory.mktemp("model") / "tiny"
+    model = Decoder(SHAPE, init_weights(SHAPE, jax.random.key(0)), dtype="float32")
+    align_jax.save_model(model, folder, tokenizer=char_tokenizer())
+    return folder
+
+
+def lines_of(document: str) -> str:
+    """The first Python block of a document."""
+    return re.search(r"```python\n(.*?)```", (ROOT / document).read_text(encoding="utf-8"), re.S)[1]
+
+
+def test_the_lines_of_the_document_run(model_folder, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    code = lines_of("docs/notebook.md")
+    assert sum(bool(line.strip()) for line in code.splitlines()) < 15
+    names: dict = {}
+    exec(code.replace("path/to/llama", str(model_folder)), names)
+    run = names["run"]
+    assert run.finished and run.steps == 20
+    assert [line["step"] for line in run.history if "loss" in line] == list(range(1, 21))
+    assert {cell["model"] for cell in names["table"]} == {"start", "run"}
+    assert any(cell["metric"] == "rewards/accuracies" for cell in names["table"])
+    assert len(names["texts"]) == 1 and len(names["texts"][0]) == 2
+    assert (tmp_path / "aligned" / "model.safetensors").exists()
+    assert "align-jax:" in capsys.readouterr().err  # a job says what it does, unless it is to be quiet
+
+
+ROWS = [{"prompt": f"q{i}", "responses": ["good", "bad", "so so"], "scores": [3.0, 1.0, 2.0]} for i in range(4)]
+
+
+def config_of(folder, run, **data):
+    return align_jax.Config.of(
+        {"run": {"dir": run}, "model": {"path": folder, "dtype": "float32"}, "objective": {"name": "mpo"},
+         "data": {"max_prompt_tokens": 8, "max_response_tokens": 8, **data}, "log": {"quiet": True}},
+        "train.steps=2", "train.groups_per_step=2", "optimizer.learning_rate=1e-3", "evaluate.samples=0", "evaluate.plots=false",
+    )  # fmt: skip
+
+
+def test_jobs_are_quiet_resume_and_run_again_in_a_process(model_folder, tmp_path, capfd):
+    config = config_of(model_folder, tmp_path / "run", train=ROWS)
+    first = align_jax.train(config)
+    more = align_jax.train(align_jax.Config.of(config, "train.steps=4"))
+    assert (first.steps, more.steps) == (2, 4) and more.history[: len(first.history)] == first.history
+    assert align_jax.train(align_jax.Config.of(config, "train.steps=4")).finished
+    said = capfd.readouterr()
+    assert said.out == "" and "align-jax" not in said.err and "step" not in said.err
+
+
+def test_other_rows_do_not_resume(model_folder, tmp_path):
+    align_jax.train(config_of(model_folder, tmp_path / "run", train=ROWS))
+    with pytest.raises(align_jax.UserError, match="data.train='python-rows-"):
+        align_jax.train(config_of(model_folder, tmp_path / "run", train=ROWS[:3]))
+
+
+def test_a_datasets_dataset_gives_the_run_of_a_list(model_folder, tmp_path):
+    import datasets
+
+    listed = align_jax.train(config_of(model_folder, tmp_path / "a", train=ROWS))
+    arrow = align_jax.train(config_of(model_folder, tmp_path / "b", train=datasets.Dataset.from_list(ROWS)))
+    losses = [[line["loss"] for line in run.history if "loss" in line] for run in (listed, arrow)]
+    assert losses[0] == losses[1] and len(losses[0]) == 2
+
+
+def test_a_job_works_in_another_thread(model_folder, tmp_path):
+    results = []
+    config = config_of(model_folder, tmp_path / "run", train=ROWS)
+    thread = threading.Thread(target=lambda: results.append(align_jax.train(config)))
+    thread.start()
+    thread.join()
+    assert results and results[0].finished
+
+
+@pytest.mark.parametrize(
+    "data, message",
+    [
+        ({"train": [1, 2]}, "data.train: expected a path, a list of dicts or a datasets.Dataset, got list"),
+        ({"train": [{"prompt": {1}}]}, "data.train: the rows must be plain values"),
+        ({"train": [{"prompt": "a"}]}, "row 0: field 'responses' is missing"),
+        ({"train": []}, "python-rows-.* is empty"),
+        ({"train": "python-rows-0123"}, "given in Python, and only there"),
+    ],
+)
+def test_rows_that_cannot_be_used(model_folder, tmp_path, data, message):
+    with pytest.raises(align_jax.UserError, match=message):
+        align_jax.train(config_of(model_folder, tmp_path / "run", **data))
+
+
+def test_a_run_has_a_folder_of_its_own_where_none_is_given(model_folder):
+    values = {"model": {"path": model_folder}, "data": {"train": ROWS}, "objective": {"name": "mpo"}}
+    config = align_jax.Config.of(values)
+    assert config.run.dir.startswith("runs/mpo-")
+    assert align_jax.Config.of(config, "train.steps=7").run.dir == config.run.dir  # more steps are the same run
+    assert align_jax.Config.of(config, "objective.alpha=0.5").run.dir != config.run.dir
+    assert align_jax.Config.of({**values, "data": {"train": ROWS[:2]}}).run.dir != config.run.dir
+
+
+def test_generate_takes_texts_and_refuses_what_it_does_not_know(model_folder):
+    model, tokenizer = align_jax.load_model(model_folder, dtype="float32"), char_tokenizer()
+    once = align_jax.generate(model, ["ab", "c"], tokenizer=tokenizer, samples=3, max_new_tokens=4, seed=1)
+    assert [len(texts) for texts in once] == [3, 3] and all(isinstance(t, str) for texts in once for t in texts)
+    assert once == align_jax.generate(model, ["ab", "c"], tokenizer=tokenizer, samples=3, max_new_tokens=4, seed=1)
+    with pytest.raises(align_jax.UserError, match="no option 'beams'"):
+        align_jax.generate(model, ["ab"], tokenizer=tokenizer, beams=2)
+    with pytest.raises(align_jax.UserError, match="prompts must be a list"):
+        align_jax.generate(model, "ab", tokenizer=tokenizer)
+
+
+def test_the_worlds_of_the_quick_start_can_be_given_as_rows(model_folder, tmp_path):
+    config = config_of(model_folder, tmp_path / "run", train=list(opinions.rows(8, 1, uniform=False)), format="gdpo")
+    assert config.data.train.open(None)[0].keys() >= {"prompt", "options", "probabilities"}

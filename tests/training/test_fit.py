@@ -1,0 +1,241 @@
+"""The loop: metrics one step late but in order, checked before anything is made of them; what callbacks can do."""
+
+from __future__ import annotations
+
+import dataclasses
+import time
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import align_jax
+from align_jax.errors import UserError
+from align_jax.training.callbacks import Callback, Evaluate, Log, Save, StopWhen
+from align_jax.training.fit import fit
+from align_jax.training.state import TrainState
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass
+class Batch:
+    rows: np.ndarray
+    value: np.ndarray
+
+
+class Batches:
+    """Endless batches with a position; `bad` are the numbers of batches that make the loss NaN."""
+
+    def __init__(self, bad=(), start=0):
+        self.bad, self.made = bad, start
+
+    def __iter__(self):
+        return self
+
+    def __next__(self):
+        self.made += 1
+        value = np.float32(np.nan if self.made in self.bad else self.made)
+        return Batch(np.asarray([[10 * self.made + 1, -1, 10 * self.made]]), value)
+
+    def state(self):
+        return {"made": self.made}
+
+
+def fresh(step=0):
+    return TrainState(jnp.int32(step), {"w": jnp.float32(step)}, ())
+
+
+@jax.jit
+def step(state, batch):
+    metrics = {"loss": batch.value * 2, "grad_norm": jnp.float32(1)}
+    return TrainState(state.step + 1, {"w": state.params["w"] + 1}, ()), metrics
+
+
+class Told(Callback):
+    """Writes down what happens."""
+
+    def __init__(self, events):
+        self.events = events
+
+    def begin(self, loop):
+        self.events.append(("begin", loop.step))
+
+    def after_step(self, loop):
+        self.events.append(("after", loop.step))
+
+    def record(self, step, metrics):
+        self.events.append(("record", step))
+
+    def end(self, loop):
+        self.events.append(("end", loop.step))
+
+
+def numbers(history):
+    """Without what the clock says."""
+    return [{k: v for k, v in record.items() if not k.startswith(("time/", "memory/"))} for record in history]
+
+
+def test_it_is_public():
+    assert align_jax.fit is fit
+
+
+def test_metrics_are_recorded_once_the_next_step_was_dispatched():
+    events = []
+    state, history = fit(fresh(), Batches(), step, steps=3, callbacks=[Told(events)])
+    assert events == [("begin", 0), ("after", 1), ("record", 1), ("after", 2), ("record", 2), ("after", 3), ("record", 3),
+                      ("end", 3)]  # fmt: skip
+    assert int(state.step) == 3
+    assert numbers(history) == [{"step": n, "loss": 2.0 * n, "grad_norm": 1.0} for n in (1, 2, 3)]
+    assert all({"time/step_seconds", "time/data_fraction"} <= record.keys() for record in history)
+
+
+def test_the_device_is_never_waited_for():
+    """The host has dispatched step n + 1 before it reads a value of step n."""
+    events = []
+
+    class Lazy:
+        def __init__(self, number):
+            self.number = number
+
+        def __array__(self, dtype=None, copy=None):
+            events.append(("read", self.number))
+            return np.float32(1)
+
+        def __float__(self):
+            return float(self.__array__())
+
+    def lazy(state, batch):
+        number = int(state.step) + 1
+        events.append(("step", number))
+        return TrainState(state.step + 1, state.params, ()), {"loss": Lazy(number)}
+
+    fit(fresh(), Batches(), lazy, steps=4)
+    first_read = {number: events.index(("read", number)) for number in range(1, 5)}
+    assert all(events.index(("step", number + 1)) < first_read[number] for number in range(1, 4))
+
+
+def test_evaluations_and_checkpoints_are_of_checked_steps_and_logs_keep_their_order():
+    events, logged = [], []
+    callbacks = [
+        Evaluate(lambda weights: events.append(("eval", float(weights["w"]))) or {"eval/w": float(weights["w"])}, 2),
+        Save(lambda n, state, position, metrics: events.append(("save", n, int(state.step), position["made"], metrics)), 3),
+        Told(events),
+        Log(lambda n, metrics: logged.append({"step": n, **metrics})),
+    ]
+    _, history = fit(fresh(), Batches(), step, steps=5, callbacks=callbacks)
+    assert history == logged
+    one = {"grad_norm": 1.0}
+    assert numbers(logged) == [
+        {"step": 0, "eval/w": 0.0},
+        {"step": 1, "loss": 2.0} | one,
+        {"step": 2, "loss": 4.0, "eval/w": 2.0} | one,
+        {"step": 3, "loss": 6.0} | one,
+        {"step": 4, "loss": 8.0, "eval/w": 4.0} | one,
+        {"step": 5, "loss": 10.0, "eval/w": 5.0} | one,
+    ]
+    saves = [event for event in events if event[0] == "save"]
+    assert [event[1:4] for event in saves] == [(3, 3, 3), (5, 5, 5)]
+    assert [event[4]["loss"] for event in saves] == [6.0, 10.0] and saves[1][4]["eval/w"] == 5.0
+    for n, save in ((3, saves[0]), (5, saves[1])):  # logged before it is saved, saved before the next step
+        assert events.index(("record", n)) < events.index(save)
+        assert n == 5 or events.index(save) < events.index(("after", n + 1))
+    assert events.index(("record", 1)) < events.index(("eval", 2.0))
+
+
+@pytest.mark.parametrize("every", [None, 4])
+def test_without_a_number_it_evaluates_and_saves_at_the_ends(every):
+    saved = []
+    callbacks = [Save(lambda n, *_: saved.append(n)), Evaluate(lambda weights: {"eval/w": 1.0}, every)]
+    _, history = fit(fresh(), Batches(), step, steps=5, callbacks=callbacks)
+    assert saved == [5]
+    assert [record["step"] for record in history if "eval/w" in record] == ([0, 5] if every is None else [0, 4, 5])
+
+
+def test_resumed_it_goes_on_with_the_next_step_and_measures_nothing_first():
+    _, whole = fit(fresh(), Batches(), step, steps=5)
+    evaluate = Evaluate(lambda weights: {"eval/w": float(weights["w"])}, 5)
+    state, rest = fit(fresh(3), Batches(start=3), step, steps=5, callbacks=[evaluate])
+    assert numbers(rest) == [*numbers(whole)[3:4], numbers(whole)[4] | {"eval/w": 5.0}]
+    assert fit(state, Batches(), step, steps=5) == (state, [])
+
+
+def test_a_stop_ends_it_after_the_step_with_a_checkpoint_and_no_evaluation():
+    asked, saved = iter([False, False, True]), []
+    callbacks = [
+        Save(lambda n, state, position, metrics: saved.append((n, position, metrics["loss"]))),
+        Evaluate(lambda weights: {"eval/w": 0.0}),
+        StopWhen(lambda: next(asked)),  # after the others: what it decides, Save sees all the same
+    ]
+    state, history = fit(fresh(), Batches(), step, steps=100, callbacks=callbacks)
+    assert int(state.step) == 3 and saved == [(3, {"made": 3}, 6.0)]
+    assert [(record["step"], "eval/w" in record) for record in history] == [(0, True), (1, False), (2, False), (3, False)]
+
+
+def test_what_is_not_finite_stops_it_before_it_is_saved_or_measured():
+    saved = []
+    callbacks = [
+        Save(lambda n, *_: saved.append(n), 2, lambda: saved[-1] if saved else None),
+        Evaluate(lambda weights: pytest.fail("measured") if weights["w"] == 4 else {}, 4),
+    ]
+    message = r"step 4: loss is nan and gradient norm 1.0. Rows of the batch: d:40, d:41. Last good checkpoint: step 2. Look"
+    with pytest.raises(UserError, match=message):
+        fit(fresh(), Batches(bad=[4]), step, steps=9, callbacks=callbacks, where=lambda row: f"d:{row}")
+    assert saved == [2]
+
+
+@pytest.mark.parametrize("steps", [3, 9])
+def test_read_late_it_still_names_its_own_step_and_rows(steps):
+    """The last step, which no other follows, and one that is found out when the next was dispatched."""
+    recorded = []
+    with pytest.raises(UserError, match="step 3: loss is nan.* Rows of the batch: 30, 31. No checkpoint was written yet."):
+        fit(fresh(), Batches(bad=[3]), step, steps=steps, callbacks=[Log(lambda n, _: recorded.append(n))])
+    assert recorded == [1, 2]
+
+
+def test_a_callback_adds_with_and_without_waiting():
+    class Adds(Callback):
+        def after_step(self, loop):
+            loop.add({"rate": 0.5})
+            if loop.step == 2:
+                loop.metrics()["twice"] = 2 * loop.metrics()["loss"]
+
+    _, history = fit(fresh(), Batches(), step, steps=3, callbacks=[Adds()])
+    assert [record.get("twice") for record in history] == [None, 8.0, None]
+    assert all(record["rate"] == 0.5 for record in history)
+
+
+def test_a_list_of_batches_is_enough_and_one_too_short_is_said():
+    batches = [{"value": np.float32(n)} for n in range(3)]
+    plain = jax.jit(lambda state, batch: (TrainState(state.step + 1, {}, ()), {"loss": batch["value"]}))
+    put = []
+    _, history = fit(fresh(), batches, plain, steps=3, put=lambda batch: put.append(batch) or batch)
+    assert [record["loss"] for record in history] == [0.0, 1.0, 2.0] and put == batches
+    recorded = []
+    with pytest.raises(UserError, match="the batches ended after step 3, before step 4"):
+        fit(fresh(), batches, plain, steps=4, callbacks=[Log(lambda n, _: recorded.append(n))])
+    assert recorded == [1, 2, 3]
+
+
+def test_counts_become_the_rates_that_are_logged():
+    def counted(state, batch):
+        counts = {"computed": 200, "real": 150, "useful": 400, "truncated_prompts": 3}
+        return TrainState(state.step + 1, {}, ()), {f"tokens/{name}": jnp.int32(n) for name, n in counts.items()}
+
+    _, (record,) = fit(fresh(), Batches(), counted, steps=1)
+    assert record["tokens/padding"] == 0.25 and record["tokens/truncated_prompts"] == 3.0
+    assert record["time/tokens_per_second"] == 400 / record["time/step_seconds"]
+    assert not {"tokens/computed", "tokens/real", "tokens/useful"} & record.keys()
+
+
+def test_a_steps_time_holds_the_wait_for_data_and_not_evaluations():
+    class Slow(Batches):
+        def __next__(self):
+            time.sleep(0.05)
+            return super().__next__()
+
+    fit(fresh(), Batches(), step, steps=1)  # compiled
+    evaluate = Evaluate(lambda weights: time.sleep(0.5) or {"eval/w": 0.0}, 1)
+    _, history = fit(fresh(), Slow(), step, steps=4, callbacks=[evaluate])
+    for record in history[1:-1]:
+        assert 0.04 < record["time/step_seconds"] < 0.4 and 0.5 < record["time/data_fraction"] <= 1
