@@ -150,7 +150,7 @@ def test_beliefs_and_groups(work):
         ([{"prompt": "a"}, {"prompt": "b", "id": "\ud83d"}], [], "prompts.jsonl:2: half a character"),
         ([{"prompt": "a"}], ["--generate.output", "PROMPTS"], "generate.output: .* is generate.prompts, too"),
         ([{"prompt": "a"}], ["--generate.alpaca_eval", "PROMPTS"], "generate.alpaca_eval: .* is generate.prompts, too"),
-        ([{"prompt": "a"}], ["--run.seed", str(2**32)], "run.seed: 4294967296 must be from 0 to"),
+        ([{"prompt": "a"}], ["--run.seed", str(2**32)], "run.seed: 4294967296 must be at least 0 and below"),
         ([{"prompt": "city parks"}], ["--model.config.vocab_size", "20"], "the model's vocabulary ends at 19"),
         ([{"prompt": "a", "options": []}], ["--generate.beliefs", "true"], "prompts.jsonl:1: generate.beliefs needs `options`"),
         (
