@@ -188,3 +188,13 @@ sys.modules |= {{"jax": None, "flax": None}}
 import align_jax.training.logs
 """
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_no_function_of_a_recipe_takes_more_than_four_arguments():
+    too_many = []
+    for path in sorted((ROOT / "recipes").glob("*.py")):
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.FunctionDef):
+                names = [a.arg for a in [*node.args.args, *node.args.kwonlyargs] if a.arg not in ("self", "cls")]
+                too_many += [f"{path.name}:{node.lineno} {node.name}({', '.join(names)})"] if len(names) > 4 else []
+    assert too_many == []

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import jax
 import numpy as np
@@ -12,7 +13,8 @@ from jax.experimental import multihost_utils
 
 from align_jax.config import Config
 from align_jax.config.sections import EvaluateConfig
-from align_jax.data import BatchLoader, GroupDataset
+from align_jax.data import BatchLoader, GroupDataset, TokenGroup
+from align_jax.data.formats.example import Example
 from align_jax.errors import UserError
 from align_jax.evaluation import (
     Classifier,
@@ -139,43 +141,67 @@ class Spoken:
 
 
 def speak(data: EvalData, params: dict, samples: int, judge: Judge | None) -> Spoken:
-    """Samples for every unit of the data: beliefs and texts (format gdpo), or responses."""
-    setup, config, tokenizer = data.setup, data.config, data.setup.encoder.tokenizer
-    model = Decoder(setup.source.shape, params, dtype=config.model.dtype)
-    options = dict(
-        samples=samples,
-        max_new_tokens=config.evaluate.max_new_tokens,
-        eos_ids=end_ids(tokenizer, (), setup.source.generation_config),
-        seed=config.run.seed,
-        prompt_ids=data.units.tolist(),
-        mesh=setup.mesh,
-        rows=config.generate.rows,
-    )
-    groups = [data.dataset[i] for i in data.units]
-    examples = [data.dataset.example_of(i) for i in data.units]
-    rows = [{"prompt": e.prompt} | ({"group": e.group} if e.group else {}) for e in examples]
+    """Samples for every unit of the data: beliefs and texts where it has beliefs, or responses."""
+    speaker = _Speaker(data, Decoder(data.setup.source.shape, params, dtype=data.config.model.dtype), samples)
     if data.has_beliefs:
-        opinions = sampling.opinions_of(groups, [e.opinion.options for e in examples])
-        return _speak_beliefs(data, model, opinions, rows, judge, options)
-    sampled = sampling.sample_responses(model, [g.prompt for g in groups], **options)
-    for row, i in zip(rows, range(len(sampled)), strict=True):
-        tokens = [s.tokens.tolist() for s in sampled[i].segments]
-        row["responses"] = [tokenizer.decode(t, skip_special_tokens=True) for t in tokens]
-    loader = setup.loader(sampled)
+        return speaker.beliefs(judge)
+    sampled, rows = speaker.responses()
+    loader = data.setup.loader(sampled)
     return Spoken([], rows, loader, data.score(params, loader))
 
 
-def _speak_beliefs(data: EvalData, model, opinions: sampling.Opinions, rows: list[dict], judge, options) -> Spoken:
-    drawn = sampling.draw_beliefs(model, opinions, **options)
-    metrics, problem = sampling.sampled_belief_metrics(drawn, opinions.targets), ""
-    for row, beliefs, names in zip(rows, drawn, opinions.options, strict=True):
-        row["options"], row["drawn"] = list(names), np.bincount(beliefs, minlength=len(names)).tolist()
-    if judge is not None:
-        _add_texts(rows, sampling.texts_of_every_belief(model, opinions, **options), opinions, data.setup.encoder.tokenizer)
-        verdicts = judge_rows(judge, rows)
-        problem = verdicts.problem
-        metrics |= sampling.consistency_metrics([r["beliefs"] for r in rows], [r["judged"] for r in rows], opinions.options)
-    return Spoken([data.unit_table(metrics)], rows, problem=problem)
+@dataclasses.dataclass(frozen=True)
+class _Speaker:
+    """A model that samples for every unit of the data."""
+
+    data: EvalData
+    model: Decoder
+    samples: int
+
+    @property
+    def options(self) -> dict[str, Any]:
+        """Of the sampler."""
+        setup, config = self.data.setup, self.data.config
+        return dict(
+            samples=self.samples,
+            max_new_tokens=config.evaluate.max_new_tokens,
+            eos_ids=end_ids(setup.encoder.tokenizer, (), setup.source.generation_config),
+            seed=config.run.seed,
+            prompt_ids=self.data.units.tolist(),
+            mesh=setup.mesh,
+            rows=config.generate.rows,
+        )
+
+    def units(self) -> tuple[list[TokenGroup], list[Example], list[dict]]:
+        """The units as tokens, as rows of the data, and as rows of the file of samples."""
+        groups = [self.data.dataset[i] for i in self.data.units]
+        examples = [self.data.dataset.example_of(i) for i in self.data.units]
+        return groups, examples, [{"prompt": e.prompt} | ({"group": e.group} if e.group else {}) for e in examples]
+
+    def responses(self) -> tuple[sampling.SampledGroups, list[dict]]:
+        """Responses to every unit, as a data set and as rows."""
+        groups, _, rows = self.units()
+        sampled = sampling.sample_responses(self.model, [g.prompt for g in groups], **self.options)
+        for row, i in zip(rows, range(len(sampled)), strict=True):
+            tokens = [s.tokens.tolist() for s in sampled[i].segments]
+            row["responses"] = [self.data.setup.encoder.tokenizer.decode(t, skip_special_tokens=True) for t in tokens]
+        return sampled, rows
+
+    def beliefs(self, judge: Judge | None) -> Spoken:
+        """Beliefs of every unit, and texts of every belief where there is a judge for them."""
+        groups, examples, rows = self.units()
+        opinions = sampling.opinions_of(groups, [e.opinion.options for e in examples])
+        drawn = sampling.draw_beliefs(self.model, opinions, **self.options)
+        metrics, problem = sampling.sampled_belief_metrics(drawn, opinions.targets), ""
+        for row, beliefs, names in zip(rows, drawn, opinions.options, strict=True):
+            row["options"], row["drawn"] = list(names), np.bincount(beliefs, minlength=len(names)).tolist()
+        if judge is not None:
+            texts = sampling.texts_of_every_belief(self.model, opinions, **self.options)
+            _add_texts(rows, texts, opinions, self.data.setup.encoder.tokenizer)
+            verdicts = judge_rows(judge, rows)
+            problem = verdicts.problem
+            metrics |= sampling.consistency_metrics([r["beliefs"] for r in rows], [r["judged"] for r in rows], opinions.options)
+        return Spoken([self.data.unit_table(metrics)], rows, problem=problem)
 
 
 def _add_texts(rows: list[dict], texts, opinions: sampling.Opinions, tokenizer) -> None:

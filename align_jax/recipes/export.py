@@ -11,23 +11,15 @@ from align_jax import hf
 from align_jax.errors import UserError
 from align_jax.models import Decoder
 from align_jax.recipes.folder import RunFolder
-from align_jax.recipes.source import trained_model
+from align_jax.recipes.source import TrainedModel, trained_model
 
 
-def export(
-    run_dir: str | os.PathLike,
-    out_dir: str | os.PathLike,
-    step: int | None = None,
-    dtype: str | None = None,
-    *,
-    mesh: Mesh | None = None,
-) -> int:
+def export(run_dir: str | os.PathLike, out_dir: str | os.PathLike, step: int | None = None, dtype: str | None = None) -> int:
     """Exports a checkpoint of a run with its tokenizer; transformers loads the folder.
 
     Args:
       run_dir: of the run. out_dir: a folder that is not there yet, or an earlier export.
       step: which checkpoint; None is the newest. dtype: of the written weights; None is that of the trained ones.
-      mesh: where the weights are held on the way; None: in host memory. With several processes all must call, with a mesh.
 
     Returns:
       The step of the checkpoint.
@@ -38,7 +30,15 @@ def export(
     folder = RunFolder(Path(run_dir))
     if not folder.is_run:
         raise UserError(f"{folder.path} is not a run folder: it has no config.yaml")
-    source = trained_model(folder.newest, step)
+    return export_model(trained_model(folder.newest, step), out_dir, dtype)
+
+
+def export_model(source: TrainedModel, out_dir: str | os.PathLike, dtype: str | None = None, mesh: Mesh | None = None) -> int:
+    """Exports the model of a checkpoint, see `export`; returns its step.
+
+    Args:
+      mesh: where the weights are held on the way; None: in host memory. With several processes all must call, with a mesh.
+    """
     model = source.run.config.model
     weights, step = source.load(mesh, model.param_dtype)
     hf.save_model(

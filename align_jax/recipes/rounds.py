@@ -35,11 +35,11 @@ from align_jax.objectives import MPO
 from align_jax.parallel.processes import of_first, on_first
 from align_jax.parallel.stop import StopSignal
 from align_jax.recipes import generate, onpolicy, score
-from align_jax.recipes.export import export
+from align_jax.recipes.export import export_model
 from align_jax.recipes.folder import RunFolder
 from align_jax.recipes.say import say, speaking
 from align_jax.recipes.setup import Setup
-from align_jax.recipes.source import model_at
+from align_jax.recipes.source import model_at, trained_model
 from align_jax.recipes.train import REQUIRED, train
 
 SAMPLE, TRAIN, EVALUATE = 2, 3, 4  # uses of the run's seed
@@ -174,15 +174,15 @@ def _start_folder(config: Config, root: Path) -> str:
 
 def _steps(job: Job, number: int) -> list[Callable[[], bool]]:
     """What is left of a round, in order; each returns whether it is complete."""
-    at, samples = job.at(number), job.config.rounds.eval_samples
+    at = job.at(number)
     training = [
-        partial(_sample, job, number - 1, at / "prompts.jsonl", at / "samples.jsonl", job.config.rounds.samples_per_prompt),
+        partial(_sample, job, number - 1, at / "prompts.jsonl", at / "samples.jsonl"),
         partial(_score, job, at / "samples.jsonl", at / "scored.jsonl"),
         partial(_train, job, number),
         partial(_export, job, number),
     ]
     evaluation = [
-        partial(_sample, job, number, job.root / EVAL_PROMPTS, at / "eval_samples.jsonl", samples),
+        partial(_sample, job, number, job.root / EVAL_PROMPTS, at / "eval_samples.jsonl"),
         partial(_score, job, at / "eval_samples.jsonl", at / "eval_scored.jsonl"),
         partial(_evaluate, job, number),
     ]
@@ -195,9 +195,10 @@ def _steps(job: Job, number: int) -> list[Callable[[], bool]]:
     return training + evaluation
 
 
-def _sample(job: Job, number: int, prompts: Path, output: Path, samples: int) -> bool:
+def _sample(job: Job, number: int, prompts: Path, output: Path) -> bool:
     """Samples of the model after round `number`; held-out ones are drawn with the same random numbers in every round."""
-    use = (EVALUATE,) if prompts.name == EVAL_PROMPTS else (SAMPLE, number + 1)
+    rounds, held_out = job.config.rounds, prompts.name == EVAL_PROMPTS
+    use, samples = ((EVALUATE,), rounds.eval_samples) if held_out else ((SAMPLE, number + 1), rounds.samples_per_prompt)
     options = dataclasses.replace(
         job.config.generate, prompts=str(prompts), output=str(output), samples=samples, tokens=True
     )
@@ -235,7 +236,7 @@ def _samples_data(config: Config, scored: Path, **more):
 def _export(job: Job, number: int) -> bool:
     at = job.at(number)
     on_first(lambda: [shutil.rmtree(left) for left in at.glob(".model.*.tmp")], "rounds")  # left by a kill
-    export(at, at / "model", mesh=Setup.of(job.config).mesh)
+    export_model(trained_model(RunFolder(at)), at / "model", mesh=Setup.of(job.config).mesh)
     return True
 
 

@@ -13,7 +13,7 @@ from typing import Any
 
 from align_jax.config import Config
 from align_jax.data import DataConfig, open_source
-from align_jax.data.formats import Example, find_format
+from align_jax.data.formats import find_format
 from align_jax.data.sources import RowError
 from align_jax.errors import UserError
 from align_jax.files import INDEX, ResultsFile, check_apart
@@ -65,9 +65,9 @@ def _run(config: Config, stop: Callable[[], bool]) -> bool:
     options = config.score
     check_apart({"score.input": options.input, "score.output": options.output})
     rows = read_rows(config)
-    passes, columns = [], [{} for _ in rows.values]
+    passes = []
     if options.logps:
-        passes += policy_passes(config, rows, columns)
+        passes += policy_passes(config, rows)
     if options.reward_model is not None:
         passes.append(reward_pass(config, rows))
     settings = {"input": rows.digest, "passes": {p.name: p.settings for p in passes}, "beta": _beta(config)}
@@ -77,19 +77,18 @@ def _run(config: Config, stop: Callable[[], bool]) -> bool:
         if len(results.done) < len(rows.values):
             if not all(run_pass(p, options.output, stop) for p in passes):
                 return False
-            on_first(lambda: _join(rows, columns, passes, results, config), "score.output")
+            on_first(lambda: _join(rows, passes, results, config), "score.output")
     on_first(lambda: _remove_parts(passes, options.output), "score.output")
     say(f"{len(rows.values)} rows are in {options.output}")
     return True
 
 
-def _join(rows: InputRows, columns: list[dict], passes: list[Pass], results: ResultsFile, config: Config) -> None:
+def _join(rows: InputRows, passes: list[Pass], results: ResultsFile, config: Config) -> None:
     """Writes the rows that are not there yet, with the values of all passes."""
     values = {p.name: values_of(p, config.score.output) for p in passes}
-    for i, row in enumerate(rows.values):
+    for i in range(len(rows.values)):
         if i not in results.done:
-            own = {name: found[i] for name, found in values.items()}
-            results.write(i, output_row(row, rows.examples[i], own, columns[i], config))
+            results.write(i, output_row(rows, i, {name: found[i] for name, found in values.items()}, config))
 
 
 def _remove_parts(passes: list[Pass], output: str) -> None:
@@ -103,7 +102,7 @@ def read_rows(config: Config) -> InputRows:
     """Reads and checks the input; with `data.on_bad_row: skip`, malformed rows are left out and said."""
     data = config.data or DataConfig()
     source = open_source(config.score.input, split=data.split, streaming=False, max_rows=data.max_rows)
-    rows, bad, read = InputRows([], [], [], source.digest), [], find_format(data.format).read_responses
+    rows, bad, read = InputRows([], [], [], [], source.digest), [], find_format(data.format).read_responses
     for i in range(len(source)):
         where = source.where(i)
         try:
@@ -116,7 +115,7 @@ def read_rows(config: Config) -> InputRows:
             continue
         if INDEX in values:
             raise UserError(f"{where}: the column {INDEX!r} is used by unfinished results; finish them, or rename it")
-        rows.values.append(values), rows.where.append(where), rows.examples.append(example)
+        rows.values.append(values), rows.where.append(where), rows.examples.append(example), rows.columns.append({})
     if bad:
         say(f"{len(bad)} malformed rows left out: {'; '.join(bad[:3])}{' ...' if len(bad) > 3 else ''}")
     if not rows.values:
@@ -124,8 +123,9 @@ def read_rows(config: Config) -> InputRows:
     return rows
 
 
-def output_row(row: dict, example: Example, values: dict[str, list[float]], more: dict, config: Config) -> dict[str, Any]:
-    """A row of the output; a column `scores` of the input becomes `previous_scores` where there are new ones."""
+def output_row(rows: InputRows, i: int, values: dict[str, list[float]], config: Config) -> dict[str, Any]:
+    """Row i of the output; a column `scores` of the input becomes `previous_scores` where there are new ones."""
+    row, example = rows.values[i], rows.examples[i]
     result = {**row, "prompt": example.prompt, "responses": list(example.responses)}
     if "logps" in values:
         logps = values["logps"]
@@ -134,7 +134,7 @@ def output_row(row: dict, example: Example, values: dict[str, list[float]], more
         result |= {"logps": logps, "ref_logps": ref, "implicit_rewards": rewards}
     if "scores" in values:
         result |= ({"previous_scores": row["scores"]} if "scores" in row else {}) | {"scores": values["scores"]}
-    return result | more
+    return result | rows.columns[i]
 
 
 def _beta(config: Config) -> float:

@@ -18,6 +18,7 @@ from align_jax.data.formats import Example
 from align_jax.data.sources import RowError
 from align_jax.errors import UserError
 from align_jax.files import ResultsFile
+from align_jax.models import ModelConfig
 from align_jax.objectives import name_of
 from align_jax.recipes.say import say
 from align_jax.recipes.setup import Setup
@@ -31,11 +32,17 @@ ScoreGroups = Callable[[Sequence[TokenGroup]], Iterator[tuple[int, np.ndarray]]]
 
 @dataclasses.dataclass(frozen=True)
 class InputRows:
-    """The input: every good row's columns, its place (`FILE:LINE`) and its texts; and a hash of all."""
+    """The input.
+
+    Attributes:
+      values: every good row's columns. where: its place, `FILE:LINE`. examples: its texts.
+      columns: what is added to it beside the values of passes. digest: a hash of the whole input.
+    """
 
     values: list[dict[str, Any]]
     where: list[str]
     examples: list[Example]
+    columns: list[dict[str, Any]]
     digest: str
 
 
@@ -57,14 +64,14 @@ class Pass:
     load: Callable[[], ScoreGroups]
 
 
-def encode_rows(
-    rows: InputRows, encoder: Encoder, *, most: int, what: str, ends: bool = False, columns: list[dict] | None = None
-) -> list[TokenGroup]:
-    """All rows as tokens; says how much was cut, and fills `lengths` and `truncated` of the columns.
+def encode_rows(rows: InputRows, encoder: Encoder, shape: ModelConfig) -> list[TokenGroup]:
+    """All rows as tokens for a model; says how much was cut, and for log-probs fills `lengths` and `truncated` of the columns.
 
     Raises:
-      UserError: a row that cannot be rendered, or is longer than the model's context, `most`; names file and line.
+      UserError: a row that cannot be rendered, or is longer than the model's context; names file and line.
     """
+    ends, most = shape.head == "score", shape.max_length
+    what = "reward model" if ends else "policy"
     groups, prompts, responses = [], 0, 0
     for i, example in enumerate(rows.examples):
         try:
@@ -80,15 +87,15 @@ def encode_rows(
             )
         prompts, responses = prompts + cut, responses + sum(cuts)
         groups.append(group)
-        if columns is not None:
-            columns[i] |= {"lengths": lengths, "truncated": cuts}
+        if not ends:
+            rows.columns[i] |= {"lengths": lengths, "truncated": cuts}
     if prompts or responses:
         limits = f"{encoder.config.max_prompt_tokens} and {encoder.config.max_response_tokens} tokens"
         say(f"for the {what}, cut to {limits}: {prompts} prompts and {responses} responses")
     return groups
 
 
-def policy_passes(config: Config, rows: InputRows, columns: list[dict]) -> list[Pass]:
+def policy_passes(config: Config, rows: InputRows) -> list[Pass]:
     """The passes of the policy and, where it is another model, of the reference."""
     if config.model.path is None and config.model.config is None:
         raise UserError("model: the log-probs need model.path or model.config; score.logps: false leaves them out")
@@ -100,7 +107,7 @@ def policy_passes(config: Config, rows: InputRows, columns: list[dict]) -> list[
     setup, policy = Setup.of(config), current_model(config)
     if policy.shape != setup.source.shape:
         raise UserError(f"run.dir: the checkpoints in {policy.describe()} are of another model than that of this config")
-    groups = encode_rows(rows, setup.encoder, most=setup.source.shape.max_length, what="policy", columns=columns)
+    groups = encode_rows(rows, setup.encoder, setup.source.shape)
     common = {"shape": str(setup.scorer), "param_dtype": config.model.param_dtype, "tokens": _hash(groups)}
 
     def part(name: str, source: ModelSource, what: str) -> Pass:
@@ -125,7 +132,7 @@ def reward_pass(config: Config, rows: InputRows) -> Pass:
     data = source.run.config.data if isinstance(source, TrainedModel) else config.data or DataConfig()
     setup = Setup.of(config, source)
     encoder = Encoder(source.tokenizer, data, source.shape.vocab_size)
-    groups = encode_rows(rows, encoder, ends=True, most=source.shape.max_length, what="reward model")
+    groups = encode_rows(rows, encoder, source.shape)
 
     def load() -> ScoreGroups:
         weights, step = setup.load(source)

@@ -185,8 +185,12 @@ def model_at(given: str | os.PathLike, head: str, key: str) -> ModelSource:
     Raises:
       UserError: a run without a checkpoint, a model with another head, or neither of the two; opens with `key`.
     """
+    folder = RunFolder(Path(given)).newest
+    if folder.path.is_dir() and not folder.is_run and not (folder.path / "config.json").exists():
+        raise UserError(
+            f"{key}: {given} is neither a run folder (config.yaml, checkpoints/) nor a Hugging Face folder (config.json)"
+        )
     try:
-        folder = RunFolder(Path(given)).newest
         if not folder.is_run:
             source = _stored(os.fspath(given), head, key, head)
             hf.check_weights(source.folder, source.stored)
