@@ -16,19 +16,25 @@ def token_counts(batch: GroupBatch) -> dict[str, jax.Array]:
       `align_jax.batch` count them on the host; with a label `truncated` `[A, G, 2]` also `tokens/truncated_prompts` and
       `tokens/truncated_responses`.
     """
-    real = jnp.count_nonzero(batch.prompt_segments) + jnp.count_nonzero(batch.segments)
-    counts = {
-        "tokens/computed": jnp.int32(batch.prompt_tokens.size + batch.tokens.size),
-        "tokens/real": real.astype(jnp.int32),
-        "tokens/useful": _useful(batch),
-    }
+    accumulation, shards = batch.tokens.shape[:2]
+    by_shard = {"tokens/real": _real(batch), "tokens/useful": _useful(batch)}
     if "truncated" in batch.labels:
-        cut = jnp.sum(batch.labels["truncated"], axis=(0, 1), dtype=jnp.int32)
-        counts |= {"tokens/truncated_prompts": cut[0], "tokens/truncated_responses": cut[1]}
-    return counts
+        cut = batch.labels["truncated"].reshape(accumulation, shards, -1, 2).sum(2, dtype=jnp.int32)
+        by_shard |= {"tokens/truncated_prompts": cut[..., 0], "tokens/truncated_responses": cut[..., 1]}
+    # Together, so that devices exchange one small array.
+    counts = jnp.stack(list(by_shard.values()), axis=-1).sum((0, 1))
+    computed = jnp.int32(batch.prompt_tokens.size + batch.tokens.size)
+    return {"tokens/computed": computed, **dict(zip(by_shard, counts, strict=True))}
+
+
+def _real(batch: GroupBatch) -> jax.Array:
+    """Of every microbatch and shard, `[A, D]`."""
+    segments = (batch.prompt_segments, batch.segments)
+    return sum(jnp.count_nonzero(x, axis=(-2, -1)).astype(jnp.int32) for x in segments)
 
 
 def _useful(batch: GroupBatch) -> jax.Array:
+    """Of every microbatch and shard, `[A, D]`."""
     accumulation, shards = batch.tokens.shape[:2]
     responses = batch.mask.size // (accumulation * shards)
     past_end = 1 if batch.ends else 2
@@ -39,4 +45,4 @@ def _useful(batch: GroupBatch) -> jax.Array:
         ends = jnp.zeros(responses, jnp.int32).at[index].max(positions.reshape(-1) + past_end, mode="drop")
         return jnp.sum(ends, dtype=jnp.int32)
 
-    return jnp.sum(jax.vmap(jax.vmap(of_shard))(batch.slots, batch.positions), dtype=jnp.int32)
+    return jax.vmap(jax.vmap(of_shard))(batch.slots, batch.positions)
