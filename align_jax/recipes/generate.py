@@ -233,7 +233,8 @@ def _shape_of(config: Config) -> tuple[ModelConfig, Path | None]:
     if folder and (folder / "config.yaml").exists() and has_checkpoints(folder):
         trained = load_config(folder / "config.yaml")
         if trained.head != config.head:
-            raise UserError(f"run.dir: {folder} holds a reward model (objective {name_of(trained.objective)}), no language model")
+            name = name_of(trained.objective)
+            raise UserError(f"run.dir: {folder} holds a reward model (objective {name}), no language model")
         return trained_config(folder, config)[0], folder
     return assemble.start_of(config).config, None
 
