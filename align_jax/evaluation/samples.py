@@ -85,7 +85,7 @@ class Opinions:
 
 
 def opinions_of(groups: Sequence[TokenGroup], options: Sequence[tuple[str, ...]]) -> Opinions:
-    """Takes the beliefs out of groups of layout `gdpo`, whose first segments are the statements of the options."""
+    """Takes the beliefs out of groups of arrangement `Beliefs`, whose first segments are the statements of the options."""
     statements = [[s.tokens.tolist() for s in g.segments[: len(o)]] for g, o in zip(groups, options, strict=True)]
     targets = [g.labels["target_probs"][: len(o)] for g, o in zip(groups, options, strict=True)]
     return Opinions([g.prompt for g in groups], statements, list(options), targets)

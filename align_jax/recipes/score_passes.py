@@ -71,7 +71,7 @@ def encode_rows(rows: InputRows, encoder: Encoder, shape: ModelConfig) -> list[T
       UserError: a row that cannot be rendered, or is longer than the model's context; names file and line.
     """
     ends, most = shape.head == "score", shape.max_length
-    what = "reward model" if ends else "policy"
+    what = "reward model" if ends else "model"
     groups, prompts, responses = [], 0, 0
     for i, example in enumerate(rows.examples):
         try:

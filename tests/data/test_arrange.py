@@ -5,8 +5,9 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from align_jax.data import DataConfig, Encoder, GroupDataset
-from align_jax.data.arrange import Beliefs, Group, Pair, Sft, Unpaired
+from align_jax.batch import pad_to, sizes
+from align_jax.data import DataConfig, Encoder, GroupDataset, RowLayout, pack_groups
+from align_jax.data.arrange import Beliefs, Group, Label, Pair, Sft, Unpaired
 from align_jax.data.arrange.beliefs import smoothed
 from align_jax.errors import UserError
 from tests.data.toys import char_tokenizer, opinion, write_jsonl
@@ -258,3 +259,70 @@ def test_the_fingerprint_follows_content_lengths_and_layout_but_not_speed(tmp_pa
 def test_config_names_the_key(values, message):
     with pytest.raises(UserError, match=message):
         DataConfig(**values)
+
+
+@pytest.mark.parametrize(
+    ("format_", "arrangement", "slots"),
+    [
+        ("groups", Group(), (3, 2, 1, 2)),
+        ("groups", Pair(), (2, 2)),
+        ("groups", Unpaired(), (2,) * 5),
+        ("groups", Sft(), (1,) * 4),
+        ("gdpo", Beliefs(), (5,) * 4),
+        ("gdpo", Beliefs("kto"), (6,) * 4),
+    ],
+)
+def test_labels_are_those_that_the_arrangement_says(tmp_path, format_, arrangement, slots):
+    layout = next(name for name, cls in ARRANGEMENTS.items() if type(arrangement) is cls)
+    more = {"preference": arrangement.preference} if layout == "gdpo" else {}
+    rows = [opinion("p0", 1, 0), opinion("p0", 1, 2), opinion("p0", 0, 1), opinion("p1", 1, 2)] if more else GROUPS
+    data = dataset(tmp_path, rows, format_, layout, **more)
+    assert tuple(data[i].slots for i in range(len(data))) == slots
+    for i in range(len(data)):
+        made = {name: (value.shape, str(value.dtype)) for name, value in data[i].labels.items()}
+        assert made == arrangement.label_shapes(data[i].slots)
+        assert set(data[i].per_response) == ({"scores", "characters"} if layout in ("group", "pair") else set())
+    assert arrangement.responses in (None, data.slots)
+
+
+def test_labels_per_response_are_padded_to_k_and_no_other(tmp_path):
+    rows = [{"prompt": "p", "responses": list("abcd")[:k], "scores": [1, 2, 3, 4][:k]} for k in (2, 4)]
+    data = dataset(tmp_path, rows, "groups", "group")
+    batch = pack_groups([data[0]], shards=1, groups_per_shard=1, layout=RowLayout(pack=False), slots=data.slots)
+    assert batch.labels["scores"].shape == batch.labels["characters"].shape == batch.mask.shape == (1, 4)
+    assert batch.labels["truncated"].shape == (1, 2)  # as long as K here was, and is no axis of responses
+    two = pack_groups([data[0]], shards=1, groups_per_shard=1, layout=RowLayout(pack=False))
+    assert two.mask.shape == (1, 2)
+    grown = pad_to(two, (*sizes(two)[:4], 4))
+    assert grown.labels["scores"].tolist() == [[1, 2, 0, 0]] and grown.labels["truncated"].shape == (1, 2)
+    assert grown.labels["characters"].shape == grown.mask.shape == (1, 4)
+
+
+def test_what_fill_forgets_is_said(tmp_path):
+    class Forgetful(Pair):
+        @property
+        def labels(self):
+            return {**super().labels, "rank": Label("int32", ("K",))}
+
+    made = DataConfig(train=write_jsonl(tmp_path / "rows.jsonl", PAIRS), format="pairs")
+    data = GroupDataset(made, "train", Encoder(TOKENIZER, made), arrangement=Forgetful())
+    with pytest.raises(ValueError, match=r"Forgetful.fill gives .* \['characters', 'scores'\], but its `labels` are .*'rank'"):
+        data[0]
+    assert Forgetful().key() == ("tests.data.test_arrange:test_what_fill_forgets_is_said.<locals>.Forgetful", "dpo")
+
+
+def test_keys_are_those_of_runs_that_exist():
+    made = [Group(), Pair(), Unpaired(), Sft(), Beliefs(), Beliefs("kto")]
+    names = ["group", "pair", "unpaired", "sft", "gdpo", "gdpo"]
+    assert [a.key() for a in made] == list(zip(names, ["dpo"] * 5 + ["kto"], strict=True))
+    with pytest.raises(ValueError, match="'ipo' is not one of dpo, kto, mpo"):
+        Beliefs("ipo")
+
+
+def test_the_fingerprint_of_a_run_that_exists(tmp_path, monkeypatch):
+    """Computed before arrangements were objects; checkpoints compare it, so it must stay."""
+    monkeypatch.setattr(Encoder, "key", lambda self: "encoder")
+    groups = dataset(tmp_path, GROUPS, "groups", "group", seed=3)
+    assert groups.fingerprint == "7f9f93da8b4dc4681b892424b05144ee8c212bb15a557297ca56d75877c91b5c"
+    gdpo = dataset(tmp_path, OPINIONS, "gdpo", "gdpo", preference="mpo", max_responses=4)
+    assert gdpo.fingerprint == "7b3be29ddc905f5ebc27336049c219518e60e5d790c0568f598b901ff0b3665b"

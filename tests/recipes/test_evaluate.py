@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import math
+import re
+import shutil
 from pathlib import Path
 
 import jax
@@ -12,8 +14,10 @@ import yaml
 
 import align_jax
 from align_jax import cli
+from align_jax.errors import UserError
 from align_jax.experiments import opinions
 from align_jax.models import Decoder, init_weights
+from align_jax.recipes.source import StoredModel
 from align_jax.training.logs import read_metrics
 from tests.processes import finish, start_two
 
@@ -225,12 +229,28 @@ def test_a_model_of_another_shape_is_refused(world, capsys):
     assert "evaluate.models: mine: " in (error := capsys.readouterr().err) and "another shape" in error
 
 
-def test_a_model_that_fails_loses_none_of_those_before(world, capsys):
-    broken = world / "broken"
-    broken.mkdir()
-    (broken / "config.json").write_text((world / "exported" / "config.json").read_text())
-    (broken / "model.safetensors").write_bytes(b"nothing")
+def test_a_model_that_fails_loses_none_of_those_before(world, capsys, monkeypatch):
+    broken, load = world / "broken", StoredModel.load
+    shutil.copytree(world / "exported", broken)
+
+    def failing(self, *arguments):
+        if self.folder == broken:
+            raise UserError(f"{broken / 'model.safetensors'}: gone")
+        return load(self, *arguments)
+
+    monkeypatch.setattr(StoredModel, "load", failing)
     models = json.dumps({"good": str(world / "exported"), "bad": str(broken)})
     assert evaluate(world / "sets.yaml", "--evaluate.models", models, "--run.dir", world / "partial", *QUICK) == 2
     assert "model.safetensors" in capsys.readouterr().err
     assert list(report(world / "partial")["models"]) == ["good"]
+
+
+def test_a_model_that_cannot_be_read_is_refused_before_any_work(world, capsys):
+    broken = world / "unreadable"
+    broken.mkdir()
+    (broken / "config.json").write_text((world / "exported" / "config.json").read_text())
+    (broken / "model.safetensors").write_bytes(b"nothing")
+    models = json.dumps({"good": str(world / "exported"), "bad": str(broken)})
+    assert evaluate(world / "sets.yaml", "--evaluate.models", models, "--run.dir", world / "none", *QUICK) == 2
+    assert re.search("evaluate.models: bad: .*model.safetensors: truncated", capsys.readouterr().err)
+    assert not (world / "none").exists()

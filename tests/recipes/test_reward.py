@@ -152,21 +152,22 @@ def test_score_writes_a_training_file(world, exported):
 
 def test_score_goes_on_where_it_was(world, exported, monkeypatch, capsys):
     from align_jax.recipes import score_passes
-    from align_jax.scoring.reward_model import RewardModel
+    from align_jax.scoring.scorer import FixedScorer
 
     output, whole = world / "cut.jsonl", world / "whole.jsonl"
     options = causal(world, "--score.input", world / "rows.jsonl", "--score.reward_model", exported)
     assert run("score", world, *options, "--score.output", whole) == 0
     monkeypatch.setattr(score_passes, "BLOCK", 2)
-    calls, original = [], RewardModel.score_groups
+    calls, original = [], FixedScorer.groups
 
-    def failing(self, groups):
-        calls.append(len(groups))
-        if len(calls) == 2:
-            raise KeyboardInterrupt
-        return original(self, groups)
+    def failing(self, groups, rows):
+        if self.scorer.config.head == "score":
+            calls.append(len(groups))
+            if len(calls) == 2:
+                raise KeyboardInterrupt
+        return original(self, groups, rows)
 
-    monkeypatch.setattr(RewardModel, "score_groups", failing)
+    monkeypatch.setattr(FixedScorer, "groups", failing)
     assert run("score", world, *options, "--score.output", output) == 130
     assert "scores: 2 of 6 rows are kept" in capsys.readouterr().err
     assert run("score", world, *options, "--score.output", output) == 0
@@ -194,7 +195,7 @@ def test_score_goes_on_where_it_was(world, exported, monkeypatch, capsys):
             "'reward' trains a reward model, which has no log-probs",
         ),
         ([{"prompt": "a", "responses": ["b"]}], ("--score.logps", "false"), "leaves nothing to compute"),
-        ([{"prompt": "a", "responses": ["b"]}], ("--run.dir", "RUN"), "run.dir: the checkpoints in .* are of another model"),
+        ([{"prompt": "a", "responses": ["b"]}], ("--run.dir", "RUN"), "run.dir: .* is the run of a reward model"),
     ],
 )
 def test_bad_input_is_one_line(world, trained, capsys, tmp_path, rows, overrides, message):
@@ -272,4 +273,4 @@ def test_a_reward_run_generates_nothing(world, trained, tmp_path, capsys):
     assert run("generate", world, *options) == 2
     assert run("generate", world, *causal(world), *options, "--run.dir", trained) == 2
     errors = capsys.readouterr().err
-    assert "'reward' trains a reward model, which generates nothing" in errors and "holds a reward model" in errors
+    assert "'reward' trains a reward model, which generates nothing" in errors and "is the run of a reward model" in errors

@@ -44,7 +44,7 @@ class Arrangement:
     Class attributes:
       name: for an arrangement of this folder.
       responses: how many slots every group has: 2 for a pair; None for any number.
-      has_beliefs: whether the first slots are belief statements, and so rows need beliefs.
+      has_beliefs: whether the first slots are belief statements with a label `target_probs`, and so rows need beliefs.
       contrasts: whether responses to a prompt are set against one another, so that single ones cannot serve.
       needs: what a row that is not dropped has, for the user.
     """
