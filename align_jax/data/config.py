@@ -6,7 +6,7 @@ import dataclasses
 import string
 
 from align_jax.data.formats import find_format
-from align_jax.errors import UserError
+from align_jax.errors import UserError, check_fields
 
 _PROMPT_FIELDS, _BELIEF_FIELDS = {"prompt", "group", "context"}, {"id", "belief"}
 
@@ -47,13 +47,9 @@ class DataConfig:
         ):
             if getattr(self, key) not in allowed:
                 raise UserError(f"data.{key}: {getattr(self, key)!r} is not one of {', '.join(allowed)}")
-        for key in ("max_rows", "max_prompt_tokens", "max_response_tokens", "workers", "prefetch"):
-            if getattr(self, key) is not None and getattr(self, key) < 1:
-                raise UserError(f"data.{key}: {getattr(self, key)!r} must be positive")
-        if self.max_responses is not None and self.max_responses < 2:
-            raise UserError(f"data.max_responses: {self.max_responses!r} must be at least 2, or null for all")
-        if self.belief_prior < 0:
-            raise UserError(f"data.belief_prior: {self.belief_prior!r} must not be negative")
+        check_fields("data", self, "max_rows", "max_prompt_tokens", "max_response_tokens", "workers", "prefetch", low=1)
+        check_fields("data", self, "max_responses", low=2, hint="or null for all")
+        check_fields("data", self, "belief_prior", low=0)
         _check_template("prompt_template", self.prompt_template, _PROMPT_FIELDS, "prompt")
         _check_template("belief_template", self.belief_template, _BELIEF_FIELDS, None)
 

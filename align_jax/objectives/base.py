@@ -10,7 +10,6 @@ import jax.numpy as jnp
 
 from align_jax.batch import GroupLabels
 from align_jax.data.arrange import Arrangement
-from align_jax.errors import UserError
 
 # name -> (sums [G], weights [G]): the metric is sum(sums) / sum(weights) over whatever groups are put together, so that
 # microbatches, devices and evaluation batches of unequal size all give the same number. "loss" is always there.
@@ -55,13 +54,6 @@ class Objective:
           Metrics with one (sum, weight) per group; `loss` is what training minimizes.
         """
         raise TypeError(f"{type(self).__name__} does not define a loss")
-
-
-def check_range(key: str, value: float, low: float, high: float = float("inf"), *, open_low: bool = False) -> None:
-    """Raises UserError naming `objective.<key>` unless `low <= value < high` (or `low < value` where open_low)."""
-    if not (low < value if open_low else low <= value) or not value < high:
-        bounds = f"{'above' if open_low else 'at least'} {low:g}" + (f" and below {high:g}" if high != float("inf") else "")
-        raise UserError(f"objective.{key} must be {bounds}, got {value!r}")
 
 
 def ref_logps(batch: GroupLabels, like: jax.Array, reference_free: bool) -> jax.Array:

@@ -12,8 +12,8 @@ from align_jax import losses
 from align_jax.batch import GroupLabels
 from align_jax.data.arrange import Beliefs
 from align_jax.data.arrange.beliefs import TEXTS
-from align_jax.errors import UserError
-from align_jax.objectives.base import Metrics, Objective, check_range, ref_logps, weighted
+from align_jax.errors import UserError, check_fields
+from align_jax.objectives.base import Metrics, Objective, ref_logps, weighted
 from align_jax.objectives.metrics import belief_metrics, pair_metrics, set_metrics, split_by_majority
 from align_jax.objectives.unpaired import mismatched_ratio
 
@@ -39,10 +39,9 @@ class GDPO(Objective):
     renormalize: bool = False  # calibrate the distribution renormalised over the beliefs
 
     def __post_init__(self):
-        check_range("beta", self.beta, 0, open_low=True)
-        check_range("alpha", self.alpha, 0)
-        for key in ("calibration_weight", "belief_weight", "preference_weight"):
-            check_range(key, getattr(self, key), 0)
+        check_fields("objective", self, "beta", low=0, open_low=True)
+        check_fields("objective", self, "alpha", low=0)
+        check_fields("objective", self, "calibration_weight", "belief_weight", "preference_weight", low=0)
         if self.preference not in PREFERENCES:
             raise UserError(f"objective.preference must be one of {', '.join(PREFERENCES)}, got {self.preference!r}")
         if self.alpha and self.preference != "mpo":

@@ -11,7 +11,8 @@ import jax.numpy as jnp
 from align_jax import losses
 from align_jax.batch import GroupLabels
 from align_jax.data.arrange import Pair
-from align_jax.objectives.base import Metrics, Objective, check_range, ref_logps, weighted
+from align_jax.errors import check_fields
+from align_jax.objectives.base import Metrics, Objective, ref_logps, weighted
 from align_jax.objectives.metrics import pair_metrics
 
 
@@ -25,7 +26,7 @@ class PairObjective(Objective):
     reference_free: bool = False  # True sets log pi_ref to 0
 
     def __post_init__(self):
-        check_range("beta", self.beta, 0, open_low=True)
+        check_fields("objective", self, "beta", low=0, open_low=True)
 
     @property
     def needs_reference(self) -> bool:
@@ -58,7 +59,7 @@ class DPO(PairObjective):
 
     def __post_init__(self):
         super().__post_init__()
-        check_range("label_smoothing", self.label_smoothing, 0, 0.5)
+        check_fields("objective", self, "label_smoothing", low=0, high=0.5, open_high=True)
 
     def loss(self, *logps) -> jax.Array:
         return losses.dpo_loss(*logps, beta=self.beta, label_smoothing=self.label_smoothing)
@@ -73,7 +74,7 @@ class RobustDPO(PairObjective):
 
     def __post_init__(self):
         super().__post_init__()
-        check_range("label_smoothing", self.label_smoothing, 0, 0.5)
+        check_fields("objective", self, "label_smoothing", low=0, high=0.5, open_high=True)
 
     def loss(self, *logps) -> jax.Array:
         return losses.robust_dpo_loss(*logps, beta=self.beta, label_smoothing=self.label_smoothing)
@@ -117,8 +118,8 @@ class SimPO(Objective):
     gamma: float = 1.0  # target margin, in logit units
 
     def __post_init__(self):
-        check_range("beta", self.beta, 0, open_low=True)
-        check_range("gamma", self.gamma, 0)
+        check_fields("objective", self, "beta", low=0, open_low=True)
+        check_fields("objective", self, "gamma", low=0)
 
     @property
     def needs_reference(self) -> bool:

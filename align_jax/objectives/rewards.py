@@ -11,8 +11,8 @@ import jax.numpy as jnp
 from align_jax import losses
 from align_jax.batch import GroupLabels
 from align_jax.data.arrange import Group
-from align_jax.errors import UserError
-from align_jax.objectives.base import Metrics, Objective, check_range, weighted
+from align_jax.errors import UserError, check_fields
+from align_jax.objectives.base import Metrics, Objective, weighted
 from align_jax.objectives.metrics import reward_metrics
 
 CONTRASTS = ("all_pairs", "set")
@@ -30,7 +30,7 @@ class Reward(Objective):
     center: float = 0.0  # weight of (s_i + s_j)^2, which keeps scores around 0 (TRL's center_rewards_coefficient)
 
     def __post_init__(self):
-        check_range("center", self.center, 0)
+        check_fields("objective", self, "center", low=0)
         if self.contrast not in CONTRASTS:
             raise UserError(f"objective.contrast must be one of {', '.join(CONTRASTS)}, got {self.contrast!r}")
 

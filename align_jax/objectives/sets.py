@@ -11,7 +11,8 @@ import jax.numpy as jnp
 from align_jax import losses
 from align_jax.batch import GroupLabels
 from align_jax.data.arrange import Group
-from align_jax.objectives.base import Metrics, Objective, check_range, ref_logps, weighted
+from align_jax.errors import check_fields
+from align_jax.objectives.base import Metrics, Objective, ref_logps, weighted
 from align_jax.objectives.metrics import set_metrics
 
 
@@ -25,7 +26,7 @@ class SetObjective(Objective):
     reference_free: bool = False  # True sets log pi_ref to 0
 
     def __post_init__(self):
-        check_range("beta", self.beta, 0, open_low=True)
+        check_fields("objective", self, "beta", low=0, open_low=True)
 
     @property
     def needs_reference(self) -> bool:
@@ -63,8 +64,8 @@ class MPO(SetObjective):
 
     def __post_init__(self):
         super().__post_init__()
-        check_range("alpha", self.alpha, 0)
-        check_range("power", self.power, 0)
+        check_fields("objective", self, "alpha", low=0)
+        check_fields("objective", self, "power", low=0)
 
     def loss(self, logps, ref, scores, mask) -> jax.Array:
         return losses.mpo_loss(logps, ref, scores, mask, beta=self.beta, alpha=self.alpha, power=self.power)
@@ -83,7 +84,7 @@ class OrderedMPO(SetObjective):
 
     def __post_init__(self):
         super().__post_init__()
-        check_range("levels", self.levels, 2)
+        check_fields("objective", self, "levels", low=2)
 
     def loss(self, logps, ref, scores, mask) -> jax.Array:
         low = jnp.min(jnp.where(mask, scores, jnp.inf), axis=-1, keepdims=True)
@@ -103,7 +104,7 @@ class InfoNCA(SetObjective):
 
     def __post_init__(self):
         super().__post_init__()
-        check_range("temperature", self.temperature, 0, open_low=True)
+        check_fields("objective", self, "temperature", low=0, open_low=True)
 
     def loss(self, logps, ref, scores, mask) -> jax.Array:
         return losses.infonca_loss(logps, ref, scores, mask, beta=self.beta, temperature=self.temperature)

@@ -11,7 +11,8 @@ import jax.numpy as jnp
 from align_jax import losses
 from align_jax.batch import GroupLabels
 from align_jax.data.arrange import Sft, Unpaired
-from align_jax.objectives.base import Metrics, Objective, check_range, ref_logps, weighted
+from align_jax.errors import check_fields
+from align_jax.objectives.base import Metrics, Objective, ref_logps, weighted
 
 
 @dataclasses.dataclass(frozen=True)
@@ -26,9 +27,9 @@ class KTO(Objective):
     undesirable_weight: float = 1.0  # of the loss of the others
 
     def __post_init__(self):
-        check_range("beta", self.beta, 0, open_low=True)
-        check_range("desirable_weight", self.desirable_weight, 0)
-        check_range("undesirable_weight", self.undesirable_weight, 0)
+        check_fields("objective", self, "beta", low=0, open_low=True)
+        check_fields("objective", self, "desirable_weight", low=0)
+        check_fields("objective", self, "undesirable_weight", low=0)
 
     def statistics(self, logps: jax.Array, batch: GroupLabels) -> tuple[jax.Array, jax.Array]:
         return mismatched_ratio(logps, ref_logps(batch, logps, False), jnp.asarray(batch.mask), slot=1)

@@ -3,23 +3,19 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal, get_args
 
 import jax
 import jax.numpy as jnp
 import optax
 
-from align_jax.errors import UserError
+from align_jax.errors import UserError, check_fields
+
+SCHEDULES = Literal["constant", "linear", "cosine"]
 
 
-def _check(spec: Any, **conditions: bool) -> None:
-    for field, holds in conditions.items():
-        if not holds:
-            raise UserError(f"optimizer.{field}: {getattr(spec, field)!r} is out of range for {type(spec).__name__}")
-
-
-def _fraction(value: float | None) -> bool:
-    return value is None or 0 <= value < 1
+def _check(spec: Any, *names: str, **bounds: Any) -> None:
+    check_fields("optimizer", spec, *names, **bounds)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -39,7 +35,7 @@ class OptimizerConfig:
     name: ClassVar[str]
 
     learning_rate: float = 1e-6
-    schedule: Literal["constant", "linear", "cosine"] = "cosine"
+    schedule: SCHEDULES = "cosine"
     warmup_steps: int | None = None
     warmup_ratio: float | None = None
     final_ratio: float | None = None
@@ -50,15 +46,12 @@ class OptimizerConfig:
         raise TypeError(f"{type(self).__name__} is the base of the optimizers; use one of OPTIMIZERS")
 
     def __post_init__(self):
-        _check(
-            self,
-            learning_rate=self.learning_rate > 0,
-            schedule=self.schedule in ("constant", "linear", "cosine"),
-            warmup_steps=self.warmup_steps is None or self.warmup_steps >= 0,
-            warmup_ratio=_fraction(self.warmup_ratio),
-            final_ratio=self.final_ratio is None or 0 <= self.final_ratio <= 1,
-            clip_norm=self.clip_norm is None or self.clip_norm > 0,
-        )
+        _check(self, "learning_rate", "clip_norm", low=0, open_low=True)
+        _check(self, "warmup_steps", low=0)
+        _check(self, "warmup_ratio", low=0, high=1, open_high=True)
+        _check(self, "final_ratio", low=0, high=1)
+        if self.schedule not in get_args(SCHEDULES):
+            raise UserError(f"optimizer.schedule: {self.schedule!r} is not one of {', '.join(get_args(SCHEDULES))}")
         if self.warmup_steps is not None and self.warmup_ratio is not None:
             raise UserError("optimizer.warmup_ratio: give warmup_steps or warmup_ratio, not both")
         if self.schedule == "constant" and self.final_ratio is not None:
@@ -86,9 +79,9 @@ class AdamW(OptimizerConfig):
 
     def __post_init__(self):
         super().__post_init__()
-        _check(
-            self, b1=_fraction(self.b1), b2=_fraction(self.b2), eps=self.eps > 0, weight_decay=self.weight_decay >= 0
-        )
+        _check(self, "b1", "b2", low=0, high=1, open_high=True)
+        _check(self, "eps", low=0, open_low=True)
+        _check(self, "weight_decay", low=0)
 
     def rescale(self) -> optax.GradientTransformation:
         return optax.scale_by_adam(self.b1, self.b2, self.eps, mu_dtype=jnp.dtype(self.moment_dtype))
@@ -113,7 +106,8 @@ class Lion(OptimizerConfig):
 
     def __post_init__(self):
         super().__post_init__()
-        _check(self, b1=_fraction(self.b1), b2=_fraction(self.b2), weight_decay=self.weight_decay >= 0)
+        _check(self, "b1", "b2", low=0, high=1, open_high=True)
+        _check(self, "weight_decay", low=0)
 
     def rescale(self) -> optax.GradientTransformation:
         return optax.scale_by_lion(self.b1, self.b2, mu_dtype=jnp.dtype(self.moment_dtype))
@@ -142,14 +136,10 @@ class Adafactor(OptimizerConfig):
 
     def __post_init__(self):
         super().__post_init__()
-        _check(
-            self,
-            decay=0 < self.decay <= 1,
-            eps=self.eps > 0,
-            update_clip=self.update_clip is None or self.update_clip > 0,
-            momentum=_fraction(self.momentum),
-            weight_decay=self.weight_decay >= 0,
-        )
+        _check(self, "decay", low=0, high=1, open_low=True)
+        _check(self, "eps", "update_clip", low=0, open_low=True)
+        _check(self, "momentum", low=0, high=1, open_high=True)
+        _check(self, "weight_decay", low=0)
 
     def rescale(self) -> optax.GradientTransformation:
         parts = [optax.scale_by_factored_rms(decay_rate=self.decay, epsilon=self.eps)]
@@ -177,7 +167,8 @@ class RMSprop(OptimizerConfig):
 
     def __post_init__(self):
         super().__post_init__()
-        _check(self, decay=_fraction(self.decay), eps=self.eps > 0, momentum=_fraction(self.momentum))
+        _check(self, "decay", "momentum", low=0, high=1, open_high=True)
+        _check(self, "eps", low=0, open_low=True)
 
     def rescale(self) -> optax.GradientTransformation:
         rms = optax.scale_by_rms(self.decay, self.eps, eps_in_sqrt=False)
