@@ -204,7 +204,7 @@ def test_an_endpoint_that_is_not_there_keeps_the_rest(world, capsys):
     [
         (["--data.eval", "EMPTY"], "empty.jsonl"),
         (["--evaluate.models", "{a: nowhere}"], "evaluate.models: a: model path 'nowhere' is no folder here"),
-        (["--evaluate.models", "{a: FOLDER}"], "evaluate.models: a: .* is neither a run folder"),
+        (["--evaluate.models", "{a: FOLDER}"], "is neither a run folder (config.yaml, checkpoints/) nor a Hugging Face folder"),
         (["--evaluate.judge", "oracle"], "'oracle' is neither classifier, none nor a URL"),
         (["--evaluate.judge", "http://x"], "the endpoint http://x needs a model name"),
         (["--evaluate.judge_model", "m"], "evaluate.judge_model: 'm' is used by a judge at a URL only"),
