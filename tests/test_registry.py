@@ -50,7 +50,8 @@ def test_a_file_in_the_folder_adds_what_it_defines(here):
     assert find("puppy", "zoo", Animal, "animal", "zoo.animal") is Puppy and table("zoo", Animal)["rex"] is rex
     (here / "zoo" / "third.py").write_text("from zoo.base import Animal\nclass Cat(Animal):\n    name = 'cat'\n")
     assert find("cat", "zoo", Animal, "animal", "zoo.animal").__name__ == "Cat"
-    with pytest.raises(UserError, match=r"zoo.animal: 'pupy' is unknown; did you mean puppy\? choose one of cat, dog"):
+    choices = r"did you mean puppy\? choose one of cat, dog"
+    with pytest.raises(UserError, match=f"zoo.animal: 'pupy' is unknown; {choices}"):
         find("pupy", "zoo", Animal, "animal", "zoo.animal")
 
 

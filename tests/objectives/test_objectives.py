@@ -1,13 +1,16 @@
 """Objectives: the losses they hand out, what enters the mean, the metrics, and options that are checked."""
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from align_jax import losses
 from align_jax.batch import GroupLabels
+from align_jax.data.arrange import Beliefs
 from align_jax.errors import UserError
 from align_jax.objectives import DPO, GDPO, IPO, KTO, MPO, NCA, OBJECTIVES, SFT, InfoNCA, OrderedMPO, Reward, RobustDPO, SimPO
+from align_jax.training.step import group_metrics
 
 RNG = np.random.default_rng(0)
 
@@ -33,6 +36,37 @@ def pairs(g=5):
 def test_every_objective_is_registered_under_its_name():
     assert {name: cls.name for name, cls in OBJECTIVES.items()} == {name: name for name in OBJECTIVES}
     assert set(OBJECTIVES) >= {"dpo", "robust_dpo", "hinge", "ipo", "simpo", "kto", "mpo", "infonca", "nca", "gdpo", "sft"}
+
+
+@pytest.mark.parametrize("name", sorted(OBJECTIVES))
+def test_an_arrangement_says_the_labels_that_its_objective_reads(name):
+    objective = OBJECTIVES[name]()
+    k = objective.arrangement.responses or 5
+    shapes = {**objective.arrangement.label_shapes(k), "ref_logps": ((k,), "float32")}
+    if not objective.needs_reference:
+        del shapes["ref_logps"]
+    labels = {key: jax.ShapeDtypeStruct((3, *shape), dtype) for key, (shape, dtype) in shapes.items()}
+    groups = GroupLabels(jax.ShapeDtypeStruct((3, k), bool), jax.ShapeDtypeStruct((3, k), "int32"), labels)
+    logps = jax.ShapeDtypeStruct((3, k), "float32")
+    metrics = jax.eval_shape(lambda values, own: group_metrics(values, own, objective), logps, groups)
+    assert metrics["loss"][0].shape == metrics["loss"][1].shape == (3,)
+
+
+@pytest.mark.parametrize("name", sorted(set(OBJECTIVES) - {"gdpo"}))
+def test_random_labels_are_enough_for_a_loss(name):
+    objective = OBJECTIVES[name]()
+    k = objective.arrangement.responses or 4
+    labels = {key: np.stack([value] * 3) for key, value in objective.arrangement.random_labels(k).items()}
+    logps = RNG.normal(-20, 3, (2, 3, k)).astype(np.float32)
+    out = group_metrics(logps[0], batch_of(np.ones((3, k), bool), ref_logps=logps[1], **labels), objective)
+    assert np.isfinite(mean(out["loss"])) and out["loss"][1].sum() > 0
+    assert GDPO().arrangement.random_labels(k) is None  # beliefs come from data alone
+
+
+def test_the_arrangement_of_gdpo_follows_its_preference():
+    assert GDPO(preference="kto").arrangement == Beliefs("kto") != GDPO().arrangement
+    assert GDPO().arrangement.has_beliefs and not MPO().arrangement.has_beliefs
+    assert [o().arrangement.responses for o in (DPO, KTO, SFT, MPO)] == [2, 2, 1, None]
 
 
 def test_dpo_takes_its_loss_over_existing_pairs_only():
