@@ -7,17 +7,16 @@ import json
 import sys
 from pathlib import Path
 
-import jax
 from jax.sharding import Mesh
 
 from align_jax import hf
 from align_jax.config import Config, load_config
 from align_jax.errors import UserError
-from align_jax.models import Decoder, ModelConfig, weight_shapes, weight_shardings
-from align_jax.parallel.mesh import replicated
+from align_jax.models import Decoder, ModelConfig, weight_shardings
 from align_jax.recipes.folder import GENERATION_CONFIG, newest_run
 from align_jax.recipes.setup import with_head
 from align_jax.training.checkpoint import Checkpointer
+from align_jax.training.saved import restore_weights
 
 
 def main(argv: list[str]) -> int:
@@ -76,21 +75,5 @@ def trained_config(run_dir: Path, config: Config) -> tuple[ModelConfig, dict | N
 
 def trained_weights(run_dir: Path, config: Config, model_config: ModelConfig, step: int | None, shardings=None):
     """The weights of a run's checkpoint (the newest by default) and its step; on the host unless shardings are given."""
-    # In host memory: one accelerator may be smaller than the model.
-    device = jax.sharding.SingleDeviceSharding(jax.local_devices(backend="cpu")[0])
-    is_shape = lambda x: isinstance(x, tuple)  # noqa: E731
-    shapes = weight_shapes(model_config)
-    where = shardings or jax.tree.map(lambda _: device, shapes, is_leaf=is_shape)
-    wanted = jax.tree.map(
-        lambda shape, place: jax.ShapeDtypeStruct(shape, config.model.param_dtype, sharding=place),
-        shapes,
-        where,
-        is_leaf=is_shape,
-    )
     with Checkpointer(run_dir / "checkpoints", read_only=True) as checkpoints:
-        everywhere = replicated(jax.tree.leaves(shardings)[0].mesh) if shardings else device
-        counter = jax.ShapeDtypeStruct((), "int32", sharding=everywhere)
-        found = checkpoints.restore({"params": wanted, "step": counter}, step, subset=True)
-    if found is None:
-        raise UserError(f"{run_dir} has no checkpoint yet")
-    return found[0]["params"], int(found[0]["step"])
+        return restore_weights(checkpoints, model_config, step, shardings, config.model.param_dtype)

@@ -21,6 +21,7 @@ from align_jax.training import optim
 from align_jax.training.checkpoint import Checkpointer
 from align_jax.training.fit import Hooks, Plan, run
 from align_jax.training.logs import MetricsLog
+from align_jax.training.saved import restore_state, save_state
 from align_jax.training.state import TrainState, create_state, state_shapes, state_shardings
 from align_jax.training.step import compile_step
 
@@ -96,12 +97,13 @@ def train(config: Config, stop: StopSignal) -> bool:
                     rate = {"learning_rate": float(schedule(n - 1))} if n else {}
                     log.log(n, metrics | compiled | rate)
 
+                rows = {"rows": dataset.fingerprint}
                 hooks = Hooks(
                     put=lambda batch: put_batch(batch, mesh, leading=1),
                     step=step,
                     log=record,
                     evaluate=measure,
-                    save=lambda n, s, position, m: checkpoints.save(n, s, {"data": position, "rows": dataset.fingerprint}, m),
+                    save=lambda n, s, position, m: save_state(checkpoints, n, s, {"data": position, **rows}, m),
                     last_saved=checkpoints.latest_step,
                     where=dataset.where,
                 )
@@ -181,7 +183,7 @@ def resume(
     """
     shapes = state_shapes(start.config, optimizer, config.model.param_dtype)
     abstract = jax.tree.map(lambda s, w: jax.ShapeDtypeStruct(s.shape, s.dtype, sharding=w), shapes, where)
-    found = checkpoints.restore(abstract)
+    found = restore_state(checkpoints, abstract)
     if found is None:
         return None
     state, extra = found

@@ -67,7 +67,7 @@ def run(state: TrainState, loader: Any, plan: Plan, hooks: Hooks, stop: StopSign
     """
     start = int(state.step)
     if start == 0 and hooks.evaluate is not None:
-        hooks.log(0, hooks.evaluate(state.params))
+        hooks.log(0, hooks.evaluate(state.weights))
     batches = ahead(loader, hooks.put)
     for step in range(start + 1, plan.steps + 1):
         began = time.perf_counter()
@@ -78,7 +78,7 @@ def run(state: TrainState, loader: Any, plan: Plan, hooks: Hooks, stop: StopSign
         _check_finite(step, metrics, host, hooks)
         metrics |= _batch_metrics(host, time.perf_counter() - began, waited)
         if hooks.evaluate is not None and (step == plan.steps or (plan.eval_every and step % plan.eval_every == 0)):
-            metrics |= hooks.evaluate(state.params)
+            metrics |= hooks.evaluate(state.weights)
         stopping = stop.requested()
         hooks.log(step, metrics)
         if stopping or step == plan.steps or step % plan.checkpoint_every == 0:
