@@ -62,12 +62,13 @@ def program(step: Any, state: Any, batch: Any, devices: int) -> Program:
     The operations are counted in the optimized program. They are None on a GPU, whose program calls libraries that say
     nothing of what they compute.
     """
-    compiled = step.lower(state, batch).compile()
+    step = step.compiled(state, batch)
+    compiled = step.program
     memory = compiled.memory_analysis()
     held = memory.argument_size_in_bytes + memory.output_size_in_bytes - memory.alias_size_in_bytes
     platform = jax.tree.leaves(state)[0].sharding.mesh.devices.flat[0].platform
     flops = None if platform in ("gpu", "cuda", "rocm") else count(compiled.as_text()).flops * devices
-    return Program(compiled, held + memory.temp_size_in_bytes, flops)
+    return Program(step, held + memory.temp_size_in_bytes, flops)
 
 
 def random_batch(

@@ -15,6 +15,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from flax.traverse_util import flatten_dict, unflatten_dict
 from jax.sharding import Mesh, NamedSharding, PartitionSpec, Sharding
 
 from align_jax.errors import UserError
@@ -22,7 +23,9 @@ from align_jax.hf import names
 from align_jax.hf.config import model_config_from_hf
 from align_jax.hf.dtypes import resolve_dtype
 from align_jax.hf.files import Checkpoint, read_json, resolve_folder
-from align_jax.models import Decoder, ModelConfig, weight_shapes, weight_shardings
+from align_jax.models import Decoder, ModelConfig, weight_shardings
+from align_jax.models.layouts import Layout
+from align_jax.models.weights import Path, Weight, rows
 
 _COMPARED_BYTES = 64 << 20
 
@@ -95,14 +98,9 @@ def load_weights(
     dtype = resolve_dtype(param_dtype, "param_dtype")
     checkpoint = Checkpoint(resolve_folder(path))
     check_tensors(checkpoint, config)
-    weights: dict = {}
-    for entry in names.entries(config):
-        if entry.path[0] in skip:
-            continue
-        sharding = _sharding_of(entry, shardings)
-        target = weights.setdefault("layers", {}) if entry.stacked else weights
-        target[entry.path[-1]] = _load_entry(checkpoint, entry, config, sharding, dtype)
-    return weights
+    wanted = [weight for weight in rows(config) if weight.path[0] not in skip]
+    places = None if shardings is None else flatten_dict(shardings)
+    return unflatten_dict({w.path: _load(checkpoint, w, config, _sharding_of(w, places), dtype) for w in wanted})
 
 
 def check_weights(path: str | os.PathLike, config: ModelConfig) -> None:
@@ -166,25 +164,27 @@ def _check_tied(checkpoint: Checkpoint) -> None:
         )
 
 
-def _sharding_of(entry: names.Entry, shardings: dict | None) -> NamedSharding | None:
+def _sharding_of(weight: Weight, shardings: dict[Path, NamedSharding] | None) -> NamedSharding | None:
     if shardings is None:
         return None
-    sharding = names.lookup(shardings, entry.path)
+    sharding = shardings.get(weight.path)
     if not isinstance(sharding, NamedSharding):
-        raise TypeError(f"shardings: {'.'.join(entry.path)} is {sharding!r}; expected a NamedSharding")
+        raise TypeError(f"shardings: {weight.name} is {sharding!r}; expected a NamedSharding")
     return sharding
 
 
-def _load_entry(checkpoint, entry, config, sharding, dtype) -> jax.Array:
+def _load(
+    checkpoint: Checkpoint, weight: Weight, config: ModelConfig, sharding: NamedSharding | None, dtype: np.dtype
+) -> jax.Array:
     """One of our arrays, from one tensor or from the tensors of all layers."""
-    shape = names.lookup(weight_shapes(config), entry.path)
-    put_as = _stored_sharding(entry, sharding, shape)
-    stacked = _zeros(shape, dtype, sharding)() if entry.stacked else None
-    for tensor in names.tensors_of(entry, config):
+    shape, layout = weight.shape(config), weight.stored.layout
+    put_as = _stored_sharding(weight, sharding, shape)
+    stacked = _zeros(shape, dtype, sharding)() if weight.stacked else None
+    for tensor in names.tensors_of(weight, config):
         piece = _put(checkpoint, tensor, put_as)
         if stacked is None:
-            return jax.block_until_ready(_convert(entry.layout, shape, dtype, sharding)(piece))
-        stacked = _write(entry.layout, sharding)(stacked, piece, np.int32(tensor.layer))
+            return jax.block_until_ready(_convert(layout, shape, dtype, sharding)(piece))
+        stacked = _write(layout, sharding)(stacked, piece, np.int32(tensor.layer))
         # The next piece is read only when this one has left the host.
         jax.block_until_ready(stacked)
         del piece
@@ -192,15 +192,15 @@ def _load_entry(checkpoint, entry, config, sharding, dtype) -> jax.Array:
 
 
 def _stored_sharding(
-    entry: names.Entry, sharding: NamedSharding | None, shape: tuple[int, ...]
+    weight: Weight, sharding: NamedSharding | None, shape: tuple[int, ...]
 ) -> NamedSharding | None:
     """The sharding of one stored tensor, such that turning it into ours moves nothing between devices."""
     if sharding is None:
         return None
     spec, ndim = tuple(sharding.spec), len(shape)
-    if entry.stacked:
+    if weight.stacked:
         spec, ndim = spec[1:], ndim - 1
-    return NamedSharding(sharding.mesh, entry.layout.their_spec(PartitionSpec(*spec), ndim))
+    return NamedSharding(sharding.mesh, weight.stored.layout.their_spec(PartitionSpec(*spec), ndim))
 
 
 def _put(checkpoint: Checkpoint, tensor: names.Tensor, sharding: Sharding | None) -> jax.Array:
@@ -224,12 +224,12 @@ def _zeros(shape: tuple[int, ...], dtype: np.dtype, sharding: Sharding | None):
 
 
 @functools.lru_cache(maxsize=256)
-def _convert(layout: names.Layout, shape: tuple[int, ...], dtype: np.dtype, sharding: Sharding | None):
+def _convert(layout: Layout, shape: tuple[int, ...], dtype: np.dtype, sharding: Sharding | None):
     return jax.jit(lambda piece: layout.to_ours(piece, shape).astype(dtype), out_shardings=sharding)
 
 
 @functools.lru_cache(maxsize=256)
-def _write(layout: names.Layout, sharding: Sharding | None):
+def _write(layout: Layout, sharding: Sharding | None):
     """The program that writes a piece into layer `layer` of a stacked array, in place."""
 
     def write(stacked: jax.Array, piece: jax.Array, layer: jax.Array) -> jax.Array:

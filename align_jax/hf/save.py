@@ -22,6 +22,7 @@ from align_jax.hf.files import INDEX, SINGLE
 from align_jax.hf.folder import check_target, check_tokenizer, padding_tokenizer, save_tokenizer, written_whole
 from align_jax.hf.writer import METADATA, write_json, write_safetensors
 from align_jax.models import Decoder
+from align_jax.models.layouts import Layout
 from align_jax.parallel.processes import on_first
 
 _TOKEN_IDS = ("bos_token_id", "eos_token_id", "pad_token_id")
@@ -133,13 +134,10 @@ def _write_weights(
 
 def _fetch(model: Decoder, tensor: names.Tensor, dtype: np.dtype, wanted: bool) -> np.ndarray | None:
     """One tensor as it is stored, on this host where wanted; every process must call, in the same order."""
-    module, path = model, tensor.entry.path
-    for key in path[:-1]:
-        module = getattr(module, key)
-    ours = getattr(module, path[-1])[...]
+    ours = functools.reduce(getattr, tensor.weight.path, model)[...]
     sharding = getattr(ours, "sharding", None)  # none: a NumPy array
     replicated = NamedSharding(sharding.mesh, PartitionSpec()) if isinstance(sharding, NamedSharding) else None
-    take = _take(tensor.entry.layout, tensor.layer is not None, dtype, replicated)
+    take = _take(tensor.weight.stored.layout, tensor.layer is not None, dtype, replicated)
     piece = take(ours, np.int32(tensor.layer or 0))
     if not wanted:
         return None
@@ -150,7 +148,7 @@ def _fetch(model: Decoder, tensor: names.Tensor, dtype: np.dtype, wanted: bool) 
 
 
 @functools.lru_cache(maxsize=256)
-def _take(layout: names.Layout, stacked: bool, dtype: np.dtype, sharding: Sharding | None):
+def _take(layout: Layout, stacked: bool, dtype: np.dtype, sharding: Sharding | None):
     """The program that takes one layer out of a stacked array and turns it into the stored tensor."""
 
     def take(ours: jax.Array, layer: jax.Array) -> jax.Array:

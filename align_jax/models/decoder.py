@@ -11,88 +11,25 @@ from functools import partial
 import jax
 import jax.numpy as jnp
 from flax import nnx
-from jax.sharding import Mesh
 
 from align_jax.models.attention import Masks, Rows, Tokens, attend, resolve_backend, visibility
 from align_jax.models.config import ModelConfig
 from align_jax.models.ops import gated_linear, linear, lookup, precision, rms_norm
 from align_jax.models.remat import rematerialize
 from align_jax.models.rope import frequencies, rotate, rotation
-from align_jax.parallel.axes import constrain, shardings
-
-WEIGHT_AXES = {
-    "embed": ("vocab", "embed"),
-    "layers": {
-        "attn_norm": ("layers", "norm"),
-        "q": ("layers", "embed", "heads", "head_size"),
-        "k": ("layers", "embed", "kv_heads", "head_size"),
-        "v": ("layers", "embed", "kv_heads", "head_size"),
-        "o": ("layers", "heads", "head_size", "embed"),
-        "mlp_norm": ("layers", "norm"),
-        "gate": ("layers", "embed", "mlp"),
-        "up": ("layers", "embed", "mlp"),
-        "down": ("layers", "mlp", "embed"),
-    },
-    "norm": ("norm",),
-    "lm_head": ("embed", "vocab"),
-    "score": (None, None),
-}
-
-
-def weight_shapes(config: ModelConfig) -> dict:
-    """Shapes of all weights, as the nested dict that `Decoder` takes; `lm_head` only where it is the head and not tied."""
-    c, n = config, config.layers
-    shapes = {
-        "embed": (c.vocab_size, c.width),
-        "layers": {
-            "attn_norm": (n, c.width),
-            "q": (n, c.width, c.heads, c.head_size),
-            "k": (n, c.width, c.kv_heads, c.head_size),
-            "v": (n, c.width, c.kv_heads, c.head_size),
-            "o": (n, c.heads, c.head_size, c.width),
-            "mlp_norm": (n, c.width),
-            "gate": (n, c.width, c.mlp_width),
-            "up": (n, c.width, c.mlp_width),
-            "down": (n, c.mlp_width, c.width),
-        },
-        "norm": (c.width,),
-    }
-    if c.head == "score":
-        shapes["score"] = (c.width, 1)
-    elif not c.tied_embeddings:
-        shapes["lm_head"] = (c.width, c.vocab_size)
-    return shapes
-
-
-def weight_shardings(config: ModelConfig, mesh: Mesh) -> dict:
-    """Where every weight lives on the mesh: NamedShardings in the nested dict of `weight_shapes`."""
-    return shardings(WEIGHT_AXES, weight_shapes(config), mesh)
-
-
-def init_weights(config: ModelConfig, key: jax.Array, param_dtype=jnp.float32) -> dict:
-    """Fresh weights: norms 1, matrices normal with deviation 0.02, those that write to the residual 0.02 / sqrt(2 L)."""
-    shapes, is_shape = weight_shapes(config), lambda x: isinstance(x, tuple)
-    paths, treedef = jax.tree.flatten_with_path(shapes, is_leaf=is_shape)
-    weights = []
-    for i, (path, shape) in enumerate(paths):
-        name = path[-1].key
-        if name.endswith("norm"):
-            weights.append(jnp.ones(shape, param_dtype))
-            continue
-        scale = 0.02 / (2 * config.layers) ** 0.5 if name in ("o", "down") else 0.02
-        weights.append((scale * jax.random.normal(jax.random.fold_in(key, i), shape)).astype(param_dtype))
-    return jax.tree.unflatten(treedef, weights)
+from align_jax.models.weights import check_weights
+from align_jax.parallel.axes import constrain
 
 
 class Layers(nnx.Module):
-    """The stacked weights of all layers; attribute names are the keys of `weight_shapes(config)["layers"]`."""
+    """The stacked weights of all layers; attribute names are the second keys of their paths in the table."""
 
     def __init__(self, weights: dict):
         for name, value in weights.items():
             setattr(self, name, nnx.Param(value))
 
     def weights(self) -> dict:
-        return {name: getattr(self, name)[...] for name in WEIGHT_AXES["layers"]}
+        return {name: value[...] for name, value in vars(self).items() if isinstance(value, nnx.Variable)}
 
 
 class Decoder(nnx.Module):
@@ -113,14 +50,11 @@ class Decoder(nnx.Module):
     def __init__(
         self, config: ModelConfig, weights: dict, *, dtype=jnp.bfloat16, remat: str = "none", attention: str = "auto"
     ):
-        _check_weights(config, weights)
+        check_weights(config, weights)
         self.config, self.dtype, self.remat = config, jnp.dtype(dtype), remat
         self.attention, self.backend = attention, resolve_backend(attention, dtype)
-        self.embed = nnx.Param(weights["embed"])
-        self.layers = Layers(weights["layers"])
-        self.norm = nnx.Param(weights["norm"])
-        for name in weights.keys() & {"lm_head", "score"}:
-            setattr(self, name, nnx.Param(weights[name]))
+        for name, value in weights.items():
+            setattr(self, name, Layers(value) if name == "layers" else nnx.Param(value))
 
     def __call__(self, tokens: jax.Array) -> jax.Array:
         """Next-token logits of whole sequences: int `[B, T]` -> float32 `[B, T, V]`.
@@ -180,8 +114,8 @@ class Decoder(nnx.Module):
 
     def weights(self) -> dict:
         """The weights as the nested dict of `weight_shapes`; `Decoder(config, model.weights())` is the same model."""
-        tree = {"embed": self.embed[...], "layers": self.layers.weights(), "norm": self.norm[...]}
-        return tree | {name: getattr(self, name)[...] for name in ("lm_head", "score") if hasattr(self, name)}
+        own = {name: value[...] for name, value in vars(self).items() if isinstance(value, nnx.Variable)}
+        return own | {"layers": self.layers.weights()}
 
     def head_weight(self) -> jax.Array:
         """The output projection `[W, V]` in the compute type.
@@ -232,24 +166,3 @@ def _layer(x, weights, attention, *, eps, cos, sin):
     gate, up = (constrain(linear(h, w[name]), "shards", None, None, "mlp") for name in ("gate", "up"))
     x = x + constrain(gated_linear(gate, up, w["down"]), "shards", None, None, "act_embed")
     return x, kept
-
-
-def _check_weights(config: ModelConfig, weights: dict) -> None:
-    expected = dict(_flat(weight_shapes(config)))
-    given = {name: getattr(value, "shape", None) for name, value in _flat(weights)}
-    for name in expected.keys() - given.keys():
-        raise ValueError(f"weight {name!r} is missing; the model has {expected[name]} there")
-    for name in given.keys() - expected.keys():
-        raise ValueError(f"weight {name!r} is not part of this model" + (" (embeddings are tied)" if name == "lm_head" else ""))
-    for name, shape in expected.items():
-        # Abstract and traced stand-ins (during jax transformations of the module) have no shape to compare.
-        if given[name] is not None and tuple(given[name]) != shape:
-            raise ValueError(f"weight {name!r} has shape {tuple(given[name])}, expected {shape}")
-
-
-def _flat(tree: dict, prefix: str = ""):
-    for name, value in tree.items():
-        if isinstance(value, dict):
-            yield from _flat(value, f"{prefix}{name}.")
-        else:
-            yield prefix + name, value

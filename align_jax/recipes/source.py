@@ -26,7 +26,8 @@ from align_jax.files import fingerprint_files
 from align_jax.models import ModelConfig, init_weights, weight_shardings
 from align_jax.objectives import name_of
 from align_jax.recipes.folder import RunFolder
-from align_jax.training.restore import restore_weights
+from align_jax.training.checkpoint import Checkpointer
+from align_jax.training.saved import restore_weights
 
 _HEADS = ("lm_head", "score")
 
@@ -150,8 +151,8 @@ class TrainedModel(ModelSource):
 
     def load(self, mesh: Mesh | None, dtype: str) -> tuple[dict, int]:
         where = None if mesh is None else weight_shardings(self.shape, mesh)
-        weights, step = restore_weights(self.run.path / "checkpoints", self.shape, self.step, where, dtype)
-        return weights, step
+        with Checkpointer(self.run.path / "checkpoints", read_only=True) as checkpoints:
+            return restore_weights(checkpoints, self.shape, self.step, where, dtype)
 
     def fingerprint(self) -> list[Any]:
         return self.run.fingerprint()

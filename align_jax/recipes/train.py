@@ -25,6 +25,7 @@ from align_jax.training.callbacks import Callback, Evaluate, Log, Save, StopWhen
 from align_jax.training.checkpoint import Checkpointer
 from align_jax.training.fit import fit
 from align_jax.training.logs import MetricsLog, find_sink
+from align_jax.training.saved import restore_state, save_state
 from align_jax.training.state import TrainState, create_state, state_shapes, state_shardings
 from align_jax.training.step import compile_step
 
@@ -127,7 +128,7 @@ class Training:
         config = self.setup.config
         shapes = state_shapes(self.setup.source.shape, self.optimizer, config.model.param_dtype)
         abstract = jax.tree.map(lambda s, w: jax.ShapeDtypeStruct(s.shape, s.dtype, sharding=w), shapes, self.where)
-        found = checkpoints.restore(abstract)
+        found = restore_state(checkpoints, abstract)
         if found is None:
             return None
         state, extra = found
@@ -202,7 +203,7 @@ def _metrics_log(config: Config, steps: int, begun: int) -> MetricsLog:
 
 def _save(training: Training, checkpoints: Checkpointer):
     def save(step: int, state: TrainState, position: Any, metrics: dict[str, float]) -> None:
-        checkpoints.save(step, state, {"data": position, "rows": training.dataset.fingerprint}, metrics)
+        save_state(checkpoints, step, state, {"data": position, "rows": training.dataset.fingerprint}, metrics)
 
     return save
 

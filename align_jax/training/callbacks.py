@@ -48,13 +48,13 @@ class Evaluate(Callback):
     def begin(self, loop: Loop) -> None:
         """Measures the weights that a run starts from; a resumed one was measured before."""
         if loop.step == 0:
-            loop.add(self._measure(loop.state.params))
+            loop.add(self._measure(loop.state.weights))
 
     def after_step(self, loop: Loop) -> None:
         """Measures where it is time to, once the step is known to be good."""
         if loop.step == loop.steps or (self._every and loop.step % self._every == 0):
             loop.metrics()
-            loop.add(self._measure(loop.state.params))
+            loop.add(self._measure(loop.state.weights))
 
 
 class Save(Callback):

@@ -1,8 +1,8 @@
-"""Checkpoints of a run: parameters, optimizer, step, data iterator and config together, written by Orbax.
+"""Checkpoints of a run: weights, optimizer, step, data iterator and config together, written by Orbax.
 
 A checkpoint is a folder named by its step. Orbax writes it under a temporary name and renames it when it is complete,
 so that a killed process leaves the last complete checkpoint as the newest. Tensors are stored under dotted names
-(`params.layers.q`), which is what errors show, each with a checksum, since the storage does not notice a flipped bit.
+(`trainable.layers.q`), which is what errors show, each with a checksum, since the storage does not notice a flipped bit.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import logging
 import math
 import re
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -72,7 +72,8 @@ def _checksums(arrays: dict[str, jax.Array]) -> dict[str, jax.Array]:
     return jax.tree.map(checksum, arrays)
 
 
-def _checksum_table(arrays: dict[str, Any]) -> dict[str, int]:
+def checksums(arrays: dict[str, Any]) -> dict[str, int]:
+    """A number for the bits of each array, the same on every mesh."""
     return {name: int(value) for name, value in jax.device_get(_checksums(arrays)).items()}
 
 
@@ -172,12 +173,9 @@ class Checkpointer:
         """The newest step of `steps()`, or None."""
         return max(self.steps(), default=None)
 
-    def best_step(self) -> int | None:
-        """The step on disk that is best by `best_metric`, or None."""
-        present = self.steps()
-        sign = 1 if self._policy.mode == "max" else -1
-        scored = [(sign * score, step) for step, score in self._policy.scores.items() if step in present]
-        return max(scored)[1] if scored else None
+    def names(self, step: int) -> list[str]:
+        """The dotted names of the tensors that a checkpoint on disk holds."""
+        return list(self._manager.item_metadata(step)[_STATE].tree)
 
     def save(self, step: int, state: Any, extra: Mapping[str, Any], metrics: Mapping[str, float] | None = None) -> None:
         """Starts writing a checkpoint; returns once the arrays are copied, so that the caller may donate them.
@@ -195,7 +193,7 @@ class Checkpointer:
         self.wait()
         metrics = {name: _json_number(value) for name, value in (metrics or {}).items()}
         arrays, _ = flatten_names(state)
-        document = {"extra": dict(extra), "metrics": metrics, "checksums": _checksum_table(arrays)}
+        document = {"extra": dict(extra), "metrics": metrics, "checksums": checksums(arrays)}
         try:
             json.dumps(document, allow_nan=False)
         except (TypeError, ValueError) as error:
@@ -263,7 +261,7 @@ class Checkpointer:
         Args:
           abstract_state: a pytree of arrays or `jax.ShapeDtypeStruct` with shardings.
           step: which checkpoint; None is the newest readable one.
-          subset: read only the tensors named in `abstract_state` (say `{"params": ...}`), converted to its dtypes.
+          subset: read only the tensors named in `abstract_state` (say `{"trainable": ...}`), converted to its dtypes.
 
         Returns:
           `(state, extra)`, or None when the folder has no checkpoint.
@@ -299,11 +297,11 @@ class Checkpointer:
         return None
 
     def _read(self, step: int, abstract_state: Any, subset: bool) -> tuple[Any, dict[str, Any]]:
-        wanted, treedef = flatten_names(abstract_state)
-        wanted = {name: ocp.utils.to_shape_dtype_struct(leaf) for name, leaf in wanted.items()}
+        leaves, treedef = flatten_names(abstract_state)
         saved = self._manager.item_metadata(step)[_STATE]
         if saved is None:
             raise FileNotFoundError(f"{self.directory / str(step) / _STATE} has no readable metadata")
+        wanted = {_name_on_disk(name, saved.tree): ocp.utils.to_shape_dtype_struct(leaf) for name, leaf in leaves.items()}
         _check_same(wanted, saved.tree, self.directory / str(step), subset)
         stored = {
             name: jax.ShapeDtypeStruct(leaf.shape, saved.tree[name].dtype, sharding=leaf.sharding)
@@ -315,7 +313,7 @@ class Checkpointer:
         items = ocp.args.Composite(**{_STATE: args, _EXTRA: ocp.args.JsonRestore()})
         restored = self._manager.restore(step, args=items)
         arrays, document = restored[_STATE], restored[_EXTRA]
-        for name, checksum in _checksum_table(arrays).items():
+        for name, checksum in checksums(arrays).items():
             if checksum != document["checksums"][name]:
                 raise ValueError(f"tensor {name!r} is not what was saved (its checksum differs)")
         state = jax.tree.unflatten(treedef, [arrays[name].astype(leaf.dtype) for name, leaf in wanted.items()])
@@ -333,6 +331,12 @@ class Checkpointer:
             self.wait()
         finally:
             self._manager.close()
+
+
+def _name_on_disk(name: str, saved: Collection[str]) -> str:
+    """The name under which a checkpoint has a tensor: earlier versions wrote `params.` for `trainable.`."""
+    former = name.replace("trainable.", "params.", 1) if name.startswith("trainable.") else name
+    return former if former in saved else name
 
 
 def _check_same(wanted: Mapping[str, Any], saved: Mapping[str, Any], folder: Path, subset: bool) -> None:

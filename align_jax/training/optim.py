@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import optax
 
 from align_jax.errors import UserError, check_fields
+from align_jax.models.weights import decays
 
 SCHEDULES = Literal["constant", "linear", "cosine"]
 
@@ -220,14 +221,15 @@ def make_schedule(spec: OptimizerConfig, total_steps: int) -> optax.Schedule:
 
 
 def decay_mask(params: Any) -> Any:
-    """A pytree of bools like `params`: False for weights of norms, which are pulled towards one, not zero.
+    """A pytree of bools like `params`: what the table of weights says of weight decay (norms are pulled towards one, not zero).
 
-    By name, since stacked layers give the norms of all layers one two-dimensional array.
+    In a tree that is not a model's, what is called a norm is not decayed, see `align_jax.models.weights.decays`.
     """
 
     def decayed(path: tuple, _: Any) -> bool:
-        names = (str(getattr(key, "key", getattr(key, "name", ""))) for key in path)
-        return not any(name.endswith("norm") for name in names)
+        names = [str(getattr(key, "key", getattr(key, "name", ""))) for key in path]
+        # An nnx variable has the path of its place.
+        return decays(tuple(names[:-1] if names[-1:] == ["value"] else names))
 
     return jax.tree_util.tree_map_with_path(decayed, params)
 

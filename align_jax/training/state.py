@@ -3,41 +3,114 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Callable, Collection
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import optax
+from flax.traverse_util import flatten_dict, unflatten_dict
 from jax.sharding import Mesh
 
 from align_jax.models import ModelConfig, weight_shapes, weight_shardings
+from align_jax.models.weights import Path
 from align_jax.parallel.mesh import replicated
+
+# Which weights are trained: paths such as ("layers", "q"), or a predicate on them; None is all.
+Trainable = Callable[[Path], bool] | Collection[Path] | None
 
 
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class TrainState:
-    """Step (int32 scalar: updates made so far), the decoder's weights and the optimizer's state."""
+    """What a step takes and gives.
+
+    Attributes:
+      step: int32 scalar, updates made so far.
+      trainable: nested dict of the weights that have gradients.
+      frozen: nested dict of the others: no gradient, no moments, never written; `{}` where everything is trained.
+      opt_state: the optimizer's state for `trainable`.
+    """
 
     step: jax.Array
-    params: dict
+    trainable: dict
+    frozen: dict
     opt_state: Any
 
+    @property
+    def weights(self) -> dict:
+        """The model's weights."""
+        return merge(self.trainable, self.frozen)
 
-def state_shapes(config: ModelConfig, optimizer: optax.GradientTransformation, param_dtype) -> TrainState:
+    @classmethod
+    def of(cls, weights: dict, optimizer: optax.GradientTransformation, trainable: Trainable = None) -> TrainState:
+        """The state before the first step where no mesh is involved, in a notebook; see `create_state` for one.
+
+        Args:
+          weights: of the model, such as `model.weights()`. trainable: which of them are trained, see `split`; None: all.
+        """
+        trained, frozen = split(weights, trainable)
+        return cls(jnp.zeros((), jnp.int32), trained, frozen, optimizer.init(trained))
+
+
+def merge(trainable: dict, frozen: dict) -> dict:
+    """The union of two nested dicts, whose leaves it shares.
+
+    Raises:
+      ValueError: something is in both, or a leaf of one is a dict of the other; named.
+    """
+    merged = dict(trainable)
+    for name, value in frozen.items():
+        if name in merged and not (isinstance(value, dict) and isinstance(merged[name], dict)):
+            raise ValueError(f"{name!r} is in both the trainable and the frozen weights")
+        merged[name] = merge(merged[name], value) if name in merged else value
+    return merged
+
+
+def split(weights: dict, trainable: Trainable = None) -> tuple[dict, dict]:
+    """Weights as (trainable, frozen), two nested dicts whose `merge` they are.
+
+    Args:
+      trainable: paths, or a predicate on paths; None: everything.
+
+    Raises:
+      ValueError: a path that is not a weight of the model, or nothing left to train.
+    """
+    if trainable is None:
+        return weights, {}
+    flat = flatten_dict(weights)
+    names = ", ".join(map(".".join, flat))
+    if not callable(trainable):
+        wanted = set(trainable)
+        if unknown := sorted(wanted - flat.keys()):
+            raise ValueError(f"trainable: the model has no weight {'.'.join(unknown[0])!r}; it has {names}")
+        trainable = wanted.__contains__
+    trained = {path: leaf for path, leaf in flat.items() if trainable(path)}
+    if not trained:
+        raise ValueError(f"trainable: nothing is left to train; the model has {names}")
+    frozen = {path: leaf for path, leaf in flat.items() if path not in trained}
+    return unflatten_dict(trained), unflatten_dict(frozen)
+
+
+def state_shapes(
+    config: ModelConfig, optimizer: optax.GradientTransformation, param_dtype, trainable: Trainable = None
+) -> TrainState:
     """The state as `jax.ShapeDtypeStruct`s: nothing is allocated."""
-    params = jax.tree.map(
+    weights = jax.tree.map(
         lambda shape: jax.ShapeDtypeStruct(shape, param_dtype),
         weight_shapes(config),
         is_leaf=lambda x: isinstance(x, tuple),
     )
-    return TrainState(jax.ShapeDtypeStruct((), jnp.int32), params, jax.eval_shape(optimizer.init, params))
+    trained, frozen = split(weights, trainable)
+    return TrainState(jax.ShapeDtypeStruct((), jnp.int32), trained, frozen, jax.eval_shape(optimizer.init, trained))
 
 
-def state_shardings(config: ModelConfig, optimizer: optax.GradientTransformation, mesh: Mesh, param_dtype) -> TrainState:
+def state_shardings(
+    config: ModelConfig, optimizer: optax.GradientTransformation, mesh: Mesh, param_dtype, trainable: Trainable = None
+) -> TrainState:
     """Where every array of the state lives: moments with their weights, the rest on every device."""
-    shapes = state_shapes(config, optimizer, param_dtype)
-    weights = weight_shardings(config, mesh)
+    shapes = state_shapes(config, optimizer, param_dtype, trainable)
+    trained, frozen = split(weight_shardings(config, mesh), trainable)
 
     def like_weight(moment, shape, sharding):
         # Adafactor's row and column statistics stand where weights stand, but are smaller.
@@ -47,22 +120,29 @@ def state_shardings(config: ModelConfig, optimizer: optax.GradientTransformation
         optimizer,
         like_weight,
         shapes.opt_state,
-        shapes.params,
-        weights,
+        shapes.trainable,
+        trained,
         transform_non_params=lambda _: replicated(mesh),
     )
-    return TrainState(replicated(mesh), weights, opt_state)
+    return TrainState(replicated(mesh), trained, frozen, opt_state)
 
 
 def create_state(
-    config: ModelConfig, params: dict, optimizer: optax.GradientTransformation, mesh: Mesh, param_dtype
+    config: ModelConfig,
+    weights: dict,
+    optimizer: optax.GradientTransformation,
+    mesh: Mesh,
+    param_dtype,
+    trainable: Trainable = None,
 ) -> TrainState:
     """The state before the first step, every part created where it will live.
 
     Args:
-      params: the starting weights, already sharded as `weight_shardings(config, mesh)`; they become part of the state.
+      weights: the starting weights, already sharded as `weight_shardings(config, mesh)`; they become part of the state.
+      trainable: which of them are trained, see `split`; None: all.
     """
-    where = state_shardings(config, optimizer, mesh, param_dtype)
-    opt_state = jax.jit(optimizer.init, out_shardings=where.opt_state)(params)
+    where = state_shardings(config, optimizer, mesh, param_dtype, trainable)
+    trained, frozen = split(weights, trainable)
+    opt_state = jax.jit(optimizer.init, out_shardings=where.opt_state)(trained)
     step = jax.device_put(jnp.zeros((), jnp.int32), where.step)
-    return TrainState(step, params, opt_state)
+    return TrainState(step, trained, frozen, opt_state)

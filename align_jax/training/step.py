@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable
-from functools import partial
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -15,7 +16,7 @@ from align_jax.objectives import Metrics, Objective
 from align_jax.parallel.mesh import replicated
 from align_jax.scoring.scorer import Scorer
 from align_jax.training.optim import apply_updates
-from align_jax.training.state import TrainState
+from align_jax.training.state import TrainState, merge
 from align_jax.training.tokens import token_counts
 
 
@@ -34,7 +35,7 @@ def train_step(
     `grad(sum_g loss_g w_g) / sum_g w_g`, however the batch is cut.
 
     Args:
-      state: the state, whose buffers are reused.
+      state: the state; `trainable` is differentiated and updated, `frozen` comes back as it is.
       batch: microbatches on a leading axis A of every array.
       seed: of the rounding of bfloat16 parameters, see `apply_updates`.
 
@@ -42,29 +43,29 @@ def train_step(
       The next state, and the metrics as scalars: `loss`, `grad_norm`, what the objective reports, and the counts of
       `token_counts`.
     """
-    statistic = whole_batch_statistic(state.params, batch, scorer, objective)
+    statistic = whole_batch_statistic(state.weights, batch, scorer, objective)
 
-    def loss(params, micro):
-        logps = scorer(params, micro)
+    def loss(trainable, micro):
+        logps = scorer(merge(trainable, state.frozen), micro)
         metrics = _metrics(logps, micro.group_labels, objective, statistic)
         sums = {name: (jnp.sum(total), jnp.sum(weight)) for name, (total, weight) in metrics.items()}
         return sums["loss"][0], sums
 
-    def grad(params, micro):
-        grads, sums = jax.grad(loss, has_aux=True)(params, micro)
+    def grad(trainable, micro):
+        grads, sums = jax.grad(loss, has_aux=True)(trainable, micro)
         # In float32 whatever the weights are: sums of many microbatches lose what bfloat16 has no digits for.
         return jax.tree.map(lambda g: g.astype(jnp.float32), grads), sums
 
     def add(carry, micro):
-        return jax.tree.map(jnp.add, carry, grad(state.params, micro)), None
+        return jax.tree.map(jnp.add, carry, grad(state.trainable, micro)), None
 
-    grads, sums = _over_microbatches(add, grad, state.params, batch)
+    grads, sums = _over_microbatches(add, grad, state.trainable, batch)
     weight = jnp.maximum(sums["loss"][1], jnp.finfo(jnp.float32).tiny)
     grads = jax.tree.map(lambda g: g / weight, grads)
-    updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
-    params = apply_updates(state.params, updates, seed, state.step)
+    updates, opt_state = optimizer.update(grads, state.opt_state, state.trainable)
+    trainable = apply_updates(state.trainable, updates, seed, state.step)
     metrics = {**means(sums), "grad_norm": optax.tree.norm(grads), **token_counts(batch)}
-    return TrainState(state.step + 1, params, opt_state), metrics
+    return TrainState(state.step + 1, trainable, state.frozen, opt_state), metrics
 
 
 def means(sums: dict[str, tuple[jax.Array, jax.Array]]) -> dict[str, jax.Array]:
@@ -97,12 +98,37 @@ def _metrics(logps: jax.Array, labels: GroupLabels, objective: Objective, statis
     return objective(logps, labels, statistic)
 
 
-def _over_microbatches(add, grad: Callable, params: dict, batch: GroupBatch):
+def _over_microbatches(add, grad: Callable, trainable: dict, batch: GroupBatch):
     first = jax.tree.map(lambda x: x[0], batch)
     if batch.tokens.shape[0] == 1:
-        return grad(params, first)
-    zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), jax.eval_shape(grad, params, first))
+        return grad(trainable, first)
+    zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), jax.eval_shape(grad, trainable, first))
     return jax.lax.scan(add, zeros, batch)[0]
+
+
+@dataclasses.dataclass(frozen=True)
+class JittedStep:
+    """`train_step` for a mesh: `(state, batch) -> (state, metrics)`.
+
+    All of the state is donated but its frozen part, which others may hold too (a reference is often the frozen weights).
+
+    Attributes:
+      program: (state without its frozen part, frozen part, batch) -> (state without its frozen part, metrics).
+    """
+
+    program: Callable
+
+    def __call__(self, state: TrainState, batch: GroupBatch) -> tuple[TrainState, dict[str, jax.Array]]:
+        after, metrics = self.program(dataclasses.replace(state, frozen={}), state.frozen, batch)
+        return dataclasses.replace(after, frozen=state.frozen), metrics
+
+    def lower(self, state: TrainState, batch: GroupBatch) -> Any:
+        """The program lowered for these arrays, or shapes with shardings."""
+        return self.program.lower(dataclasses.replace(state, frozen={}), state.frozen, batch)
+
+    def compiled(self, state: TrainState, batch: GroupBatch) -> JittedStep:
+        """The step compiled for these shapes: its `program` is a `jax.stages.Compiled`, and it takes no others."""
+        return JittedStep(self.lower(state, batch).compile())
 
 
 def compile_step(
@@ -112,10 +138,16 @@ def compile_step(
     objective: Objective,
     optimizer: optax.GradientTransformation,
     seed: int = 0,
-) -> Callable:
-    """`train_step` jitted for a mesh: the state is donated and comes back where it was."""
-    step = partial(train_step, scorer=scorer, objective=objective, optimizer=optimizer, seed=seed)
-    return jax.jit(step, donate_argnums=0, out_shardings=(shardings, replicated(mesh)))
+) -> JittedStep:
+    """`train_step` jitted for a mesh: the state is donated, but for its frozen part, and comes back where it was."""
+
+    def train_step_in_parts(state, frozen, batch):
+        whole = dataclasses.replace(state, frozen=frozen)
+        after, metrics = train_step(whole, batch, scorer=scorer, objective=objective, optimizer=optimizer, seed=seed)
+        return dataclasses.replace(after, frozen={}), metrics
+
+    where = dataclasses.replace(shardings, frozen={})
+    return JittedStep(jax.jit(train_step_in_parts, donate_argnums=0, out_shardings=(where, replicated(mesh))))
 
 
 def group_metrics(logps: jax.Array, labels: GroupLabels, objective: Objective) -> Metrics:

@@ -10,9 +10,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import torch
+from flax.traverse_util import flatten_dict
 
 from align_jax.hf import load_config, load_model, load_weights
-from align_jax.hf.names import lookup, tensors
+from align_jax.hf.names import tensors
 from align_jax.models import Decoder
 from tests.hf import models
 
@@ -57,15 +58,15 @@ def test_logits_and_gradients_equal_transformers(variant, tmp_path):
     expected = expected.detach().numpy()
     assert np.abs(expected).max() > 1.0
     np.testing.assert_allclose(logits, expected, rtol=0, atol=1e-4)
-    parameters = dict(theirs.named_parameters())
+    parameters, grads = dict(theirs.named_parameters()), flatten_dict(grads)
     for tensor in tensors(config):
-        ours = lookup(grads, tensor.entry.path)
+        ours = grads[tensor.weight.path]
         ours = ours if tensor.layer is None else ours[tensor.layer]
         grad = parameters.pop(tensor.name).grad.numpy()
         scale = np.abs(grad).max()
         assert scale > 0
         np.testing.assert_allclose(
-            tensor.entry.layout.to_theirs(ours), grad, rtol=0, atol=1e-4 * scale, err_msg=tensor.name
+            tensor.weight.stored.layout.to_theirs(ours), grad, rtol=0, atol=1e-4 * scale, err_msg=tensor.name
         )
     assert not parameters
 

@@ -7,8 +7,8 @@ import pytest
 from jax.sharding import PartitionSpec as P
 
 from align_jax.errors import UserError
-from align_jax.models import WEIGHT_AXES, ModelConfig, weight_shapes, weight_shardings
-from align_jax.parallel.axes import RULES, constrain, partition_spec
+from align_jax.models import ModelConfig, weight_shardings
+from align_jax.parallel.axes import constrain, partition_spec
 from align_jax.parallel.mesh import data_shards, make_mesh, put_batch
 
 CONFIG = ModelConfig(vocab_size=32, width=16, mlp_width=24, layers=2, heads=4, kv_heads=2, head_size=4)
@@ -27,14 +27,11 @@ def test_impossible_meshes_are_refused_by_name(sizes):
         make_mesh(*sizes)
 
 
-def test_every_weight_has_axes_and_a_layout():
-    shapes = weight_shapes(CONFIG)
+def test_weights_are_split_by_their_axes():
     specs = jax.tree.map(lambda s: s.spec, weight_shardings(CONFIG, make_mesh(2, 2, 2)))
     assert specs["layers"]["q"] == P(None, "fsdp", "tensor", None)
     assert specs["layers"]["down"] == P(None, "tensor", "fsdp")
     assert specs["embed"] == P("tensor", "fsdp")
-    assert set(WEIGHT_AXES["layers"]) == set(shapes["layers"])
-    assert {a for axes in [*WEIGHT_AXES["layers"].values(), WEIGHT_AXES["embed"]] for a in axes} <= set(RULES)
 
 
 def test_a_dimension_that_does_not_divide_stays_whole():

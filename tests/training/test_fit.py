@@ -43,13 +43,13 @@ class Batches:
 
 
 def fresh(step=0):
-    return TrainState(jnp.int32(step), {"w": jnp.float32(step)}, ())
+    return TrainState(jnp.int32(step), {"w": jnp.float32(step)}, {}, ())
 
 
 @jax.jit
 def step(state, batch):
     metrics = {"loss": batch.value * 2, "grad_norm": jnp.float32(1)}
-    return TrainState(state.step + 1, {"w": state.params["w"] + 1}, ()), metrics
+    return TrainState(state.step + 1, {"w": state.trainable["w"] + 1}, {}, ()), metrics
 
 
 class Told(Callback):
@@ -108,7 +108,7 @@ def test_the_device_is_never_waited_for():
     def lazy(state, batch):
         number = int(state.step) + 1
         events.append(("step", number))
-        return TrainState(state.step + 1, state.params, ()), {"loss": Lazy(number)}
+        return TrainState(state.step + 1, state.trainable, {}, ()), {"loss": Lazy(number)}
 
     fit(fresh(), Batches(), lazy, steps=4)
     first_read = {number: events.index(("read", number)) for number in range(1, 5)}
@@ -207,7 +207,7 @@ def test_a_callback_adds_with_and_without_waiting():
 
 def test_a_list_of_batches_is_enough_and_one_too_short_is_said():
     batches = [{"value": np.float32(n)} for n in range(3)]
-    plain = jax.jit(lambda state, batch: (TrainState(state.step + 1, {}, ()), {"loss": batch["value"]}))
+    plain = jax.jit(lambda state, batch: (TrainState(state.step + 1, {}, {}, ()), {"loss": batch["value"]}))
     put = []
     _, history = fit(fresh(), batches, plain, steps=3, put=lambda batch: put.append(batch) or batch)
     assert [record["loss"] for record in history] == [0.0, 1.0, 2.0] and put == batches
@@ -220,7 +220,7 @@ def test_a_list_of_batches_is_enough_and_one_too_short_is_said():
 def test_counts_become_the_rates_that_are_logged():
     def counted(state, batch):
         counts = {"computed": 200, "real": 150, "useful": 400, "truncated_prompts": 3}
-        return TrainState(state.step + 1, {}, ()), {f"tokens/{name}": jnp.int32(n) for name, n in counts.items()}
+        return TrainState(state.step + 1, {}, {}, ()), {f"tokens/{name}": jnp.int32(n) for name, n in counts.items()}
 
     _, (record,) = fit(fresh(), Batches(), counted, steps=1)
     assert record["tokens/padding"] == 0.25 and record["tokens/truncated_prompts"] == 3.0

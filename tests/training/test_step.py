@@ -92,7 +92,7 @@ def test_accumulation_gives_the_same_update():
     for accumulation in (2, 4):
         cut, second = one_step(stacked(items, accumulation, 1), MPO(beta=0.5, alpha=0.3))
         assert second == pytest.approx(first, rel=2e-5, abs=1e-6)
-        jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-3, atol=2e-5), whole.params, cut.params)
+        jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-3, atol=2e-5), whole.weights, cut.weights)
 
 
 def test_accumulation_of_kto_uses_the_kl_of_the_whole_batch():
@@ -122,7 +122,7 @@ def test_a_mesh_gives_the_same_update_and_keeps_the_state_sharded():
         mesh = make_mesh(*axes)
         many, second = one_step(stacked(items, 2, axes[0] * axes[1]), MPO(beta=0.5), mesh)
         assert second == pytest.approx(first, rel=2e-5, abs=1e-6)
-        jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-3, atol=2e-5), one.params, many.params)
+        jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-3, atol=2e-5), one.weights, many.weights)
 
 
 def test_chunks_and_rematerialization_change_nothing():
@@ -136,13 +136,13 @@ def test_chunks_and_rematerialization_change_nothing():
 def test_moments_live_with_their_weights_and_adafactor_statistics_are_whole():
     mesh = make_mesh(2, 2, 2)
     where = state_shardings(CONFIG, optax.adamw(1e-3), mesh, jnp.float32)
-    assert where.opt_state[0].mu["layers"]["q"] == where.params["layers"]["q"]
+    assert where.opt_state[0].mu["layers"]["q"] == where.trainable["layers"]["q"]
     wide = dataclasses.replace(CONFIG, width=128, mlp_width=256)  # optax factors dimensions from 128 up
     shapes = state_shapes(wide, optax.adafactor(1e-3), jnp.float32)
     factored = state_shardings(wide, optax.adafactor(1e-3), mesh, jnp.float32)
     rows, placed = (s.opt_state[0].v_row["layers"]["gate"] for s in (shapes, factored))
-    assert rows.shape != shapes.params["layers"]["gate"].shape and placed == replicated(mesh)
-    assert factored.opt_state[0].v["layers"]["attn_norm"] == factored.params["layers"]["attn_norm"]
+    assert rows.shape != shapes.trainable["layers"]["gate"].shape and placed == replicated(mesh)
+    assert factored.opt_state[0].v["layers"]["attn_norm"] == factored.trainable["layers"]["attn_norm"]
 
 
 def test_bfloat16_weights_accumulate_gradients_in_float32():
@@ -158,5 +158,5 @@ def test_a_batch_without_any_contrast_changes_nothing_but_the_step():
     state, metrics = one_step(stacked(items, 1, 1), MPO(beta=0.5), optimizer=optax.sgd(1.0))
     assert metrics["loss"] == 0 and metrics["grad_norm"] == 0 and metrics["groups/no_contrast"] == 1
     fresh = init_weights(CONFIG, jax.random.key(0))
-    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-6), state.params, fresh)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-6), state.weights, fresh)
     assert state.step == 1

@@ -1,0 +1,239 @@
+"""The one table of weights: a row a weight says its shape, axes, start, weight decay and Hugging Face name.
+
+Whoever needs to know something of weights reads it here: the decoder, init, sharding, import, export, the optimizer's mask.
+A model has the rows that its config asks for, so a weight that only some models have is one more row; so is another name
+of a weight for another family, a second row with the same path of which no config has both.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+from flax.traverse_util import flatten_dict, unflatten_dict
+from jax.sharding import Mesh
+
+from align_jax.models.config import ModelConfig
+from align_jax.models.layouts import SAME, SPLIT_INPUTS, SPLIT_OUTPUTS, Layout
+from align_jax.parallel.axes import shardings
+
+Path = tuple[str, ...]
+# (config, key, shape) -> float32 array
+Initializer = Callable[[ModelConfig, jax.Array, tuple[int, ...]], jax.Array]
+
+
+def ones(config: ModelConfig, key: jax.Array, shape: tuple[int, ...]) -> jax.Array:
+    """A norm that scales by one."""
+    return jnp.ones(shape)
+
+
+def normal(config: ModelConfig, key: jax.Array, shape: tuple[int, ...]) -> jax.Array:
+    """Normal with deviation 0.02."""
+    return 0.02 * jax.random.normal(key, shape)
+
+
+def normal_to_residual(config: ModelConfig, key: jax.Array, shape: tuple[int, ...]) -> jax.Array:
+    """Normal with deviation 0.02 / sqrt(2 L): 2 L such matrices are added up in the residual (GPT-2)."""
+    return 0.02 / (2 * config.layers) ** 0.5 * jax.random.normal(key, shape)
+
+
+def always(config: ModelConfig) -> bool:
+    """A weight of every model."""
+    return True
+
+
+@dataclasses.dataclass(frozen=True)
+class Stored:
+    """How a Hugging Face checkpoint holds a weight, one tensor (of each layer).
+
+    Attributes:
+      name: of the tensor; `{layer}` is the layer's number.
+      layout: how that tensor becomes ours.
+    """
+
+    name: str
+    layout: Layout
+
+
+@dataclasses.dataclass(frozen=True)
+class Weight:
+    """One row: a weight, of one layer where its path starts with `layers` (all layers are stacked on a leading axis).
+
+    Attributes:
+      path: its keys in the nested dict that `Decoder` takes.
+      dims: its dimensions, each a number or the name of a field of ModelConfig.
+      axes: the logical axis of each dimension, a key of `align_jax.parallel.axes.RULES` or None.
+      stored: its tensors in a Hugging Face checkpoint.
+      init: how it starts in a fresh model.
+      decay: whether weight decay pulls it towards zero.
+      present: whether a model with this config has it.
+    """
+
+    path: Path
+    dims: tuple[str | int, ...]
+    axes: tuple[str | None, ...]
+    stored: Stored
+    init: Initializer = normal
+    decay: bool = True
+    present: Callable[[ModelConfig], bool] = always
+
+    @property
+    def stacked(self) -> bool:
+        """True where the array holds all layers on its leading axis."""
+        return self.path[0] == "layers"
+
+    @property
+    def name(self) -> str:
+        """The path in errors: `layers.q`."""
+        return ".".join(self.path)
+
+    def shape_of_one(self, config: ModelConfig) -> tuple[int, ...]:
+        """Its shape, without the layers' axis."""
+        return tuple(dim if isinstance(dim, int) else getattr(config, dim) for dim in self.dims)
+
+    def shape(self, config: ModelConfig) -> tuple[int, ...]:
+        """The shape of its array."""
+        return (config.layers,) * self.stacked + self.shape_of_one(config)
+
+    @property
+    def all_axes(self) -> tuple[str | None, ...]:
+        """The logical axes of its array."""
+        return ("layers",) * self.stacked + self.axes
+
+
+def _norm(path: Path, name: str) -> Weight:
+    return Weight(path, ("width",), ("norm",), Stored(name, SAME), init=ones, decay=False)
+
+
+def _in_layer(name: str) -> str:
+    return f"model.layers.{{layer}}.{name}.weight"
+
+
+# In the order of a checkpoint's tensors: the embedding, every layer with its tensors together, what follows the layers.
+TABLE = (
+    Weight(("embed",), ("vocab_size", "width"), ("vocab", "embed"), Stored("model.embed_tokens.weight", SAME)),
+    _norm(("layers", "attn_norm"), _in_layer("input_layernorm")),
+    Weight(
+        ("layers", "q"),
+        ("width", "heads", "head_size"),
+        ("embed", "heads", "head_size"),
+        Stored(_in_layer("self_attn.q_proj"), SPLIT_OUTPUTS),
+    ),
+    Weight(
+        ("layers", "k"),
+        ("width", "kv_heads", "head_size"),
+        ("embed", "kv_heads", "head_size"),
+        Stored(_in_layer("self_attn.k_proj"), SPLIT_OUTPUTS),
+    ),
+    Weight(
+        ("layers", "v"),
+        ("width", "kv_heads", "head_size"),
+        ("embed", "kv_heads", "head_size"),
+        Stored(_in_layer("self_attn.v_proj"), SPLIT_OUTPUTS),
+    ),
+    Weight(
+        ("layers", "o"),
+        ("heads", "head_size", "width"),
+        ("heads", "head_size", "embed"),
+        Stored(_in_layer("self_attn.o_proj"), SPLIT_INPUTS),
+        init=normal_to_residual,
+    ),
+    _norm(("layers", "mlp_norm"), _in_layer("post_attention_layernorm")),
+    Weight(("layers", "gate"), ("width", "mlp_width"), ("embed", "mlp"), Stored(_in_layer("mlp.gate_proj"), SPLIT_OUTPUTS)),
+    Weight(("layers", "up"), ("width", "mlp_width"), ("embed", "mlp"), Stored(_in_layer("mlp.up_proj"), SPLIT_OUTPUTS)),
+    Weight(
+        ("layers", "down"),
+        ("mlp_width", "width"),
+        ("mlp", "embed"),
+        Stored(_in_layer("mlp.down_proj"), SPLIT_OUTPUTS),
+        init=normal_to_residual,
+    ),
+    _norm(("norm",), "model.norm.weight"),
+    Weight(
+        ("lm_head",),
+        ("width", "vocab_size"),
+        ("embed", "vocab"),
+        Stored("lm_head.weight", SPLIT_OUTPUTS),
+        present=lambda config: config.head == "lm_head" and not config.tied_embeddings,
+    ),
+    # The reward head of a sequence classifier with one label.
+    Weight(
+        ("score",),
+        ("width", 1),
+        (None, None),
+        Stored("score.weight", SPLIT_OUTPUTS),
+        present=lambda config: config.head == "score",
+    ),
+)
+
+
+def rows(config: ModelConfig) -> list[Weight]:
+    """The rows of the table that a model with this config has, in its order.
+
+    Raises:
+      ValueError: two of them have the same path, a mistake in the table.
+    """
+    found = [weight for weight in TABLE if weight.present(config)]
+    paths = [weight.path for weight in found]
+    for path in paths:
+        if paths.count(path) > 1:
+            raise ValueError(f"the table of weights has {'.'.join(path)!r} twice for {config}")
+    return found
+
+
+def tree_of(config: ModelConfig, value: Callable[[Weight], object]) -> dict:
+    """A value for every weight, in the nested dict that `Decoder` takes."""
+    return unflatten_dict({weight.path: value(weight) for weight in rows(config)})
+
+
+def weight_shapes(config: ModelConfig) -> dict:
+    """Shapes of all weights, as the nested dict that `Decoder` takes; `lm_head` only where it is the head and not tied."""
+    return tree_of(config, lambda weight: weight.shape(config))
+
+
+def weight_shardings(config: ModelConfig, mesh: Mesh) -> dict:
+    """Where every weight lives on the mesh: NamedShardings in the nested dict of `weight_shapes`."""
+    return shardings(tree_of(config, lambda weight: weight.all_axes), weight_shapes(config), mesh)
+
+
+def init_weights(config: ModelConfig, key: jax.Array, param_dtype=jnp.float32) -> dict:
+    """Fresh weights: norms 1, matrices normal with deviation 0.02, those that write to the residual 0.02 / sqrt(2 L)."""
+    # Keyed by the place among all leaves of the flattened tree, which sorts by path.
+    place = {path: n for n, path in enumerate(sorted(weight.path for weight in rows(config)))}
+
+    def fresh(weight: Weight) -> jax.Array:
+        return weight.init(config, jax.random.fold_in(key, place[weight.path]), weight.shape(config)).astype(param_dtype)
+
+    return tree_of(config, fresh)
+
+
+def check_weights(config: ModelConfig, weights: dict) -> None:
+    """Whether a nested dict holds the weights of a model with this config, by name and shape.
+
+    Raises:
+      ValueError: a missing, unexpected or misshapen weight, by name.
+    """
+    expected = {weight.name: weight.shape(config) for weight in rows(config)}
+    given = {".".join(path): getattr(value, "shape", None) for path, value in flatten_dict(weights).items()}
+    for name in expected.keys() - given.keys():
+        raise ValueError(f"weight {name!r} is missing; the model has {expected[name]} there")
+    for name in given.keys() - expected.keys():
+        raise ValueError(f"weight {name!r} is not part of this model" + (" (embeddings are tied)" if name == "lm_head" else ""))
+    for name, shape in expected.items():
+        # Abstract and traced stand-ins (during jax transformations of the module) have no shape to compare.
+        if given[name] is not None and tuple(given[name]) != shape:
+            raise ValueError(f"weight {name!r} has shape {tuple(given[name])}, expected {shape}")
+
+
+_DECAY = {weight.path: weight.decay for weight in TABLE}
+
+
+def decays(path: Path) -> bool:
+    """Whether weight decay pulls the weight at this path: what the table says.
+
+    A tree that is not a model's has no rows; there, what is called a norm (`norm`, `attn_norm`, or anything below one) is
+    not decayed, by name, since stacked layers give the norms of all layers one two-dimensional array.
+    """
+    return _DECAY.get(path, not any(name.endswith("norm") for name in path))
