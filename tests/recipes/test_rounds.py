@@ -21,7 +21,6 @@ from align_jax.models import Decoder, ModelConfig, init_weights
 from align_jax.recipes import generate, onpolicy, rounds, score
 from align_jax.recipes.score_passes import Pass
 from align_jax.training.logs import TIMING_PREFIXES, MetricsLog, read_metrics
-from tests.generation.conftest import fast_compilation  # noqa: F401 (a fixture that pytest finds here)
 from tests.processes import finish, start_two
 
 SHAPE = dict(vocab_size=130, width=16, mlp_width=24, layers=1, heads=2, kv_heads=1, head_size=8, max_length=48)
