@@ -34,7 +34,7 @@ def main() -> None:
     options = parser.parse_args()
     prompts = read_prompts(options)
     sides = {"align_jax": ours(options, prompts)}
-    sides |= {f"transformers, {n} prompts a batch": theirs(options, prompts, n) for n in options.their_prompts}
+    sides |= {f"transformers, {n} prompts per batch": theirs(options, prompts, n) for n in options.their_prompts}
     seconds: dict[str, list[float]] = {name: [] for name in sides}
     tokens = options.count * options.samples * options.new_tokens
     for round_ in range(options.rounds + 1):

@@ -257,7 +257,7 @@ def theirs(job: Job) -> Side:
 
 
 def torch_logps(model: torch.nn.Module, groups: list[Group], device: str) -> torch.Tensor:
-    """Sums of response log-probs, one a response: rows padded to the longest, the head on response positions only."""
+    """Sums of response log-probs, one per response: rows padded to the longest, the head on response positions only."""
     rows = [(g.prompt, r) for g in groups for r in g.responses]
     longest = max(len(p) + len(r) for p, r in rows)
     tokens = torch.zeros(len(rows), longest, dtype=torch.long)

@@ -36,7 +36,7 @@ class DataConfig:
     truncate_prompt: str = "left"  # which end of a long prompt is cut
     workers: int = 2  # threads that tokenize and pack ahead of the device
     prefetch: int = 4  # batches made ahead
-    pack: bool = True  # several short prompts or responses a row, where the attention backend allows it (xla); else one
+    pack: bool = True  # several short prompts or responses per row, where the attention backend allows it (xla); else one
 
     def __post_init__(self):
         find_format(self.format)

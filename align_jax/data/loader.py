@@ -72,7 +72,7 @@ class BatchLoader:
     ):
         parts = shards * process_count * accumulation_steps
         if groups_per_step % parts:
-            raise ValueError(f"{groups_per_step} groups a step cannot be split over {parts} shards and microbatches")
+            raise ValueError(f"{groups_per_step} groups per step cannot be split over {parts} shards and microbatches")
         if process_count > 1 and agree is None:
             raise ValueError(f"{process_count} processes need `agree`, so that their batches have one shape")
         self._dataset, self._shards, self._accumulation = dataset, shards, accumulation_steps

@@ -31,7 +31,7 @@ def open_source(
     """Opens a file, a folder or a hub id.
 
     Args:
-      path: `.jsonl`, `.json` (one object a line) or `.parquet`, also `.gz` of the first two; a folder of Parquet files or
+      path: `.jsonl`, `.json` (one object per line) or `.parquet`, also `.gz` of the first two; a folder of Parquet files or
         one that `datasets.save_to_disk` wrote; else a hub id.
       split: of a hub data set, or of a saved dict of data sets.
       streaming: read a hub data set row by row into `spool_dir`, at most `max_rows` rows.
@@ -68,7 +68,7 @@ def _open_file(file: Path, max_rows: int | None) -> Source:
 
 
 class JsonLines:
-    """One JSON object a line; only the offsets of the lines are kept in memory."""
+    """One JSON object per line; only the offsets of the lines are kept in memory."""
 
     def __init__(self, file: Path, max_rows: int | None = None):
         self.file = file
@@ -84,7 +84,7 @@ class JsonLines:
             offset += len(line)
         self.digest = digest.hexdigest()
         if not self._lines:
-            raise UserError(f"{file} is empty; expected one JSON object a line")
+            raise UserError(f"{file} is empty; expected one JSON object per line")
 
     def _read_lines(self):
         if self._data is not None:
@@ -111,7 +111,7 @@ class JsonLines:
         except ValueError as error:
             raise RowError(f"not JSON: {error}") from error
         if not isinstance(row, dict):
-            raise RowError(f"expected a JSON object a line, got {type(row).__name__}")
+            raise RowError(f"expected a JSON object per line, got {type(row).__name__}")
         if (b"\\u" in line or b"\xed" in line) and (problem := broken_text(row)):
             raise RowError(problem)
         return row

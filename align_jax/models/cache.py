@@ -1,6 +1,6 @@
 """Decoding with a cache of keys and values: prompts computed once for all their samples, and a ring of own tokens.
 
-Axes as in `align_jax.batch`, N rows a shard in M slots of C rows each, one sample a row; also S the prompts that a slot
+Axes as in `align_jax.batch`, N rows per shard in M slots of C rows each, one sample per row; also S the prompts that a slot
 holds at one time, P their longest length, T the columns of the ring. The C rows of a slot attend to its prompts in place:
 no key of a prompt is ever copied for a sample.
 
@@ -175,7 +175,7 @@ def _visible(model, cache, rows, clock):
 
 
 def _attend_cached(q, prompt_k, prompt_v, k, v, prefix, past):
-    """Attention of one token a row to its slot's prompts and to the ring, where it finds itself, as one softmax.
+    """Attention of one token per row to its slot's prompts and to the ring, where it finds itself, as one softmax.
 
     Args:
       q: `[D, N, 1, H, E]`. prompt_k, prompt_v, k, v: the cache of one layer. prefix, past: see `_visible`.

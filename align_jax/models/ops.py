@@ -61,7 +61,7 @@ def gated_linear(gate: jax.Array, up: jax.Array, weight: jax.Array) -> jax.Array
         s = sigmoid(gate),  u = gate s up,    d_u = d_y weight^T,  d_weight = u^T d_y
         d_up = d_u gate s,    d_gate = d_u up s (1 + gate (1 - s))
 
-    The elementwise part is computed again on the way back instead of kept.
+    The elementwise part is computed again in the backward pass instead of kept.
     """
     return linear(jax.nn.silu(gate) * up, weight)
 

@@ -1,4 +1,4 @@
-"""The one table of weights: a row a weight says its shape, axes, start, weight decay and Hugging Face name.
+"""The one table of weights: a row per weight says its shape, axes, start, weight decay and Hugging Face name.
 
 Whoever needs to know something of weights reads it here: the decoder, init, sharding, import, export, the optimizer's mask.
 A model has the rows that its config asks for, so a weight that only some models have is one more row; so is another name

@@ -95,7 +95,7 @@ class IPO(PairObjective):
     """Identity Preference Optimization (arXiv 2310.12036)."""
 
     name: ClassVar[str] = "ipo"
-    average_tokens: bool = False  # log-probs a token, as TRL does, instead of sums as in the paper
+    average_tokens: bool = False  # log-probs per token, as TRL does, instead of sums as in the paper
 
     def inputs(self, logps, ref, batch: GroupLabels):
         if self.average_tokens:

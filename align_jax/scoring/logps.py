@@ -26,7 +26,7 @@ def response_logps(
       model: the decoder.
       batch: prompts and responses, see `align_jax.batch`; the arrays may be traced.
       rows_per_chunk: response rows of a shard computed at one time. With fewer than N, chunks run one after the
-        other and their activations are computed again on the way back, so that memory does not grow with K. None: all.
+        other and their activations are computed again in the backward pass, so that memory does not grow with K. None: all.
       head_chunk: positions of a shard whose logits exist at one time.
 
     Returns:
@@ -77,7 +77,7 @@ def _target_logps(weight, hidden, targets):
     """weight `[W, V]`, hidden `[chunks, D, T, W]`, targets `[chunks, D, T]` -> float32 `[chunks, D, T]`.
 
     With the cotangent c of a position's log-prob, `d_logits = c (onehot(target) - softmax(logits))`: all that is kept for the
-    way back is each position's log-sum-exp, and the weight's gradient is summed over chunks in float32.
+    backward pass is each position's log-sum-exp, and the weight's gradient is summed over chunks in float32.
     """
     return _forward(weight, hidden, targets)[0]
 

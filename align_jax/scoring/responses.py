@@ -1,4 +1,4 @@
-"""The decoder over the responses of a batch: each prompt computed once, response rows in chunks, one number a response."""
+"""The decoder over the responses of a batch: each prompt computed once, response rows in chunks, one number per response."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def sum_over_responses(
       read: (normalized hidden states `[D, n, R, W]`, these rows' arrays by name, such as `targets` `[D, n, R]`)
         -> float32 `[D, n, R]`.
       rows_per_chunk: response rows of a shard computed at one time, n. With fewer than N, chunks run one after the other
-        and their activations are computed again on the way back, so that memory does not grow with K. None: all.
+        and their activations are computed again in the backward pass, so that memory does not grow with K. None: all.
 
     Returns:
       float32 `[G, K]`; 0 for a response that does not exist.
@@ -67,7 +67,7 @@ def _backend(model: Decoder, batch: GroupBatch) -> str:
         return model.backend
     if model.attention == "auto":
         return "xla"
-    raise UserError(f"model.attention: {model.backend!r} takes one response a row, and this batch is packed (data.pack)")
+    raise UserError(f"model.attention: {model.backend!r} takes one response per row, and this batch is packed (data.pack)")
 
 
 def _aligned(batch: GroupBatch, backend: str) -> GroupBatch:

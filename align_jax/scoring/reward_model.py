@@ -1,4 +1,4 @@
-"""A reward model that scores texts: prompts and responses in, one number a response out."""
+"""A reward model that scores texts: prompts and responses in, one number per response out."""
 
 from __future__ import annotations
 

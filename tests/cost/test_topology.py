@@ -43,7 +43,7 @@ def reports(devices):
 def test_the_step_compiles_with_splash_attention_and_fits(reports):
     report = reports["full"]
     assert report["attention"] == "splash" and report["fits"]
-    # a forward, one more on the way back, and two backward kernels; for prompts and for responses
+    # a forward, one more in the backward pass, and two backward kernels; for prompts and for responses
     assert report["kernel_calls"] == MODEL.layers * 2 * 4
     assert reports["none"]["kernel_calls"] == MODEL.layers * 2 * 3
 

@@ -271,7 +271,7 @@ def test_ahead_keeps_the_state_of_each_batch(dataset):
 
 
 def test_errors(dataset):
-    with pytest.raises(ValueError, match="6 groups a step cannot be split over 4"):
+    with pytest.raises(ValueError, match="6 groups per step cannot be split over 4"):
         loader(dataset, 6, 2, accumulation_steps=2)
     with pytest.raises(ValueError, match="2 processes need `agree`"):
         loader(dataset, 4, process_count=2)

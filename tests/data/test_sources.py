@@ -61,7 +61,7 @@ def test_broken_lines_have_their_place(tmp_path):
     assert source[0] == {"a": 1}
     with pytest.raises(RowError, match="not JSON"):
         source[1]
-    with pytest.raises(RowError, match="expected a JSON object a line, got list"):
+    with pytest.raises(RowError, match="expected a JSON object per line, got list"):
         source[2]
     with pytest.raises(RowError, match="not JSON"):
         source[3]

@@ -16,7 +16,7 @@ import yaml
 import align_jax
 from align_jax.cli import main
 from align_jax.experiments import opinions
-from align_jax.recipes.folder import has_checkpoints
+from align_jax.recipes.folder import RunFolder
 from align_jax.training.logs import TIMING_PREFIXES, read_metrics
 
 ROOT = Path(__file__).parents[2]

@@ -241,7 +241,7 @@ def test_a_window_shorter_than_the_conversation():
 @portable
 def test_packed_batches_need_xla():
     packed = pack_groups(groups(), shards=1, groups_per_shard=3, layout=RowLayout(pack=True))
-    with pytest.raises(UserError, match="'splash' takes one response a row"):
+    with pytest.raises(UserError, match="'splash' takes one response per row"):
         scored(packed, "splash")
 
 

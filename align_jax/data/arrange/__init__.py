@@ -1,4 +1,4 @@
-"""From examples to slots: one file an arrangement, which is what an objective and its data agree on.
+"""From examples to slots: one file per arrangement, which is what an objective and its data agree on.
 
 What a whole data set has to be looked through for (which rows have contrast, who shares a prompt and a belief, how often a
 belief is accepted) is gathered once, in a `Survey`; arranging one group then reads only its own rows.

@@ -74,7 +74,7 @@ class Arrangement:
         if self.has_beliefs and not data_format.has_beliefs:
             return f"the objective needs beliefs, which data.format {name!r} does not have; use format gdpo"
         if self.contrasts and data_format.responses == 1:
-            return f"data.format {name!r} has one response a row, but the objective contrasts several; use kto or sft"
+            return f"data.format {name!r} has one response per row, but the objective contrasts several; use kto or sft"
         return None
 
     def check(self, data_format: Format) -> None:

@@ -1,4 +1,4 @@
-"""What a row means: one file a format, found by the name in `data.format`, or `package.module:Class` from outside."""
+"""What a row means: one file per format, found by the name in `data.format`, or `package.module:Class` from outside."""
 
 from __future__ import annotations
 

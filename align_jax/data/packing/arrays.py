@@ -57,7 +57,7 @@ def pack_groups(
 def _single_plans(
     shards: Sequence[Sequence[GroupSize]], groups_per_shard: int, layout: RowLayout
 ) -> tuple[Shape, list[ShardPlan], bool]:
-    """One prompt and one segment a row; the same number of rows for every prompt where that costs little."""
+    """One prompt and one segment per row; the same number of rows for every prompt where that costs little."""
     prompt, unit = longest(size for shard in shards for size in shard)
     counts = [len(size.units) for shard in shards for size in shard]
     most = max(1, *counts)
@@ -196,7 +196,7 @@ def make_groups(
 ) -> GroupBatch:
     """Token lists as a batch, the notebook way: groups in the order given, so that `[G, K]` arrays line up with the input.
 
-    One shard, one prompt a row and one response a row. What must be scored is in the lists: put the end-of-sequence token
+    One shard, one prompt per row and one response per row. What must be scored is in the lists: put the end-of-sequence token
     at the end of each response, and BOS before each prompt, if the model expects them.
 
     Args:

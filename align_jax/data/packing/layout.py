@@ -36,7 +36,7 @@ class RowLayout:
     """How rows are filled, and which shapes there are.
 
     Attributes:
-      pack: several prompts a prompt row and several segments a response row; False: one of each.
+      pack: several prompts per prompt row and several segments per response row; False: one of each.
       align: `left` or `right`, where the prompt of an unpacked row stands; at the right, distance between array indices
         is distance in the conversation, as kernels with a static sliding window need.
       prompt_lengths, response_lengths: lengths that rows may have, ascending.

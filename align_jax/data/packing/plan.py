@@ -106,7 +106,7 @@ def plan_packed(sizes: Sequence[GroupSize], prompt_length: int, length: int) -> 
 
 
 def plan_single(sizes: Sequence[GroupSize], rows_per_prompt: int | None) -> ShardPlan:
-    """One prompt a row and one unit a row, in order; `rows_per_prompt` fills each prompt up with empty rows."""
+    """One prompt per row and one unit per row, in order; `rows_per_prompt` fills each prompt up with empty rows."""
     rows: list[tuple[int, list[tuple[int, Unit]]]] = []
     for g, size in enumerate(sizes):
         rows += [(g, [(g, unit)]) for unit in size.units]

@@ -4,7 +4,7 @@
     out = attend(q, k, v, seen, prefix_k, prefix_v)                    # in every layer
 
 `xla` runs everywhere and takes every batch. `splash` (Pallas, TPU) and `cudnn` (GPU) never make a `[length, length]`
-array; they take one prompt a prompt row and one response a response row (`GroupBatch.packed` False).
+array; they take one prompt per prompt row and one response per response row (`GroupBatch.packed` False).
 """
 
 from __future__ import annotations

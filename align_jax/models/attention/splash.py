@@ -1,6 +1,6 @@
 """Attention by the splash kernels (Pallas, TPU): logits and masks exist in on-chip memory only, a block at a time.
 
-One call a prompt: the queries of its C response rows, one after the other, over the keys `[prompt | row 0 | .. | row C-1]`.
+One call per prompt: the queries of its C response rows, one after the other, over the keys `[prompt | row 0 | .. | row C-1]`.
 A query at offset r of row c sees the prompt, and keys 0 .. r of row c; the kernel computes this from indices and skips
 blocks in which nothing is visible, so the prompt's keys are not copied for its rows and rows do not pay for one another.
 """

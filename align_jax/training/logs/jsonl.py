@@ -1,4 +1,4 @@
-"""`metrics.jsonl`: one JSON object a step, on disk at once."""
+"""`metrics.jsonl`: one JSON object per step, on disk at once."""
 
 from __future__ import annotations
 

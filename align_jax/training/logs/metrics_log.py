@@ -13,7 +13,7 @@ from align_jax.training.logs.table import find_sink
 
 
 class MetricsLog:
-    """Writes the metrics of a run, one call a step, to `metrics.jsonl` and other sinks.
+    """Writes the metrics of a run, one call per step, to `metrics.jsonl` and other sinks.
 
     Args:
       run_dir: the run's folder; made if missing.

@@ -1,4 +1,4 @@
-"""What a sink is: metrics go in, one call a step."""
+"""What a sink is: metrics go in, one call per step."""
 
 from __future__ import annotations
 
