@@ -149,7 +149,7 @@ def metrics_of(run):
 def killed(world):
     """A run that was killed after a checkpoint, and resumed by the same command."""
     process = subprocess.Popen(command(), cwd=world, env=environment(), stderr=subprocess.PIPE, text=True)
-    while not has_checkpoints(world / "run"):
+    while not RunFolder(world / "run").steps:
         assert process.poll() is None, process.stderr.read()
         time.sleep(0.01)
     process.send_signal(signal.SIGKILL)
