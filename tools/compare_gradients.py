@@ -67,6 +67,11 @@ def plain_rms_norm(x, weight, eps):
     return ((x32 * s).astype(x.dtype) * weight).astype(x.dtype)
 
 
+# The same with only the arguments kept. Nothing needs the product again, so it is not computed again.
+checkpointed_gated_linear = jax.checkpoint(plain_gated_linear, prevent_cse=False)
+checkpointed_rms_norm = jax.checkpoint(plain_rms_norm, prevent_cse=False, static_argnums=2)
+
+
 def plain_lookup(table, tokens, dtype):
     return table.astype(dtype)[tokens]
 
@@ -105,7 +110,9 @@ VARIANTS = {
     "as it is": Variant(()),
     "linear": Variant(((decoder, "linear", plain_linear),)),
     "gated_linear": Variant(((decoder, "gated_linear", plain_gated_linear),)),
+    "gated_linear, checkpointed": Variant(((decoder, "gated_linear", checkpointed_gated_linear),)),
     "rms_norm": Variant(((decoder, "rms_norm", plain_rms_norm),)),
+    "rms_norm, checkpointed": Variant(((decoder, "rms_norm", checkpointed_rms_norm),)),
     "lookup": Variant(((decoder, "lookup", plain_lookup),)),
     "lookup, cast last": Variant(((decoder, "lookup", lookup_then_cast),)),
     "head": Variant(((logps, "_target_logps", plain_head),)),

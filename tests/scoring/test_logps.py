@@ -172,6 +172,40 @@ def test_no_array_of_all_logits_exists():
     assert "128,1009]" not in str(program)  # all positions
 
 
+def test_head_gradients_are_added_up_in_float32():
+    """What JAX makes of the same chunks adds bfloat16 gradients up in bfloat16, the type of the weight that they share."""
+    rng = np.random.default_rng(0)
+    config = dataclasses.replace(BASE, vocab_size=13, width=8)
+    weights = big_weights(config)
+    hidden = jnp.asarray(1 + rng.normal(size=(1, 1, 2048, 8)), jnp.bfloat16)
+    targets = rng.choice(13, size=hidden.shape[:3], p=[0.4] + [0.05] * 12)
+
+    def head_gradient(chunked):
+        def total(head):
+            return chunked(Decoder(config, weights | {"lm_head": head}, dtype="bfloat16")).sum()
+
+        return np.asarray(jax.jit(jax.grad(total))(weights["lm_head"]), np.float64)
+
+    def plain(model):
+        weight = model.head_weight()
+
+        def one(chunk):
+            logits = (chunk[0] @ weight).astype(jnp.float32)
+            return jnp.take_along_axis(jax.nn.log_softmax(logits), chunk[1][:, None], axis=-1)
+
+        return jax.lax.map(one, (hidden.reshape(128, 16, 8), targets.reshape(128, 16)))
+
+    x = np.asarray(hidden, np.float64)[0, 0]
+    logits = x @ np.asarray(weights["lm_head"].astype(jnp.bfloat16), np.float64)
+    softmax = np.exp(logits - logits.max(-1, keepdims=True))
+    exact = x.T @ (np.eye(13)[targets[0, 0]] - softmax / softmax.sum(-1, keepdims=True))
+    ours, theirs = (
+        np.abs(head_gradient(f) - exact).max() / np.abs(exact).max()
+        for f in (lambda model: target_logps(model, hidden, targets, head_chunk=16), plain)
+    )
+    assert ours < 0.004 < 0.01 < theirs
+
+
 def test_chunk_sizes_are_checked():
     batch = make_groups([tokens(3)], [[tokens(2)] * 3])
     with pytest.raises(ValueError, match="rows_per_chunk=0"):
