@@ -182,12 +182,12 @@ def on_cpu(names: list[str], rounds: int) -> dict[str, dict]:
         steps = {}
         for name in names:
             with installed(VARIANTS[name]):
-                steps[name] = compile_step(mesh, where, scorer, objective, optimizer).lower(state, batch).compile()
+                steps[name] = compile_step(mesh, where, scorer, objective, optimizer).compiled(state, batch)
         seconds = take_turns(steps, state, batch, rounds)
     return {
         name: {
-            "flops": count(step.as_text()).flops,
-            "temporaries": step.memory_analysis().temp_size_in_bytes,
+            "flops": count(step.program.as_text()).flops,
+            "temporaries": step.program.memory_analysis().temp_size_in_bytes,
             **times(seconds[name], seconds["as it is"]),
         }
         for name, step in steps.items()

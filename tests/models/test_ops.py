@@ -66,3 +66,13 @@ def test_gradients_of_frequent_tokens_are_added_in_float32(dtype):
     assert grad.dtype == jnp.float32
     np.testing.assert_allclose(grad, expected, rtol=1e-5)
     assert jax.grad(lambda t: lookup(t, tokens, dtype).astype(jnp.float32).sum())(jnp.asarray(table, dtype)).dtype == dtype
+
+
+def test_the_norms_weight_gradient_is_added_up_in_float32():
+    rng = np.random.default_rng(0)
+    x, d = (jnp.asarray(rng.normal(size=(4096, 8)) + 0.5, jnp.bfloat16) for _ in range(2))
+    weight = jnp.ones(8, jnp.bfloat16)
+    ours = np.asarray(jax.jit(lambda w: jax.vjp(lambda v: rms_norm(x, v, 1e-5), w)[1](d)[0])(weight), np.float64)
+    x64, d64 = np.asarray(x, np.float64), np.asarray(d, np.float64)
+    exact = (x64 / np.sqrt((x64**2).mean(-1, keepdims=True) + 1e-5) * d64).sum(0)
+    assert np.abs(ours / exact - 1).max() < 0.005  # the rounding of the result alone

@@ -113,7 +113,11 @@ def _over_blocks(function, size: int, arrays):
 
 @partial(jax.custom_vjp, nondiff_argnums=(0,))
 def _attend(block: int, q: jax.Array, own: _Own, prompt: _Prompt | None, prompt_row: jax.Array | None) -> jax.Array:
-    """q `[B, D, Hk, C, X, E]` -> like q, `block` sets at a time."""
+    """q `[B, D, Hk, C, X, E]` -> like q, `block` sets at a time.
+
+    With JAX's derivative the step takes 1.05 times the processor time and 1.28 times the temporaries on a CPU
+    (configs/bench-cpu.yaml).
+    """
     return _forward(block, q, own, prompt, prompt_row)[0]
 
 
