@@ -141,10 +141,10 @@ def useful_tokens(batch: GroupBatch) -> int:
     slots, positions = np.asarray(batch.slots), np.asarray(batch.positions)
     shards = int(np.prod(slots.shape[:-2]))
     per_shard = np.asarray(batch.mask).size // shards
-    ends = np.zeros((shards, per_shard + 1), np.int64)  # the last column takes the targets that are not scored
+    reach = np.zeros((shards, per_shard + 1), np.int64)  # the last column takes the targets that are not scored
     for shard, (index, position) in enumerate(zip(slots.reshape(shards, -1), positions.reshape(shards, -1), strict=True)):
-        np.maximum.at(ends[shard], np.where(index < 0, per_shard, index), position + (1 if batch.ends else 2))
-    return int(ends[:, :per_shard].sum())
+        np.maximum.at(reach[shard], np.where(index < 0, per_shard, index), position + (1 if batch.ends else 2))
+    return int(reach[:, :per_shard].sum())
 
 
 def sizes(batch: GroupBatch) -> tuple[int, int, int, int, int]:

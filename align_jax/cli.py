@@ -29,12 +29,12 @@ def evaluate(argv: Sequence[str]) -> int:
     import jax
 
     from align_jax.evaluation import joint_table, text_table
-    from align_jax.recipes.evaluate import check_apart, report_of
+    from align_jax.recipes.evaluate import check_folders_apart, report_of
     from align_jax.recipes.say import say
 
     paths = list(itertools.takewhile(lambda word: not word.startswith("--"), argv))
     configs = [_config("evaluate", [path, *argv[len(paths) :]]) for path in paths or [*argv[:1]] or [""]]
-    check_apart(configs, paths)
+    check_folders_apart(configs, paths)
     reports = [report_of(config) for config in configs]
     if jax.process_index() == 0:
         tables = {f"{r.path}, by {path}": r.columns for path, r in zip(paths, reports, strict=True)}

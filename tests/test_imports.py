@@ -198,3 +198,12 @@ def test_no_function_of_a_recipe_takes_more_than_four_arguments():
                 names = [a.arg for a in [*node.args.args, *node.args.kwonlyargs] if a.arg not in ("self", "cls")]
                 too_many += [f"{path.name}:{node.lineno} {node.name}({', '.join(names)})"] if len(names) > 4 else []
     assert too_many == []
+
+
+def test_a_class_name_means_one_thing():
+    homes: dict[str, list[str]] = {}
+    for name, path in _modules(ROOT).items():
+        for node in ast.parse(path.read_text(encoding="utf-8")).body:
+            if isinstance(node, ast.ClassDef) and not node.name.startswith("_"):
+                homes.setdefault(node.name, []).append(name)
+    assert {name: where for name, where in homes.items() if len(where) > 1} == {}

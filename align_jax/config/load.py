@@ -34,7 +34,7 @@ from align_jax.config.sections import (
     ScoreConfig,
     TrainConfig,
 )
-from align_jax.config.source import Override, Source, build, check_keys, dump, parse_overrides
+from align_jax.config.source import ConfigValues, Override, build, check_keys, dump, parse_overrides
 from align_jax.data.config import DataConfig
 from align_jax.data.formats import find_format
 from align_jax.errors import UserError
@@ -88,7 +88,7 @@ class Config:
     evaluate: EvaluateConfig
     rounds: RoundsConfig | None
     log: LogConfig
-    source: Source = dataclasses.field(repr=False, compare=False)
+    source: ConfigValues = dataclasses.field(repr=False, compare=False)
 
     @classmethod
     def of(cls, values: str | os.PathLike | Mapping[str, Any] | Config, *overrides: str) -> Config:
@@ -108,7 +108,7 @@ class Config:
         given = values.to_dict() if isinstance(values, Config) else values
         if isinstance(values, Config) and values.run.dir == _own_folder(values):
             given["run"]["dir"] = None  # another run has another folder
-        source, rows = Source.of(given)
+        source, rows = ConfigValues.of(given)
         return _with_rows(_from_source(source, options), rows)
 
     @property
@@ -169,7 +169,7 @@ def _check_groups(train: TrainConfig, data: int, fsdp: int) -> None:
         )
 
 
-def _build_named(source: Source, section: str, find: Callable[[str | None], type]) -> Any:
+def _build_named(source: ConfigValues, section: str, find: Callable[[str | None], type]) -> Any:
     """The section whose `name` chooses a dataclass."""
     values, key = source.values[section], f"{section}.name"
     if not isinstance(values, dict):
@@ -193,7 +193,7 @@ def _has_required(cls: type) -> bool:
     return any(f.default is f.default_factory is dataclasses.MISSING for f in dataclasses.fields(cls))
 
 
-def _cross_check(source: Source, config: Config) -> None:
+def _cross_check(source: ConfigValues, config: Config) -> None:
     if config.model.config is not None:
         build(source, ModelConfig, dict(config.model.config), "model.config.", "model.config")
     mesh, train = config.mesh, config.train
@@ -204,7 +204,7 @@ def _cross_check(source: Source, config: Config) -> None:
             raise UserError(f"{source.where('train.groups_per_step')}: {error}") from error
 
 
-def _check_rounds(source: Source, config: Config) -> None:
+def _check_rounds(source: ConfigValues, config: Config) -> None:
     """UserError for what does not go with on-policy rounds, with its place."""
     objective, rounds = config.objective, config.rounds
     refused = [
@@ -254,12 +254,12 @@ def load_config(path: str | Path, overrides: Iterable[Override] = (), *, require
       UserError: an unknown or duplicate key, a wrong type, a value out of range, an option that the chosen objective or
         optimizer does not use, an unset environment variable, or a missing required key; names key, value and place.
     """
-    config = _from_source(Source.read(path), overrides)
+    config = _from_source(ConfigValues.read(path), overrides)
     config.require(*require)
     return config
 
 
-def _from_source(source: Source, overrides: Iterable[Override]) -> Config:
+def _from_source(source: ConfigValues, overrides: Iterable[Override]) -> Config:
     source.override(overrides)
     source.resolve()
     named = {"objective": find_objective, "optimizer": _find_optimizer}

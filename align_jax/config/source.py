@@ -61,7 +61,7 @@ def _parse_value(text: str) -> Any:
 
 
 @dataclasses.dataclass
-class Source:
+class ConfigValues:
     """The values of a config file with overrides applied, and where each came from.
 
     Attributes:
@@ -77,7 +77,7 @@ class Source:
     overridden: set[str] = dataclasses.field(default_factory=set)
 
     @classmethod
-    def read(cls, path: str | Path) -> Source:
+    def read(cls, path: str | Path) -> ConfigValues:
         """Reads a YAML file; UserError for a missing file, bad YAML or a duplicate key."""
         try:
             text = Path(path).read_text(encoding="utf-8")
@@ -97,7 +97,7 @@ class Source:
         return cls(str(path), values, lines)
 
     @classmethod
-    def of(cls, values: Mapping[str, Any]) -> tuple[Source, dict[str, Any]]:
+    def of(cls, values: Mapping[str, Any]) -> tuple[ConfigValues, dict[str, Any]]:
         """The values of nested dicts, and the data that stands among them as rows: dotted key -> `GivenRows`.
 
         Raises:
@@ -173,7 +173,7 @@ def _key_lines(node: yaml.Node | None, name: str, prefix: str = "") -> Iterator[
         yield from _key_lines(value_node, name, f"{key}.")
 
 
-def check_keys(source: Source, values: Mapping[str, Any], known: Iterable[str], prefix: str, what: str) -> None:
+def check_keys(source: ConfigValues, values: Mapping[str, Any], known: Iterable[str], prefix: str, what: str) -> None:
     """UserError for a key that is not known, naming what `what` accepts."""
     known = sorted(known)
     for key in [key for key in values if key not in known]:
@@ -193,7 +193,7 @@ def _spell(hint: Any) -> str:
     return hint.__name__ if isinstance(hint, type) else str(hint).replace("typing.", "")
 
 
-def _check_value(source: Source, schema: Any, key: str, value: Any, full: str, hint: Any) -> None:
+def _check_value(source: ConfigValues, schema: Any, key: str, value: Any, full: str, hint: Any) -> None:
     try:
         converted = OmegaConf.to_container(OmegaConf.merge(schema, {key: _escape(value)}), resolve=True)[key]
     except OmegaConfBaseException as error:
@@ -203,7 +203,7 @@ def _check_value(source: Source, schema: Any, key: str, value: Any, full: str, h
         raise source.error(full, f"{value!r} is not {_spell(hint)}")
 
 
-def check_types(source: Source, cls: type, values: Any, prefix: str, what: str) -> None:
+def check_types(source: ConfigValues, cls: type, values: Any, prefix: str, what: str) -> None:
     """UserError for unknown keys and wrong types in the values of a dataclass, nested ones too."""
     if not isinstance(values, dict):
         raise source.error(prefix.rstrip("."), f"expected keys and values, got {values!r}")
@@ -221,7 +221,7 @@ def check_types(source: Source, cls: type, values: Any, prefix: str, what: str) 
         _check_value(source, schema, key, value, f"{prefix}{key}", fields[key])
 
 
-def build(source: Source, cls: type[T], values: Any, prefix: str, what: str) -> T:
+def build(source: ConfigValues, cls: type[T], values: Any, prefix: str, what: str) -> T:
     """An instance of a dataclass from checked values.
 
     Raises:
@@ -251,5 +251,5 @@ def _escape(value: Any) -> Any:
 
 
 def dump(values: Mapping[str, Any]) -> str:
-    """YAML that `Source.read` and `resolve` turn into the same values."""
+    """YAML that `ConfigValues.read` and `resolve` turn into the same values."""
     return OmegaConf.to_yaml(OmegaConf.create(_escape(dict(values))))

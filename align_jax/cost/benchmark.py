@@ -48,7 +48,7 @@ class Work:
 
 
 @dataclasses.dataclass(frozen=True)
-class Program:
+class CompiledStep:
     """A compiled step: bytes on one device at its peak, and the operations of all devices."""
 
     run: Callable[[TrainState, GroupBatch], tuple[TrainState, dict]]
@@ -56,7 +56,7 @@ class Program:
     flops: float | None
 
 
-def program(step: Any, state: Any, batch: Any, devices: int) -> Program:
+def program(step: Any, state: Any, batch: Any, devices: int) -> CompiledStep:
     """Compiles a jitted step for a state and a batch (arrays or their shapes).
 
     The operations are counted in the optimized program. They are None on a GPU, whose program calls libraries that say
@@ -68,7 +68,7 @@ def program(step: Any, state: Any, batch: Any, devices: int) -> Program:
     held = memory.argument_size_in_bytes + memory.output_size_in_bytes - memory.alias_size_in_bytes
     platform = jax.tree.leaves(state)[0].sharding.mesh.devices.flat[0].platform
     flops = None if platform in ("gpu", "cuda", "rocm") else count(compiled.as_text()).flops * devices
-    return Program(step, held + memory.temp_size_in_bytes, flops)
+    return CompiledStep(step, held + memory.temp_size_in_bytes, flops)
 
 
 def random_batch(
@@ -136,7 +136,7 @@ class Timing:
 
 
 def time_steps(
-    programs: Callable[[GroupBatch], Program], state: TrainState, batches: Iterator, put: Callable, steps: int
+    programs: Callable[[GroupBatch], CompiledStep], state: TrainState, batches: Iterator, put: Callable, steps: int
 ) -> tuple[TrainState, Timing]:
     """Runs steps as training does: a batch is fetched ahead, and a step ends when its metrics are on the host."""
     fetched, seconds, waited = ahead(batches, put), [], []
@@ -206,7 +206,7 @@ def memory_in_use() -> int | None:
 
 
 def report(
-    work: Work, timing: Timing, programs: Sequence[Program], spent: Compilations, peak: tuple[float, str], devices: int
+    work: Work, timing: Timing, programs: Sequence[CompiledStep], spent: Compilations, peak: tuple[float, str], devices: int
 ) -> dict[str, Any]:
     """The numbers of a run as JSON values."""
     flops = [p.flops for p in programs]

@@ -156,7 +156,7 @@ class GivenRows(str):
 
     def open(self, max_rows: int | None) -> Source:
         """The rows as a source."""
-        return Table(self.rows, str(self), self.digest, max_rows)
+        return IndexedRows(self.rows, str(self), self.digest, max_rows)
 
 
 def given_rows(rows: Any, key: str) -> GivenRows:
@@ -181,7 +181,7 @@ def given_rows(rows: Any, key: str) -> GivenRows:
 
 
 class _Listed(list):
-    """A list of rows with the one method of a `datasets.Dataset` that `Table` uses."""
+    """A list of rows with the one method of a `datasets.Dataset` that `IndexedRows` uses."""
 
     def select(self, indices: range) -> _Listed:
         return _Listed(self[i] for i in indices)
@@ -191,7 +191,7 @@ class RowError(ValueError):
     """A row that cannot be used; the place is added by whoever knows it."""
 
 
-class Table:
+class IndexedRows:
     """Rows of a `datasets.Dataset` (Arrow on disk)."""
 
     def __init__(self, dataset: Any, name: str, digest: str, max_rows: int | None):
@@ -223,7 +223,8 @@ def _open_parquet(files: list[Path], max_rows: int | None) -> Source:
         table = pyarrow.concat_tables([pyarrow.parquet.read_table(file, memory_map=True) for file in files])
     except (pyarrow.ArrowInvalid, OSError) as error:
         raise UserError(f"{files[0]}: cannot be read as Parquet: {error}") from error
-    return Table(datasets.Dataset(table), str(files[0] if len(files) == 1 else files[0].parent), digest.hexdigest(), max_rows)
+    name = str(files[0] if len(files) == 1 else files[0].parent)
+    return IndexedRows(datasets.Dataset(table), name, digest.hexdigest(), max_rows)
 
 
 def _open_saved(folder: Path, split: str, max_rows: int | None) -> Source:
@@ -234,7 +235,7 @@ def _open_saved(folder: Path, split: str, max_rows: int | None) -> Source:
         if split not in loaded:
             raise UserError(f"{folder} has no split {split!r}; it has {', '.join(loaded)}")
         loaded = loaded[split]
-    return Table(loaded, str(folder), loaded._fingerprint, max_rows)
+    return IndexedRows(loaded, str(folder), loaded._fingerprint, max_rows)
 
 
 def _open_hub(name: str, split: str, streaming: bool, max_rows: int | None, spool_dir: Path | None) -> Source:
@@ -243,7 +244,7 @@ def _open_hub(name: str, split: str, streaming: bool, max_rows: int | None, spoo
     try:
         loaded = datasets.load_dataset(name, split=split, streaming=streaming)
         if not streaming:
-            return Table(loaded, f"{name} ({split})", loaded._fingerprint, max_rows)
+            return IndexedRows(loaded, f"{name} ({split})", loaded._fingerprint, max_rows)
         kept = f"{name.replace('/', '--')}-{split}-{max_rows or 'all'}.jsonl"
         return JsonLines(_spool(loaded, Path(spool_dir or ".") / kept, max_rows))
     except UserError:

@@ -54,7 +54,7 @@ class Device:
 
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
-class Rows:
+class RowStates:
     """The rows as the host sees them between calls: int32 `[D, N]`, `lengths` `[D, M, S]` as in `DecodeRows`.
 
     Attributes:
@@ -120,7 +120,7 @@ def grow(device: Device, *, length: int) -> Device:
 
 @partial(jax.jit, static_argnames="program", donate_argnames="device")
 def decode(
-    params: dict, device: Device, rows: Rows, key: jax.Array, clock: jax.Array, *, program: Program
+    params: dict, device: Device, rows: RowStates, key: jax.Array, clock: jax.Array, *, program: Program
 ) -> tuple[Device, jax.Array, jax.Array]:
     """Up to `program.steps` steps of all rows; ends early when no row is left.
 

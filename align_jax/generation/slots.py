@@ -13,7 +13,7 @@ from collections.abc import Callable, Container, Iterator
 
 import numpy as np
 
-from align_jax.generation.device import Rows
+from align_jax.generation.device import RowStates
 
 Stop = Callable[[list[int], int], int | None]
 
@@ -83,7 +83,7 @@ class Slots:
         self.work: dict[tuple[int, int], _Work] = {}
         zeros = [np.zeros((shards, rows), np.int32) for _ in range(6)]
         tokens, steps, which, left, prompt_ids, sample_ids = zeros
-        self.rows = Rows(tokens, steps, which, np.zeros((shards, slots, prompts), np.int32), left, prompt_ids, sample_ids)
+        self.rows = RowStates(tokens, steps, which, np.zeros((shards, slots, prompts), np.int32), left, prompt_ids, sample_ids)
 
     @property
     def busy(self) -> bool:

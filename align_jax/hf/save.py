@@ -89,8 +89,8 @@ def save_model(
 def _padding(config: dict[str, Any], tokenizer: Any) -> int | None:
     """The tokenizer's padding; None where it is an end of texts: transformers scores at the last token that is no padding."""
     padding = config["pad_token_id"] if tokenizer is None else tokenizer.pad_token_id
-    ends = config["eos_token_id"]
-    return None if padding in (ends if isinstance(ends, list) else [ends]) else padding
+    eos = config["eos_token_id"]
+    return None if padding in (eos if isinstance(eos, list) else [eos]) else padding
 
 
 def _with_token_ids(config: dict[str, Any], tokenizer: Any) -> dict[str, Any]:

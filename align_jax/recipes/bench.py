@@ -79,7 +79,7 @@ class _Bench:
         )
         return create_state(shape, make(jax.random.key(config.run.seed)), self.optimizer, mesh, config.model.param_dtype)
 
-    def program(self, remat: str, state: TrainState, batch: GroupBatch) -> benchmark.Program:
+    def program(self, remat: str, state: TrainState, batch: GroupBatch) -> benchmark.CompiledStep:
         """The compiled step with a rematerialization policy."""
         scorer = dataclasses.replace(self.setup.scorer, remat=remat)
         step = compile_step(self.setup.mesh, self.where, scorer, self.setup.objective, self.optimizer)

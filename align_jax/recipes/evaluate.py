@@ -83,7 +83,7 @@ def report_of(config: Config) -> Report:
     return Report(data.dataset.path, {r.name: r.estimates for r in results}, lines, unjudged)
 
 
-def check_apart(configs: Sequence[Config], names: Sequence[str]) -> None:
+def check_folders_apart(configs: Sequence[Config], names: Sequence[str]) -> None:
     """UserError where two evaluations would write to one `run.dir`."""
     seen: dict[Path, str] = {}
     for config, name in zip(configs, names, strict=True):

@@ -122,7 +122,7 @@ def _run(config: Config, most: int, stop: Callable[[], bool]) -> bool:
     check_apart({f"generate.{key}": getattr(options, key) for key in ("prompts", "output", "alpaca_eval")})
     setup = Setup.of(config, _model(config))
     tokenizer, shape, data = setup.source.tokenizer, setup.source.shape, config.data or DataConfig()
-    ends = end_ids(tokenizer, options.stop_tokens, setup.source.generation_config)
+    eos_ids = end_ids(tokenizer, options.stop_tokens, setup.source.generation_config)
     rows = [unit for row in read_prompts(options.prompts) for unit in by_group(row, data)]
     encoder = Encoder(tokenizer, dataclasses.replace(data, max_prompt_tokens=most), shape.vocab_size)
     encoded = [encode(row, encoder, options, shape) for row in rows]
@@ -134,7 +134,7 @@ def _run(config: Config, most: int, stop: Callable[[], bool]) -> bool:
             if step is not None:
                 say(f"the model is that of step {step} in {setup.source.describe()}")
             model = Decoder(shape, weights, dtype=config.model.dtype)
-            work = _Work(setup, model, StopStrings(tokenizer, options.stop), ends)
+            work = _Work(setup, model, StopStrings(tokenizer, options.stop), eos_ids)
             try:
                 for i, columns in work.results([encoded[i] for i in todo], todo):
                     results.write(todo[i], {**rows[todo[i]].values, **columns})
@@ -237,7 +237,7 @@ class _Work:
     setup: Setup
     model: Decoder
     stops: StopStrings
-    ends: tuple[int, ...]
+    eos_ids: tuple[int, ...]
 
     def results(self, encoded: Sequence[Encoded], ids: list[int]) -> Iterator[tuple[int, dict[str, Any]]]:
         """(place in `encoded`, columns of the result) as prompts finish."""
@@ -247,7 +247,7 @@ class _Work:
             samples=options.samples,
             max_new_tokens=options.max_new_tokens,
             sampling=sampling_of(options),
-            eos_ids=self.ends,
+            eos_ids=self.eos_ids,
             stop=stops if stops.strings else None,
             seed=config.run.seed,
             prompt_ids=ids,

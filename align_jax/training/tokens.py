@@ -42,7 +42,7 @@ def _useful(batch: GroupBatch) -> jax.Array:
     def of_shard(slots, positions):
         # A negative index would wrap around; one past the end is dropped.
         index = jnp.where(slots < 0, responses, slots).reshape(-1)
-        ends = jnp.zeros(responses, jnp.int32).at[index].max(positions.reshape(-1) + past_end, mode="drop")
-        return jnp.sum(ends, dtype=jnp.int32)
+        reach = jnp.zeros(responses, jnp.int32).at[index].max(positions.reshape(-1) + past_end, mode="drop")
+        return jnp.sum(reach, dtype=jnp.int32)
 
     return jax.vmap(jax.vmap(of_shard))(batch.slots, batch.positions)

@@ -41,11 +41,11 @@ def subset(scores: Sequence[float], most: int | None, seed: tuple[int, int]) -> 
     """Which responses to keep: all, or `most` drawn at random with the best and the worst among them, in order."""
     if most is None or len(scores) <= most:
         return list(range(len(scores)))
-    ends = [int(np.argmax(scores)), int(np.argmin(scores))]
-    ends = ends if ends[0] != ends[1] else [0, 1]
-    others = [i for i in range(len(scores)) if i not in ends]
+    extremes = [int(np.argmax(scores)), int(np.argmin(scores))]
+    extremes = extremes if extremes[0] != extremes[1] else [0, 1]
+    others = [i for i in range(len(scores)) if i not in extremes]
     drawn = np.random.default_rng(seed).choice(others, most - 2, replace=False)
-    return sorted([*ends, *drawn.tolist()])
+    return sorted([*extremes, *drawn.tolist()])
 
 
 def characters(text: Text) -> int:

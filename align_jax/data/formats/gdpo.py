@@ -10,7 +10,7 @@ from align_jax.data.formats.fields import as_text, field, items, number, short, 
 from align_jax.data.sources import RowError
 
 
-class GDPO(Format):
+class BeliefRows(Format):
     """Columns: `prompt`, `options` (the beliefs), `probabilities` (of each; may be missing), and of the accepted text
     `accept_response`, `accept_choice_id` (which belief, from 0) and `accept_choice` (its name; may be missing); of the rejected
     one `reject_...`.

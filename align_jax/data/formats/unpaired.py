@@ -10,7 +10,7 @@ from align_jax.data.formats.fields import field, text
 from align_jax.data.sources import RowError
 
 
-class Unpaired(Format):
+class UnpairedRows(Format):
     """Columns: `prompt`, `completion`, `label` (true where it is desirable)."""
 
     name = "unpaired"

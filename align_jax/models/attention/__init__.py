@@ -14,13 +14,13 @@ import jax
 from align_jax.models.attention.backends import BACKENDS, resolve_backend
 from align_jax.models.attention.cudnn import attend_cudnn
 from align_jax.models.attention.splash import attend_splash
-from align_jax.models.attention.visible import Masks, Rows, Tokens, own_mask, prefix_mask, visibility
+from align_jax.models.attention.visible import Masks, RowIds, Tokens, own_mask, prefix_mask, visibility
 from align_jax.models.attention.xla import attend_xla
 
 __all__ = [
     "BACKENDS",
     "Masks",
-    "Rows",
+    "RowIds",
     "Tokens",
     "attend",
     "own_mask",
@@ -34,7 +34,7 @@ def attend(
     q: jax.Array,
     k: jax.Array,
     v: jax.Array,
-    seen: Masks | Rows,
+    seen: Masks | RowIds,
     prefix_k: jax.Array | None = None,
     prefix_v: jax.Array | None = None,
 ) -> jax.Array:

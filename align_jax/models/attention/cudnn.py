@@ -20,13 +20,13 @@ from jax.ad_checkpoint import checkpoint_name
 from align_jax.errors import UserError
 from align_jax.models.attention import cudnn_kernels
 from align_jax.models.attention.partition import over_mesh
-from align_jax.models.attention.visible import Rows
+from align_jax.models.attention.visible import RowIds
 from align_jax.models.remat import ATTENTION
 
 _NEVER = -1e30
 
 
-def attend_cudnn(q, k, v, seen: Rows, prefix_k=None, prefix_v=None) -> jax.Array:
+def attend_cudnn(q, k, v, seen: RowIds, prefix_k=None, prefix_v=None) -> jax.Array:
     """See `align_jax.models.attention.attend`."""
     lengths = jnp.sum(seen.segments > 0, axis=-1, dtype=jnp.int32)
     run = partial(_run, seen.window)

@@ -17,7 +17,7 @@ from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_ke
 from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_mask as masks
 
 from align_jax.models.attention.partition import over_mesh
-from align_jax.models.attention.visible import Rows
+from align_jax.models.attention.visible import RowIds
 from align_jax.models.remat import ATTENTION
 
 _BLOCKS = (512, 384, 256, 128)
@@ -25,7 +25,7 @@ _LONGEST = 4096  # queries of one call: more rows than this are cut into calls, 
 _OFFSET_BITS = 16
 
 
-def attend_splash(q, k, v, seen: Rows, prefix_k=None, prefix_v=None) -> jax.Array:
+def attend_splash(q, k, v, seen: RowIds, prefix_k=None, prefix_v=None) -> jax.Array:
     """See `align_jax.models.attention.attend`."""
     shards, count, length, heads, size = q.shape
     scaled = (q.astype(jnp.float32) * size**-0.5).astype(q.dtype)
@@ -51,7 +51,7 @@ def _rows_per_call(rows: int, length: int) -> int:
     return max(n for n in range(1, rows + 1) if rows % n == 0 and (n == 1 or n * length <= _LONGEST))
 
 
-def _prompt_of_call(seen: Rows, shards: int, calls: int) -> jax.Array | None:
+def _prompt_of_call(seen: RowIds, shards: int, calls: int) -> jax.Array | None:
     """Which prompt row each call sees, int32 `[D, calls]`; None where call i sees prompt row i."""
     if seen.prompt_row is not None:
         return seen.prompt_row
@@ -71,12 +71,12 @@ def _run(q, k, v, q_ids, k_ids, *, length, before, window):
     kernel = _kernel(shape, q.shape[3])
     q, k, v = (jnp.moveaxis(x, 3, 2) for x in (q, k, v))
     # Padded queries repeat the last one's id and mask, so that they see something; padded keys are seen by no query.
-    ends = ((0, 0), (0, 0), (0, shape.padded_queries - q.shape[3]))
-    q_ids = jnp.pad(q_ids, ends, mode="edge")
-    q = jnp.pad(q, (*ends[:2], (0, 0), ends[2], (0, 0)))
-    ends = ((0, 0), (0, 0), (0, shape.padded_keys - k.shape[3]))
-    k_ids = jnp.pad(k_ids, ends, constant_values=-1)
-    k, v = (jnp.pad(x, (*ends[:2], (0, 0), ends[2], (0, 0))) for x in (k, v))
+    padding = ((0, 0), (0, 0), (0, shape.padded_queries - q.shape[3]))
+    q_ids = jnp.pad(q_ids, padding, mode="edge")
+    q = jnp.pad(q, (*padding[:2], (0, 0), padding[2], (0, 0)))
+    padding = ((0, 0), (0, 0), (0, shape.padded_keys - k.shape[3]))
+    k_ids = jnp.pad(k_ids, padding, constant_values=-1)
+    k, v = (jnp.pad(x, (*padding[:2], (0, 0), padding[2], (0, 0))) for x in (k, v))
     out = jax.vmap(jax.vmap(kernel))(q, k, v, kernels.SegmentIds(q_ids, k_ids))
     return jnp.moveaxis(out[:, :, :, : shape.rows * length], 2, 3)
 

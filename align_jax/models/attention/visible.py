@@ -61,7 +61,7 @@ def _near(q_positions: jax.Array, k_positions: jax.Array, window: int | None) ->
 
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
-class Rows:
+class RowIds:
     """Visibility for the flash backends, which make no mask: causal within a segment, the whole prompt before it.
 
     Attributes:
@@ -86,7 +86,7 @@ def visibility(
     prompt: Tokens | None = None,
     prompt_row: jax.Array | None = None,
     uniform: bool = False,
-) -> Masks | Rows:
+) -> Masks | RowIds:
     """What tokens see, for one backend.
 
     Args:
@@ -105,6 +105,6 @@ def visibility(
     farthest = segments.shape[-1] - 1 + (0 if prompt is None else prompt.segments.shape[-1])
     window = None if window is None or window > farthest else window
     if prompt is None:
-        return Rows(segments, window=window, backend=backend)
+        return RowIds(segments, window=window, backend=backend)
     exists = [(jnp.asarray(x) > 0).astype(jnp.int32) for x in (segments, prompt.segments)]
-    return Rows(exists[0], exists[1], rows, window, backend)
+    return RowIds(exists[0], exists[1], rows, window, backend)

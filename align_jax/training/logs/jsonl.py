@@ -36,7 +36,7 @@ def read_metrics(path: str | Path) -> list[dict[str, Any]]:
     return records
 
 
-class JsonLines(Sink):
+class MetricsFile(Sink):
     """Appends to `metrics.jsonl` and flushes line by line, so that a killed process loses nothing it logged.
 
     A value that is NaN or infinite is written as `null`, since JSON has no such numbers. Resumed, lines of later steps are
