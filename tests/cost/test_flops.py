@@ -22,6 +22,7 @@ def test_pairs_are_counted_one_by_one():
     assert forward.head == 7 * 2 * 16 * 40
 
 
+@pytest.mark.slow
 def test_products_are_those_that_xla_compiles():
     weights, tokens = init_weights(MODEL, jax.random.key(0)), np.zeros((2, 9), np.int32)
     text = jax.jit(lambda w: Decoder(MODEL, w, dtype="float32")(tokens)).lower(weights).compile().as_text()

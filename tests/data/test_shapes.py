@@ -76,6 +76,7 @@ def real_data(prompt, response):
     return GroupDataset(config, "train", Encoder(tokenizer, config), arrangement=Group())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("lengths", [(192, 512), (100, 200)])
 def test_nine_positions_of_ten_are_real_on_real_data_in_few_shapes(lengths):
     data = real_data(*lengths)

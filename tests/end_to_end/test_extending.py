@@ -53,6 +53,7 @@ OWN = ["--objective.name", "mine.objective:MarginDPO", "--data.format", "mine.fo
        "--evaluate.metrics", "[mine.metric:Reversed]"]  # fmt: skip
 
 
+@pytest.mark.slow
 def test_a_run_with_one_file_of_every_kind(work):
     assert all(word.strip("[]") in DOCUMENT.read_text(encoding="utf-8") for word in OWN)
     assert main(["train", "config.yaml", *OWN, "--objective.margin", "0.25"]) == 0

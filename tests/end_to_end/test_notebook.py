@@ -30,6 +30,7 @@ def lines_of(document: str) -> str:
     return re.search(r"```python\n(.*?)```", (ROOT / document).read_text(encoding="utf-8"), re.S)[1]
 
 
+@pytest.mark.slow
 def test_the_lines_of_the_document_run(model_folder, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     code = lines_of("docs/notebook.md")
@@ -57,6 +58,7 @@ def config_of(folder, run, **data):
     )  # fmt: skip
 
 
+@pytest.mark.slow
 def test_jobs_are_quiet_resume_and_run_again_in_a_process(model_folder, tmp_path, capfd):
     config = config_of(model_folder, tmp_path / "run", train=ROWS)
     first = align_jax.train(config)

@@ -159,6 +159,7 @@ def killed(world):
     return world / "run"
 
 
+@pytest.mark.slow
 def test_killed_and_resumed_it_has_the_metrics_of_a_whole_run(killed):
     assert main(["train", "config.yaml", "--run.dir", "whole"]) == 0
     whole = metrics_of("whole")
@@ -172,6 +173,7 @@ def test_the_run_folder_knows_it_by_the_name_that_was_given(killed):
     assert stored["objective"] == {"name": "squared_objective:Squared", "beta": 0.2, "scale": 0.5, "reference_free": False}
 
 
+@pytest.mark.slow
 def test_it_evaluates_exports_and_generates(killed, capsys):
     assert main(["evaluate", "config.yaml"]) == 0
     models = json.loads((killed / "evaluation.json").read_text())["models"]
@@ -212,6 +214,7 @@ def test_what_is_no_objective_is_refused_with_its_place(world, capsys, code, mes
     assert "--objective.name: " in said and message in said
 
 
+@pytest.mark.slow
 def test_own_rows_slots_and_labels_in_one_file(world, capsys):
     own = ["--objective.name", "ranking_objective:RankLoss", "--objective.scale", "null", "--run.dir", "ranked",
            "--data.format", "ranking_objective:Ranked", "--data.train", "ranked-train.jsonl",

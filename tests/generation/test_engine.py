@@ -123,6 +123,7 @@ def test_sampled_first_and_second_tokens_match_the_softmax():
     assert stats.chisquare(observed, np.asarray(expected) / sum(expected) * 3000).pvalue > 1e-4
 
 
+@pytest.mark.slow
 def test_same_text_on_any_mesh(model):
     prompts = random_prompts(9, 20)
     options = dict(samples=3, max_new_tokens=12, sampling=Sampling(top_p=0.9, repetition_penalty=1.1), eos_ids=[5], seed=3)
@@ -144,6 +145,7 @@ def test_few_prompts_are_spread_over_the_shards(model):
     assert [len(part.sample_ids) for part in parts] == [2, 2, 2, 2, 1, 1, 1, 1]
 
 
+@pytest.mark.slow
 def test_refill_and_batch_change_nothing(model):
     prompts = [prompt[:16] + [9] * (16 - len(prompt)) for prompt in random_prompts(7, 16)]  # few shapes to compile
     options = dict(samples=5, max_new_tokens=40, sampling=Sampling(), eos_ids=[5, 6, 7, 8], seed=1)

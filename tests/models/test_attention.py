@@ -213,6 +213,7 @@ def scored(batch, backend, config=MODEL, **chunks):
     return jax.jit(jax.grad(loss, has_aux=True))(weights)[::-1]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "backend, align, chunks",
     [

@@ -37,6 +37,7 @@ def run(capsys, *argv):
     return [json.loads(line) for line in capsys.readouterr().out.splitlines()]
 
 
+@pytest.mark.slow
 def test_json_has_what_other_tools_read(config, capsys):
     (values,) = run(capsys, config, "--json", "--bench.recommend", "true")
     assert values["useful_tokens_per_step"] == 2 * 4 * (9 + 6)
@@ -52,6 +53,7 @@ def test_json_has_what_other_tools_read(config, capsys):
     assert values["compilations"] + values["compilations_cached"] >= 1
 
 
+@pytest.mark.slow
 def test_a_sweep_has_a_line_for_every_k_and_a_fit(config, capsys):
     *results, fit = run(capsys, config, "--json", "--sweep", "K=2,4,8", "--model.rows_per_chunk", "2")
     assert [r["responses"] for r in results] == [2, 4, 8]
@@ -59,6 +61,7 @@ def test_a_sweep_has_a_line_for_every_k_and_a_fit(config, capsys):
     assert set(fit["fit"]) == {"base", "slope", "r_squared"}
 
 
+@pytest.mark.slow
 def test_memory_does_not_grow_with_k_in_chunks(config, capsys):
     more = ("--bench.response_tokens", "64", "--model.head_chunk", "128", "--model.rows_per_chunk", "4", "--bench.steps", "1")
     results = run(capsys, config, "--json", "--sweep", "K=8,64", *more)[:2]

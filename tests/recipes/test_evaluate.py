@@ -116,6 +116,7 @@ def test_beliefs_of_several_models_in_one_table(world, capsys):
         assert (world / f"run/evaluation/{name}.png").read_bytes()[:4] == b"\x89PNG"
 
 
+@pytest.mark.slow
 def test_sets_of_a_trained_model_and_of_the_reference(world, capsys):
     name = "trained & new"
     models = {"base": str(world / "base"), name: str(world / "exported")}
@@ -164,6 +165,7 @@ def test_several_configs_make_one_table(world, capsys):
     assert "'a b' and 'a_b' would share the file samples-a_b.jsonl" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_two_processes_evaluate_as_one(world, capsys):
     models = ("--evaluate.models", f"{{run: {world / 'run'}}}", "--evaluate.plots", "false")
     sets = ("--model.path", world / "base", "--model.config", "null", "--evaluate.models", f"{{run: {world / 'exported'}}}")
@@ -188,6 +190,7 @@ def test_without_samples_or_a_checkpoint(world, capsys):
     assert all(e["low"] is e["high"] is None for e in metrics.values())
 
 
+@pytest.mark.slow
 def test_an_endpoint_that_is_not_there_keeps_the_rest(world, capsys):
     url = "http://127.0.0.1:9/v1"
     dead = ("--evaluate.judge", url, "--evaluate.judge_model", "m", "--evaluate.plots", "false", "--evaluate.resamples", 9)

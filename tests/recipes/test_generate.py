@@ -111,6 +111,7 @@ def cli_generate():
     return module
 
 
+@pytest.mark.slow
 def test_two_processes_generate_as_one(work):
     options = ["city parks", "solar roofs", "i like city parks"]
     prompts = [{"prompt": "yes , i like solar roofs", "group": "north", "options": options[: 2 + n % 2]} for n in range(5)]

@@ -79,6 +79,7 @@ def test_the_loss_falls_and_accuracy_is_measured(trained):
     assert metrics[-1]["eval/rewards/margins"] > metrics[0]["eval/rewards/margins"]
 
 
+@pytest.mark.slow
 def test_a_resumed_run_ends_alike(world, trained):
     other = world / "resumed"
     assert run("train", world, "--run.dir", other, "--train.steps", 2) == 0

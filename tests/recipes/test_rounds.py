@@ -37,13 +37,13 @@ class Reward:
 
     def stands_in(self, patch):
         patch.setattr(score, "reward_pass", self.reward_pass)
-        patch.setattr(rounds, "reward_source", lambda given, key: None)
+        patch.setattr(rounds, "model_at", lambda given, head, key: None)
 
     def score(self, texts):
         self.asked.append(texts)
         return np.asarray([sum(w.startswith("s") for w in text.split()) - len(text) / 100 for text in texts])
 
-    def reward_pass(self, config, rows, mesh):
+    def reward_pass(self, config, rows):
         texts = [row["responses"] for row in rows.values]
         ready = lambda: lambda groups: ((i, self.score(group)) for i, group in enumerate(groups))  # noqa: E731
         return Pass("scores", {"reward": config.score.reward_model}, rows.where, texts, ready)
@@ -116,6 +116,7 @@ def contents(run):
     return found
 
 
+@pytest.mark.slow
 def test_a_run_keeps_what_it_promises(world, whole):
     folder, _ = world
     lines = rows(whole / "rounds.jsonl")
@@ -144,6 +145,7 @@ def test_a_run_keeps_what_it_promises(world, whole):
     assert lines[2]["eval/kl"] != 0
 
 
+@pytest.mark.slow
 def test_the_kl_is_the_mean_log_ratio_of_what_was_sampled(world, whole):
     import align_jax
     from align_jax.data import Encoder
@@ -160,6 +162,7 @@ def test_the_kl_is_the_mean_log_ratio_of_what_was_sampled(world, whole):
     assert rows(whole / "rounds.jsonl")[2]["eval/kl"] == pytest.approx(float(ratios.mean()), abs=1e-5)
 
 
+@pytest.mark.slow
 def test_export_gives_the_last_round(world, whole):
     folder, _ = world
     assert main(["export", str(whole), str(folder / "exported")]) == 0
@@ -168,6 +171,7 @@ def test_export_gives_the_last_round(world, whole):
     assert last.read_bytes() != (whole / "rounds" / "1" / "model" / "model.safetensors").read_bytes()
 
 
+@pytest.mark.slow
 def test_other_commands_take_the_last_round(world, whole, capsys):
     folder, config = world
     files = ("--generate.prompts", folder / "eval.jsonl", "--generate.output", folder / "said.jsonl", "--generate.rows", 4)
@@ -177,6 +181,7 @@ def test_other_commands_take_the_last_round(world, whole, capsys):
     assert "data.format 'prompts' has no responses to evaluate on" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_stopped_in_every_step_it_goes_on_inside_it_and_ends_with_the_same_bits(world, whole, reward, monkeypatch, capsys):
     folder, config = world
     run = folder / "stopped"
@@ -267,6 +272,7 @@ def killed_while_training(config, run, monkeypatch):
     monkeypatch.setattr(MetricsLog, "log", real)
 
 
+@pytest.mark.slow
 def test_the_reference_is_the_start_of_the_round_or_of_the_run(world, whole):
     folder, config = world
     first = lambda run, n: read_metrics(run / "rounds" / str(n) / "metrics.jsonl")[0]  # noqa: E731
@@ -279,6 +285,7 @@ def test_the_reference_is_the_start_of_the_round_or_of_the_run(world, whole):
     assert abs(first(run, 2)["rewards/chosen"]) > 1e-4
 
 
+@pytest.mark.slow
 def test_two_processes_take_rounds_as_one_and_stop_together(world, monkeypatch):
     folder, config = world
     monkeypatch.undo()  # a reward model that other processes can load
@@ -323,6 +330,7 @@ def wait_for(path, processes):
     raise AssertionError(f"no {path}")
 
 
+@pytest.mark.slow
 def test_a_response_of_nothing_is_trained_on(world, whole):
     # Blank text would be a malformed row of `groups`; what was sampled is the end token.
     folder, config = world
@@ -340,6 +348,7 @@ def test_a_response_of_nothing_is_trained_on(world, whole):
     assert main(["train", str(folder / "blank.yaml"), "--data.format", "groups", "--run.dir", str(folder / "texts")]) == 2
 
 
+@pytest.mark.slow
 def test_prompts_of_any_format_each_once(tmp_path):
     prompts = (("x", ""), ("y", "1"), ("x", ""), ("y", "2"))
     pairs = [{"prompt": prompt, "chosen": "a", "rejected": "b", "group": group} for prompt, group in prompts]
@@ -353,6 +362,7 @@ def test_prompts_of_any_format_each_once(tmp_path):
         distinct_prompts(DataConfig(train=str(path), format="pairs"), "train", tmp_path)
 
 
+@pytest.mark.slow
 def test_every_prompt_is_taken_before_one_is_taken_again():
     rounds = [onpolicy.round_prompts(10, 3, n, seed=5) for n in range(1, 7)]
     assert all(len(set(r)) == 3 and set(r) <= set(range(10)) for r in rounds)
@@ -361,6 +371,7 @@ def test_every_prompt_is_taken_before_one_is_taken_again():
     assert onpolicy.round_prompts(4, 4, 3, seed=0) == [0, 1, 2, 3]
 
 
+@pytest.mark.slow
 def test_the_interval_is_the_bootstraps():
     from scipy.stats import bootstrap
 

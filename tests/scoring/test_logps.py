@@ -83,6 +83,7 @@ def test_equals_scoring_each_response_alone(config, pack):
         np.testing.assert_allclose(ours, alone(config, weights, groups, slots), rtol=1e-4, atol=1e-4)
 
 
+@pytest.mark.slow
 def test_right_aligned_prompts_change_nothing():
     weights = big_weights(BASE)
     a, b = (pack_groups(GROUPS, shards=1, groups_per_shard=4, layout=layout(False, side)) for side in ("left", "right"))
@@ -103,6 +104,7 @@ def _loss(config, groups, weights):
     return total
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("groups", [GROUPS, BELIEFS], ids=["responses", "beliefs"])
 def test_gradients_equal_those_of_scoring_alone(groups):
     weights = big_weights(BASE)
@@ -118,6 +120,7 @@ def test_gradients_equal_those_of_scoring_alone(groups):
         jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=2e-3, atol=2e-4), grads, expected)
 
 
+@pytest.mark.slow
 def test_chunks_of_rows_change_no_value_and_no_gradient():
     weights = big_weights(BASE)
     batch = make_groups([tokens(4), tokens(6)], [[tokens(3)] * 4, [tokens(5)] * 4])

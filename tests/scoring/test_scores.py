@@ -39,6 +39,7 @@ def score(config, weights, batch, **chunks):
     return response_scores(Decoder(config, weights, dtype="float32"), batch, **chunks)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("variant", ["llama2", "mistral", "mistral_window"])
 def test_equals_the_classifiers_of_transformers(variant, tmp_path):
     """Grouped queries everywhere; in one batch of transformers, padded to the right."""
@@ -75,6 +76,7 @@ def _slow(config, groups, weights, signs):
     return total
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("config", [REWARD, WINDOW], ids=["grouped-query", "window-tied"])
 def test_values_and_gradients_equal_those_of_scoring_alone(config):
     weights = big_weights(config)

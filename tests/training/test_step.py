@@ -70,6 +70,7 @@ def one_step(batch, objective, mesh=None, scorer=None, optimizer=None, param_dty
     return jax.tree.map(np.asarray, state), {k: float(v) for k, v in metrics.items() if not k.startswith("tokens/")}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_first_dpo_loss_is_ln_2(dtype):
     batch = stacked(make_items(6, 2, scores=scores), 1, 1)
@@ -78,6 +79,7 @@ def test_first_dpo_loss_is_ln_2(dtype):
     assert metrics["rewards/margins"] == pytest.approx(0, abs=1e-5)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_first_mpo_loss_is_the_log_ratio_of_the_set_sizes(dtype):
     fixed = [5.0, 1.0, 1.0, 4.0, 1.0]  # mean 2.4: two accepted of five
@@ -86,6 +88,7 @@ def test_first_mpo_loss_is_the_log_ratio_of_the_set_sizes(dtype):
     assert metrics["loss"] == pytest.approx(np.log(5 / 2), abs=1e-6)
 
 
+@pytest.mark.slow
 def test_accumulation_gives_the_same_update():
     items = make_items(8, 4, scores=scores)
     whole, first = one_step(stacked(items, 1, 1), MPO(beta=0.5, alpha=0.3))
@@ -95,6 +98,7 @@ def test_accumulation_gives_the_same_update():
         jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-3, atol=2e-5), whole.weights, cut.weights)
 
 
+@pytest.mark.slow
 def test_accumulation_of_kto_uses_the_kl_of_the_whole_batch():
     items = make_items(8, 2, desirable=lambda rng, k: np.asarray(bool(rng.integers(2))))
     rng = np.random.default_rng(1)
@@ -108,6 +112,7 @@ def test_accumulation_of_kto_uses_the_kl_of_the_whole_batch():
     assert metrics[1] == pytest.approx(metrics[0], rel=2e-5, abs=1e-6)
 
 
+@pytest.mark.slow
 def test_sft_accumulates_over_tokens_not_groups():
     items = make_items(8, 1)
     _, whole = one_step(stacked(items, 1, 1), SFT())
@@ -115,6 +120,7 @@ def test_sft_accumulates_over_tokens_not_groups():
     assert cut["loss"] == pytest.approx(whole["loss"], rel=1e-5)
 
 
+@pytest.mark.slow
 def test_a_mesh_gives_the_same_update_and_keeps_the_state_sharded():
     items = make_items(8, 4, scores=scores)
     one, first = one_step(stacked(items, 2, 1), MPO(beta=0.5))
@@ -125,6 +131,7 @@ def test_a_mesh_gives_the_same_update_and_keeps_the_state_sharded():
         jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-3, atol=2e-5), one.weights, many.weights)
 
 
+@pytest.mark.slow
 def test_chunks_and_rematerialization_change_nothing():
     items = make_items(8, 4, scores=scores)
     batch = stacked(items, 1, 1)
@@ -145,6 +152,7 @@ def test_moments_live_with_their_weights_and_adafactor_statistics_are_whole():
     assert factored.opt_state[0].v["layers"]["attn_norm"] == factored.trainable["layers"]["attn_norm"]
 
 
+@pytest.mark.slow
 def test_bfloat16_weights_accumulate_gradients_in_float32():
     items = make_items(16, 1)
     norms = []
@@ -153,6 +161,7 @@ def test_bfloat16_weights_accumulate_gradients_in_float32():
     assert norms[1] == pytest.approx(norms[0], rel=2e-3)
 
 
+@pytest.mark.slow
 def test_a_batch_without_any_contrast_changes_nothing_but_the_step():
     items = [dataclasses.replace(g, labels={"scores": np.ones(g.slots, np.float32)}) for g in make_items(4, 2)]
     state, metrics = one_step(stacked(items, 1, 1), MPO(beta=0.5), optimizer=optax.sgd(1.0))
