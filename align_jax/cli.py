@@ -30,7 +30,7 @@ def evaluate(argv: Sequence[str]) -> int:
 
     from align_jax.evaluation import joint_table, text_table
     from align_jax.recipes.evaluate import check_folders_apart, report_of
-    from align_jax.recipes.say import say
+    from align_jax.recipes.say import say, speaking
 
     paths = list(itertools.takewhile(lambda word: not word.startswith("--"), argv))
     configs = [_config("evaluate", [path, *argv[len(paths) :]]) for path in paths or [*argv[:1]] or [""]]
@@ -39,8 +39,12 @@ def evaluate(argv: Sequence[str]) -> int:
     if jax.process_index() == 0:
         tables = {f"{r.path}, by {path}": r.columns for path, r in zip(paths, reports, strict=True)}
         print(joint_table(tables) if len(tables) > 1 else text_table(reports[0].columns))
-    for line in (line for report in reports for line in report.lines):
-        say(line)
+    for config, report in zip(configs, reports, strict=True):
+        with speaking(config.log.quiet):
+            for line in report.lines:
+                say(line)
+        for problem in report.problems:
+            say(problem)
     return USAGE_ERROR if any(report.unjudged for report in reports) else 0
 
 

@@ -34,7 +34,7 @@ from align_jax.config.sections import (
     ScoreConfig,
     TrainConfig,
 )
-from align_jax.config.source import ConfigValues, Override, build, check_keys, dump, parse_overrides
+from align_jax.config.source import ConfigValues, Override, build, check_keys, dump, escaped, parse_overrides
 from align_jax.data.config import DataConfig
 from align_jax.data.formats import find_format
 from align_jax.errors import UserError
@@ -97,15 +97,20 @@ class Config:
         Args:
           values: the file, nested dicts (section -> key -> value), or another config. `data.train` and `data.eval` may be rows
             instead of a path: a list of dicts with the columns of `data.format`, or a `datasets.Dataset`.
-          overrides: `section.key=value`, values as on the command line.
+          overrides: `section.key=value`, values as on the command line. Another `objective.name` or `optimizer.name` than that
+            of a config that is given drops the options that the new one does not have.
 
         Raises:
           UserError: see `load_config`.
         """
+        if not all(isinstance(text, str) for text in overrides):
+            raise UserError(f"overrides are texts, section.key=value, one after the other; got {overrides!r}")
         options = parse_overrides([f"--{text.removeprefix('--')}" for text in overrides])
         if isinstance(values, str | os.PathLike):
             return load_config(values, options)
-        given = values.to_dict() if isinstance(values, Config) else values
+        given = escaped(values.to_dict()) if isinstance(values, Config) else values
+        if isinstance(values, Config):
+            _drop_other_options(given, dict(options))
         if isinstance(values, Config) and values.run.dir == _own_folder(values):
             given["run"]["dir"] = None  # another run has another folder
         source, rows = ConfigValues.of(given)
@@ -285,6 +290,15 @@ def _with_folder(config: Config) -> Config:
     if config.run.dir is not None:
         return config
     return dataclasses.replace(config, run=dataclasses.replace(config.run, dir=_own_folder(config)))
+
+
+def _drop_other_options(given: dict[str, Any], options: Mapping[str, Any]) -> None:
+    """Takes out the options of an objective or optimizer that another one, which takes its place, does not have."""
+    for section, find in (("objective", find_objective), ("optimizer", _find_optimizer)):
+        name = options.get(f"{section}.name")
+        if name is not None and section in given and name != given[section]["name"]:
+            kept = {field.name for field in dataclasses.fields(find(name))}
+            given[section] = {key: value for key, value in given[section].items() if key in kept}
 
 
 def _own_folder(config: Config) -> str | None:

@@ -127,7 +127,7 @@ class TrainConfig:
       epochs: passes over the training data; with neither it nor `steps`, one.
       groups_per_step: prompts of one optimizer step, over all devices and microbatches.
       accumulation_steps: microbatches of a step.
-      eval_every: optimizer steps between evaluations; None evaluates at the end only.
+      eval_every: optimizer steps between evaluations; None evaluates before the first step and after the last one only.
     """
 
     steps: int | None = None

@@ -19,7 +19,7 @@ from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from align_jax.config.packaged import how_to_copy
-from align_jax.data.sources import given_rows
+from align_jax.data.sources import GivenRows, given_rows
 from align_jax.errors import UserError
 from align_jax.registry import suggest
 
@@ -68,13 +68,14 @@ class ConfigValues:
       name: the file, as the user wrote it.
       values: nested dict, interpolations not resolved.
       lines: dotted key -> line of the file.
-      overridden: dotted keys that the command line set.
+      overridden: dotted keys that the command line set. replaced: those among them that had a value before.
     """
 
     name: str
     values: dict[str, Any]
     lines: dict[str, int]
     overridden: set[str] = dataclasses.field(default_factory=set)
+    replaced: set[str] = dataclasses.field(default_factory=set)
 
     @classmethod
     def read(cls, path: str | Path) -> ConfigValues:
@@ -103,6 +104,8 @@ class ConfigValues:
         Raises:
           UserError: sections that are not dicts, or rows that cannot be read.
         """
+        if not isinstance(values, Mapping):
+            raise UserError(f"a config is a path, or sections with keys, not a {type(values).__name__}")
         copied: dict[str, Any] = {}
         for section, keys in values.items():
             is_section = isinstance(keys, Mapping)
@@ -118,6 +121,9 @@ class ConfigValues:
         """What set a key: the option, else `file:line` of the key or of the nearest section around it."""
         if key in self.overridden:
             return f"--{key}"
+        given = next((other for other in sorted(self.overridden) if other.startswith(f"{key}.")), None)
+        if given and key not in self.lines:  # a section that only options name
+            return f"--{given}"
         while key:
             if key in self.lines:
                 return f"{self.name}:{self.lines[key]}"
@@ -138,6 +144,8 @@ class ConfigValues:
                 if not isinstance(target.get(parent), dict):
                     target[parent] = {}
                 target = target[parent]
+            if last in target:
+                self.replaced.add(key)
             target[last] = value
             self.overridden.add(key)
 
@@ -195,7 +203,7 @@ def _spell(hint: Any) -> str:
 
 def _check_value(source: ConfigValues, schema: Any, key: str, value: Any, full: str, hint: Any) -> None:
     try:
-        converted = OmegaConf.to_container(OmegaConf.merge(schema, {key: _escape(value)}), resolve=True)[key]
+        converted = OmegaConf.to_container(OmegaConf.merge(schema, {key: escaped(value)}), resolve=True)[key]
     except OmegaConfBaseException as error:
         raise source.error(full, f"{value!r} is not {_spell(hint)}: {str(error).splitlines()[0]}") from error
     # OmegaConf turns 1 into True and True into 'True'
@@ -210,7 +218,7 @@ def check_types(source: ConfigValues, cls: type, values: Any, prefix: str, what:
     hints = typing.get_type_hints(cls)
     fields = {field.name: hints[field.name] for field in dataclasses.fields(cls)}
     for key in [key for key, value in values.items() if key not in fields and value is None]:
-        if f"{prefix}{key}" in source.overridden and f"{prefix}{key}" in source.lines:
+        if f"{prefix}{key}" in source.replaced:
             del values[key]
     check_keys(source, values, fields, prefix, what)
     schema = OmegaConf.structured(cls)
@@ -228,7 +236,7 @@ def build(source: ConfigValues, cls: type[T], values: Any, prefix: str, what: st
       UserError: an unknown key, a wrong type, a missing key, or what the dataclass itself refuses; each with its place.
     """
     check_types(source, cls, values, prefix, what)
-    merged = OmegaConf.merge(OmegaConf.structured(cls), _escape(values))
+    merged = OmegaConf.merge(OmegaConf.structured(cls), escaped(values))
     missing = sorted(OmegaConf.missing_keys(merged))
     if missing:
         raise source.error(f"{prefix}{missing[0]}", "is required")
@@ -241,15 +249,24 @@ def build(source: ConfigValues, cls: type[T], values: Any, prefix: str, what: st
         raise source.error(key, message.removeprefix(key).lstrip(": ")) from error
 
 
-def _escape(value: Any) -> Any:
+def escaped(value: Any) -> Any:
     """Resolved text that holds `${` must not be interpolated again."""
+    if isinstance(value, GivenRows):
+        return value
     if isinstance(value, str):
         return value.replace("${", "\\${")
     if isinstance(value, dict):
-        return {key: _escape(item) for key, item in value.items()}
-    return [_escape(item) for item in value] if isinstance(value, (list, tuple)) else value
+        return {key: escaped(item) for key, item in value.items()}
+    return [escaped(item) for item in value] if isinstance(value, (list, tuple)) else value
 
 
 def dump(values: Mapping[str, Any]) -> str:
     """YAML that `ConfigValues.read` and `resolve` turn into the same values."""
-    return OmegaConf.to_yaml(OmegaConf.create(_escape(dict(values))))
+    return OmegaConf.to_yaml(OmegaConf.create(_texts(escaped(dict(values)))))
+
+
+def _texts(value: Any) -> Any:
+    """Rows given in Python by the name that stands for them."""
+    if isinstance(value, dict):
+        return {key: _texts(item) for key, item in value.items()}
+    return str(value) if isinstance(value, GivenRows) else value

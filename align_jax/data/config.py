@@ -23,7 +23,7 @@ class DataConfig:
     split: str = "train"  # of a hub data set, for training
     eval_split: str = "test"  # of a hub data set, for evaluation
     streaming: bool = False  # read a hub data set row by row; the rows are kept in the run folder
-    max_rows: int | None = None  # read no more rows than this
+    max_rows: int | None = None  # read no more rows than this of each, `train` and `eval`
     max_prompt_tokens: int = 512  # longer prompts are cut, and counted
     max_response_tokens: int = 512  # longer responses are cut and lose their end-of-sequence token, and are counted
     max_responses: int | None = None  # keep at most this many of a group, the best and the worst among them

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import gzip
 import hashlib
 import json
@@ -154,6 +155,9 @@ class GivenRows(str):
     def __deepcopy__(self, memo: dict) -> GivenRows:
         return self
 
+    def __getnewargs__(self) -> tuple[Any, str]:
+        return self.rows, self.digest
+
     def open(self, max_rows: int | None) -> Source:
         """The rows as a source."""
         return IndexedRows(self.rows, str(self), self.digest, max_rows)
@@ -168,8 +172,11 @@ def given_rows(rows: Any, key: str) -> GivenRows:
     if isinstance(rows, GivenRows):
         return rows
     if type(rows).__module__.startswith("datasets."):
-        if not hasattr(rows, "column_names") or isinstance(rows, dict):
+        if isinstance(rows, dict):
             raise UserError(f"{key}: a {type(rows).__name__}; give one split of it")
+        if not hasattr(rows, "_fingerprint") or not hasattr(rows, "__len__"):
+            raise UserError(f"{key}: a {type(rows).__name__} is read once; give its hub id, and data.streaming")
+        rows = rows.with_format(None)
         return GivenRows(rows, hashlib.sha256(f"{rows._fingerprint} {len(rows)}".encode()).hexdigest())
     if not isinstance(rows, list | tuple) or not all(isinstance(row, dict) for row in rows):
         raise UserError(f"{key}: expected a path, a list of dicts or a datasets.Dataset, got {type(rows).__name__}")
@@ -204,7 +211,10 @@ class IndexedRows:
         return len(self._dataset)
 
     def __getitem__(self, index: int) -> dict[str, Any]:
-        return self._dataset[index]
+        row = copy.deepcopy(self._dataset[index])  # whoever reads it may take it apart
+        if isinstance(self._dataset, _Listed) and (problem := broken_text(row)):
+            raise RowError(problem)
+        return row
 
     def where(self, index: int) -> str:
         return f"{self._name} row {index}"

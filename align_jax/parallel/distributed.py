@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import logging
 import os
-import re
 import warnings
 
 from align_jax.errors import UserError
@@ -22,8 +20,6 @@ def prepare_process() -> None:
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     import jax
 
-    # Orbax warns of what was asked for: a folder opened for reading only.
-    logging.getLogger("absl").addFilter(lambda record: not re.search("read.only=", record.getMessage()))
     warnings.filterwarnings("ignore", message="Some donated buffers were not usable")  # the CPU backend donates nothing
     if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
         home = os.environ.get("XDG_CACHE_HOME", os.path.join(os.path.expanduser("~"), ".cache"))

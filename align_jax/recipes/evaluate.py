@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import re
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -36,7 +37,10 @@ def evaluate(config: Config) -> list[dict[str, Any]]:
     Raises:
       UserError: anything that the user can mend, see the message.
     """
-    return report_of(config).rows()
+    report = report_of(config)
+    for problem in report.problems:
+        warnings.warn(problem, stacklevel=2)
+    return report.rows()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -45,12 +49,13 @@ class Report:
 
     Attributes:
       path: of the data. columns: model -> metric -> estimate.
-      lines: what there is to say. unjudged: whether a judge failed.
+      lines: what was written. problems: why not everything was judged. unjudged: whether a judge failed.
     """
 
     path: str
     columns: dict[str, dict[str, Estimate]]
     lines: list[str]
+    problems: list[str]
     unjudged: bool
 
     def rows(self) -> list[dict[str, Any]]:
@@ -78,9 +83,9 @@ def report_of(config: Config) -> Report:
             results = _evaluate(data, models, judge)
         lines = _plots(data, results) if config.evaluate.plots and jax.process_index() == 0 else []
     lines.append(f"wrote {setup.folder.path / 'evaluation.json'}")
-    lines += [f"evaluate.judge: {r.name}: {r.spoken.problem}" for r in results if r.spoken and r.spoken.problem]
+    problems = [f"evaluate.judge: {r.name}: {r.spoken.problem}" for r in results if r.spoken and r.spoken.problem]
     unjudged = judge is not None and any("consistency/accuracy" not in r.estimates for r in results)
-    return Report(data.dataset.path, {r.name: r.estimates for r in results}, lines, unjudged)
+    return Report(data.dataset.path, {r.name: r.estimates for r in results}, lines, problems, unjudged)
 
 
 def check_folders_apart(configs: Sequence[Config], names: Sequence[str]) -> None:

@@ -35,7 +35,8 @@ def score(config: Config) -> list[dict[str, Any]]:
       UserError: anything wrong with the rows (file and line), the models or the files, before a model is loaded.
     """
     with StopSignal() as stop:
-        run(config, stop.requested)
+        if not run(config, stop.requested):
+            raise UserError(f"{config.score.output}: stopped by SIGTERM; the same call goes on from there")
     return [json.loads(line) for line in Path(config.score.output).read_bytes().splitlines()]
 
 

@@ -29,7 +29,7 @@ from align_jax.training.saved import restore_state, save_state
 from align_jax.training.state import TrainState, create_state, state_shapes, state_shardings
 from align_jax.training.step import compile_step
 
-REQUIRED = ("run.dir", "model", "data", "data.train", "objective")
+REQUIRED = ("model", "data", "data.train", "objective")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -45,8 +45,8 @@ class Run:
     folder: Path
     steps: int
     finished: bool
-    metrics: dict[str, float]
-    history: list[dict[str, Any]]
+    metrics: dict[str, float] = dataclasses.field(repr=False)
+    history: list[dict[str, Any]] = dataclasses.field(repr=False)
 
 
 def train(config: Config, stop: StopSignal | None = None) -> Run:

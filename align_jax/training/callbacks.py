@@ -24,7 +24,7 @@ class Callback:
         """Every `after_step` is done, `loop.last` is decided; `loop.recorded()` waits for the step's complete record."""
 
     def record(self, step: int, metrics: dict[str, float]) -> None:
-        """The complete metrics of a step, once per step and in order."""
+        """The complete metrics of a step, once per step and in order; callbacks behind this one see what it adds."""
 
     def end(self, loop: Loop) -> None:
         """After the last step, when everything is recorded."""

@@ -7,13 +7,14 @@ so that a killed process leaves the last complete checkpoint as the newest. Tens
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
 import logging
 import math
 import re
 import warnings
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -96,6 +97,21 @@ class _KeepLatestAndBest:
         return [step in kept for step in steps]
 
 
+@contextlib.contextmanager
+def _warnings_of_reading_left_out() -> Iterator[None]:
+    """Orbax warns of what was asked for: a folder that is opened for reading only."""
+
+    def wanted(record: logging.LogRecord) -> bool:
+        return not re.search("read.only=", record.getMessage())
+
+    absl = logging.getLogger("absl")
+    absl.addFilter(wanted)
+    try:
+        yield
+    finally:
+        absl.removeFilter(wanted)
+
+
 class Checkpointer:
     """Saves and restores the checkpoints of one folder.
 
@@ -131,18 +147,19 @@ class Checkpointer:
         self._policy = _KeepLatestAndBest(keep, best_mode, {})
         self._saving: int | None = None
         try:
-            self._manager = ocp.CheckpointManager(
-                self.directory,
-                options=ocp.CheckpointManagerOptions(
-                    preservation_policy=self._policy,
-                    create=not read_only,
-                    read_only=read_only,
-                    cleanup_tmp_directories=not read_only,
-                    # our own metrics are in the JSON, so that opening a folder never fails on a damaged checkpoint
-                    lightweight_initialize=True,
-                ),
-                item_handlers={_STATE: ocp.PyTreeCheckpointHandler(), _EXTRA: ocp.JsonCheckpointHandler()},
-            )
+            with _warnings_of_reading_left_out():
+                self._manager = ocp.CheckpointManager(
+                    self.directory,
+                    options=ocp.CheckpointManagerOptions(
+                        preservation_policy=self._policy,
+                        create=not read_only,
+                        read_only=read_only,
+                        cleanup_tmp_directories=not read_only,
+                        # our own metrics are in the JSON, so that opening a folder never fails on a damaged checkpoint
+                        lightweight_initialize=True,
+                    ),
+                    item_handlers={_STATE: ocp.PyTreeCheckpointHandler(), _EXTRA: ocp.JsonCheckpointHandler()},
+                )
         except OSError as error:
             raise UserError(f"cannot open the checkpoint folder {self.directory}: {error}") from error
         for step in self.steps():

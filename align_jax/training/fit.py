@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+import contextlib
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
+
+import jax
 
 from align_jax.data import ahead
 from align_jax.errors import UserError
@@ -34,7 +37,8 @@ def fit(
       step: (state, device batch) -> (state, metrics as scalars), such as `train_step`, jitted.
       steps: the last step.
       callbacks: see `align_jax.training.callbacks`.
-      put: host batch -> device batch, one batch ahead; None leaves it to `step`.
+      put: host batch -> device batch, one batch ahead; None leaves it to `step`. An iterator has then handed out one batch more
+        than steps were made, where a callback ended the loop early.
       where: number of a group (`batch.rows`) -> the place of its data row, for errors; None gives the number.
 
     Returns:
@@ -49,18 +53,28 @@ def fit(
         callback.begin(loop)
     loop.recorded()
     made = ahead(batches, put or (lambda batch: batch), steps - loop.step)
-    while not loop.last:
-        taken = loop.take(made)
-        if taken is None:
-            loop.recorded()
-            raise UserError(f"the batches ended after step {loop.step}, before step {steps}; give more, or fewer steps")
-        batch, host, position = taken
-        loop.advance(*step(loop.state, batch), position, getattr(host, "rows", None))
-        for callback in callbacks:
-            callback.after_step(loop)
-        for callback in callbacks:
-            callback.before_next(loop)
+    try:
+        _run(loop, made, step)
+    except BaseException:
+        # Ctrl-C may end the process now, and must not while the device computes.
+        with contextlib.suppress(Exception):
+            jax.block_until_ready(loop.state)
+        raise
     loop.recorded()
     for callback in callbacks:
         callback.end(loop)
     return loop.state, loop.history
+
+
+def _run(loop: Loop, made: Iterator, step: Callable) -> None:
+    while not loop.last:
+        taken = loop.take(made)
+        if taken is None:
+            loop.recorded()
+            raise UserError(f"the batches ended after step {loop.step}, before step {loop.steps}; give more, or fewer steps")
+        batch, host, position = taken
+        loop.advance(*step(loop.state, batch), position, getattr(host, "rows", None))
+        for callback in loop.callbacks:
+            callback.after_step(loop)
+        for callback in loop.callbacks:
+            callback.before_next(loop)

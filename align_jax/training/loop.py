@@ -41,7 +41,7 @@ class Loop:
         self.position: Any = None
         self.stop = False
         self.history: list[dict[str, float]] = []
-        self._callbacks, self._where = callbacks, where
+        self.callbacks, self._where = callbacks, where
         self._current = _Step(self.step)
         self._arrived, self._waited = time.perf_counter(), 0.0
 
@@ -59,7 +59,13 @@ class Loop:
         return self._read(self._current)
 
     def add(self, metrics: Mapping[str, float]) -> None:
-        """Adds to the record of `step`, and waits for nothing."""
+        """Adds to the record of `step`, and waits for nothing.
+
+        Raises:
+          ValueError: the step is recorded already.
+        """
+        if self._current.recorded:
+            raise ValueError(f"step {self.step} is recorded already; add metrics in `begin`, `after_step` or `record`")
         self._current.values.update(metrics)
 
     def recorded(self) -> dict[str, float]:
@@ -86,9 +92,9 @@ class Loop:
         values = self._read(step)
         if values and not step.recorded:
             step.recorded = True
-            self.history.append({"step": step.number, **values})
-            for callback in self._callbacks:
+            for callback in self.callbacks:
                 callback.record(step.number, values)
+            self.history.append({"step": step.number, **values})
         return values
 
     def _read(self, step: _Step) -> dict[str, float]:
@@ -106,7 +112,7 @@ class Loop:
             return
         rows = np.asarray([] if step.rows is None else step.rows)
         named = ", ".join(map(self._where, sorted(rows[rows >= 0].tolist())))
-        saved = max((n for n in (callback.last_saved() for callback in self._callbacks) if n is not None), default=None)
+        saved = max((n for n in (callback.last_saved() for callback in self.callbacks) if n is not None), default=None)
         raise UserError(
             f"step {step.number}: loss is {loss} and gradient norm {norm}. "
             + (f"Rows of the batch: {named}. " if named else "")

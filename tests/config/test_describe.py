@@ -62,7 +62,7 @@ def test_types_defaults_and_owners():
 def test_one_key_is_explained():
     assert explain("train.eval_every") == (
         "train.eval_every: int or null, default null\n"
-        "    optimizer steps between evaluations; null evaluates at the end only."
+        "    optimizer steps between evaluations; null evaluates before the first step and after the last one only."
     )
     assert explain("objective.gamma").startswith("objective.gamma: float, default 1.0, of simpo\n    ")
 
@@ -97,7 +97,7 @@ def test_the_table_has_a_line_for_every_key():
     assert named == [key.short for key in keys()]
     (line,) = (line for line in lines if line.startswith("  eval_every "))
     assert re.split("  +", line.strip()) == [
-        "eval_every", "int or null = null", "optimizer steps between evaluations; null evaluates at the end only.",
+        "eval_every", "int or null = null", "optimizer steps between evaluations; null evaluates before the first step and after the last one only.",
     ]  # fmt: skip
 
 

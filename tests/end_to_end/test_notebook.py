@@ -1,5 +1,6 @@
 """What a notebook does: the lines of docs/notebook.md on data given in Python, and jobs called more than once in a process."""
 
+import pickle
 import re
 import threading
 from pathlib import Path
@@ -131,3 +132,45 @@ def test_generate_takes_texts_and_refuses_what_it_does_not_know(model_folder):
 def test_the_worlds_of_the_quick_start_can_be_given_as_rows(model_folder, tmp_path):
     config = config_of(model_folder, tmp_path / "run", train=list(opinions.rows(8, 1, uniform=False)), format="gdpo")
     assert config.data.train.open(None)[0].keys() >= {"prompt", "options", "probabilities"}
+
+
+def test_another_objective_takes_the_place_of_the_first(model_folder):
+    values = {"model": {"path": model_folder}, "data": {"train": ROWS}, "objective": {"name": "mpo", "alpha": 0.2}}
+    config = align_jax.Config.of(values)
+    assert align_jax.Config.of(config, "objective.name=dpo").objective.beta == config.objective.beta
+    assert align_jax.Config.of(values, "objective.name=dpo", "objective.alpha=null").objective.beta == 0.1
+    with pytest.raises(align_jax.UserError, match="objective dpo has no key 'alpha'"):
+        align_jax.Config.of(values, "objective.name=dpo")
+    assert align_jax.Config.of(config, "optimizer.name=adafactor").optimizer.name == "adafactor"
+
+
+def test_a_config_of_a_config_resolves_nothing_twice(model_folder):
+    values = {"model": {"path": model_folder}, "data": {"train": ROWS, "prompt_template": "\\${oc.env:HOME} {prompt}"},
+              "objective": {"name": "mpo"}}  # fmt: skip
+    with pytest.raises(align_jax.UserError, match="prompt_template"):
+        align_jax.Config.of(values)  # braces of a template are doubled
+    values["data"]["prompt_template"] = "\\${{HOME}} {prompt}"
+    config = align_jax.Config.of(values)
+    again = align_jax.Config.of(config, "train.steps=3")
+    assert again.data.prompt_template == config.data.prompt_template and again.data.train.rows == config.data.train.rows
+
+
+@pytest.mark.parametrize("wrong", [None, ["a"], 3])
+def test_what_is_no_config_is_named(wrong):
+    with pytest.raises(align_jax.UserError, match="a config is a path, or sections with keys"):
+        align_jax.Config.of(wrong)
+
+
+def test_given_rows_travel_and_stay_as_they_are(model_folder):
+    config = align_jax.Config.of({"model": {"path": model_folder}, "data": {"train": ROWS}, "objective": {"name": "mpo"}})
+    copied = pickle.loads(pickle.dumps(config.data))
+    assert copied.train == config.data.train and copied.train.rows == config.data.train.rows
+    source = config.data.train.open(None)
+    source[0].pop("prompt")
+    assert source[0] == {**ROWS[0]}
+
+
+def test_half_a_character_is_a_row_error(model_folder, tmp_path):
+    broken = [*ROWS, {"prompt": "x \ud83d", "responses": ["a", "b"], "scores": [1, 0]}]
+    with pytest.raises(align_jax.UserError, match="row 4: half a character"):
+        align_jax.train(config_of(model_folder, tmp_path / "run", train=broken))
