@@ -22,7 +22,7 @@ from align_jax.training.checkpoint import Checkpointer, flatten_names
 from align_jax.training.saved import frozen_reference, restore_state, restore_weights, save_state
 from align_jax.training.state import create_state, merge, split, state_shapes, state_shardings
 from align_jax.training.step import compile_step
-from tests.training.test_step import CONFIG, make_items, scores, stacked, with_reference
+from tests.training.test_step import CONFIG, make_items, scores, stacked
 
 SOME = {("layers", "q"), ("layers", "v")}
 SCORER = Scorer(CONFIG, dtype="float32")
@@ -47,10 +47,13 @@ class Training:
 
     def batch(self, n, accumulation=1):
         shards = self.mesh.devices.shape[0] * self.mesh.devices.shape[1]
-        if isinstance(self.objective, SFT):
-            return put_batch(stacked(make_items(8, 1, seed=n), accumulation, shards), self.mesh, leading=1)
-        batch = stacked(make_items(8, 4, seed=n, scores=scores), accumulation, shards)
-        return put_batch(with_reference(SCORER, init_weights(CONFIG, jax.random.key(0)), batch), self.mesh, leading=1)
+        responses, labels = (1, {}) if isinstance(self.objective, SFT) else (4, {"scores": scores})
+        items = make_items(8, responses, **labels)
+        items = items[n:] + items[:n]  # one shape for all n: one compilation
+        batch = stacked(items, accumulation, shards)
+        if labels:
+            batch = batch.with_labels(ref_logps=np.full(batch.labels["scores"].shape, -12, np.float32))
+        return put_batch(batch, self.mesh, leading=1)
 
     def run(self, state, numbers, accumulation=1):
         losses = []
@@ -94,8 +97,7 @@ def test_what_cannot_be_divided_or_merged_is_named():
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("axes", [(1, 1, 1), (2, 2, 2)])
-@pytest.mark.parametrize("param_dtype", [jnp.float32, jnp.bfloat16])
+@pytest.mark.parametrize("axes, param_dtype", [((1, 1, 1), jnp.float32), ((2, 2, 2), jnp.bfloat16)])
 def test_only_what_is_trainable_changes_and_has_moments(axes, param_dtype):
     part = Training(SOME, MPO(beta=0.5), axes, param_dtype)
     state = part.start()
@@ -148,8 +150,6 @@ def test_a_run_with_frozen_weights_resumes_exactly(tmp_path):
     half, _ = part.run(part.start(), range(2))
     with Checkpointer(tmp_path / "checkpoints") as checkpointer:
         save_state(checkpointer, 2, half, {"data": 2}, source="the base")
-    stored = {str(path.name) for path in (tmp_path / "checkpoints" / "2").iterdir()}
-    assert "state" in stored
     with Checkpointer(tmp_path / "checkpoints") as checkpointer:
         names = checkpointer.names(2)
         assert {n for n in names if not n.startswith("opt_state")} == {"step", "trainable.layers.q", "trainable.layers.v"}
