@@ -97,7 +97,7 @@ def test_the_table_has_a_line_for_every_key():
     assert named == [key.short for key in keys()]
     (line,) = (line for line in lines if line.startswith("  eval_every "))
     assert re.split("  +", line.strip()) == [
-        "eval_every", "int or null = null", "optimizer steps between evaluations; null evaluates before the first step and after the last one only.",
+        "eval_every", "int or null = null", "optimizer steps between evaluations; null evaluates before the first step...",
     ]  # fmt: skip
 
 
