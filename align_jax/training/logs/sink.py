@@ -43,7 +43,7 @@ class Sink:
 
     def write(self, step: int, metrics: Mapping[str, float]) -> None:
         """Takes the metrics of a step, floats that may be NaN or infinite; an OSError is told to the user."""
-        raise NotImplementedError
+        raise TypeError(f"{type(self).__name__} does not define `write`")
 
     def close(self) -> None:
         """Ends it; nothing is written afterwards."""
