@@ -168,6 +168,7 @@ def test_killed_and_resumed_it_has_the_metrics_of_a_whole_run(killed):
     assert 0.25 <= whole[1]["loss"] <= 0.3125 and whole[30]["loss"] < whole[1]["loss"]
 
 
+@pytest.mark.slow
 def test_the_run_folder_knows_it_by_the_name_that_was_given(killed):
     stored = yaml.safe_load((killed / "config.yaml").read_text())
     assert stored["objective"] == {"name": "squared_objective:Squared", "beta": 0.2, "scale": 0.5, "reference_free": False}
@@ -186,6 +187,7 @@ def test_it_evaluates_exports_and_generates(killed, capsys):
     assert [len(json.loads(line)["responses"]) for line in Path("out.jsonl").read_text().splitlines()] == [1, 1]
 
 
+@pytest.mark.slow
 def test_without_its_file_the_run_says_what_to_do(killed, capsys):
     hidden = Path("squared_objective.py").rename("elsewhere.txt")
     sys.modules.pop("squared_objective", None)
@@ -198,6 +200,7 @@ def test_without_its_file_the_run_says_what_to_do(killed, capsys):
     assert "put it back" in said and "PYTHONPATH" in said
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "code, message",
     [

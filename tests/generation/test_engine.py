@@ -72,6 +72,7 @@ def hf_model(model: Decoder):
     return torch, theirs
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("window", [None, 9])
 def test_greedy_equals_transformers_on_50_prompts_in_one_batch(window):
     model = tiny_model(sliding_window=window)

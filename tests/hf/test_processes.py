@@ -41,6 +41,7 @@ except UserError as error:
 """
 
 
+@pytest.mark.slow
 def test_two_processes_import_and_export(tmp_path):
     source = models.save(models.torch_model("llama2"), tmp_path / "source")
     with socket.socket() as probe:

@@ -121,6 +121,7 @@ def causal(world, *more):
     return ("--objective.name", "dpo", "--objective.center", "null", "--run.dir", world / "none", *more)
 
 
+@pytest.mark.slow
 def test_score_writes_a_training_file(world, exported):
     """Log-probs as transformers has them, implicit rewards against another reference, and the reward model's scores."""
     other = world / "other"

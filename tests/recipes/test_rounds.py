@@ -410,6 +410,7 @@ def test_what_is_refused_is_named(world, capsys, overrides, message):
     assert not (folder / "refused" / "rounds").exists()
 
 
+@pytest.mark.slow
 def test_a_reward_model_that_is_none_is_refused_before_sampling(world, whole, monkeypatch, capsys):
     folder, config = world
     monkeypatch.undo()
@@ -420,6 +421,7 @@ def test_a_reward_model_that_is_none_is_refused_before_sampling(world, whole, mo
     assert not (folder / "refused" / "rounds").exists()
 
 
+@pytest.mark.slow
 def test_other_settings_in_the_folder_are_refused(world, whole, capsys, tmp_path):
     folder, config = world
     run = tmp_path / "copy"

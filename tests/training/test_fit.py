@@ -228,6 +228,7 @@ def test_counts_become_the_rates_that_are_logged():
     assert not {"tokens/computed", "tokens/real", "tokens/useful"} & record.keys()
 
 
+@pytest.mark.slow
 def test_a_steps_time_holds_the_wait_for_data_and_not_evaluations():
     class Slow(Batches):
         def __next__(self):
