@@ -76,10 +76,6 @@ def plain_lookup(table, tokens, dtype):
     return table.astype(dtype)[tokens]
 
 
-def lookup_then_cast(table, tokens, dtype):
-    return table[tokens].astype(dtype)
-
-
 def plain_attention(block, q, own, prompt, prompt_row):
     return xla._forward(block, q, own, prompt, prompt_row)[0]
 
@@ -114,7 +110,6 @@ VARIANTS = {
     "rms_norm": Variant(((decoder, "rms_norm", plain_rms_norm),)),
     "rms_norm, checkpointed": Variant(((decoder, "rms_norm", checkpointed_rms_norm),)),
     "lookup": Variant(((decoder, "lookup", plain_lookup),)),
-    "lookup, cast last": Variant(((decoder, "lookup", lookup_then_cast),)),
     "head": Variant(((logps, "_target_logps", plain_head),)),
     "head, checkpointed": Variant(((logps, "_target_logps", checkpointed_head),)),
     "attention": Variant(((xla, "_attend", plain_attention),), attention="xla"),

@@ -122,26 +122,8 @@ def _norm_backward(eps, saved, d_out):
 rms_norm.defvjp(_norm_forward, _norm_backward)
 
 
-@partial(jax.custom_vjp, nondiff_argnums=(2,))
 def lookup(table: jax.Array, tokens: jax.Array, dtype) -> jax.Array:
-    """Rows of a table: `[V, W]`, int `[...]` -> `[..., W]` in `dtype`.
-
-        d_table[v] = sum of d_out over the tokens that are v, in float32
-
-    A frequent token has thousands of terms: added up in bfloat16, its sum stops growing after a few hundred of them.
-    """
-    return table.astype(dtype)[tokens]
-
-
-def _lookup_forward(table, tokens, dtype):
-    # The table itself is not needed: an array without elements carries its shape and type.
-    return lookup(table, tokens, dtype), (tokens, jnp.empty((table.shape[0], 0), table.dtype))
-
-
-def _lookup_backward(dtype, saved, d_out):
-    tokens, like = saved
-    d_table = jnp.zeros((like.shape[0], d_out.shape[-1]), _FLOAT32).at[tokens].add(d_out.astype(_FLOAT32))
-    return d_table.astype(like.dtype), None
-
-
-lookup.defvjp(_lookup_forward, _lookup_backward)
+    """Rows of a table: `[V, W]`, int `[...]` -> `[..., W]` in `dtype`."""
+    # Taken in float32, so that gradients are added up in it: a frequent token has thousands of terms, and in bfloat16 its sum
+    # stops growing after a few hundred of them.
+    return table.astype(_FLOAT32)[tokens].astype(dtype)
