@@ -112,6 +112,21 @@ def test_labels_are_joined_by_row(dataset):
         assert np.isfinite(batch.labels["ref_logps"][batch.rows >= 0]).all()
 
 
+def test_a_preview_moves_nothing_and_labels_joined_after_it_are_in_every_batch(dataset):
+    table = np.full((COUNT, dataset.slots), 7, np.float32)
+    plain = take(loader(dataset), 5)
+    made = loader(dataset)
+    for seen, wanted in zip(made.preview(3), plain, strict=False):
+        assert same(seen, wanted)
+        assert "ref_logps" not in seen.labels
+    made.join({"ref_logps": table})
+    for batch, wanted in zip(take(made, 5), plain, strict=True):
+        np.testing.assert_array_equal(batch.rows, wanted.rows)
+        assert (batch.labels["ref_logps"][batch.mask] == 7).all()
+    with pytest.raises(ValueError, match="before the first batch"):
+        made.join({"other": table})
+
+
 def test_labels_of_a_width_that_is_by_chance_k_keep_it(tmp_path):
     """Two responses in all groups of a batch, three elsewhere: `truncated` `[2]` is not one a response."""
     data = [{"prompt": "p", "responses": ["a", "b"], "scores": [1, 0]}] * 3 + [
