@@ -81,6 +81,22 @@ def keys_per_position(config: ModelConfig) -> int:
     return max(1, position.total // key.total)
 
 
+# What a compilation of the step takes, in seconds, and how many operations a second it otherwise makes: (CPU, accelerators).
+# Constants, and not what this machine reaches: shapes, and with them rounding, must not depend on the machine's mood.
+_COMPILATION = {"cpu": (8.0, 1e11)}
+_COMPILATION_ELSEWHERE = (40.0, 2e14)
+
+
+def compilation_price(config: ModelConfig, platform: str) -> float:
+    """What compiling one more shape of the training step costs, in attended keys: `seconds * speed / (3 * one key)`.
+
+    Args:
+      platform: of the devices: cpu, gpu or tpu.
+    """
+    seconds, speed = _COMPILATION.get(platform, _COMPILATION_ELSEWHERE)
+    return seconds * speed / least_flops(_forward(config, 0, 1, 0))
+
+
 def least_flops(forward: Forward) -> int:
     """A step's least operations: `3 * forward`, nothing computed twice."""
     return 3 * forward.total

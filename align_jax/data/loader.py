@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import itertools
+import math
 import queue
 import threading
 import weakref
@@ -19,6 +20,7 @@ from align_jax.batch import GroupBatch, pad_to, sizes
 from align_jax.data.dataset import GroupDataset, labelled
 from align_jax.data.packing.arrays import pack_groups
 from align_jax.data.packing.layout import RowLayout
+from align_jax.data.packing.plan import Shape
 from align_jax.data.packing.shapes import choose_shapes
 from align_jax.data.records import TokenGroup
 
@@ -39,7 +41,8 @@ class BatchLoader:
       groups_per_step: groups of a step, over all processes and microbatches.
       accumulation_steps: A, microbatches of a step.
       seed: of the order. shuffle: False keeps the order of the data.
-      layout: how rows are filled; its `shapes`, where it has none, are chosen for the data set.
+      layout: how rows are filled; its `shapes`, where it has none, are chosen for the data set and the number of `batches`.
+      batches: how many will be computed, over and over ones counted each time; what a shape saves is weighed with it.
       labels: name -> `[rows, K]`, joined to the groups by row.
       workers, prefetch: threads that make batches, and how many are made ahead.
       process_index, process_count: which part of the data this process reads.
@@ -62,6 +65,7 @@ class BatchLoader:
         seed: int = 0,
         shuffle: bool = True,
         layout: RowLayout | None = None,
+        batches: float = math.inf,
         labels: dict[str, np.ndarray] | None = None,
         workers: int = 2,
         prefetch: int = 4,
@@ -77,7 +81,7 @@ class BatchLoader:
             raise ValueError(f"{process_count} processes need `agree`, so that their batches have one shape")
         self._dataset, self._shards, self._accumulation = dataset, shards, accumulation_steps
         self._per_shard, self._seed = groups_per_step // parts, seed
-        self._layout, self._labels = layout or RowLayout(), labels or {}
+        self._layout, self._uses, self._labels = layout or RowLayout(), batches, labels or {}
         self._process, self._agree, self._agree_ahead = (process_index, process_count), agree, agree_ahead
         self._lock = threading.Lock()
         self._options = grain.ReadOptions(num_threads=workers, prefetch_buffer_size=max(prefetch, workers))
@@ -129,8 +133,21 @@ class BatchLoader:
         """What `restore` needs to go on after the batch handed out last; JSON values."""
         return self._state
 
-    def restore(self, state: dict[str, Any]) -> None:
-        """Goes on where `state` was taken."""
+    @property
+    def shapes(self) -> dict[str, Any]:
+        """The shapes of training batches, and the split they were chosen for; JSON values, for `restore`."""
+        return {"split": self._split, "shapes": [list(shape) for shape in self.train_layout.shapes]}
+
+    def restore(self, state: dict[str, Any], shapes: dict[str, Any] | None = None) -> None:
+        """Goes on where `state` was taken.
+
+        Args:
+          shapes: what `shapes` was then. Where groups are still split over as many shards, they are kept, so that a run with
+            other steps than before needs no other program; else shapes are chosen anew.
+        """
+        if shapes is not None and shapes["split"] == self._split and self._layout.pack:
+            kept = tuple(Shape(*shape) for shape in shapes["shapes"])
+            self.train_layout = dataclasses.replace(self._layout, shapes=kept)
         if self._agreed is not None:
             self._agreed.close()
             self._agreed = None
@@ -143,6 +160,10 @@ class BatchLoader:
         batches = grain.MapDataset.range(-(-len(self._dataset) // (size * count))).map(self._eval_batch)
         for batch in batches.to_iter_dataset(self._options):
             yield self._common(batch)
+
+    @property
+    def _split(self) -> list[int]:
+        return [self._shards * self._accumulation, self._per_shard]
 
     @functools.cached_property
     def train_layout(self) -> RowLayout:
@@ -166,6 +187,7 @@ class BatchLoader:
             layout=self._layout,
             limits=self._dataset.limits,
             seed=self._seed,
+            batches=self._uses,
         )
 
     def _group(self, index: int) -> TokenGroup:

@@ -78,7 +78,7 @@ def report_of(config: Config) -> Report:
             if config.head == "score" and config.evaluate.samples:
                 say("a reward model generates nothing: evaluate.samples is not used")
                 setup = dataclasses.replace(setup, config=_without_samples(config))
-            data = eval_data(setup)
+            data = eval_data(setup, len(models))
             judge = judge_of(data) if data.config.evaluate.samples else None
             results = _evaluate(data, models, judge)
         lines = _plots(data, results) if config.evaluate.plots and jax.process_index() == 0 else []

@@ -111,13 +111,17 @@ def cut_in(responses: Responses) -> tuple[int, int]:
     return prompts, texts
 
 
-def eval_data(setup: Setup) -> EvalData:
-    """Reads `data.eval`, with the reference's log-probs where its metrics need them."""
+def eval_data(setup: Setup, passes: int) -> EvalData:
+    """Reads `data.eval`, with the reference's log-probs where its metrics need them.
+
+    Args:
+      passes: how often it will be scored; batches get more shapes where that pays.
+    """
     config = setup.config
     objective, metrics = evaluated_as(config.objective, config.data.format), find_metrics(config.evaluate.metrics)
     dataset = setup.dataset("eval", objective)
     report_data("eval", dataset, setup.folder.path)
-    loader = setup.loader(dataset)
+    loader = setup.loader(dataset, passes + objective.needs_reference)
     if objective.needs_reference:
         loader.join(setup.reference_logps(dataset, np.arange(len(dataset)), loader.eval_batches()))
     return EvalData(setup, objective, dataset, loader, metrics)
@@ -146,7 +150,7 @@ def speak(data: EvalData, params: dict, samples: int, judge: Judge | None) -> Sp
     if data.has_beliefs:
         return speaker.beliefs(judge)
     sampled, rows = speaker.responses()
-    loader = data.setup.loader(sampled)
+    loader = data.setup.loader(sampled, 2)  # under the model and under the reference
     return Spoken([], rows, loader, data.score(params, loader))
 
 
@@ -268,12 +272,13 @@ def _texts(data: EvalData):
                 yield text, example.opinion.options[belief]
 
 
-def in_training_evaluation(setup: Setup) -> Callable[[dict], dict[str, float]] | None:
-    """weights -> `eval/...` metrics on `data.eval`, or None where there is no such data."""
+def in_training_evaluation(setup: Setup, steps: int) -> Callable[[dict], dict[str, float]] | None:
+    """weights -> `eval/...` metrics on `data.eval`, or None where there is no such data; `steps` are those of the run."""
     config = setup.config
     if config.data.eval is None:
         return None
-    data, samples = eval_data(setup), config.evaluate.training_samples
+    passes = 2 + (steps // config.train.eval_every if config.train.eval_every else 0)
+    data, samples = eval_data(setup, passes), config.evaluate.training_samples
     if samples and config.head == "score":
         raise UserError(f"evaluate.training_samples: {samples}, but a reward model generates nothing; set it to 0")
     judge = judge_of(data) if samples else None

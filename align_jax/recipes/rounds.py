@@ -262,7 +262,7 @@ def _logps(job: Job, number: int, scored: Path) -> np.ndarray:
     setup = Setup.of(config)
     with jax.set_mesh(setup.mesh):
         dataset = setup.dataset("train", MPO())
-        every, batches = np.arange(len(dataset)), setup.loader(dataset).eval_batches()
+        every, batches = np.arange(len(dataset)), setup.loader(dataset, 1).eval_batches()
         return setup.reference_logps(dataset, every, batches)["ref_logps"]
 
 

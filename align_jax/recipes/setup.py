@@ -15,7 +15,7 @@ from jax.sharding import Mesh
 
 from align_jax.batch import GroupBatch
 from align_jax.config import Config
-from align_jax.cost.flops import keys_per_position
+from align_jax.cost.flops import compilation_price, keys_per_position
 from align_jax.data import BatchLoader, DataConfig, Encoder, GroupDataset, RowLayout
 from align_jax.errors import UserError
 from align_jax.files import write_whole
@@ -124,8 +124,12 @@ class Setup:
             ends=objective.head == "score",
         )
 
-    def loader(self, dataset: Any) -> BatchLoader:
-        """Batches of a data set for this mesh and this process."""
+    def loader(self, dataset: Any, passes: int | None = None) -> BatchLoader:
+        """Batches of a data set for this mesh and this process.
+
+        Args:
+          passes: how often all of it will be scored; None: it is trained on, as the `train` section says.
+        """
         config, shards, processes = self.config, data_shards(self.mesh), jax.process_count()
         if shards % processes:
             raise UserError(
@@ -133,8 +137,10 @@ class Setup:
                 "part of the data"
             )
         backend, dense = self.backend, keys_per_position(self.source.shape)
+        price = compilation_price(self.source.shape, self.mesh.devices.flat[0].platform)
         if backend == "xla":
-            dense = max(1, dense // XLA_ATTENTION_COST)
+            dense, price = max(1, dense // XLA_ATTENTION_COST), price / XLA_ATTENTION_COST
+        once = -(-len(dataset) // config.train.groups_per_step)
         return BatchLoader(
             dataset,
             shards=shards // processes,
@@ -142,7 +148,8 @@ class Setup:
             accumulation_steps=config.train.accumulation_steps,
             seed=config.run.seed,
             shuffle=config.data.shuffle,
-            layout=RowLayout(pack=config.data.pack and backend == "xla", dense=dense),
+            layout=RowLayout(pack=config.data.pack and backend == "xla", dense=dense, price=price),
+            batches=config.train.total_steps(len(dataset)) if passes is None else once * passes,
             workers=config.data.workers,
             prefetch=config.data.prefetch,
             process_index=jax.process_index(),

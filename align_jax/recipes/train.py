@@ -137,7 +137,7 @@ class Training:
                 f"data.train: {self.dataset.path} holds other rows than when the run in {config.run.dir} began, or they become "
                 "other tokens; put rows and tokenizer back to resume it, or choose another run.dir"
             )
-        self.loader.restore(extra["data"])
+        self.loader.restore(extra["data"], extra.get("shapes"))
         say(f"resumed from the checkpoint of step {int(state.step)}")
         return state
 
@@ -148,7 +148,7 @@ def _train(training: Training, stop: StopSignal) -> tuple[TrainState, bool]:
     config, folder = setup.config, setup.folder
     with folder.checkpoints(config) as checkpoints:
         state = training.resume(checkpoints)
-        measure = in_training_evaluation(setup)
+        measure = in_training_evaluation(setup, steps)
         state = training.begin() if state is None else state
         begun = int(state.step)
         if begun >= steps:
@@ -203,7 +203,8 @@ def _metrics_log(config: Config, steps: int, begun: int) -> MetricsLog:
 
 def _save(training: Training, checkpoints: Checkpointer):
     def save(step: int, state: TrainState, position: Any, metrics: dict[str, float]) -> None:
-        save_state(checkpoints, step, state, {"data": position, "rows": training.dataset.fingerprint}, metrics)
+        extra = {"data": position, "rows": training.dataset.fingerprint, "shapes": training.loader.shapes}
+        save_state(checkpoints, step, state, extra, metrics)
 
     return save
 

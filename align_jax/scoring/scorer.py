@@ -52,7 +52,9 @@ class FixedScorer:
 
     def batch(self, batch: GroupBatch) -> jax.Array:
         """`[G, K]` of a host batch that holds this process's shards, in the program that training scores with."""
-        return _compiled(self.scorer, batch_sharding(self.mesh))(self.weights, put_batch(batch, self.mesh))
+        # Labels are not scored, and another label (a reference joined later) would be another program.
+        tokens = dataclasses.replace(batch, labels={}, per_response=())
+        return _compiled(self.scorer, batch_sharding(self.mesh))(self.weights, put_batch(tokens, self.mesh))
 
     def groups(self, groups: Sequence[TokenGroup], rows: int) -> Iterator[tuple[int, np.ndarray]]:
         """(place in `groups`, values `[K]`) of groups that every process holds whole, similar lengths together.

@@ -101,6 +101,18 @@ def test_the_state_is_of_the_batch_handed_out_not_of_those_made_ahead(dataset):
         assert same(next(other), reference[i + 1])
 
 
+def test_restored_shapes_are_kept_where_groups_are_split_alike(dataset):
+    layout = RowLayout(price=RowLayout().dense * 1000)
+    short, long = (loader(dataset, layout=layout, batches=batches) for batches in (1, 1e9))
+    assert len(short.shapes["shapes"]) == 1 < len(long.shapes["shapes"])
+    state = json.loads(json.dumps(short.state())), json.loads(json.dumps(short.shapes))
+    long.restore(*state)
+    assert long.shapes == short.shapes and same(next(long), next(short))
+    other = loader(dataset, shards=2, layout=layout, batches=1e9)
+    other.restore(*state)
+    assert other.shapes["shapes"] != short.shapes["shapes"]
+
+
 def test_labels_are_joined_by_row(dataset):
     table = np.arange(COUNT * dataset.slots, dtype=np.float32).reshape(COUNT, dataset.slots)
     for i in range(COUNT):

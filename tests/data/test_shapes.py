@@ -49,6 +49,20 @@ def test_the_choice_is_of_the_data_and_the_seed():
     assert choose_shapes(random_sizes(0), **{**how, "layout": unpacked}) is unpacked
 
 
+def test_a_shape_must_save_more_than_its_compilation_costs():
+    how = {"shards": 1, "groups_per_shard": 8, "limits": (49, 100), "steps": 64}
+    free = choose_shapes(random_sizes(0), **how, layout=RowLayout())
+    work = max(shape.work(RowLayout().dense) for shape in free.shapes)
+
+    def chosen(batches):
+        return choose_shapes(random_sizes(0), **how, layout=RowLayout(price=5.0 * work), batches=batches).shapes
+
+    # A shape can save no more than all the work of the run: ten batches are not worth five a shape.
+    assert len(chosen(10)) == 1
+    counts = [len(chosen(batches)) for batches in (10, 100, 1000, 1e9)]
+    assert counts == sorted(counts) and counts[1] < counts[-1] == len(free.shapes)
+
+
 def test_first_fit_fills_bins_and_loses_nothing():
     assert first_fit([3, 5, 2, 5], 5) == [[1], [3], [0, 2]]
     rng = np.random.default_rng(0)

@@ -45,6 +45,7 @@ class RowLayout:
       uniform_waste: empty rows, as a fraction of the others, with which unpacked prompts may be filled up to the same
         number of rows each, so that keys need not be gathered.
       dense: cost of a position besides attention, in attended keys: about 6 x hidden width + half the vocabulary.
+      price: what compiling one more shape costs, in the same unit (`Shape.work`).
     """
 
     pack: bool = True
@@ -55,6 +56,7 @@ class RowLayout:
     shapes: tuple[Shape, ...] = ()
     uniform_waste: float = 0.1
     dense: int = 32768
+    price: float = 0.0
 
     def __post_init__(self):
         if self.align not in ("left", "right"):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
+import math
 from collections.abc import Sequence
 
 import numpy as np
@@ -12,7 +13,7 @@ from align_jax.data.packing.layout import RowLayout, fit, needed, split
 from align_jax.data.packing.plan import GroupSize, Shape, longest, plan_packed
 
 MOST_SHAPES = 8
-# A further shape must save this part of all work: on a CPU its compilation takes as long as many steps.
+# A further shape must save at least this part of all work, however long the run is.
 _WORTH = 0.005
 # Room above the largest step seen, so that a rare one needs no shape of its own.
 _SPARE = 1.03
@@ -28,12 +29,14 @@ def choose_shapes(
     seed: int = 0,
     steps: int = 192,
     most: int = MOST_SHAPES,
+    batches: float = math.inf,
 ) -> RowLayout:
     """The layout with the `shapes` that hold random steps of the data in the least work.
 
     Steps are drawn from the sizes and packed for several lengths of the prompt rows, then of the response rows. For each
-    length, shapes are added one by one, each time the one that saves most, beginning with one that holds every step; the
-    length with the least work wins.
+    length, shapes are added one by one, each time the one that saves most, beginning with one that holds every step, as long
+    as what a shape saves over all batches is more than its compilation costs (`layout.price`); the length with the least work
+    wins, compilations included.
 
     Args:
       sizes: of a sample of the groups.
@@ -41,6 +44,7 @@ def choose_shapes(
       layout: which lengths there may be, and what a position costs.
       limits: positions of the longest prompt and of the largest unit that the data may have, sample or not.
       seed: of the drawn steps. steps: how many. most: shapes at most.
+      batches: how many will be computed in these shapes.
 
     Returns:
       The layout itself where it is not packed.
@@ -58,7 +62,7 @@ def choose_shapes(
 
     def work(p: int, r: int) -> float:
         if (p, r) not in found:
-            found[p, r] = _shapes_for(drawn, p, r, layout, most)
+            found[p, r] = _shapes_for(drawn, p, r, layout, most, layout.price / batches)
         return found[p, r][0]
 
     prompt_length = min(prompts, key=lambda p: work(p, responses[0]))
@@ -82,8 +86,10 @@ def _lengths(sizes: Sequence[GroupSize], layout: RowLayout, limits: tuple[int, i
     return lengths
 
 
-def _shapes_for(drawn, prompt_length: int, length: int, layout: RowLayout, most: int) -> tuple[float, tuple[Shape, ...]]:
-    """Mean work of a step and the shapes, for one pair of row lengths."""
+def _shapes_for(
+    drawn, prompt_length: int, length: int, layout: RowLayout, most: int, price: float
+) -> tuple[float, tuple[Shape, ...]]:
+    """Mean work of a step, with its part of the compilations, and the shapes, for one pair of row lengths."""
     needs = np.array([needed([plan_packed(shard, prompt_length, length) for shard in step]) for step in drawn])
     widest = [int(np.ceil(n * _SPARE)) for n in needs.max(0)]
     rows = [sorted({*needs[:, i].tolist(), widest[i]}) for i in (0, 1)]
@@ -92,21 +98,21 @@ def _shapes_for(drawn, prompt_length: int, length: int, layout: RowLayout, most:
     m, n = np.array([(o.prompt_rows, o.rows) for o in options]).T
     holds = (m >= needs[:, :1]) & (n >= needs[:, 1:])  # [steps, options]
     cost = np.where(holds, work, np.inf)
-    chosen = _cover(cost, options.index(Shape(widest[0], prompt_length, widest[1], length)), most)
-    return float(cost[:, chosen].min(1).mean()), tuple(sorted(options[i] for i in chosen))
+    chosen = _cover(cost, options.index(Shape(widest[0], prompt_length, widest[1], length)), most, price)
+    return float(cost[:, chosen].min(1).mean() + price * len(chosen)), tuple(sorted(options[i] for i in chosen))
 
 
-def _cover(cost: np.ndarray, first: int, most: int) -> list[int]:
+def _cover(cost: np.ndarray, first: int, most: int, price: float) -> list[int]:
     """Columns of `cost` `[steps, options]` whose row-wise least has a small mean; `first` is one of them.
 
-    Greedy, then each choice is tried against all others once more.
+    Greedy, then each choice is tried against all others once more. Every further column must lower the mean by `price`.
     """
     chosen = [first]
     while len(chosen) < most:
         best = cost[:, chosen].min(1)
         totals = np.minimum(cost, best[:, None]).mean(0)
         further = int(np.argmin(totals))
-        if totals[further] > best.mean() * (1 - _WORTH):
+        if totals[further] > best.mean() - max(price, _WORTH * best.mean()):
             break
         chosen.append(further)
         for i in range(1, len(chosen)):
