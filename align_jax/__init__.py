@@ -4,7 +4,7 @@
 
     model = align_jax.load_model(path)    # an nnx.Module; model(tokens) -> logits
     batch = align_jax.make_groups(prompts, responses, scores)
-    align_jax.response_logps(model, batch)
+    align_jax.response_logps(model, batch)    # or texts: response_logps(model, prompts, responses, tokenizer=tokenizer)
     align_jax.save_model(model, out_dir)
 
     config = align_jax.Config.of({"model": {"path": path}, "data": {"train": rows}, "objective": {"name": "mpo"}})
@@ -29,9 +29,9 @@ if TYPE_CHECKING:
     from align_jax.errors import UserError
     from align_jax.hf import load_model, save_model
     from align_jax.recipes.jobs import Run, evaluate, export, generate, score, train
-    from align_jax.scoring.logps import response_logps
     from align_jax.scoring.reward_model import RewardModel
     from align_jax.scoring.scores import response_scores
+    from align_jax.scoring.texts import response_logps
     from align_jax.training.fit import fit
 
 # Imported on first use: the losses alone need neither transformers nor grain.
@@ -46,7 +46,7 @@ _HOMES = {
     "generate": "align_jax.recipes.jobs",
     "load_model": "align_jax.hf",
     "make_groups": "align_jax.data",
-    "response_logps": "align_jax.scoring.logps",
+    "response_logps": "align_jax.scoring.texts",
     "response_scores": "align_jax.scoring.scores",
     "save_model": "align_jax.hf",
     "score": "align_jax.recipes.jobs",

@@ -7,12 +7,17 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
+from align_jax.data.formats import AUTO
+
 FREE = (
     *("mesh", "log", "checkpoint", "generate", "score", "evaluate", "bench", "reference.cache_dir", "run.dir"),
     *("train.steps", "train.epochs"),
     *("model.remat", "model.rows_per_chunk", "model.head_chunk", "model.attention", "train.accumulation_steps"),
     *("train.eval_every", "data.eval", "data.eval_split", "data.workers", "data.prefetch"),
 )
+
+# Keys that came later, at the value that means what was there before: no run is another one for them.
+LATER: dict[str, Any] = {"model.chat_template": None}
 
 
 def flat(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
@@ -27,16 +32,22 @@ def difference(before: Mapping[str, Any], after: Mapping[str, Any], free: tuple[
     """The first dotted key outside `free` on which two configs (as nested dicts) differ, with both values; or None."""
     old, new = flat(before), flat(after)
     for key in sorted(old.keys() | new.keys()):
-        if old.get(key) != new.get(key) and not _is_free(key, free):
-            return key, old.get(key), new.get(key)
+        values = old.get(key), new.get(key)
+        if values[0] != values[1] and not _is_free(key, free, *values) and not (key == "data.format" and AUTO in values):
+            return key, *values
     return None
 
 
 def identity(values: Mapping[str, Any]) -> str:
     """Eight hexadecimal digits that two configs share where they are the same run."""
-    decides = {key: value for key, value in flat(values).items() if not _is_free(key, FREE)}
+    decides = {key: value for key, value in flat(values).items() if not _is_free(key, FREE, value)}
+    decides = {key: value for key, value in decides.items() if key not in LATER or value != LATER[key]}
+    if decides.get("data.format") == AUTO:
+        decides["data.format"] = "groups"  # as the default was called before; the rows tell other formats apart
     return hashlib.sha256(json.dumps(decides, sort_keys=True, default=str).encode()).hexdigest()[:8]
 
 
-def _is_free(key: str, free: tuple[str, ...]) -> bool:
+def _is_free(key: str, free: tuple[str, ...], *values: Any) -> bool:
+    if key == "data.eval" and any(isinstance(value, float | int) for value in values):
+        return False  # a fraction of `data.train`, which is then not trained on
     return any(key == name or key.startswith(f"{name}.") for name in free)

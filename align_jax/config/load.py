@@ -267,19 +267,20 @@ def load_config(path: str | Path, overrides: Iterable[Override] = (), *, require
 def _from_source(source: ConfigValues, overrides: Iterable[Override]) -> Config:
     source.override(overrides)
     source.resolve()
-    named = {"objective": find_objective, "optimizer": _find_optimizer}
-    check_keys(source, source.values, [*SECTIONS, *named], "", "a config")
+    check_keys(source, source.values, [*SECTIONS, "objective", "optimizer"], "", "a config")
     built: dict[str, Any] = {}
     for section, cls in SECTIONS.items():
         if section in source.values or not _has_required(cls):
             built[section] = build(source, cls, source.values.get(section, {}), f"{section}.", section)
         else:
             built[section] = None
-    source.values.setdefault("optimizer", {})
-    if isinstance(source.values["optimizer"], dict):
-        source.values["optimizer"].setdefault("name", AdamW.name)
-    for section, find in named.items():
-        built[section] = _build_named(source, section, find) if section in source.values else None
+    built["objective"] = _build_named(source, "objective", find_objective) if "objective" in source.values else None
+    optimizer = source.values.setdefault("optimizer", {})
+    if isinstance(optimizer, dict):
+        optimizer.setdefault("name", AdamW.name)
+        if built["objective"] is not None:
+            optimizer.setdefault("learning_rate", built["objective"].learning_rate)
+    built["optimizer"] = _build_named(source, "optimizer", _find_optimizer)
     config = Config(**built, source=source)
     _cross_check(source, config)
     return _with_folder(config)
@@ -298,7 +299,14 @@ def _drop_other_options(given: dict[str, Any], options: Mapping[str, Any]) -> No
         name = options.get(f"{section}.name")
         if name is not None and section in given and name != given[section]["name"]:
             kept = {field.name for field in dataclasses.fields(find(name))}
+            if section == "objective" and _usual_rate(given):
+                del given["optimizer"]["learning_rate"]  # nobody chose it
             given[section] = {key: value for key, value in given[section].items() if key in kept}
+
+
+def _usual_rate(given: Mapping[str, Any]) -> bool:
+    """Whether the learning rate is the one that the objective gives."""
+    return given["optimizer"]["learning_rate"] == find_objective(given["objective"]["name"]).learning_rate
 
 
 def _own_folder(config: Config) -> str | None:

@@ -39,6 +39,7 @@ class ModelSection:
       path: Hugging Face folder or hub id.
       config: fields of `models.ModelConfig` for a fresh model, instead of `path`.
       tokenizer: folder or hub id; None is `path`.
+      chat_template: file with a Jinja template, in place of the tokenizer's own; it is exported with the tokenizer.
       dtype: type of activations.
       param_dtype: type of the trained parameters; bfloat16 takes less memory, and is rounded at random after an update, since
         to the nearest most updates would be lost.
@@ -52,6 +53,7 @@ class ModelSection:
     path: str | None = None
     config: dict[str, Any] | None = None
     tokenizer: str | None = None
+    chat_template: str | None = None
     dtype: Literal["float32", "bfloat16", "float16"] = "bfloat16"
     param_dtype: Literal["float32", "bfloat16"] = "float32"
     attention: str = "auto"
@@ -278,7 +280,7 @@ class ScoreConfig:
     """Rows with responses in, the same rows with log-probs and scores out (`align-jax score`).
 
     Attributes:
-      input: what is read, in `data.format`; of `groups`, `prompt` and `responses` are enough.
+      input: what is read, in `data.format`; of `groups` (and with `auto`), `prompt` and `responses` are enough.
       output: JSONL, whose `prompt`, `responses` and `scores` are data of format `groups`.
       reward_model: a sequence classifier with one label, a Hugging Face folder or id, or the run folder of objective `reward`;
         None writes log-probs and implicit rewards only.

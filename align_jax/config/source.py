@@ -112,7 +112,7 @@ class ConfigValues:
             copied[str(section)] = {str(key): _plain(value) for key, value in keys.items()} if is_section else keys
         rows, data = {}, copied.get("data")
         for name in ("train", "eval"):
-            if isinstance(data, dict) and data.get(name) is not None and type(data[name]) is not str:
+            if isinstance(data, dict) and not isinstance(data.get(name), str | int | float | None):
                 rows[f"data.{name}"] = given_rows(data[name], f"data.{name}")
                 data[name] = str(rows[f"data.{name}"])
         return cls("the config", copied, {}), rows

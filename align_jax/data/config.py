@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import string
 
-from align_jax.data.formats import find_format
+from align_jax.data.formats import AUTO, find_format
 from align_jax.errors import UserError, check_fields
 
 _PROMPT_FIELDS, _BELIEF_FIELDS = {"prompt", "group", "context"}, {"id", "belief"}
@@ -16,10 +16,13 @@ class DataConfig:
     """What is read, and how it becomes tokens."""
 
     train: str | None = None  # JSONL or Parquet file, folder of Parquet files or of datasets.save_to_disk, or hub id
-    eval: str | None = None  # the same, for evaluation
+    # the same, for evaluation; or a fraction of the prompts of `train`, such as 0.05, that are then not trained on, chosen by
+    # run.seed
+    eval: str | float | None = None
     # groups, ultrafeedback, pairs, unpaired or gdpo; samples: groups with the ids that were sampled in `tokens`, of the same
-    # tokenizer; prompts: `prompt` alone, for on-policy rounds; or package.module:Class, a `data.formats.Format` of your own
-    format: str = "groups"
+    # tokenizer; prompts: `prompt` alone, for on-policy rounds; package.module:Class, a `data.formats.Format` of your own; auto:
+    # by the columns of the first row
+    format: str = AUTO
     split: str = "train"  # of a hub data set, for training
     eval_split: str = "test"  # of a hub data set, for evaluation
     streaming: bool = False  # read a hub data set row by row; the rows are kept in the run folder
@@ -39,7 +42,10 @@ class DataConfig:
     pack: bool = True  # several short prompts or responses per row, where the attention backend allows it (xla); else one
 
     def __post_init__(self):
-        find_format(self.format)
+        if self.format != AUTO:
+            find_format(self.format)
+        if isinstance(self.eval, float | int) and not 0 < self.eval < 1:
+            raise UserError(f"data.eval: {self.eval!r} is neither a path nor a fraction of data.train between 0 and 1")
         for key, allowed in (
             ("on_bad_row", ("error", "skip")),
             ("chat_template", ("auto", "always", "never")),

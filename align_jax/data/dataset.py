@@ -13,12 +13,13 @@ import numpy as np
 from align_jax.data.arrange import Arrangement, Arranger
 from align_jax.data.config import DataConfig
 from align_jax.data.encode import Encoder
-from align_jax.data.formats import find_format
+from align_jax.data.formats import AUTO, spelled
 from align_jax.data.formats.example import Example
 from align_jax.data.look import Look, read_rows
+from align_jax.data.opened import Opened, open_data
 from align_jax.data.packing.plan import GroupSize, group_size
 from align_jax.data.records import TokenGroup
-from align_jax.data.sources import RowError, open_source
+from align_jax.data.sources import RowError
 from align_jax.errors import UserError
 
 # Keys of the data section that do not change any token or label.
@@ -37,9 +38,10 @@ class GroupDataset:
       seed: of everything that is drawn.
       spool_dir: where streamed rows are kept.
       ends: as `TokenGroup.ends`: for a reward model.
+      opened: what `open_data` gave for `which`; None opens it here.
 
     Attributes:
-      path: what is read. slots: K. group_names: values of the `group` column.
+      path: what is read. format: the name of its format. slots: K. group_names: values of the `group` column.
       bad_rows: `{"where", "reason"}` of each malformed row that was skipped.
       prompt_ids, unit_ids: int `[groups]`; groups with one prompt (and context) have the same `prompt_ids`, those that also
         share `group` and options the same `unit_ids`. Prompts are numbered in the order of their texts.
@@ -60,17 +62,11 @@ class GroupDataset:
         seed: int = 0,
         spool_dir: str | Path | None = None,
         ends: bool = False,
+        opened: Opened | None = None,
     ):
-        self.path = config.train if which == "train" else config.eval
-        if self.path is None:
-            raise UserError(f"data.{which} is not set")
-        data_format = find_format(config.format)
+        self._source, data_format, self.path = opened or open_data(config, which, spool_dir, seed)
         arrangement.check(data_format)
-        split = config.split if which == "train" else config.eval_split
-        spool = Path(spool_dir) if spool_dir is not None else None
-        self._source = open_source(
-            self.path, split=split, streaming=config.streaming, max_rows=config.max_rows, spool_dir=spool
-        )
+        self.format = spelled(data_format)
         self._read, self.bad_rows, look = data_format.read, [], Look()
         rows = read_rows(self._source, self._read, config.on_bad_row, self.bad_rows)
         self._found = arrangement.survey(look.at(rows), config)
@@ -83,7 +79,7 @@ class GroupDataset:
         self._arranger = Arranger(
             self.example, self._found, encoder, seed=seed, group_names=self.group_names, ends=ends
         )
-        how = {k: v for k, v in dataclasses.asdict(config).items() if k not in _HOW}
+        how = {k: v for k, v in dataclasses.asdict(config).items() if k not in _HOW} | {"format": self.format}
         parts = (self._source.digest, encoder.key(), sorted(how.items()), *arrangement.key(), seed, len(look.rows))
         self.fingerprint = hashlib.sha256(repr(parts).encode()).hexdigest()
 
@@ -122,6 +118,8 @@ class GroupDataset:
     def describe(self) -> str:
         """One line: groups, responses, and what was left out."""
         parts = [f"{len(self)} groups of up to {self.slots} responses from {len(self._source)} rows of {self.path}"]
+        if self._config.format == AUTO:
+            parts.append(f"read as format {self.format}, by its columns")
         if self.bad_rows:
             parts.append(f"{len(self.bad_rows)} malformed rows skipped")
         if self._found.dropped:

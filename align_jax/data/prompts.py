@@ -7,17 +7,18 @@ from typing import Any
 
 from align_jax.data.config import DataConfig
 from align_jax.data.encode import plain_key
-from align_jax.data.formats import find_format
 from align_jax.data.look import read_rows
-from align_jax.data.sources import open_source
-from align_jax.errors import UserError
+from align_jax.data.opened import open_data
 
 
-def distinct_prompts(config: DataConfig, which: str, spool_dir: Path) -> tuple[list[dict[str, Any]], list[dict[str, str]]]:
+def distinct_prompts(
+    config: DataConfig, which: str, spool_dir: Path, seed: int
+) -> tuple[list[dict[str, Any]], list[dict[str, str]]]:
     """Reads the prompts of a data set, each row and each prompt once, in order.
 
     Args:
       config: the data section. which: `train` or `eval`. spool_dir: where streamed rows are kept.
+      seed: see `open_data`.
 
     Returns:
       `{"prompt"}` of each, with `group` and `context` where the row has them, and the malformed rows that were skipped.
@@ -25,14 +26,10 @@ def distinct_prompts(config: DataConfig, which: str, spool_dir: Path) -> tuple[l
     Raises:
       UserError: as `GroupDataset` does.
     """
-    path = getattr(config, which)
-    if path is None:
-        raise UserError(f"data.{which} is not set")
-    split = config.split if which == "train" else config.eval_split
-    source = open_source(path, split=split, streaming=config.streaming, max_rows=config.max_rows, spool_dir=spool_dir)
+    source, data_format, _ = open_data(config, which, spool_dir, seed)
     found: dict[str, dict[str, Any]] = {}
     bad: list[dict[str, str]] = []
-    for _, example in read_rows(source, find_format(config.format).read, config.on_bad_row, bad):
+    for _, example in read_rows(source, data_format.read, config.on_bad_row, bad):
         more = {name: getattr(example, name) for name in ("group", "context") if getattr(example, name)}
         found.setdefault(plain_key(example), {"prompt": example.prompt, **more})
     return list(found.values()), bad

@@ -7,6 +7,7 @@ import gzip
 import hashlib
 import json
 import os
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -192,6 +193,26 @@ class _Listed(list):
 
     def select(self, indices: range) -> _Listed:
         return _Listed(self[i] for i in indices)
+
+
+class Selected:
+    """Some rows of a source, as a source.
+
+    Args:
+      source: all rows. rows: numbers of those that are here. digest: of content and choice.
+    """
+
+    def __init__(self, source: Source, rows: Sequence[int], digest: str):
+        self._source, self._rows, self.digest = source, list(rows), digest
+
+    def __len__(self) -> int:
+        return len(self._rows)
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        return self._source[self._rows[index]]
+
+    def where(self, index: int) -> str:
+        return self._source.where(self._rows[index])
 
 
 class RowError(ValueError):

@@ -27,11 +27,13 @@ class Objective:
       arrangement: which responses stand in which slots, and the labels; a property where it depends on a field.
       head: what the model has on its last layer, and so what the objective is called with: `lm_head`, response log-probs;
         `score`, a reward model's scores.
+      learning_rate: where the config gives none: of full training, a usual one for this kind of loss.
     """
 
     name: ClassVar[str]
     arrangement: ClassVar[Arrangement]
     head: ClassVar[str] = "lm_head"
+    learning_rate: ClassVar[float] = 1e-6
 
     @property
     def needs_reference(self) -> bool:

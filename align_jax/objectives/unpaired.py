@@ -73,6 +73,7 @@ class SFT(Objective):
 
     name: ClassVar[str] = "sft"
     arrangement: ClassVar[Sft] = Sft()
+    learning_rate: ClassVar[float] = 2e-5
 
     @property
     def needs_reference(self) -> bool:

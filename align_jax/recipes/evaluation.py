@@ -14,6 +14,7 @@ from jax.experimental import multihost_utils
 from align_jax.config import Config
 from align_jax.config.sections import EvaluateConfig
 from align_jax.data import BatchLoader, GroupDataset, TokenGroup
+from align_jax.data.formats import spelled
 from align_jax.data.formats.example import Example
 from align_jax.errors import UserError
 from align_jax.evaluation import (
@@ -118,8 +119,9 @@ def eval_data(setup: Setup, passes: int) -> EvalData:
       passes: how often it will be scored; batches get more shapes where that pays.
     """
     config = setup.config
-    objective, metrics = evaluated_as(config.objective, config.data.format), find_metrics(config.evaluate.metrics)
-    dataset = setup.dataset("eval", objective)
+    opened, metrics = setup.opened("eval"), find_metrics(config.evaluate.metrics)
+    objective = evaluated_as(config.objective, spelled(opened.format))
+    dataset = setup.dataset("eval", objective, opened)
     report_data("eval", dataset, setup.folder.path)
     loader = setup.loader(dataset, passes + objective.needs_reference)
     if objective.needs_reference:

@@ -6,6 +6,7 @@ in a file of its own beside the output, so that an interrupted run loses nothing
 
 from __future__ import annotations
 
+import contextlib
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -13,8 +14,9 @@ from typing import Any
 
 from align_jax.config import Config
 from align_jax.data import DataConfig, open_source
-from align_jax.data.formats import find_format
-from align_jax.data.sources import RowError
+from align_jax.data.formats import AUTO, Format, find_format
+from align_jax.data.opened import format_of
+from align_jax.data.sources import RowError, Source
 from align_jax.errors import UserError
 from align_jax.files import INDEX, ResultsFile, check_apart
 from align_jax.parallel.processes import on_first
@@ -103,7 +105,7 @@ def read_rows(config: Config) -> InputRows:
     """Reads and checks the input; with `data.on_bad_row: skip`, malformed rows are left out and said."""
     data = config.data or DataConfig()
     source = open_source(config.score.input, split=data.split, streaming=False, max_rows=data.max_rows)
-    rows, bad, read = InputRows([], [], [], [], source.digest), [], find_format(data.format).read_responses
+    rows, bad, read = InputRows([], [], [], [], source.digest), [], _format(data, source).read_responses
     for i in range(len(source)):
         where = source.where(i)
         try:
@@ -122,6 +124,15 @@ def read_rows(config: Config) -> InputRows:
     if not rows.values:
         raise UserError(f"{config.score.input}: all {len(bad)} rows are malformed, the first: {bad[0]}")
     return rows
+
+
+def _format(data: DataConfig, source: Source) -> Format:
+    """The format of the input; with `auto`, prompts with responses need no scores."""
+    if data.format == AUTO:
+        with contextlib.suppress(RowError):
+            if {"prompt", "responses"} <= source[0].keys():
+                return find_format("groups")
+    return format_of(data, source)
 
 
 def output_row(rows: InputRows, i: int, values: dict[str, list[float]], config: Config) -> dict[str, Any]:

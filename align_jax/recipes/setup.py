@@ -17,6 +17,7 @@ from align_jax.batch import GroupBatch
 from align_jax.config import Config
 from align_jax.cost.flops import compilation_price, keys_per_position
 from align_jax.data import BatchLoader, DataConfig, Encoder, GroupDataset, RowLayout
+from align_jax.data.opened import Opened, open_data
 from align_jax.errors import UserError
 from align_jax.files import write_whole
 from align_jax.models.attention import resolve_backend
@@ -111,7 +112,11 @@ class Setup:
         """The reference policy: `reference.path`, by default the starting model."""
         return reference_model(self.config, self.source)
 
-    def dataset(self, which: str, objective: Objective | None = None) -> GroupDataset:
+    def opened(self, which: str) -> Opened:
+        """`data.train` or `data.eval`, opened."""
+        return open_data(self.config.data, which, self.folder.path / "spool", self.config.run.seed)
+
+    def dataset(self, which: str, objective: Objective | None = None, opened: Opened | None = None) -> GroupDataset:
         """`data.train` or `data.eval`, arranged for the objective (by default the one that is trained)."""
         objective = objective or self.objective
         return GroupDataset(
@@ -120,8 +125,8 @@ class Setup:
             self.encoder,
             arrangement=objective.arrangement,
             seed=self.config.run.seed,
-            spool_dir=self.folder.path / "spool",
             ends=objective.head == "score",
+            opened=opened or self.opened(which),
         )
 
     def loader(self, dataset: Any, passes: int | None = None) -> BatchLoader:

@@ -12,11 +12,13 @@ from __future__ import annotations
 import dataclasses
 import functools
 import os
+import re
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import jax
+import jinja2
 from jax.sharding import Mesh
 
 from align_jax import hf
@@ -40,12 +42,14 @@ class ModelSource:
       shape: of the model, with the head that is wanted.
       tokenizer_at: folder or hub id of its tokenizer, or None where it has none.
       key: what the config calls the model, for errors.
+      chat_template: file of the template that takes the place of the tokenizer's, or None.
       hf_config: the `config.json` that it came from, whose other fields an export keeps; None for a fresh model.
     """
 
     shape: ModelConfig
     tokenizer_at: str | None
     key: str
+    chat_template: str | None = None
     hf_config: dict[str, Any] | None = dataclasses.field(default=None, repr=False, compare=False)
 
     @property
@@ -62,7 +66,10 @@ class ModelSource:
         """
         if self.tokenizer_at is None:
             raise UserError("model.tokenizer: a fresh model (model.config) needs a tokenizer; give its folder or hub id")
-        return load_tokenizer(self.tokenizer_at, "model.tokenizer" if self.key == "model" else self.key)
+        tokenizer = load_tokenizer(self.tokenizer_at, "model.tokenizer" if self.key == "model" else self.key)
+        if self.chat_template is not None:
+            tokenizer.chat_template = read_template(self.chat_template)
+        return tokenizer
 
     def load(self, mesh: Mesh | None, dtype: str) -> tuple[dict, int | None]:
         """The weights, and the step of a checkpoint.
@@ -168,13 +175,13 @@ def starting_model(config: Config) -> ModelSource:
       UserError: see `hf.resolve_folder` and `hf.load_config`.
     """
     model, head, seed = config.model, config.head, config.run.seed
-    tokenizer = model.tokenizer or model.path
+    tokenizer, template = model.tokenizer or model.path, model.chat_template
     if model.path is None:
         shape = dataclasses.replace(model.fresh_config(), head=head)
-        return FreshModel(shape=shape, tokenizer_at=tokenizer, key="model", seed=seed)
+        return FreshModel(shape=shape, tokenizer_at=tokenizer, key="model", chat_template=template, seed=seed)
     # A reward model may start from a language model.
     stored = _stored(model.path, head, "model", None if head == "score" else head)
-    return dataclasses.replace(stored, tokenizer_at=tokenizer, seed=seed)
+    return dataclasses.replace(stored, tokenizer_at=tokenizer, chat_template=template, seed=seed)
 
 
 def model_at(given: str | os.PathLike, head: str, key: str) -> ModelSource:
@@ -256,6 +263,22 @@ def load_tokenizer(where: str | os.PathLike, key: str) -> Any:
         return AutoTokenizer.from_pretrained(os.path.expanduser(where))
     except (OSError, ValueError) as error:
         raise UserError(f"{key}: no tokenizer can be loaded from {where}: {str(error).splitlines()[0]}") from error
+
+
+def read_template(file: str) -> str:
+    """The Jinja template of `model.chat_template`.
+
+    Raises:
+      UserError: no such file, or no Jinja.
+    """
+    try:
+        text = Path(file).expanduser().read_text(encoding="utf-8")
+        jinja2.Environment(extensions=["jinja2.ext.loopcontrols"]).parse(re.sub(r"\{%-?\s*(end)?generation\s*-?%\}", "", text))
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"model.chat_template: cannot read {file}: {error}") from error
+    except jinja2.TemplateSyntaxError as error:
+        raise UserError(f"model.chat_template: {file}:{error.lineno}: not a Jinja template: {error.message}") from error
+    return text
 
 
 def _stored(given: str, head: str, key: str, read_as: str | None) -> StoredModel:

@@ -9,13 +9,18 @@ from align_jax.batch import GroupBatch
 from align_jax.models.decoder import Decoder
 from align_jax.models.ops import precision
 from align_jax.parallel.axes import constrain
-from align_jax.scoring.responses import sum_over_responses
+from align_jax.scoring.responses import one_slot_per_token, sum_over_responses
 
 HEAD_CHUNK = 1024  # positions of a shard whose logits exist at one time
 
 
 def response_logps(
-    model: Decoder, batch: GroupBatch, *, rows_per_chunk: int | None = None, head_chunk: int = HEAD_CHUNK
+    model: Decoder,
+    batch: GroupBatch,
+    *,
+    per_token: bool = False,
+    rows_per_chunk: int | None = None,
+    head_chunk: int = HEAD_CHUNK,
 ) -> jax.Array:
     """Log-probability of every response given its prompt, `sum_t log p(y_t | x, y_<t)`.
 
@@ -25,12 +30,14 @@ def response_logps(
     Args:
       model: the decoder.
       batch: prompts and responses, see `align_jax.batch`; the arrays may be traced.
+      per_token: True gives the terms of the sum instead.
       rows_per_chunk: response rows of a shard computed at one time. With fewer than N, chunks run one after the
         other and their activations are computed again in the backward pass, so that memory does not grow with K. None: all.
       head_chunk: positions of a shard whose logits exist at one time.
 
     Returns:
-      float32 `[G, K]`, summed over the response's scored targets; 0 for a response that does not exist.
+      float32 `[G, K]`, summed over the response's scored targets; 0 for a response that does not exist. With `per_token`
+      `[G, K, R]`, R the length of the batch's rows: 0 behind the end of a response (`batch.lengths` `[G, K]`).
 
     Raises:
       ValueError: a chunk size below 1, or a batch that is laid out for scores.
@@ -43,7 +50,10 @@ def response_logps(
     def read(hidden: jax.Array, rows: dict[str, jax.Array]) -> jax.Array:
         return target_logps(model, hidden, rows["targets"], head_chunk)
 
-    return sum_over_responses(model, batch, read, rows_per_chunk)
+    if not per_token:
+        return sum_over_responses(model, batch, read, rows_per_chunk)
+    each = sum_over_responses(model, one_slot_per_token(batch), read, rows_per_chunk)
+    return each.reshape(*batch.mask.shape, -1)
 
 
 def target_logps(model: Decoder, hidden: jax.Array, targets: jax.Array, head_chunk: int = HEAD_CHUNK) -> jax.Array:

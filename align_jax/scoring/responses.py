@@ -53,6 +53,16 @@ def sum_over_responses(
     return sums.reshape(batch.mask.shape)
 
 
+def one_slot_per_token(batch: GroupBatch) -> GroupBatch:
+    """The batch with R slots in place of each, R the length of its rows: one for every target of the response, in order."""
+    slots, length = jnp.asarray(batch.slots), batch.slots.shape[-1]
+    at = jnp.arange(length)
+    begins = jnp.concatenate([jnp.ones_like(slots[..., :1], bool), slots[..., 1:] != slots[..., :-1]], axis=-1)
+    first = jax.lax.cummax(jnp.where(begins, at, 0), axis=slots.ndim - 1)
+    mask = jnp.repeat(jnp.asarray(batch.mask), length, axis=1)
+    return dataclasses.replace(batch, slots=jnp.where(slots < 0, -1, slots * length + at - first), mask=mask)
+
+
 def prompt_kv(model: Decoder, batch: GroupBatch) -> tuple[jax.Array, jax.Array]:
     """Keys and values of the prompt rows in every layer: two `[L, D, M, P, Hk, E]`."""
     own = Tokens(batch.prompt_positions, batch.prompt_segments)

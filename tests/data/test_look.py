@@ -7,7 +7,7 @@ import collections
 import numpy as np
 import pytest
 
-from align_jax.data import BatchLoader, DataConfig, Encoder, GroupDataset, RowLayout, dataset, prompts
+from align_jax.data import BatchLoader, DataConfig, Encoder, GroupDataset, RowLayout, opened, prompts
 from align_jax.data.arrange import Beliefs, Group, Pair, Sft, Unpaired
 from align_jax.data.encode import plain_key
 from align_jax.data.look import Look
@@ -25,7 +25,7 @@ def reads(monkeypatch):
     counts = collections.Counter()
 
     def counting(open_source):
-        def opened(*args, **kwargs):
+        def wrapped(*args, **kwargs):
             source = open_source(*args, **kwargs)
             kind = type(source)
 
@@ -37,10 +37,9 @@ def reads(monkeypatch):
             source.__class__ = Counted
             return source
 
-        return opened
+        return wrapped
 
-    for module in (dataset, prompts):
-        monkeypatch.setattr(module, "open_source", counting(module.open_source))
+    monkeypatch.setattr(opened, "open_source", counting(opened.open_source))
     return counts
 
 
@@ -70,14 +69,14 @@ def test_rows_are_read_once_before_the_first_group(tmp_path, reads, format_, row
 
 def test_prompts_are_read_once(tmp_path, reads):
     path = write_jsonl(tmp_path / "rows.jsonl", [*GROUPS, {"prompt": "p1"}])
-    found, bad = prompts.distinct_prompts(DataConfig(train=path, format="groups", on_bad_row="skip"), "train", tmp_path)
+    found, bad = prompts.distinct_prompts(DataConfig(train=path, format="groups", on_bad_row="skip"), "train", tmp_path, 0)
     assert dict(reads) == dict.fromkeys(range(41), 1)
     assert [row["prompt"] for row in found] == [f"p{i}" for i in range(7)] and len(bad) == 1
 
 
 def test_malformed_rows_are_read_once_too(tmp_path, reads):
     path = write_jsonl(tmp_path / "rows.jsonl", [GROUPS[0], {"prompt": "x"}, GROUPS[1]])
-    config = DataConfig(train=path, on_bad_row="skip")
+    config = DataConfig(train=path, format="groups", on_bad_row="skip")
     data = GroupDataset(config, "train", Encoder(TOKENIZER, config), arrangement=Group())
     assert dict(reads) == {0: 1, 1: 1, 2: 1} and len(data) == 2 and len(data.bad_rows) == 1
 

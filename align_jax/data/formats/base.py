@@ -19,9 +19,11 @@ class Format:
         that is trained.
       responses: how many responses every row has: 0 for prompts alone, 2 for pairs; None for any number.
       has_beliefs: whether rows have `Example.opinion`.
+      columns: that every row has, by which `data.format: auto` knows it; none: it is never chosen so.
     """
 
     name: ClassVar[str]
+    columns: ClassVar[tuple[str, ...]] = ()
     evaluated_as: ClassVar[str | None] = None
     responses: ClassVar[int | None] = None
     has_beliefs: ClassVar[bool] = False

@@ -17,6 +17,7 @@ class BeliefRows(Format):
     """
 
     name = "gdpo"
+    columns = ("prompt", "options", "accept_response", "reject_response")
     evaluated_as = "gdpo"
     responses = 2
     has_beliefs = True

@@ -14,6 +14,7 @@ class Groups(Format):
     """Columns: `prompt`, `responses` (list of texts or conversations), `scores` (as many numbers)."""
 
     name = "groups"
+    columns = ("prompt", "responses", "scores")
     evaluated_as = "mpo"
 
     def parse(self, row: Mapping) -> Example:

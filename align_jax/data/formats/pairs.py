@@ -14,6 +14,7 @@ class Pairs(Format):
     """Columns: `chosen`, `rejected`, and `prompt`, which may be left out where both begin with it; texts or conversations."""
 
     name = "pairs"
+    columns = ("chosen", "rejected")
     evaluated_as = "dpo"
     responses = 2
 

@@ -13,6 +13,7 @@ class Prompts(Format):
     """Column: `prompt`."""
 
     name = "prompts"
+    columns = ("prompt",)
     responses = 0
 
     def parse(self, row: Mapping) -> Example:

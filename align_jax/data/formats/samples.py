@@ -16,6 +16,7 @@ class Samples(Format):
     """
 
     name = "samples"
+    columns = ("prompt", "responses", "scores", "tokens")
     evaluated_as = "mpo"
 
     def parse(self, row: Mapping) -> Example:

@@ -14,6 +14,7 @@ class UltraFeedback(Format):
     """Columns: `instruction`, and `completions`: a list of objects with `response` and `overall_score`."""
 
     name = "ultrafeedback"
+    columns = ("instruction", "completions")
     evaluated_as = "mpo"
 
     def parse(self, row: Mapping) -> Example:

@@ -14,6 +14,7 @@ class UnpairedRows(Format):
     """Columns: `prompt`, `completion`, `label` (true where it is desirable)."""
 
     name = "unpaired"
+    columns = ("prompt", "completion", "label")
     evaluated_as = "kto"
     responses = 1
 

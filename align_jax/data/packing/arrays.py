@@ -2,14 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 
 from align_jax.batch import GroupBatch
+from align_jax.data.config import DataConfig
+from align_jax.data.encode import Encoder
+from align_jax.data.formats.example import Text
+from align_jax.data.formats.fields import as_text
 from align_jax.data.packing.layout import RowLayout, fit, packed_plans, split
 from align_jax.data.packing.plan import GroupSize, Shape, ShardPlan, Unit, group_size, longest, plan_single
 from align_jax.data.records import Segment, TokenGroup
+from align_jax.data.sources import RowError
+from align_jax.errors import UserError
+
+_UNCUT = 1 << 30  # tokens
 
 
 def pack_groups(
@@ -188,20 +197,23 @@ def _labels(groups: Sequence[TokenGroup], real: np.ndarray, slots: int) -> dict[
 
 
 def make_groups(
-    prompts: Sequence[Sequence[int]],
-    responses: Sequence[Sequence[Sequence[int]]],
+    prompts: Sequence[Sequence[int]] | Sequence[Text],
+    responses: Sequence[Sequence[Sequence[int]]] | Sequence[Sequence[Text]],
     scores: Sequence[Sequence[float]] | None = None,
     *,
+    tokenizer: Any = None,
     ends: bool = False,
 ) -> GroupBatch:
-    """Token lists as a batch, the notebook way: groups in the order given, so that `[G, K]` arrays line up with the input.
+    """Token lists or texts as a batch, the notebook way: groups in the order given, so that `[G, K]` arrays line up with them.
 
-    One shard, one prompt per row and one response per row. What must be scored is in the lists: put the end-of-sequence token
-    at the end of each response, and BOS before each prompt, if the model expects them.
+    One shard, one prompt per row and one response per row. What must be scored is in token lists: put the end-of-sequence token
+    at the end of each response, and BOS before each prompt, if the model expects them. Texts get both.
 
     Args:
-      prompts: `[G][m_g]` token ids, m_g >= 1.
-      responses: `[G][K_g][n]` token ids, n >= 1.
+      prompts: `[G][m_g]` token ids, m_g >= 1; with a tokenizer `[G]` texts, or conversations (lists of messages).
+      responses: `[G][K_g][n]` token ids, n >= 1; with a tokenizer `[G][K_g]` texts.
+      tokenizer: of transformers. Texts become the tokens that they become in training (its chat template, where it has one, is
+        used for plain prompts too), and nothing is cut.
       scores: `[G][K_g]`; the batch has `labels["scores"]` `[G, K]` if given.
       ends: True makes a batch for a reward model, `align_jax.response_scores`; False one for `align_jax.response_logps`.
 
@@ -209,13 +221,16 @@ def make_groups(
       The batch; `mask` `[G, K]` says which responses exist.
 
     Raises:
-      ValueError: no group, an empty prompt or response, a group without responses, or scores that do not match.
+      ValueError: no group, an empty prompt or response, a group without responses, scores that do not match, texts without a
+        tokenizer.
+      UserError: texts that the tokenizer or its template refuses.
     """
     if len(prompts) != len(responses) or (scores is not None and len(scores) != len(prompts)):
         count = "" if scores is None else f" and {len(scores)} lists of scores"
         raise ValueError(f"{len(prompts)} prompts, {len(responses)} lists of responses{count}: the numbers must be equal")
     if len(prompts) == 0:
         raise ValueError("make_groups needs at least one prompt")
+    prompts, responses = _as_tokens(prompts, responses, tokenizer)
     groups = []
     for g, (prompt, answers) in enumerate(zip(prompts, responses, strict=True)):
         if len(prompt) == 0 or len(answers) == 0 or any(len(tokens) == 0 for tokens in answers):
@@ -229,3 +244,24 @@ def make_groups(
         groups.append(TokenGroup(g, tokens, segments, len(answers), labels, ends, per_response=tuple(labels)))
     layout = RowLayout(pack=False, uniform_waste=float("inf"))
     return pack_groups(groups, shards=1, groups_per_shard=len(groups), layout=layout)
+
+
+def _as_tokens(prompts: Sequence, responses: Sequence, tokenizer: Any) -> tuple[Sequence, Sequence]:
+    """Prompts and responses as token lists."""
+    if tokenizer is None:
+        texts = [value for group in (prompts, *responses) for value in group if isinstance(value, str | Mapping)]
+        if texts or any(isinstance(value, str) for value in (*prompts, *responses)):
+            raise ValueError("make_groups: prompts or responses are texts; give tokenizer=..., or lists of token ids")
+        return prompts, responses
+    encoder = Encoder(tokenizer, DataConfig(max_prompt_tokens=_UNCUT, max_response_tokens=_UNCUT))
+    encoded, answers = [], []
+    for g, (prompt, texts) in enumerate(zip(prompts, responses, strict=True)):
+        if isinstance(texts, str):
+            raise ValueError(f"group {g}: responses are a list of texts per prompt, [G][K], not one text")
+        try:
+            whole = prompt if isinstance(prompt, str) else as_text(prompt, "prompt")
+            encoded.append(encoder.encode_prompt(whole)[0])
+            answers.append([encoder.encode_response(whole, text)[0] for text in texts])
+        except RowError as error:
+            raise UserError(f"group {g}: {error}") from error
+    return encoded, answers

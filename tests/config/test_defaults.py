@@ -1,0 +1,48 @@
+"""Defaults that depend on the rest of the config, and which of them make another run."""
+
+from __future__ import annotations
+
+import pytest
+
+from align_jax.config import Config
+from align_jax.config.identity import difference
+
+BASE = {"model": {"path": "a/model"}, "data": {"train": "rows.jsonl"}, "objective": {"name": "dpo"}}
+
+
+@pytest.mark.parametrize(("objective", "rate"), [("dpo", 1e-6), ("mpo", 1e-6), ("sft", 2e-5), ("reward", 1e-5)])
+def test_the_learning_rate_is_usual_for_the_objective(objective, rate):
+    assert Config.of(BASE, f"objective.name={objective}").optimizer.learning_rate == rate
+    assert Config.of(BASE, f"objective.name={objective}", "optimizer.name=lion").optimizer.learning_rate == rate
+    given = Config.of(BASE, f"objective.name={objective}", "optimizer.learning_rate=3e-4")
+    assert given.optimizer.learning_rate == 3e-4
+
+
+def test_another_objective_takes_its_own_rate_unless_one_was_given():
+    assert Config.of(Config.of(BASE), "objective.name=sft").optimizer.learning_rate == 2e-5
+    given = Config.of(BASE, "optimizer.learning_rate=3e-4")
+    assert Config.of(given, "objective.name=sft").optimizer.learning_rate == 3e-4
+
+
+def test_the_format_by_its_columns_and_by_name_are_one_run():
+    auto, named = Config.of(BASE), Config.of(BASE, "data.format=groups")
+    assert auto.run.dir == named.run.dir and difference(auto.to_dict(), named.to_dict()) is None
+    assert difference(named.to_dict(), Config.of(BASE, "data.format=pairs").to_dict())[0] == "data.format"
+
+
+def test_what_is_held_out_makes_another_run_and_a_file_to_evaluate_on_does_not():
+    whole, file = Config.of(BASE), Config.of(BASE, "data.eval=eval.jsonl")
+    tenth, fifth = Config.of(BASE, "data.eval=0.1"), Config.of(BASE, "data.eval=0.2")
+    assert whole.run.dir == file.run.dir and len({c.run.dir for c in (whole, tenth, fifth)}) == 3
+    assert difference(whole.to_dict(), file.to_dict()) is None
+    assert difference(tenth.to_dict(), fifth.to_dict()) == ("data.eval", 0.1, 0.2)
+    assert difference(file.to_dict(), tenth.to_dict())[0] == "data.eval"
+
+
+def test_a_key_that_came_later_makes_no_other_run_at_its_default():
+    before = Config.of(BASE).to_dict()
+    del before["model"]["chat_template"]
+    from align_jax.config.identity import identity
+
+    assert identity(before) == identity(Config.of(BASE).to_dict())
+    assert identity(before) != identity(Config.of(BASE, "model.chat_template=chat.jinja").to_dict())

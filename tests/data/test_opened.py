@@ -1,0 +1,98 @@
+"""Which format a file has by its columns, and which of its prompts are held out."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import pytest
+
+from align_jax.data import DataConfig, Encoder, GroupDataset
+from align_jax.data.arrange import Group
+from align_jax.data.formats import recognized, spelled
+from align_jax.data.opened import open_data
+from align_jax.errors import UserError
+from tests.data.toys import char_tokenizer, opinion, write_jsonl
+
+SCORED = {"prompt": "p", "responses": ["a", "b"], "scores": [1, 0]}
+PAIR = {"prompt": "p", "chosen": "a", "rejected": "b"}
+
+
+@pytest.mark.parametrize(
+    ("row", "name"),
+    [
+        (SCORED, "groups"),
+        (SCORED | {"tokens": [[3, 2], [4, 2]]}, "samples"),
+        (SCORED | {"tokens": [7, 9]}, "groups"),  # a column of that name that holds something else
+        (SCORED | {"chosen": None, "rejected": None}, "groups"),
+        ({"instruction": "p", "completions": [{"response": "a", "overall_score": 1}], "source": "x"}, "ultrafeedback"),
+        (PAIR, "pairs"),
+        (PAIR | {"score_chosen": 8.0, "score_rejected": 2.0, "prompt_id": "x"}, "pairs"),
+        ({"chosen": "q a", "rejected": "q b"}, "pairs"),
+        ({"prompt": "p", "completion": "a", "label": True}, "unpaired"),
+        (opinion(), "gdpo"),
+        ({"prompt": "p", "id": 3}, "prompts"),
+    ],
+)
+def test_a_format_is_known_by_its_columns(row, name):
+    assert spelled(recognized(row, "rows.jsonl:1")) == name
+
+
+def test_columns_of_no_format_are_named_with_what_there_is():
+    with pytest.raises(UserError, match=r"rows\.jsonl:1: .*question, answer.*pairs: chosen, rejected"):
+        recognized({"question": "q", "answer": "a"}, "rows.jsonl:1")
+
+
+def test_a_malformed_row_of_a_known_format_is_an_error_of_that_format(tmp_path):
+    path = write_jsonl(tmp_path / "rows.jsonl", [SCORED | {"scores": [1]}])
+    with pytest.raises(UserError, match="1 scores for 2 responses"):
+        dataset(DataConfig(train=path), "train")
+
+
+def test_auto_is_the_same_data_as_its_format_by_name(tmp_path):
+    (tmp_path / "rows.jsonl").write_text('not json\n{"prompt": "p", "responses": ["a", "b"], "scores": [1, 0]}\n')
+    auto = DataConfig(train=str(tmp_path / "rows.jsonl"), on_bad_row="skip")
+    named = dataset(dataclasses.replace(auto, format="groups"), "train")
+    found = dataset(auto, "train")
+    assert found.fingerprint == named.fingerprint
+    assert "format groups, by its columns" in found.describe() and "by its columns" not in named.describe()
+
+
+def test_a_fraction_holds_out_prompts_and_all_their_rows(tmp_path):
+    rows = [PAIR | {"prompt": f"p{i % 20}", "chosen": f"a{i}"} for i in range(60)]
+    config = DataConfig(train=write_jsonl(tmp_path / "rows.jsonl", rows), eval=0.2)
+    parts = {which: [source[i] for i in range(len(source))] for which, source in sources(config, 0).items()}
+    prompts = {which: {row["prompt"] for row in part} for which, part in parts.items()}
+    assert len(prompts["eval"]) == 4 and not prompts["eval"] & prompts["train"]
+    assert sorted(row["chosen"] for part in parts.values() for row in part) == sorted(row["chosen"] for row in rows)
+    # the same ones for the same seed, in whatever order the rows are
+    again = sources(dataclasses.replace(config, train=write_jsonl(tmp_path / "other.jsonl", rows[::-1])), 0)["eval"]
+    assert {again[i]["prompt"] for i in range(len(again))} == prompts["eval"]
+    other = sources(config, 1)["eval"]
+    assert {other[i]["prompt"] for i in range(len(other))} != prompts["eval"]
+    assert again.where(0) == f"{tmp_path / 'other.jsonl'}:{1 + rows[::-1].index(again[0])}"
+
+
+def test_what_is_held_out_decides_the_fingerprint(tmp_path):
+    path = write_jsonl(tmp_path / "rows.jsonl", [SCORED | {"prompt": f"p{i}"} for i in range(10)])
+    prints = {dataset(DataConfig(train=path, eval=e), which).fingerprint for e in (0.1, 0.2) for which in ("train", "eval")}
+    assert len(prints | {dataset(DataConfig(train=path), "train").fingerprint}) == 5
+
+
+def test_one_prompt_cannot_be_held_out(tmp_path):
+    path = write_jsonl(tmp_path / "rows.jsonl", [PAIR, PAIR | {"chosen": "c"}])
+    with pytest.raises(UserError, match="data.eval: 0.5 .* 1 different prompts"):
+        open_data(DataConfig(train=path, eval=0.5), "eval", None, 0)
+
+
+@pytest.mark.parametrize("value", [0, 1, 1.5, -0.1])
+def test_a_fraction_is_between_zero_and_one(value):
+    with pytest.raises(UserError, match=f"data.eval: {value}"):
+        DataConfig(eval=value)
+
+
+def sources(config, seed):
+    return {which: open_data(config, which, None, seed).source for which in ("train", "eval")}
+
+
+def dataset(config, which):
+    return GroupDataset(config, which, Encoder(char_tokenizer(), config), arrangement=Group())
