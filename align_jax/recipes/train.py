@@ -154,7 +154,15 @@ def _train(training: Training, stop: StopSignal) -> tuple[TrainState, bool]:
         if begun >= steps:
             say(f"{folder.path} is complete: step {begun} of {steps}")
             return state, True
-        step = compile_step(setup.mesh, training.where, setup.scorer, config.objective, training.optimizer, config.run.seed)
+        step = compile_step(
+            setup.mesh,
+            training.where,
+            setup.scorer,
+            config.objective,
+            training.optimizer,
+            seed=config.run.seed,
+            horizon=optim.Horizon.of(config.optimizer, steps),
+        )
         with _metrics_log(config, steps, begun) as log:
             cut = CountCut()
             state, _ = fit(
