@@ -11,7 +11,7 @@ FREE = (
     *("mesh", "log", "checkpoint", "generate", "score", "evaluate", "bench", "reference.cache_dir", "run.dir"),
     *("train.steps", "train.epochs"),
     *("model.remat", "model.rows_per_chunk", "model.head_chunk", "model.attention", "train.accumulation_steps"),
-    *("train.eval_every", "data.eval", "data.eval_split", "data.workers", "data.prefetch"),
+    *("train.eval_every", "train.patience", "data.eval", "data.eval_split", "data.workers", "data.prefetch"),
 )
 
 

@@ -216,8 +216,8 @@ def make_schedule(spec: OptimizerConfig, total_steps: int) -> optax.Schedule:
         peak * (t + 1) / w                                          for t < w
         peak * (f + (1 - f) * shape(p)),  p = (t - w) / (T - w)     after, where f is `final_ratio`
 
-    `shape(p)` is `1 - p` (linear) or `(1 + cos(pi p)) / 2` (cosine). The first step already learns. A warm-up longer than the run
-    is cut, see `warmup_of`.
+    `shape(p)` is `1 - p` (linear) or `(1 + cos(pi p)) / 2` (cosine). The first step already learns. A warm-up longer than
+    the run is cut, see `warmup_of`.
 
     Args:
       spec: the optimizer's options.
