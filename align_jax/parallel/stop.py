@@ -127,30 +127,37 @@ def interruptible() -> Iterator[None]:
     reader, writer = socket.socketpair()
     writer.setblocking(False)
     previous = signal.set_wakeup_fd(writer.fileno(), warn_on_full_buffer=False)
-    thread = threading.Thread(target=_listen, args=(reader,), daemon=True)
+    deadlines: list[threading.Timer] = []
+    thread = threading.Thread(target=_listen, args=(reader, deadlines), daemon=True)
     thread.start()
+    interrupted = False
     try:
         yield
+    except KeyboardInterrupt:
+        interrupted = True
+        raise
     finally:
         signal.set_wakeup_fd(previous)
         writer.close()
         thread.join()
+        if interrupted and deadlines:
+            _leave()  # threads that write would complain of the interpreter's end
+        for deadline in deadlines:
+            deadline.cancel()
 
 
-def _listen(reader: socket.socket) -> None:
+def _listen(reader: socket.socket, deadlines: list[threading.Timer]) -> None:
     """Hears the numbers of signals until nobody writes them any more."""
-    timers = []
     with reader:
         while number := reader.recv(1):
             if number[0] == signal.SIGINT and not (_active is not None and _active.announce()):
-                timers.append(threading.Timer(GRACE_SECONDS, _leave))
-                timers[-1].daemon = True
-                timers[-1].start()
-    for timer in timers:
-        timer.cancel()
+                deadlines.append(threading.Timer(GRACE_SECONDS, _leave))
+                deadlines[-1].daemon = True
+                deadlines[-1].start()
 
 
 def _leave() -> None:
+    """Ends the process, whatever its other threads do."""
     for work in reversed(_cleanups):
         with contextlib.suppress(Exception):
             work()
