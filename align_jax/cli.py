@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import itertools
 import json
 import os
@@ -22,7 +23,7 @@ def train(argv: Sequence[str]) -> int:
     from align_jax.recipes.jobs import train as recipe
 
     recipe(_config("train", argv))
-    return 0  # also when SIGTERM ended the run, after a checkpoint
+    return 0  # also when SIGTERM ended the run, after a checkpoint; Ctrl-C raises after it
 
 
 def evaluate(argv: Sequence[str]) -> int:
@@ -55,12 +56,17 @@ def export(argv: Sequence[str]) -> int:
     parser = argparse.ArgumentParser(prog="align-jax export")
     parser.add_argument("run_dir")
     parser.add_argument("out_dir")
-    parser.add_argument("--step", type=int, help="which checkpoint; the newest by default")
+    parser.add_argument("--step", type=_step, help="which checkpoint, or best: by checkpoint.best_metric; default: the newest")
     parser.add_argument("--dtype", help="float32, bfloat16 or float16; that of the trained weights by default")
+    parser.add_argument("--overwrite", action="store_true", help="replace an earlier export")
     options = parser.parse_args(argv)
-    step = export(options.run_dir, options.out_dir, options.step, options.dtype)
+    step = export(options.run_dir, options.out_dir, options.step, options.dtype, overwrite=options.overwrite)
     say(f"exported step {step} of {options.run_dir} to {options.out_dir}")
     return 0
+
+
+def _step(text: str) -> int | str:
+    return text if text == "best" else int(text)
 
 
 def generate(argv: Sequence[str]) -> int:
@@ -169,7 +175,7 @@ class Command(NamedTuple):
 COMMANDS = {
     "train": Command(train, f"CONFIG.yaml {_OVERRIDES}", "train; resumes a run folder that has checkpoints"),
     "evaluate": Command(evaluate, f"CONFIG.yaml [CONFIG.yaml ...] {_OVERRIDES}", "models side by side, one table"),
-    "export": Command(export, "RUN_DIR OUT_DIR [--step N] [--dtype D]", "write a Hugging Face folder"),
+    "export": Command(export, "RUN_DIR OUT_DIR [--step N] [--dtype D] [--overwrite]", "write a Hugging Face folder"),
     "generate": Command(generate, f"CONFIG.yaml {_OVERRIDES}", "sample responses to prompts"),
     "score": Command(score, f"CONFIG.yaml {_OVERRIDES}", "log-probs, implicit rewards, a reward model's scores"),
     "bench": Command(bench, "CONFIG.yaml [--json] [--sweep K=2,8,32] ...", "time, memory and FLOPs of a step"),
@@ -194,11 +200,14 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"align-jax {name} {command.arguments}\n\n{command.help}")
         return 0
     try:
-        if command.computes:
-            from align_jax.parallel.distributed import prepare_process
+        with contextlib.ExitStack() as stack:
+            if command.computes:
+                from align_jax.parallel.distributed import prepare_process
+                from align_jax.parallel.stop import interruptible
 
-            prepare_process()
-        status = command.run(rest)
+                stack.enter_context(interruptible())
+                prepare_process()
+            status = command.run(rest)
         sys.stdout.flush()
         return status
     except BrokenPipeError:  # what reads the output, such as head, has enough

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import concurrent.futures
+import contextlib
 import errno
 import functools
 import hashlib
 import json
 import os
-from collections.abc import Iterable
+import socket
+from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import jax
 import numpy as np
@@ -18,6 +20,12 @@ from jax.experimental import multihost_utils
 
 from align_jax.errors import UserError
 from align_jax.parallel.processes import on_first
+from align_jax.parallel.stop import cleaned_up
+
+try:
+    import fcntl
+except ImportError:  # Windows
+    fcntl = None
 
 INDEX = "_index"  # of an unfinished file's rows: which prompt; taken out when the file is complete
 
@@ -56,13 +64,51 @@ def check_apart(paths: dict[str, str | None]) -> None:
             raise UserError(f"{key}: {path} is {other}, too, and would be overwritten; give another file")
 
 
+@contextlib.contextmanager
+def held(lock: Path, what: str, remedy: str) -> Iterator[None]:
+    """Holds a lock file while the block runs; it is free again when the process ends, however it ends.
+
+    On a file system without locks nothing is held, and nothing refused.
+
+    Args:
+      lock: the file, which is there only while it is held. what, remedy: begin and end of the error.
+
+    Raises:
+      UserError: another process holds it; names that process and its machine.
+    """
+    with _locked(lock, what, remedy) as file, cleaned_up(lambda: lock.unlink(missing_ok=True)):
+        file.write(f"process {os.getpid()} on {socket.gethostname()}")
+        file.flush()
+        yield
+
+
+def _locked(lock: Path, what: str, remedy: str) -> IO[str]:
+    while True:
+        file = open(lock, "a+", encoding="utf-8")
+        try:
+            if fcntl is not None:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            with file:
+                file.seek(0)
+                holder = file.read() or "another process"
+            raise UserError(f"{what} is in use by {holder}; {remedy}") from error
+        except OSError:
+            return file  # no locks here
+        with contextlib.suppress(FileNotFoundError):
+            if os.path.samestat(os.fstat(file.fileno()), os.stat(lock)):
+                file.truncate(0)
+                return file
+        file.close()  # who held it before has removed it meanwhile
+
+
 class ResultsFile:
     """Results as JSONL at `path`, and what made them at `path + ".settings.json"`.
 
     While incomplete, rows stand in the order in which they finished, each with its prompt's index under `_index`; `close`
     after the last one brings them into the order of the prompts and takes the index out. Opened again with the same
     settings, it goes on where it was; with other settings, the old file is kept as `path.1`, `path.2`, ...
-    Of several processes, the first one reads and writes.
+    Of several processes, the first one reads and writes. A second job that writes to the same file meanwhile is refused.
 
     Args:
       path: the output. settings: everything that decides the results, JSON values. count: how many prompts there are.
@@ -76,23 +122,28 @@ class ResultsFile:
         self.path, self.count = Path(path), count
         self.done: set[int] = set()
         self.kept_as: Path | None = None
-        self._file = None
+        self._file, self._held = None, contextlib.ExitStack()
         failure = None
         if jax.process_index() == 0:
             try:
-                self._open(json.loads(json.dumps(settings)))
-            except OSError as error:
+                self._open(json.loads(json.dumps(settings)), key)
+            except (OSError, UserError) as error:
+                self._held.close()
                 failure = error
         if jax.process_count() > 1:
             self._agree(failure is not None)
+        if isinstance(failure, UserError):
+            raise failure
         if failure is not None:
             raise UserError(f"{key}: cannot write {path}: {failure.strerror}") from failure
 
-    def _open(self, settings: dict[str, Any]) -> None:
+    def _open(self, settings: dict[str, Any], key: str) -> None:
         side = self.path.with_name(self.path.name + ".settings.json")
         if self.path.is_dir():
             raise IsADirectoryError(errno.EISDIR, "it is a folder")
         self.path.parent.mkdir(parents=True, exist_ok=True)
+        lock = self.path.with_name(self.path.name + ".lock")
+        self._held.enter_context(held(lock, f"{key}: {self.path}", "wait for it, or give another file"))
         if self.path.exists() and not (side.exists() and _read_json(side) == settings):
             self.kept_as = next(p for n in range(1, 10**6) if not (p := Path(f"{self.path}.{n}")).exists())
             os.replace(self.path, self.kept_as)
@@ -136,6 +187,10 @@ class ResultsFile:
         """Closes the file, and orders it where it is complete; again, it does nothing."""
         if self._file is None:
             return
+        with self._held:
+            self._order()
+
+    def _order(self) -> None:
         self._file.close()
         self._file = None
         rows = [json.loads(line) for line in self.path.read_bytes().splitlines()]

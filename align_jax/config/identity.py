@@ -13,7 +13,7 @@ FREE = (
     *("mesh", "log", "checkpoint", "generate", "score", "evaluate", "bench", "reference.cache_dir", "run.dir"),
     *("train.steps", "train.epochs"),
     *("model.remat", "model.rows_per_chunk", "model.head_chunk", "model.attention", "train.accumulation_steps"),
-    *("train.eval_every", "data.eval", "data.eval_split", "data.workers", "data.prefetch"),
+    *("train.eval_every", "train.patience", "data.eval", "data.eval_split", "data.workers", "data.prefetch"),
 )
 
 # Keys that came later, at the value that means what was there before: no run is another one for them.

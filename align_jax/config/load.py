@@ -148,21 +148,56 @@ class Config:
             return value.path is None and value.config is None
         return value is None or bool(name) and getattr(value, name) is None
 
-    def check_training(self) -> None:
-        """UserError for keys that training, or on-policy rounds of it, would not use or cannot do."""
+    def for_training(self) -> tuple[Config, list[str]]:
+        """The config with what training would not use switched off, and a line about each such key.
+
+        Raises:
+          UserError: what training, or on-policy rounds of it, cannot do.
+        """
         if self.rounds is not None:
             _check_rounds(self.source, self)
-        elif self.data.eval is None:
-            unused = {"train.eval_every": self.train.eval_every, "evaluate.training_samples": self.evaluate.training_samples}
-            for key, value in unused.items():
-                if value:
-                    raise self.source.error(key, f"{value} is not used without data.eval")
+            return self, []
+        config, lines = (self, []) if self.data.eval is not None else _without_evaluations(self)
+        config._check_patience()
+        return config, lines
+
+    def _check_patience(self) -> None:
+        train, metric = self.train, self.checkpoint.best_metric
+        if train.patience is None:
+            return
+        if metric is None or not metric.startswith("eval/"):
+            raise self.source.error(
+                "train.patience",
+                f"{train.patience} evaluations without a better checkpoint.best_metric are waited for, which is {metric!r}; "
+                "set it to a metric of evaluations, such as eval/loss",
+            )
+        if train.eval_every is None:
+            raise self.source.error("train.patience", f"{train.patience} evaluations are waited for; set train.eval_every, too")
 
     def mesh_sizes(self, devices: int) -> tuple[int, int, int]:
         """(data, fsdp, tensor) on this many devices; UserError unless the mesh and `train.groups_per_step` fit them."""
         data, fsdp, tensor = self.mesh.sizes(devices)
         _check_groups(self.train, data, fsdp)
         return data, fsdp, tensor
+
+
+def _without_evaluations(config: Config) -> tuple[Config, list[str]]:
+    """The config without the keys that need `data.eval`, and a line about those that were set."""
+    metric = config.checkpoint.best_metric
+    needs = {
+        "train.eval_every": (config.train.eval_every, None),
+        "train.patience": (config.train.patience, None),
+        "evaluate.training_samples": (config.evaluate.training_samples, 0),
+        "checkpoint.best_metric": (metric if (metric or "").startswith("eval/") else None, None),
+    }
+    lines = []
+    for key, (value, off) in needs.items():
+        if value:
+            section, _, name = key.partition(".")
+            changed = dataclasses.replace(getattr(config, section), **{name: off})
+            config = dataclasses.replace(config, **{section: changed})
+            lines.append(f"{key}: {value} is off, since data.eval is not set")
+    return config, lines
 
 
 def _check_groups(train: TrainConfig, data: int, fsdp: int) -> None:
@@ -229,6 +264,7 @@ def _check_rounds(source: ConfigValues, config: Config) -> None:
         ("generate.temperature", config.generate.temperature == 0, "0 gives the same sample every time; rounds need contrast"),
         ("generate.beliefs", config.generate.beliefs, "is not used in rounds"),
         ("train.eval_every", config.train.eval_every is not None, "is not used in rounds: each ends with an evaluation"),
+        ("train.patience", config.train.patience is not None, "is not used in rounds: each makes all its steps"),
         ("checkpoint.best_metric", config.checkpoint.best_metric is not None, "is not used in rounds: each hands on its last"),
         ("evaluate.training_samples", config.evaluate.training_samples > 0, "is not used in rounds; see rounds.eval_samples"),
         ("generate.alpaca_eval", config.generate.alpaca_eval is not None, "is not used in rounds"),

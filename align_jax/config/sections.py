@@ -130,6 +130,7 @@ class TrainConfig:
       groups_per_step: prompts of one optimizer step, over all devices and microbatches.
       accumulation_steps: microbatches of a step.
       eval_every: optimizer steps between evaluations; None evaluates before the first step and after the last one only.
+      patience: end the run after so many evaluations in a row without a better `checkpoint.best_metric`; None never does.
     """
 
     steps: int | None = None
@@ -137,9 +138,10 @@ class TrainConfig:
     groups_per_step: int = 8
     accumulation_steps: int = 1
     eval_every: int | None = None
+    patience: int | None = None
 
     def __post_init__(self):
-        check_fields("train", self, "steps", "groups_per_step", "accumulation_steps", "eval_every", low=1)
+        check_fields("train", self, "steps", "groups_per_step", "accumulation_steps", "eval_every", "patience", low=1)
         check_fields("train", self, "epochs", low=0, open_low=True)
         if self.steps is not None and self.epochs is not None:
             raise UserError("train.epochs: give train.steps or train.epochs, not both")
@@ -155,20 +157,26 @@ class TrainConfig:
 class CheckpointConfig:
     """When the state of a run is saved, and what is kept.
 
+    A checkpoint is written at the end, and where SIGTERM or Ctrl-C stops the run, whatever these keys are.
+
     Attributes:
-      every: optimizer steps between checkpoints; None saves at the end only.
-      keep: how many of the newest stay.
+      every: optimizer steps between checkpoints; None saves by `minutes`, and at every evaluation where `best_metric` is one of
+        these.
+      minutes: minutes of training between checkpoints, also beside `every`; None saves none by the clock.
+      keep: how many of the newest stay; where `every` is set, those of the clock go first.
       best_metric: a name in metrics.jsonl; the checkpoint where it was best stays, too. None: the newest only.
       best_mode: whether a small or a large value of `best_metric` is the better one.
     """
 
     every: int | None = None
+    minutes: float | None = 10.0
     keep: int = 2
     best_metric: str | None = None
     best_mode: Literal["min", "max"] = "min"
 
     def __post_init__(self):
         check_fields("checkpoint", self, "every", "keep", low=1)
+        check_fields("checkpoint", self, "minutes", low=0, open_low=True)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -29,12 +29,12 @@ def main(argv: Sequence[str]) -> int:
     base = _train(load_config(packaged_config("quickstart-base")))
     if not base.finished:
         return 0
-    export(base.folder, OUT / "base-model")
+    export(base.folder, OUT / "base-model", overwrite=True)
 
     run = _train(config)
     if not run.finished:
         return 0
-    export(run.folder, OUT / "model")
+    export(run.folder, OUT / "model", overwrite=True)
 
     measured = [line["eval/beliefs/js_distance"] for line in run.history if "eval/beliefs/js_distance" in line]
     print(f"Jensen-Shannon distance to the group's beliefs: {measured[0]:.3f} before, {measured[-1]:.3f} after GDPO")

@@ -1,42 +1,171 @@
-"""Stopping in order: what SIGTERM asks for, remembered until the work can be left."""
+"""Stopping in order: what SIGTERM or Ctrl-C asks for, remembered until the work can be left."""
 
 from __future__ import annotations
 
+import contextlib
+import contextvars
+import os
 import signal
+import socket
+import sys
 import threading
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import jax
 from jax.experimental import multihost_utils
 
 STOPPED = 128 + signal.SIGTERM  # exit status of a command that SIGTERM ended before its work was done
+INTERRUPTED = 128 + signal.SIGINT  # exit status of a command that Ctrl-C ended, also after it saved
+GRACE_SECONDS = 2.0  # for what is on its way out at once
 
 
 class StopSignal:
-    """Remembers SIGTERM; a context manager, so that the previous handler comes back.
+    """Remembers SIGTERM and the first Ctrl-C; a context manager, so that the previous handlers come back.
 
+    Ctrl-C stops at once (KeyboardInterrupt) where nothing would be lost (before the first question, after `idle`) and when it
+    is pressed again. Where it was remembered, leaving the context raises KeyboardInterrupt, so that what follows does not run.
     On one process outside the main thread, where Python lets nobody handle signals, it never fires.
     On several processes all must stop after the same question, which JAX's preemption service agrees on: all ask equally often.
+
+    Args:
+      after: what is finished before it stops, for the user.
+      tell: what a line for the user is given to; None prints it to stderr.
     """
 
-    def __init__(self):
-        self._received, self._asked, self._previous = False, 0, None
+    def __init__(self, after: str = "what is in the making", tell: Callable[[str], Any] | None = None):
+        self._line, self._tell = f"stopping after {after}; Ctrl-C again stops now", tell or _print
+        self._context = contextvars.copy_context()  # another thread may tell it
+        self._received, self._interrupted, self._asked, self._previous = False, False, 0, {}
+        self._waits = self._told = False
 
     def __enter__(self) -> StopSignal:
-        if jax.process_count() == 1 and threading.current_thread() is threading.main_thread():
-            self._previous = signal.signal(signal.SIGTERM, self._remember)
+        global _active
+        if threading.current_thread() is threading.main_thread():
+            wanted = {signal.SIGINT: self._interrupt}
+            if jax.process_count() == 1:  # of several, JAX's preemption service has SIGTERM
+                wanted[signal.SIGTERM] = self._remember
+            for number, handler in wanted.items():
+                if number != signal.SIGINT or signal.getsignal(number) is not signal.SIG_IGN:  # nohup
+                    self._previous[number] = signal.signal(number, handler)
+            _active = self
+        self.idle()
         return self
 
-    def __exit__(self, *_: Any) -> None:
-        if self._previous is not None:
-            signal.signal(signal.SIGTERM, self._previous)
+    def __exit__(self, kind: type | None, *_: Any) -> None:
+        global _active
+        _active = None
+        for number, handler in self._previous.items():
+            signal.signal(number, handler)
+        if self._interrupted and kind is None:
+            raise KeyboardInterrupt
+
+    @property
+    def cause(self) -> str:
+        """What asked for the stop."""
+        return "Ctrl-C" if self._interrupted else "SIGTERM"
+
+    def requested(self) -> bool:
+        """Whether to stop now; from here on the first Ctrl-C waits for the next question."""
+        self._asked, self._waits = self._asked + 1, True
+        if jax.process_count() > 1 and not self._received:
+            self._received = multihost_utils.reached_preemption_sync_point(self._asked)
+        return self._received
+
+    def idle(self) -> None:
+        """Until the next question there is nothing to lose: the first Ctrl-C stops at once."""
+        self._waits = jax.process_count() > 1
+
+    def announce(self) -> bool:
+        """Says that the work is being stopped, once; False where a Ctrl-C now stops at once."""
+        if self._told or not self._waits:
+            return False
+        self._told = True
+        with contextlib.suppress(RuntimeError):  # a handler that came while a line was being written
+            self._context.run(self._tell, self._line)
+        return True
 
     def _remember(self, *_: Any) -> None:
         self._received = True
 
-    def requested(self) -> bool:
-        """Whether to stop now."""
-        self._asked += 1
-        if jax.process_count() > 1 and not self._received:
-            self._received = multihost_utils.reached_preemption_sync_point(self._asked)
-        return self._received
+    def _interrupt(self, *_: Any) -> None:
+        if self._interrupted or not self._waits:
+            raise KeyboardInterrupt
+        self._interrupted = True
+        self.announce()
+        if jax.process_count() > 1:
+            os.kill(os.getpid(), signal.SIGTERM)
+        else:
+            self._received = True
+
+
+_active: StopSignal | None = None
+_cleanups: list[Callable[[], Any]] = []
+
+
+@contextlib.contextmanager
+def cleaned_up(work: Callable[[], Any]) -> Iterator[None]:
+    """Does `work` when the block ends, in whatever way; also where Ctrl-C ends the process, see `interruptible`."""
+    _cleanups.append(work)
+    try:
+        yield
+    finally:
+        _cleanups.remove(work)
+        work()
+
+
+@contextlib.contextmanager
+def interruptible() -> Iterator[None]:
+    """Within it Ctrl-C is heard at once, for programs that own their process, such as the command line.
+
+    Python's handlers wait until the main thread is back in Python, and a compilation takes minutes: a thread hears the signal,
+    tells the user, and where the work is to stop now but does not, ends the process with status `INTERRUPTED`.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    reader, writer = socket.socketpair()
+    writer.setblocking(False)
+    previous = signal.set_wakeup_fd(writer.fileno(), warn_on_full_buffer=False)
+    deadlines: list[threading.Timer] = []
+    thread = threading.Thread(target=_listen, args=(reader, deadlines), daemon=True)
+    thread.start()
+    interrupted = False
+    try:
+        yield
+    except KeyboardInterrupt:
+        interrupted = True
+        raise
+    finally:
+        signal.set_wakeup_fd(previous)
+        writer.close()
+        thread.join()
+        if interrupted and deadlines:
+            _leave()  # threads that write would complain of the interpreter's end
+        for deadline in deadlines:
+            deadline.cancel()
+
+
+def _listen(reader: socket.socket, deadlines: list[threading.Timer]) -> None:
+    """Hears the numbers of signals until nobody writes them any more."""
+    with reader:
+        while number := reader.recv(1):
+            if number[0] == signal.SIGINT and not (_active is not None and _active.announce()):
+                deadlines.append(threading.Timer(GRACE_SECONDS, _leave))
+                deadlines[-1].daemon = True
+                deadlines[-1].start()
+
+
+def _leave() -> None:
+    """Ends the process, whatever its other threads do."""
+    for work in reversed(_cleanups):
+        with contextlib.suppress(Exception):
+            work()
+    _print("interrupted")
+    with contextlib.suppress(Exception):
+        sys.stdout.flush()
+    os._exit(INTERRUPTED)
+
+
+def _print(line: str) -> None:
+    print(f"align-jax: {line}", file=sys.stderr, flush=True)

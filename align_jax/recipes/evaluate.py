@@ -80,7 +80,13 @@ def report_of(config: Config) -> Report:
                 setup = dataclasses.replace(setup, config=_without_samples(config))
             data = eval_data(setup, len(models))
             judge = judge_of(data) if data.config.evaluate.samples else None
-            results = _evaluate(data, models, judge)
+            results = []
+            try:
+                _evaluate(data, models, judge, results)
+            except KeyboardInterrupt:
+                if results:
+                    say(f"{setup.folder.path / 'evaluation.json'} has {', '.join(r.name for r in results)}")
+                raise
         lines = _plots(data, results) if config.evaluate.plots and jax.process_index() == 0 else []
     lines.append(f"wrote {setup.folder.path / 'evaluation.json'}")
     problems = [f"evaluate.judge: {r.name}: {r.spoken.problem}" for r in results if r.spoken and r.spoken.problem]
@@ -153,9 +159,9 @@ class Result:
     estimates: dict[str, Estimate] = dataclasses.field(default_factory=dict)
 
 
-def _evaluate(data: EvalData, models: dict[str, ModelSource], judge: Judge | None) -> list[Result]:
-    """One model after the other, the reference last: there are never two models in memory."""
-    setup, samples, results = data.setup, data.config.evaluate.samples, []
+def _evaluate(data: EvalData, models: dict[str, ModelSource], judge: Judge | None, results: list[Result]) -> None:
+    """Adds one model after the other to the results, the reference last: there are never two models in memory."""
+    setup, samples = data.setup, data.config.evaluate.samples
     for name, source in models.items():
         params, step = setup.load(source)
         where = "the starting model" if source is setup.source else source.describe()
@@ -175,7 +181,6 @@ def _evaluate(data: EvalData, models: dict[str, ModelSource], judge: Judge | Non
         for result in waiting:
             result.tables.append(divergence_table(data, result.spoken, reference))
             _finish(data, results, result, judge)
-    return results
 
 
 def _finish(data: EvalData, results: list[Result], changed: Result, judge: Judge | None) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
+from typing import Literal
 
 from jax.sharding import Mesh
 
@@ -14,12 +15,21 @@ from align_jax.recipes.folder import RunFolder
 from align_jax.recipes.source import TrainedModel, trained_model
 
 
-def export(run_dir: str | os.PathLike, out_dir: str | os.PathLike, step: int | None = None, dtype: str | None = None) -> int:
+def export(
+    run_dir: str | os.PathLike,
+    out_dir: str | os.PathLike,
+    step: int | Literal["best"] | None = None,
+    dtype: str | None = None,
+    *,
+    overwrite: bool = False,
+) -> int:
     """Exports a checkpoint of a run with its tokenizer; transformers loads the folder.
 
     Args:
-      run_dir: of the run. out_dir: a folder that is not there yet, or an earlier export.
-      step: which checkpoint; None is the newest. dtype: of the written weights; None is that of the trained ones.
+      run_dir: of the run. out_dir: a folder that is not there yet, or is empty.
+      step: which checkpoint; None is the newest, `best` the one with the best `checkpoint.best_metric`.
+      dtype: of the written weights; None is that of the trained ones.
+      overwrite: `out_dir` may hold an earlier export, which is replaced.
 
     Returns:
       The step of the checkpoint.
@@ -30,7 +40,15 @@ def export(run_dir: str | os.PathLike, out_dir: str | os.PathLike, step: int | N
     folder = RunFolder(Path(run_dir))
     if not folder.is_run:
         raise UserError(f"{folder.path} is not a run folder: it has no config.yaml")
-    return export_model(trained_model(folder.newest, step), out_dir, dtype)
+    if not overwrite and any(Path(os.path.expanduser(out_dir)).glob("*.safetensors")):
+        raise UserError(
+            f"export folder {out_dir} holds a model already; give another folder, or replace it with --overwrite "
+            "(overwrite=True in Python)"
+        )
+    newest = folder.newest
+    if isinstance(step, str) and step != "best":
+        raise UserError(f"--step: {step!r} is neither a number nor best")
+    return export_model(trained_model(newest, newest.best_step() if step == "best" else step), out_dir, dtype)
 
 
 def export_model(source: TrainedModel, out_dir: str | os.PathLike, dtype: str | None = None, mesh: Mesh | None = None) -> int:

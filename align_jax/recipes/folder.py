@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import functools
 import json
+import os
 import shutil
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -15,12 +18,18 @@ from align_jax import hf
 from align_jax.config import Config, load_config
 from align_jax.config.identity import FREE, difference
 from align_jax.errors import UserError
-from align_jax.files import write_whole
+from align_jax.files import held, write_whole
 from align_jax.models import ModelConfig
+from align_jax.parallel.processes import on_first
+from align_jax.parallel.stop import cleaned_up
 from align_jax.training.checkpoint import Checkpointer
 from align_jax.training.logs import read_metrics
 
 CONFIG, METRICS, MODEL_CONFIG, GENERATION_CONFIG = "config.yaml", "metrics.jsonl", "model_config.json", "generation_config.json"
+LOCK = ".lock"
+# What a start leaves before its first step.
+_BEGUN = (CONFIG, METRICS, MODEL_CONFIG, GENERATION_CONFIG, "tokenizer", "checkpoints", "tensorboard", "bad_rows.*.jsonl",
+          "*.tmp", "spool/*.tmp")  # fmt: skip
 
 
 @dataclasses.dataclass(frozen=True)
@@ -94,10 +103,38 @@ class RunFolder:
         step = self.steps[-1]
         return [str(self.path.resolve()), step, (self.path / "checkpoints" / str(step)).stat().st_mtime_ns]
 
+    @property
+    def trained(self) -> bool:
+        """Whether steps were made here: there is a checkpoint, a round, or a line of metrics that is not of the start alone."""
+        if self.steps or (self.path / "rounds").exists():
+            return True
+        try:
+            return any(line["step"] > 0 for line in self.history)
+        except UserError:  # lines that are none: somebody's work
+            return True
+
     def checkpoints(self, config: Config) -> Checkpointer:
         """The checkpoints, to be written as the `checkpoint` section says."""
         options = config.checkpoint
-        return Checkpointer(self.path / "checkpoints", options.keep, options.best_metric, options.best_mode)
+        chosen = (options.keep, options.best_metric, options.best_mode)
+        return Checkpointer(self.path / "checkpoints", *chosen, every=save_every(config))
+
+    def best_step(self) -> int:
+        """The step of the checkpoint with the best `checkpoint.best_metric` of the run.
+
+        Raises:
+          UserError: the run had none, or no checkpoint has it.
+        """
+        options, folder = self.config.checkpoint, self.path / "checkpoints"
+        if options.best_metric is None:
+            raise UserError(
+                f"{self.path} was trained without checkpoint.best_metric; its checkpoints are of steps {self.steps}"
+            )
+        with Checkpointer(folder, 1, options.best_metric, options.best_mode, read_only=True) as checkpoints:
+            found = checkpoints.best_step()
+        if found is None:
+            raise UserError(f"{self.path}: no checkpoint of steps {self.steps} has the metric {options.best_metric!r}")
+        return found
 
     def check_same(self, config: Config, free: tuple[str, ...] = FREE) -> None:
         """UserError naming the first key on which the folder's config and the one given differ, beside those in `free`."""
@@ -109,17 +146,63 @@ class RunFolder:
                 "run.dir, or give the same value to resume"
             )
 
-    def prepare(self, config: Config, source: Any) -> None:
+    def check(self, config: Config) -> None:
+        """UserError where the folder holds checkpoints of another run: a key that decides its weights differs."""
+        if self.is_run and self.newest.steps:
+            self.check_same(config)
+
+    @contextlib.contextmanager
+    def claimed(self) -> Iterator[None]:
+        """The folder is this start's alone while the block runs; what a start without any step left there is removed.
+
+        Rows that were streamed from the hub stay, for the next start.
+
+        Raises:
+          UserError: another process trains there, or the folder cannot be written.
+        """
+        with contextlib.ExitStack() as stack:
+            on_first(lambda: stack.enter_context(self._claimed()), str(self.path))
+            yield
+
+    @contextlib.contextmanager
+    def _claimed(self) -> Iterator[None]:
+        made = [path for path in (self.path, *self.path.parents) if not path.exists()]
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise UserError(f"run.dir: cannot write to {self.path}: {error}") from error
+        lock = held(self.path / LOCK, f"run.dir: {self.path}", "wait for it, stop it, or choose another run.dir")
+        with cleaned_up(lambda: _remove_empty(made)), lock:
+            there = set(self._begun())
+            with cleaned_up(lambda: self._forget(there)):
+                yield
+
+    def _begun(self) -> Iterator[Path]:
+        return (path for pattern in _BEGUN for path in self.path.glob(pattern))
+
+    def _forget(self, there: set[Path]) -> None:
+        """Removes what was not there before, unless steps were made."""
+        if self.trained:
+            return
+        for path in set(self._begun()) - there:
+            shutil.rmtree(path) if path.is_dir() else path.unlink()
+        _remove_empty([self.path / "spool"])
+
+    def set_metrics_aside(self) -> Path | None:
+        """Keeps the metrics of steps that no checkpoint holds as `metrics.jsonl.1`, `.2`, ...; None where there are none."""
+        file = self.path / METRICS
+        if jax.process_index() != 0 or not any(line["step"] > 0 for line in self.history):
+            return None
+        kept = next(path for n in range(1, 10**6) if not (path := file.with_name(f"{METRICS}.{n}")).exists())
+        os.replace(file, kept)
+        return kept
+
+    def write(self, config: Config, source: Any) -> None:
         """Writes what resuming and exporting need: the config, the tokenizer, and the model's own config files.
 
         Args:
           source: the `ModelSource` of the starting model.
-
-        Raises:
-          UserError: the folder holds checkpoints of another run: a key that decides its weights differs.
         """
-        if self.is_run and self.newest.steps:
-            RunFolder(self.path).check_same(config)
         if jax.process_index() != 0:
             return
         self.path.mkdir(parents=True, exist_ok=True)
@@ -136,3 +219,16 @@ class RunFolder:
     def _json(self, name: str) -> dict[str, Any] | None:
         file = self.path / name
         return json.loads(file.read_text(encoding="utf-8")) if file.exists() else None
+
+
+def save_every(config: Config) -> int | None:
+    """Steps between checkpoints: as asked for, else as between evaluations where one of these decides the best."""
+    by_evaluations = (config.checkpoint.best_metric or "").startswith("eval/")
+    return config.checkpoint.every or (config.train.eval_every if by_evaluations else None)
+
+
+def _remove_empty(folders: list[Path]) -> None:
+    """Removes folders, the innermost first, that hold nothing."""
+    for folder in folders:
+        with contextlib.suppress(OSError):
+            folder.rmdir()

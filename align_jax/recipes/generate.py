@@ -50,9 +50,10 @@ def generate(model: Config | Decoder, prompts: Sequence[Any] | None = None, *, t
     if isinstance(model, Config):
         if prompts is not None or tokenizer is not None or options:
             raise UserError("generate(config) takes prompts and options from the config's `generate` section alone")
-        with StopSignal() as stop:
-            if not run(model, stop=stop.requested):
-                raise UserError(f"{model.generate.output}: stopped by SIGTERM; the same call goes on from there")
+        with StopSignal() as stop:  # Ctrl-C raises here
+            complete = run(model, stop=stop.requested)
+        if not complete:
+            raise UserError(f"{model.generate.output}: stopped by SIGTERM; the same call goes on from there")
         return [json.loads(line) for line in Path(model.generate.output).read_bytes().splitlines()]
     if prompts is None or tokenizer is None:
         raise UserError("generate(model, ...) needs prompts and the tokenizer")

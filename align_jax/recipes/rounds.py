@@ -12,6 +12,7 @@ take every step together, and the first one writes; the folder must be one that 
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
 import shutil
@@ -103,19 +104,23 @@ def rounds(config: Config, stop: StopSignal | None = None) -> Rounds:
     """All on-policy rounds of a config with a `rounds` section; goes on where an earlier start ended.
 
     Args:
-      stop: asked between and within the steps of a round. None: SIGTERM says so.
+      stop: asked between and within the steps of a round. None: SIGTERM and Ctrl-C say so.
 
     Raises:
       UserError: the folder holds another run, fewer prompts than a round takes, or anything that a step refuses.
+      KeyboardInterrupt: Ctrl-C, after what there is was saved; pressed again, or where nothing would be lost, at once.
     """
     config.require(*REQUIRED, "rounds")
-    config.check_training()
-    with speaking(config.log.quiet):
-        if stop is not None:
-            finished = _rounds(config, stop)
-        else:
-            with StopSignal() as stop:
-                finished = _rounds(config, stop)
+    config, _ = config.for_training()
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(speaking(config.log.quiet))
+        stop = stack.enter_context(StopSignal(tell=say)) if stop is None else stop
+        stop.idle()
+        folder = RunFolder(Path(config.run.dir))
+        if folder.is_run and ((folder.path / "rounds").exists() or folder.steps):
+            folder.check_same(config, ROUNDS_FREE)
+        stack.enter_context(folder.claimed())
+        finished = _rounds(config, stop)
     lines = Path(config.run.dir) / "rounds.jsonl"
     return Rounds(Path(config.run.dir), finished, _read_rows(lines) if lines.exists() else [])
 
@@ -125,8 +130,10 @@ def _rounds(config: Config, stop: StopSignal) -> bool:
     for number in range(config.rounds.number + 1):
         finished = of_first((job.at(number) / EVALUATION).exists())
         for step in () if finished else _steps(job, number):
-            if job.stopped() or not step():
-                say(f"stopped by SIGTERM in round {number} of {config.rounds.number}; the same command goes on from there")
+            stopped = job.stopped()
+            job.stop.idle()
+            if stopped or not step():
+                say(f"stopped by {stop.cause} in round {number} of {config.rounds.number}; the same command goes on from there")
                 return False
         _report(job, number)
     say(f"all rounds are done, see {job.root / 'rounds.jsonl'}; export with: align-jax export {job.root} OUT_DIR")
@@ -134,10 +141,8 @@ def _rounds(config: Config, stop: StopSignal) -> bool:
 
 
 def _prepare(config: Config, stop: StopSignal) -> Job:
-    """Checks the folder and reads the prompts; a fresh model is written out, so that every model is a folder."""
-    root, folder = Path(config.run.dir), RunFolder(Path(config.run.dir))
-    if folder.is_run and ((root / "rounds").exists() or folder.steps):
-        folder.check_same(config, ROUNDS_FREE)
+    """Reads the prompts; a fresh model is written out, so that every model is a folder."""
+    root = Path(config.run.dir)
     model_at(config.rounds.reward_model, "score", "rounds.reward_model")  # before hours of sampling
     prompts, held_out = (_read_prompts(config, which) for which in ("train", "eval"))
     rounds = config.rounds
@@ -199,9 +204,7 @@ def _sample(job: Job, number: int, prompts: Path, output: Path) -> bool:
     """Samples of the model after round `number`; held-out ones are drawn with the same random numbers in every round."""
     rounds, held_out = job.config.rounds, prompts.name == EVAL_PROMPTS
     use, samples = ((EVALUATE,), rounds.eval_samples) if held_out else ((SAMPLE, number + 1), rounds.samples_per_prompt)
-    options = dataclasses.replace(
-        job.config.generate, prompts=str(prompts), output=str(output), samples=samples, tokens=True
-    )
+    options = dataclasses.replace(job.config.generate, prompts=str(prompts), output=str(output), samples=samples, tokens=True)
     run = RunConfig(dir=None, seed=onpolicy.derived_seed(job.config.run.seed, *use))
     return generate.run(job.with_model(number, run=run, generate=options), cut_prompts=True, stop=job.stopped)
 

@@ -36,9 +36,10 @@ def score(config: Config) -> list[dict[str, Any]]:
     Raises:
       UserError: anything wrong with the rows (file and line), the models or the files, before a model is loaded.
     """
-    with StopSignal() as stop:
-        if not run(config, stop.requested):
-            raise UserError(f"{config.score.output}: stopped by SIGTERM; the same call goes on from there")
+    with StopSignal() as stop:  # Ctrl-C raises here
+        complete = run(config, stop.requested)
+    if not complete:
+        raise UserError(f"{config.score.output}: stopped by SIGTERM; the same call goes on from there")
     return [json.loads(line) for line in Path(config.score.output).read_bytes().splitlines()]
 
 

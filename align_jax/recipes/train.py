@@ -5,6 +5,7 @@ from __future__ import annotations
 import collections
 import contextlib
 import dataclasses
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -18,10 +19,11 @@ from align_jax.errors import UserError
 from align_jax.parallel.mesh import put_batch
 from align_jax.parallel.stop import StopSignal
 from align_jax.recipes.evaluation import in_training_evaluation
+from align_jax.recipes.folder import RunFolder, save_every
 from align_jax.recipes.say import say, speaking
 from align_jax.recipes.setup import Setup, microbatches, report_data
 from align_jax.training import optim
-from align_jax.training.callbacks import Callback, Evaluate, Log, Save, StopWhen
+from align_jax.training.callbacks import Callback, Evaluate, Log, Save, StopEarly, StopWhen
 from align_jax.training.checkpoint import Checkpointer
 from align_jax.training.fit import fit
 from align_jax.training.logs import MetricsLog, find_sink
@@ -38,7 +40,7 @@ class Run:
 
     Attributes:
       folder: `run.dir`, which `align_jax.export` and `align-jax evaluate` take. steps: made so far, of this and earlier starts.
-      finished: whether all steps were made.
+      finished: whether all steps were made, or `train.patience` ended it before.
       metrics: the last value of every metric. history: every line of metrics.jsonl, `step` among its values.
     """
 
@@ -54,27 +56,35 @@ def train(config: Config, stop: StopSignal | None = None) -> Run:
 
     Args:
       config: with `model`, `data.train` and `objective`; everything else has a default.
-      stop: asked after every step; when it says so, a checkpoint is written and the run ends. None: SIGTERM says so.
+      stop: asked after every step; when it says so, a checkpoint is written and the run ends. None: SIGTERM and Ctrl-C say so.
 
     Returns:
       The run, whose folder holds config.yaml, metrics.jsonl and checkpoints/.
 
     Raises:
       UserError: anything that the user can mend, see the message; what was trained before it is kept.
+      KeyboardInterrupt: Ctrl-C, after the checkpoint is written; pressed again, or before the first step, at once.
     """
     config.require(*REQUIRED)
-    config.check_training()
+    config, off = config.for_training()
     with contextlib.ExitStack() as stack:
         stack.enter_context(speaking(config.log.quiet))
-        stop = stack.enter_context(StopSignal()) if stop is None else stop
+        stop = stack.enter_context(StopSignal("this step", say)) if stop is None else stop
+        stop.idle()
         for name in config.log.sinks:  # before hours of work
             find_sink(name)
-        setup = Setup.of(config)
-        setup.folder.prepare(config, setup.source)
         check_best_metric(config)
+        folder = RunFolder(Path(config.run.dir))
+        folder.check(config)
+        stack.enter_context(folder.claimed())
+        for line in off:
+            say(line)
+        setup = Setup.of(config)
         stack.enter_context(jax.set_mesh(setup.mesh))
         training = Training.of(setup)
-        state, finished = _train(training, stop)
+        measure = in_training_evaluation(setup, training.steps)
+        training.join_reference()
+        state, finished = _train(training, measure, stop)
     history = setup.folder.history
     latest = {name: value for line in history for name, value in line.items() if value is not None and name != "step"}
     return Run(setup.folder.path, int(state.step), finished, latest, history)
@@ -98,21 +108,25 @@ class Training:
 
     @classmethod
     def of(cls, setup: Setup) -> Training:
-        """Reads the data and, where the objective needs it, computes the reference's log-probs."""
+        """Reads the data."""
         config = setup.config
         dataset = setup.dataset("train")
         report_data("train", dataset, setup.folder.path)
         report_context(dataset, setup.source.shape.max_length)
         steps = config.train.total_steps(len(dataset))
-        loader = setup.loader(dataset)
-        if config.objective.needs_reference:
-            # The batches of the first epoch are the run's own, so at its first step policy and reference agree exactly.
-            once = min(steps, -(-len(dataset) // config.train.groups_per_step))
-            first = microbatches(loader.preview(once))
-            loader.join(setup.reference_logps(dataset, loader.first_rows(once), first))
+        report_warmup(config, steps)
         optimizer = optim.make_optimizer(config.optimizer, steps)
         where = state_shardings(setup.source.shape, optimizer, setup.mesh, config.model.param_dtype)
-        return cls(setup, dataset, loader, steps, optimizer, where)
+        return cls(setup, dataset, setup.loader(dataset), steps, optimizer, where)
+
+    def join_reference(self) -> None:
+        """Computes the reference's log-probs, or reads them from the cache, where the objective needs them."""
+        config, dataset, loader = self.setup.config, self.dataset, self.loader
+        if config.objective.needs_reference:
+            # The batches of the first epoch are the run's own, so at its first step policy and reference agree exactly.
+            once = min(self.steps, -(-len(dataset) // config.train.groups_per_step))
+            first = microbatches(loader.preview(once))
+            loader.join(self.setup.reference_logps(dataset, loader.first_rows(once), first))
 
     def begin(self) -> TrainState:
         """The state before the first step."""
@@ -142,19 +156,28 @@ class Training:
         return state
 
 
-def _train(training: Training, stop: StopSignal) -> tuple[TrainState, bool]:
+def _train(training: Training, measure: Callable | None, stop: StopSignal) -> tuple[TrainState, bool]:
     """From the newest checkpoint, or the start, to the last step; False when `stop` ended it before."""
     setup, steps, before = training.setup, training.steps, so_far()
     config, folder = setup.config, setup.folder
     with folder.checkpoints(config) as checkpoints:
         state = training.resume(checkpoints)
-        measure = in_training_evaluation(setup, steps)
         state = training.begin() if state is None else state
         begun = int(state.step)
-        if begun >= steps:
-            say(f"{folder.path} is complete: step {begun} of {steps}")
+        early = stop_early(folder, config, begun)
+        if begun >= steps or (early and early.ended):
+            say(nothing_to_do(folder, begun, steps, early))
             return state, True
-        step = compile_step(setup.mesh, training.where, setup.scorer, config.objective, training.optimizer, config.run.seed)
+        prepare_folder(training, begun)
+        step = compile_step(
+            setup.mesh,
+            training.where,
+            setup.scorer,
+            config.objective,
+            training.optimizer,
+            seed=config.run.seed,
+            horizon=optim.Horizon.of(config.optimizer, steps),
+        )
         with _metrics_log(config, steps, begun) as log:
             cut = CountCut()
             state, _ = fit(
@@ -165,24 +188,71 @@ def _train(training: Training, stop: StopSignal) -> tuple[TrainState, bool]:
                 put=lambda batch: put_batch(batch, setup.mesh, leading=1),
                 where=training.dataset.where,
                 callbacks=[
-                    StopWhen(stop.requested),
                     *([Evaluate(measure, config.train.eval_every)] if measure else []),
+                    *([early] if early else []),
+                    StopWhen(stop.requested),
                     CheckMetric(config.checkpoint.best_metric),
                     AddCosts(optim.make_schedule(config.optimizer, steps), before),
                     cut,
                     Log(log.log),
-                    Save(_save(training, checkpoints), config.checkpoint.every or steps, checkpoints.latest_step),
+                    Save(_save(training, checkpoints), save_every(config), checkpoints.latest_step, config.checkpoint.minutes),
                 ],
             )
         checkpoints.wait()
+        best = checkpoints.best_step()
     done, spent = int(state.step), so_far() - before
     say(f"compiled {spent.compiled} programs, {spent.cached} more came from the cache: {spent.seconds:.1f} s in all")
     cut.report(config)
-    if done >= steps:
-        say(f"trained to step {done}; export with: align-jax export {folder.path} OUT_DIR")
-    else:
-        say(f"stopped by SIGTERM after step {done} of {steps}; checkpoint saved, the same command resumes")
-    return state, done >= steps
+    ended = bool(early and early.ended)
+    if done < steps and not ended:
+        say(f"stopped by {stop.cause} after step {done} of {steps}; checkpoint saved, the same command resumes")
+        return state, False
+    if ended:
+        say(f"ended early: {why_ended(config, early)}")
+    choice = "" if best in (None, done) else f", with --step best that of step {best}"
+    say(f"trained to step {done}; export with: align-jax export {folder.path} OUT_DIR{choice}")
+    return state, True
+
+
+def prepare_folder(training: Training, begun: int) -> None:
+    """Writes what makes the folder a run's, and says what becomes of what was there."""
+    setup, steps = training.setup, training.steps
+    folder, spec = setup.folder, setup.config.optimizer
+    if begun:
+        before = folder.config.train.total_steps(len(training.dataset))
+        old, new = (float(optim.make_schedule(spec, total)(begun)) for total in (before, steps))
+        if old != new:
+            say(
+                f"the {spec.schedule} schedule ends at step {steps} now, not {before}: step {begun + 1} goes on at a learning "
+                f"rate of {new:.3g} instead of {old:.3g}"
+            )
+    elif kept := folder.set_metrics_aside():
+        say(f"{folder.path} held metrics of steps that no checkpoint has; they are kept as {kept}")
+    folder.write(setup.config, setup.source)
+
+
+def stop_early(folder: RunFolder, config: Config, begun: int) -> StopEarly | None:
+    """What ends a run by `train.patience`, knowing the evaluations of earlier starts; None where nothing does."""
+    options, patience = config.checkpoint, config.train.patience
+    if patience is None:
+        return None
+    history = [line for line in folder.history if line["step"] <= begun]
+    return StopEarly(options.best_metric, patience, options.best_mode, history)
+
+
+def why_ended(config: Config, early: StopEarly) -> str:
+    """The evaluations that `train.patience` waited for."""
+    best = f"step {early.best[0]} ({early.best[1]:.4g})" if early.best else "no step"
+    return f"{config.checkpoint.best_metric} was best at {best}, and no better in {early.waited} evaluations since"
+
+
+def nothing_to_do(folder: RunFolder, begun: int, steps: int, early: StopEarly | None) -> str:
+    """Why no step follows those that were made."""
+    if begun == steps:
+        return f"{folder.path} is complete: step {begun} of {steps}"
+    if begun > steps:
+        return f"{folder.path} has {begun} steps already, and train.steps is {steps}: nothing to do"
+    return f"{folder.path} ended early at step {begun}: nothing to do; train.patience above {early.waited} goes on"
 
 
 def _metrics_log(config: Config, steps: int, begun: int) -> MetricsLog:
@@ -254,11 +324,18 @@ def check_best_metric(config: Config) -> None:
     metric, every = config.checkpoint.best_metric, config.train.eval_every
     if metric is None or not metric.startswith("eval/"):
         return
-    if config.data.eval is None or every is None or (config.checkpoint.every or every) % every:
+    if every is None or save_every(config) % every:
         raise UserError(
             f"checkpoint.best_metric: {metric!r} is measured every train.eval_every={every} steps on data.eval="
             f"{config.data.eval!r}; set both, and checkpoint.every to a multiple of train.eval_every"
         )
+
+
+def report_warmup(config: Config, steps: int) -> None:
+    """Says where the warm-up is longer than the run, and so was cut."""
+    asked, given = config.optimizer.warmup_steps or 0, optim.warmup_of(config.optimizer, steps)
+    if asked > given:
+        say(f"optimizer.warmup_steps: {asked} is more than the {steps} steps of the run, and was cut to {given}")
 
 
 def report_context(dataset: GroupDataset, context: int) -> None:

@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any
+import math
+import time
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any, Literal
 
+import jax
+
+from align_jax.parallel.processes import largest_anywhere
 from align_jax.training.loop import Loop
 
 
@@ -58,12 +63,13 @@ class Evaluate(Callback):
 
 
 class Save(Callback):
-    """Writes a checkpoint every so many steps, at the last one and when the loop is stopped; only of steps known to be good.
+    """Writes a checkpoint every so many steps or minutes, at the last step and when the loop is stopped; only of good steps.
 
     Args:
       save: (step, state, position of the data, metrics) -> None.
-      every: steps between checkpoints; None saves at the end only.
+      every: steps between checkpoints; None: steps do not count.
       last_saved: () -> the step of the newest complete checkpoint, or None.
+      minutes: of training since the last checkpoint; None: time does not count.
     """
 
     def __init__(
@@ -71,18 +77,59 @@ class Save(Callback):
         save: Callable[[int, Any, Any, dict[str, float]], None],
         every: int | None = None,
         last_saved: Callable[[], int | None] = lambda: None,
+        minutes: float | None = None,
     ):
         self._save, self._every, self._last_saved = save, every, last_saved
+        self._timer = None if minutes is None else SaveTimer(60 * minutes)
 
     def before_next(self, loop: Loop) -> None:
         """Saves where it is time to, after the step was recorded: a log never lacks a step that a checkpoint has."""
-        if loop.last or (self._every and loop.step % self._every == 0):
+        by_step = loop.last or (self._every and loop.step % self._every == 0)
+        if by_step or (self._timer is not None and self._timer.due(loop.step)):
             metrics = loop.recorded()
             self._save(loop.step, loop.state, loop.position, metrics)
+            if self._timer is not None:
+                self._timer.restart(loop.step)
 
     def last_saved(self) -> int | None:
         """Asks the folder of the checkpoints."""
         return self._last_saved()
+
+
+class SaveTimer:
+    """Whether so many seconds of training have passed; several processes get one answer, that of the first one's clock.
+
+    To ask the first process is to wait for it, so all processes agree on the step at which they do it next: about when it will
+    be time, judging by the steps so far. What passes before the first step is done is compilation, and does not count.
+
+    Args:
+      seconds: between checkpoints. clock: () -> seconds.
+    """
+
+    def __init__(self, seconds: float, clock: Callable[[], float] = time.monotonic):
+        self._seconds, self._clock = seconds, clock
+        self._since: float | None = None
+        self._from = self._next = 0
+
+    def restart(self, step: int) -> None:
+        """A checkpoint of this step was written."""
+        self._since, self._from, self._next = self._clock(), step, step + 1
+
+    def due(self, step: int) -> bool:
+        """Whether to write one now; all processes must ask after every step."""
+        if self._since is None:
+            self.restart(step)
+        if step < self._next:
+            return False
+        passed, left = self._clock() - self._since, 0
+        if passed < self._seconds:
+            done = step - self._from
+            # Never further than as many steps again: the first ones may have been quick.
+            left = max(1, min(done, int(done * (self._seconds - passed) / max(passed, 1e-3))))
+        if jax.process_count() > 1:
+            (left,) = largest_anywhere((left if jax.process_index() == 0 else 0,))
+            self._next = step + left
+        return left == 0
 
 
 class Log(Callback):
@@ -106,3 +153,52 @@ class StopWhen(Callback):
         """Asks."""
         if self._requested():
             loop.stop = True
+
+
+class StopEarly(Callback):
+    """Ends the loop after some evaluations in a row that were no better than the best one before them.
+
+    Stands behind the callback that measures. The weights before the first step do not count: no checkpoint holds them.
+
+    Args:
+      metric: its name, such as `eval/loss`. patience: how many evaluations.
+      mode: whether a small or a large value is the better one.
+      history: records of earlier starts, `{"step": n, ...}`, which count too.
+
+    Attributes:
+      best: step and value of the best evaluation so far, or None. waited: evaluations since.
+    """
+
+    def __init__(
+        self, metric: str, patience: int, mode: Literal["min", "max"] = "min", history: Iterable[Mapping[str, Any]] = ()
+    ):
+        self._metric, self._patience, self._sign = metric, patience, 1 if mode == "max" else -1
+        self.best: tuple[int, float] | None = None
+        self.waited = 0
+        for record in history:
+            self._see(record["step"], record)
+
+    @property
+    def ended(self) -> bool:
+        """Whether the run is over."""
+        return self.waited >= self._patience
+
+    def begin(self, loop: Loop) -> None:
+        """A run that has ended makes no further step."""
+        loop.stop = loop.stop or self.ended
+
+    def after_step(self, loop: Loop) -> None:
+        """Counts the step's evaluation, if there was one."""
+        self._see(loop.step, loop.added)
+        loop.stop = loop.stop or self.ended
+
+    def _see(self, step: int, metrics: Mapping[str, Any]) -> None:
+        if self._metric not in metrics or not step:
+            return
+        value = metrics[self._metric]
+        value = math.nan if value is None else value  # as metrics.jsonl has it
+        if self.best is None or self._sign * value > self._sign * self.best[1]:
+            if math.isfinite(value):
+                self.best, self.waited = (step, value), 0
+                return
+        self.waited += 1

@@ -80,21 +80,25 @@ def checksums(arrays: dict[str, Any]) -> dict[str, int]:
 
 @dataclasses.dataclass
 class _KeepLatestAndBest:
-    """Orbax preservation policy: the newest `keep`, and the one best by the metric."""
+    """Orbax preservation policy: the newest, others up to `keep` (those of `every` first), and the best by the metric."""
 
     keep: int
     mode: str
     scores: dict[int, float]
+    every: int | None = None
 
     def should_preserve(self, checkpoints: Sequence[Any], *, context: Any) -> list[bool]:
         steps = [info.step for info in checkpoints]
-        kept = set(sorted(steps)[-self.keep :])
-        scored = [step for step in steps if step in self.scores]
-        if scored:
-            sign = 1 if self.mode == "max" else -1
-            # a tie goes to the later step
-            kept.add(max(scored, key=lambda step: (sign * self.scores[step], step)))
+        older, newest = sorted(steps)[:-1], max(steps, default=None)
+        older.sort(key=lambda step: (self.every is None or step % self.every == 0, step))
+        kept = {newest, *older[max(len(older) - self.keep + 1, 0) :], self.best(steps)}
         return [step in kept for step in steps]
+
+    def best(self, steps: Sequence[int]) -> int | None:
+        """The step with the best metric, a tie goes to the later one; None where none has it."""
+        sign = 1 if self.mode == "max" else -1
+        scored = [step for step in steps if step in self.scores]
+        return max(scored, key=lambda step: (sign * self.scores[step], step), default=None)
 
 
 @contextlib.contextmanager
@@ -120,6 +124,7 @@ class Checkpointer:
       keep: how many of the newest checkpoints stay.
       best_metric: also keep the checkpoint with the best value of this metric; None keeps only the newest.
       best_mode: whether `min` or `max` is best.
+      every: steps that are multiples of it stay rather than others; None: the newest.
       read_only: neither make, clean nor write anything: safe on the folder of a run that is training.
 
     Raises:
@@ -133,6 +138,7 @@ class Checkpointer:
         best_metric: str | None = None,
         best_mode: Literal["min", "max"] = "min",
         *,
+        every: int | None = None,
         read_only: bool = False,
     ):
         if keep < 1:
@@ -144,7 +150,7 @@ class Checkpointer:
             raise UserError(f"no checkpoints: {self.directory} does not exist")
         self._best_metric = best_metric
         self._damaged: dict[int, str] = {}
-        self._policy = _KeepLatestAndBest(keep, best_mode, {})
+        self._policy = _KeepLatestAndBest(keep, best_mode, {}, every)
         self._saving: int | None = None
         try:
             with _warnings_of_reading_left_out():
@@ -189,6 +195,10 @@ class Checkpointer:
     def latest_step(self) -> int | None:
         """The newest step of `steps()`, or None."""
         return max(self.steps(), default=None)
+
+    def best_step(self) -> int | None:
+        """The step of the checkpoint with the best `best_metric`, or None where none has it."""
+        return self._policy.best(self.steps())
 
     def names(self, step: int) -> list[str]:
         """The dotted names of the tensors that a checkpoint on disk holds."""
@@ -364,9 +374,7 @@ def _check_same(wanted: Mapping[str, Any], saved: Mapping[str, Any], folder: Pat
             raise UserError(f"checkpoint {folder} has no tensor {name!r} of shape {tuple(leaf.shape)}; {remedy}")
         shape, dtype, wanted_shape = tuple(saved[name].shape), saved[name].dtype, tuple(leaf.shape)
         if shape != wanted_shape:
-            raise UserError(
-                f"checkpoint {folder}: tensor {name!r} has shape {shape}, the run has {wanted_shape}; {remedy}"
-            )
+            raise UserError(f"checkpoint {folder}: tensor {name!r} has shape {shape}, the run has {wanted_shape}; {remedy}")
         if not subset and dtype != leaf.dtype:
             raise UserError(f"checkpoint {folder}: tensor {name!r} is {dtype}, the run has {leaf.dtype}; {remedy}")
     unknown = [] if subset else [name for name in saved if name not in wanted]

@@ -68,6 +68,11 @@ class Loop:
             raise ValueError(f"step {self.step} is recorded already; add metrics in `begin`, `after_step` or `record`")
         self._current.values.update(metrics)
 
+    @property
+    def added(self) -> Mapping[str, float]:
+        """What is known of the record of `step` without waiting for the device: what callbacks added."""
+        return self._current.values
+
     def recorded(self) -> dict[str, float]:
         """Waits for the metrics of `step` as `metrics` does, records them, and returns them; called again it only returns."""
         return self._record(self._current)

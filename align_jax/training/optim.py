@@ -7,6 +7,7 @@ from typing import Any, ClassVar, Literal, get_args
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 
 from align_jax.errors import UserError, check_fields
@@ -180,6 +181,34 @@ class RMSprop(OptimizerConfig):
 OPTIMIZERS: dict[str, type[OptimizerConfig]] = {cls.name: cls for cls in (AdamW, Lion, Adafactor, RMSprop)}
 
 
+def warmup_of(spec: OptimizerConfig, total_steps: int) -> int:
+    """Steps of warm-up of a run: those asked for, or where the run has fewer steps, a tenth of it."""
+    asked = spec.warmup_steps or round((spec.warmup_ratio or 0.0) * total_steps)
+    return asked if asked <= total_steps else -(-total_steps // 10)
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class Horizon:
+    """What a schedule takes of the run's length, as an input of the step: a longer run needs no other program.
+
+    Reciprocals, since a division by a constant, which the length was, is compiled to a product with its reciprocal.
+
+    Attributes:
+      warmup: steps of warm-up. per_warmup_step: 1 over it. per_decay_step: 1 over the steps after it; float32 scalars all.
+    """
+
+    warmup: jax.typing.ArrayLike
+    per_warmup_step: jax.typing.ArrayLike
+    per_decay_step: jax.typing.ArrayLike
+
+    @classmethod
+    def of(cls, spec: OptimizerConfig, total_steps: int) -> Horizon:
+        """That of a run with these options and this many steps."""
+        warmup, one = warmup_of(spec, total_steps), np.float32(1)
+        return cls(np.float32(warmup), one / np.float32(max(warmup, 1)), one / np.float32(max(total_steps - warmup, 1)))
+
+
 def make_schedule(spec: OptimizerConfig, total_steps: int) -> optax.Schedule:
     """Learning rate of each optimizer step: linear warm-up to the peak, then constant, linear or cosine decay.
 
@@ -188,7 +217,8 @@ def make_schedule(spec: OptimizerConfig, total_steps: int) -> optax.Schedule:
         peak * (t + 1) / w                                          for t < w
         peak * (f + (1 - f) * shape(p)),  p = (t - w) / (T - w)     after, where f is `final_ratio`
 
-    `shape(p)` is `1 - p` (linear) or `(1 + cos(pi p)) / 2` (cosine). The first step already learns.
+    `shape(p)` is `1 - p` (linear) or `(1 + cos(pi p)) / 2` (cosine). The first step already learns. A warm-up longer than
+    the run is cut, see `warmup_of`.
 
     Args:
       spec: the optimizer's options.
@@ -198,27 +228,49 @@ def make_schedule(spec: OptimizerConfig, total_steps: int) -> optax.Schedule:
       A function of the step count (int scalar, traced or not) that returns a float32 scalar.
 
     Raises:
-      UserError: the warm-up is longer than the run.
+      UserError: a run without steps.
     """
     if total_steps < 1:
         raise UserError(f"train.steps: a run has at least one step, got {total_steps}")
-    warmup = spec.warmup_steps or round((spec.warmup_ratio or 0.0) * total_steps)
-    if warmup > total_steps:
-        raise UserError(f"optimizer.warmup_steps: {warmup} is more than the {total_steps} steps of the run")
-    final = spec.final_ratio or 0.0
+    warmup = warmup_of(spec, total_steps)
 
     def learning_rate(count: jax.typing.ArrayLike) -> jax.Array:
         step = jnp.asarray(count, jnp.float32)
-        progress = jnp.clip((step - warmup) / max(total_steps - warmup, 1), 0.0, 1.0)
-        if spec.schedule == "constant":
-            decay = jnp.ones_like(progress)
-        elif spec.schedule == "linear":
-            decay = 1.0 - (1.0 - final) * progress
-        else:
-            decay = final + (1.0 - final) * 0.5 * (1.0 + jnp.cos(jnp.pi * progress))
-        return spec.learning_rate * jnp.where(step < warmup, (step + 1.0) / max(warmup, 1), decay)
+        return _rate(spec, step < warmup, (step + 1.0) / max(warmup, 1), (step - warmup) / max(total_steps - warmup, 1))
 
     return learning_rate
+
+
+def _rate(spec: OptimizerConfig, rising: jax.Array, rise: jax.Array, progress: jax.Array) -> jax.Array:
+    """The learning rate of a step of the warm-up (`rising`) or after it, where both are told as fractions."""
+    final, progress = spec.final_ratio or 0.0, jnp.clip(progress, 0.0, 1.0)
+    if spec.schedule == "constant":
+        decay = jnp.ones_like(progress)
+    elif spec.schedule == "linear":
+        decay = 1.0 - (1.0 - final) * progress
+    else:
+        decay = final + (1.0 - final) * 0.5 * (1.0 + jnp.cos(jnp.pi * progress))
+    return spec.learning_rate * jnp.where(rising, rise, decay)
+
+
+def _scale_by_rate(spec: OptimizerConfig, total_steps: int) -> optax.GradientTransformationExtraArgs:
+    """Updates times minus the learning rate, of a schedule of `total_steps` or of the `horizon` given with the updates."""
+    fixed = make_schedule(spec, total_steps)
+
+    def init(params: Any) -> optax.ScaleByScheduleState:
+        return optax.ScaleByScheduleState(jnp.zeros([], jnp.int32))
+
+    def update(updates: Any, state: Any, params: Any = None, *, horizon: Horizon | None = None, **_: Any) -> tuple[Any, Any]:
+        if horizon is None:
+            rate = fixed(state.count)
+        else:
+            step = jnp.asarray(state.count, jnp.float32)
+            rise, progress = (step + 1.0) * horizon.per_warmup_step, (step - horizon.warmup) * horizon.per_decay_step
+            rate = _rate(spec, step < horizon.warmup, rise, progress)
+        scaled = jax.tree.map(lambda u: jnp.array(-1 * rate, dtype=u.dtype) * u, updates)
+        return scaled, optax.ScaleByScheduleState(optax.safe_increment(state.count))
+
+    return optax.GradientTransformationExtraArgs(init, update)
 
 
 def decay_mask(params: Any) -> Any:
@@ -235,19 +287,19 @@ def decay_mask(params: Any) -> Any:
     return jax.tree_util.tree_map_with_path(decayed, params)
 
 
-def _in_float32(inner: optax.GradientTransformation) -> optax.GradientTransformation:
+def _in_float32(inner: optax.GradientTransformationExtraArgs) -> optax.GradientTransformationExtraArgs:
     """Optimizer state and arithmetic in float32 whatever the parameters are stored in."""
 
     def cast(tree: Any) -> Any:
         return jax.tree.map(lambda x: x.astype(jnp.float32), tree)
 
-    def update(updates: Any, state: Any, params: Any = None) -> tuple[Any, Any]:
-        return inner.update(cast(updates), state, None if params is None else cast(params))
+    def update(updates: Any, state: Any, params: Any = None, **more: Any) -> tuple[Any, Any]:
+        return inner.update(cast(updates), state, None if params is None else cast(params), **more)
 
-    return optax.GradientTransformation(lambda params: inner.init(cast(params)), update)
+    return optax.GradientTransformationExtraArgs(lambda params: inner.init(cast(params)), update)
 
 
-def make_optimizer(spec: OptimizerConfig, total_steps: int) -> optax.GradientTransformation:
+def make_optimizer(spec: OptimizerConfig, total_steps: int) -> optax.GradientTransformationExtraArgs:
     """The optimizer as one optax transformation over any pytree of arrays.
 
     `theta <- theta - lr_t * (u_t + weight_decay * theta)`, where `u_t` is the optimizer's rescaling of the gradient
@@ -259,12 +311,13 @@ def make_optimizer(spec: OptimizerConfig, total_steps: int) -> optax.GradientTra
 
     Returns:
       An `optax.GradientTransformation`; its `update` needs `params`, and its updates are float32; `apply_updates` adds them.
+      `update(..., horizon=Horizon.of(spec, steps))` takes another length than `total_steps`, which may be traced.
     """
     parts = [] if spec.clip_norm is None else [optax.clip_by_global_norm(spec.clip_norm)]
     parts.append(spec.rescale())
     if getattr(spec, "weight_decay", 0.0):
         parts.append(optax.add_decayed_weights(spec.weight_decay, mask=decay_mask))
-    parts.append(optax.scale_by_learning_rate(make_schedule(spec, total_steps)))
+    parts.append(_scale_by_rate(spec, total_steps))
     return _in_float32(optax.chain(*parts))
 
 

@@ -15,7 +15,7 @@ from align_jax.batch import GroupBatch, GroupLabels
 from align_jax.objectives import Metrics, Objective
 from align_jax.parallel.mesh import replicated
 from align_jax.scoring.scorer import Scorer
-from align_jax.training.optim import apply_updates
+from align_jax.training.optim import Horizon, apply_updates
 from align_jax.training.state import TrainState, merge
 from align_jax.training.tokens import token_counts
 
@@ -28,6 +28,7 @@ def train_step(
     objective: Objective,
     optimizer: optax.GradientTransformation,
     seed: int = 0,
+    horizon: Horizon | None = None,
 ) -> tuple[TrainState, dict[str, jax.Array]]:
     """Gradients of all microbatches, one update.
 
@@ -38,6 +39,7 @@ def train_step(
       state: the state; `trainable` is differentiated and updated, `frozen` comes back as it is.
       batch: microbatches on a leading axis A of every array.
       seed: of the rounding of bfloat16 parameters, see `apply_updates`.
+      horizon: the run's length for the schedule; None is the one that the optimizer was made for.
 
     Returns:
       The next state, and the metrics as scalars: `loss`, `grad_norm`, what the objective reports, and the counts of
@@ -62,7 +64,9 @@ def train_step(
     grads, sums = _over_microbatches(add, grad, state.trainable, batch)
     weight = jnp.maximum(sums["loss"][1], jnp.finfo(jnp.float32).tiny)
     grads = jax.tree.map(lambda g: g / weight, grads)
-    updates, opt_state = optimizer.update(grads, state.opt_state, state.trainable)
+    length = {} if horizon is None else {"horizon": horizon}
+    update = optax.with_extra_args_support(optimizer).update
+    updates, opt_state = update(grads, state.opt_state, state.trainable, **length)
     trainable = apply_updates(state.trainable, updates, seed, state.step)
     metrics = {**means(sums), "grad_norm": optax.tree.norm(grads), **token_counts(batch)}
     return TrainState(state.step + 1, trainable, state.frozen, opt_state), metrics
@@ -113,22 +117,27 @@ class JittedStep:
     All of the state is donated but its frozen part, which others may hold too (a reference is often the frozen weights).
 
     Attributes:
-      program: (state without its frozen part, frozen part, batch) -> (state without its frozen part, metrics).
+      program: (state without its frozen part, frozen part, horizon, batch) -> (state without its frozen part, metrics).
+      horizon: the run's length for the schedule; None is the one that the optimizer was made for.
     """
 
     program: Callable
+    horizon: Horizon | None = None
 
     def __call__(self, state: TrainState, batch: GroupBatch) -> tuple[TrainState, dict[str, jax.Array]]:
-        after, metrics = self.program(dataclasses.replace(state, frozen={}), state.frozen, batch)
+        after, metrics = self.program(*self._parts(state), batch)
         return dataclasses.replace(after, frozen=state.frozen), metrics
 
     def lower(self, state: TrainState, batch: GroupBatch) -> Any:
         """The program lowered for these arrays, or shapes with shardings."""
-        return self.program.lower(dataclasses.replace(state, frozen={}), state.frozen, batch)
+        return self.program.lower(*self._parts(state), batch)
 
     def compiled(self, state: TrainState, batch: GroupBatch) -> JittedStep:
         """The step compiled for these shapes: its `program` is a `jax.stages.Compiled`, and it takes no others."""
-        return JittedStep(self.lower(state, batch).compile())
+        return dataclasses.replace(self, program=self.lower(state, batch).compile())
+
+    def _parts(self, state: TrainState) -> tuple[TrainState, dict, Horizon | None]:
+        return dataclasses.replace(state, frozen={}), state.frozen, self.horizon
 
 
 def compile_step(
@@ -138,16 +147,23 @@ def compile_step(
     objective: Objective,
     optimizer: optax.GradientTransformation,
     seed: int = 0,
+    horizon: Horizon | None = None,
 ) -> JittedStep:
-    """`train_step` jitted for a mesh: the state is donated, but for its frozen part, and comes back where it was."""
+    """`train_step` jitted for a mesh: the state is donated, but for its frozen part, and comes back where it was.
 
-    def train_step_in_parts(state, frozen, batch):
+    Args:
+      horizon: the run's length for the schedule, an input of the program; None compiles the optimizer's own into it.
+    """
+
+    def train_step_in_parts(state, frozen, horizon, batch):
         whole = dataclasses.replace(state, frozen=frozen)
-        after, metrics = train_step(whole, batch, scorer=scorer, objective=objective, optimizer=optimizer, seed=seed)
+        how = {"scorer": scorer, "objective": objective, "optimizer": optimizer, "seed": seed, "horizon": horizon}
+        after, metrics = train_step(whole, batch, **how)
         return dataclasses.replace(after, frozen={}), metrics
 
     where = dataclasses.replace(shardings, frozen={})
-    return JittedStep(jax.jit(train_step_in_parts, donate_argnums=0, out_shardings=(where, replicated(mesh))))
+    program = jax.jit(train_step_in_parts, donate_argnums=0, out_shardings=(where, replicated(mesh)))
+    return JittedStep(program, None if horizon is None else jax.device_put(horizon, replicated(mesh)))
 
 
 def group_metrics(logps: jax.Array, labels: GroupLabels, objective: Objective) -> Metrics:

@@ -212,9 +212,30 @@ def test_bad_options_are_named(cls, options, key):
         cls(**options)
 
 
-def test_a_warmup_longer_than_the_run_is_an_error():
-    with pytest.raises(UserError, match="warmup_steps: 30 is more than the 20 steps"):
-        optim.make_schedule(optim.AdamW(warmup_steps=30), 20)
+@pytest.mark.parametrize("asked, total, given", [(30, 20, 2), (10, 4, 1), (20, 20, 20), (None, 20, 0), (5, 1, 1)])
+def test_a_warmup_longer_than_the_run_is_cut_to_a_tenth_of_it(asked, total, given):
+    spec = optim.AdamW(learning_rate=1.0, warmup_steps=asked)
+    assert optim.warmup_of(spec, total) == given
+    rates = [float(optim.make_schedule(spec, total)(t)) for t in range(total)]
+    assert rates[max(given - 1, 0)] == pytest.approx(1.0) == max(rates)
+
+
+@pytest.mark.parametrize("name", sorted(optim.OPTIMIZERS))
+@pytest.mark.parametrize("kind", ["constant", "linear", "cosine"])
+def test_a_run_length_that_is_traced_gives_the_same_bits_as_a_constant_one(name, kind):
+    """Before, at and after the end of the warm-up, and beyond the end of the run."""
+    params = jax.tree.map(jnp.asarray, PARAMS)
+    other = optim.make_optimizer(optim.OPTIMIZERS[name](schedule=kind, warmup_ratio=0.13), 1000)
+    traced = jax.jit(lambda grads, state, horizon: other.update(grads, state, params, horizon=horizon)[0])
+    for total in (7, 60, 113):
+        spec = optim.OPTIMIZERS[name](schedule=kind, warmup_ratio=0.13)
+        constant = optim.make_optimizer(spec, total)
+        fixed, state = jax.jit(lambda grads, state: constant.update(grads, state, params)[0]), other.init(params)
+        for step in (0, 1, 8, total // 2, total - 1, total + 5):
+            at = jax.tree.map(lambda x: x + step if x.dtype == jnp.int32 else x, state)
+            ours = traced(_gradients(step), at, optim.Horizon.of(spec, total))
+            jax.tree.map(np.testing.assert_array_equal, ours, fixed(_gradients(step), at))
+    assert traced._cache_size() == 1
 
 
 def test_float32_parameters_take_their_updates_as_optax_adds_them():
