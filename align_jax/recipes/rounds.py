@@ -37,7 +37,7 @@ from align_jax.parallel.stop import StopSignal
 from align_jax.recipes import generate, onpolicy, score
 from align_jax.recipes.export import export_model
 from align_jax.recipes.folder import RunFolder
-from align_jax.recipes.say import say, speaking
+from align_jax.recipes.say import part_of_a_job, say, speaking
 from align_jax.recipes.setup import Setup
 from align_jax.recipes.source import model_at, trained_model
 from align_jax.recipes.train import REQUIRED, train
@@ -110,7 +110,7 @@ def rounds(config: Config, stop: StopSignal | None = None) -> Rounds:
     """
     config.require(*REQUIRED, "rounds")
     config.check_training()
-    with speaking(config.log.quiet):
+    with speaking(config.log.quiet, config.log.progress):
         if stop is not None:
             finished = _rounds(config, stop)
         else:
@@ -225,7 +225,8 @@ def _train(job: Job, number: int) -> bool:
         data=_samples_data(config, at / "scored.jsonl"),
         log=dataclasses.replace(config.log, wandb_name=name),
     )
-    return train(derived, job.stop).finished
+    with part_of_a_job():
+        return train(derived, job.stop).finished
 
 
 def _samples_data(config: Config, scored: Path, **more):

@@ -17,9 +17,11 @@ from align_jax.data import BatchLoader, GroupDataset
 from align_jax.errors import UserError
 from align_jax.parallel.mesh import put_batch
 from align_jax.parallel.stop import StopSignal
+from align_jax.recipes.announced import AnnouncedStep
 from align_jax.recipes.evaluation import in_training_evaluation
-from align_jax.recipes.say import say, speaking
+from align_jax.recipes.say import say, speaking, watching
 from align_jax.recipes.setup import Setup, microbatches, report_data
+from align_jax.recipes.summary import Told, run_lines
 from align_jax.training import optim
 from align_jax.training.callbacks import Callback, Evaluate, Log, Save, StopWhen
 from align_jax.training.checkpoint import Checkpointer
@@ -48,6 +50,10 @@ class Run:
     metrics: dict[str, float] = dataclasses.field(repr=False)
     history: list[dict[str, Any]] = dataclasses.field(repr=False)
 
+    def __repr__(self) -> str:
+        how = "finished" if self.finished else "not finished; train(config) goes on"
+        return "\n".join([f"Run in {self.folder}: {self.steps} steps, {how}", *run_lines(self.history)])
+
 
 def train(config: Config, stop: StopSignal | None = None) -> Run:
     """Trains, or resumes where the run's folder holds checkpoints.
@@ -65,17 +71,20 @@ def train(config: Config, stop: StopSignal | None = None) -> Run:
     config.require(*REQUIRED)
     config.check_training()
     with contextlib.ExitStack() as stack:
-        stack.enter_context(speaking(config.log.quiet))
+        stack.enter_context(speaking(config.log.quiet, config.log.progress))
+        told = Told(config)
         stop = stack.enter_context(StopSignal()) if stop is None else stop
         for name in config.log.sinks:  # before hours of work
             find_sink(name)
-        setup = Setup.of(config)
+        with watching("starting: devices, model and tokenizer"):
+            setup = Setup.of(config)
         setup.folder.prepare(config, setup.source)
         check_best_metric(config)
         stack.enter_context(jax.set_mesh(setup.mesh))
         training = Training.of(setup)
-        state, finished = _train(training, stop)
-    history = setup.folder.history
+        state, finished = _train(training, stop, told)
+        history = setup.folder.history
+        told.end(setup.folder.path, history)
     latest = {name: value for line in history for name, value in line.items() if value is not None and name != "step"}
     return Run(setup.folder.path, int(state.step), finished, latest, history)
 
@@ -105,6 +114,8 @@ class Training:
         report_context(dataset, setup.source.shape.max_length)
         steps = config.train.total_steps(len(dataset))
         loader = setup.loader(dataset)
+        with watching("choosing the shapes of batches"):
+            _ = loader.train_layout
         if config.objective.needs_reference:
             # The batches of the first epoch are the run's own, so at its first step policy and reference agree exactly.
             once = min(steps, -(-len(dataset) // config.train.groups_per_step))
@@ -142,7 +153,7 @@ class Training:
         return state
 
 
-def _train(training: Training, stop: StopSignal) -> tuple[TrainState, bool]:
+def _train(training: Training, stop: StopSignal, told: Told) -> tuple[TrainState, bool]:
     """From the newest checkpoint, or the start, to the last step; False when `stop` ended it before."""
     setup, steps, before = training.setup, training.steps, so_far()
     config, folder = setup.config, setup.folder
@@ -151,10 +162,13 @@ def _train(training: Training, stop: StopSignal) -> tuple[TrainState, bool]:
         measure = in_training_evaluation(setup)
         state = training.begin() if state is None else state
         begun = int(state.step)
+        if begun:
+            told.resumed(folder.history)
         if begun >= steps:
             say(f"{folder.path} is complete: step {begun} of {steps}")
             return state, True
         step = compile_step(setup.mesh, training.where, setup.scorer, config.objective, training.optimizer, config.run.seed)
+        step = AnnouncedStep(step, len(training.loader.train_layout.shapes))
         with _metrics_log(config, steps, begun) as log:
             cut = CountCut()
             state, _ = fit(
@@ -166,7 +180,7 @@ def _train(training: Training, stop: StopSignal) -> tuple[TrainState, bool]:
                 where=training.dataset.where,
                 callbacks=[
                     StopWhen(stop.requested),
-                    *([Evaluate(measure, config.train.eval_every)] if measure else []),
+                    *([Evaluate(told.measured(measure), config.train.eval_every, told.evaluated)] if measure else []),
                     CheckMetric(config.checkpoint.best_metric),
                     AddCosts(optim.make_schedule(config.optimizer, steps), before),
                     cut,
@@ -174,12 +188,12 @@ def _train(training: Training, stop: StopSignal) -> tuple[TrainState, bool]:
                     Save(_save(training, checkpoints), config.checkpoint.every or steps, checkpoints.latest_step),
                 ],
             )
-        checkpoints.wait()
-    done, spent = int(state.step), so_far() - before
-    say(f"compiled {spent.compiled} programs, {spent.cached} more came from the cache: {spent.seconds:.1f} s in all")
+        with watching("writing the last checkpoint"):
+            checkpoints.wait()
+    done = int(state.step)
     cut.report(config)
     if done >= steps:
-        say(f"trained to step {done}; export with: align-jax export {folder.path} OUT_DIR")
+        say(f"trained to step {done} of {steps}")
     else:
         say(f"stopped by SIGTERM after step {done} of {steps}; checkpoint saved, the same command resumes")
     return state, done >= steps
@@ -203,7 +217,8 @@ def _metrics_log(config: Config, steps: int, begun: int) -> MetricsLog:
 
 def _save(training: Training, checkpoints: Checkpointer):
     def save(step: int, state: TrainState, position: Any, metrics: dict[str, float]) -> None:
-        save_state(checkpoints, step, state, {"data": position, "rows": training.dataset.fingerprint}, metrics)
+        with watching(f"saving the checkpoint of step {step}"):
+            save_state(checkpoints, step, state, {"data": position, "rows": training.dataset.fingerprint}, metrics)
 
     return save
 
