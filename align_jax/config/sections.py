@@ -314,7 +314,8 @@ class LogConfig:
 
     Attributes:
       every: steps between lines of metrics; evaluations and the last step are always written.
-      progress: a progress line on stderr.
+      progress: a bar on a terminal, elsewhere a line every ten seconds; False leaves single lines about what happens.
+      plots: draw the curves of a training run to `run.dir/curves.png` when it ends or is stopped.
       tensorboard: event files in `run.dir/tensorboard`.
       wandb_project: project of Weights & Biases; None does not log there.
       wandb_name: of the run's page there.
@@ -325,6 +326,7 @@ class LogConfig:
 
     every: int = 1
     progress: bool = True
+    plots: bool = True
     quiet: bool = False
     tensorboard: bool = False
     wandb_project: str | None = None

@@ -8,6 +8,7 @@ import jax
 
 _COMPILED = "/jax/core/compile/backend_compile_duration"
 _FROM_CACHE = "/jax/compilation_cache/cache_hits"
+_LOWERED = "/jax/core/compile/jaxpr_to_mlir_module_duration"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -32,11 +33,15 @@ class _Counter:
 
     def __init__(self):
         self.total = Compilations()
+        self.compiling = False
         jax.monitoring.register_event_duration_secs_listener(self._spent)
         jax.monitoring.register_event_listener(self._event)
 
     def _spent(self, name: str, seconds: float, **_: object) -> None:
+        if name == _LOWERED:  # what JAX reports last before it compiles
+            self.compiling = True
         if name == _COMPILED:
+            self.compiling = False
             self.total = dataclasses.replace(
                 self.total, programs=self.total.programs + 1, seconds=self.total.seconds + seconds
             )
@@ -51,7 +56,16 @@ _counter: _Counter | None = None
 
 def so_far() -> Compilations:
     """What was compiled since the first call; take the difference of two."""
+    return _the_counter().total
+
+
+def compiling_now() -> bool:
+    """Whether a program is being compiled, as far as JAX tells since the first call of `so_far`."""
+    return _the_counter().compiling
+
+
+def _the_counter() -> _Counter:
     global _counter
     if _counter is None:
         _counter = _Counter()
-    return _counter.total
+    return _counter

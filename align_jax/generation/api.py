@@ -5,13 +5,13 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Sequence
 
 from jax.sharding import Mesh
-from tqdm import tqdm
 
 from align_jax.errors import UserError
 from align_jax.generation.engine import ROWS, run_requests
 from align_jax.generation.sampling import Sampling
 from align_jax.generation.slots import Request, Sample, Stop
 from align_jax.models import Decoder
+from align_jax.terminal import Watch
 
 
 def generate(model: Decoder, prompts: Sequence[Sequence[int]], **options) -> list[list[Sample]]:
@@ -55,7 +55,7 @@ def stream(
       prompt_ids: what the randomness of each prompt is keyed by; by default its index.
       mesh: where the weights are; None is the default device.
       rows: samples in flight, over all devices; more need more memory.
-      progress: show a progress bar of samples.
+      progress: show how many samples there are: a bar on a terminal, elsewhere a line every ten seconds.
 
     Raises:
       UserError: a prompt that is empty or leaves no room in the model's context (by index), or a count below 1.
@@ -75,12 +75,12 @@ def by_prompt(
 ) -> Iterator[tuple[int, list[Sample]]]:
     """Gathers what `run_requests` yields; (index, samples in order) of each prompt as soon as it has all of them."""
     finished: dict[int, dict[int, Sample]] = {}
-    with tqdm(total=prompts * samples, desc="generate", unit="sample", disable=not progress) as bar:
-        tokens = 0
+    tokens = 0
+    rate = lambda: f"{tokens / max(watch.seconds, 1e-9):.0f} tok/s" if tokens else ""  # noqa: E731
+    with Watch("sampling", prompts * samples, "samples", show=progress, note=rate) as watch:
         for request, number, sample in results:
             tokens += len(sample.tokens)
-            bar.update()
-            bar.set_postfix_str(f"{tokens / max(bar.format_dict['elapsed'], 1e-9):.0f} tokens/s", refresh=False)
+            watch.add()
             of_prompt = finished.setdefault(request.index, {})
             of_prompt[number] = sample
             if len(of_prompt) == samples:

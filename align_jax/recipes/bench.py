@@ -20,7 +20,7 @@ from align_jax.errors import UserError
 from align_jax.models import init_weights, weight_shardings
 from align_jax.objectives import name_of
 from align_jax.parallel.mesh import data_shards, put_batch
-from align_jax.recipes.say import say
+from align_jax.recipes.say import compiling, say, watching
 from align_jax.recipes.setup import Setup
 from align_jax.training import optim
 from align_jax.training.state import TrainState, create_state, state_shardings
@@ -83,7 +83,8 @@ class _Bench:
         """The compiled step with a rematerialization policy."""
         scorer = dataclasses.replace(self.setup.scorer, remat=remat)
         step = compile_step(self.setup.mesh, self.where, scorer, self.setup.objective, self.optimizer)
-        return benchmark.program(step, state, self.put(batch), self.devices)
+        with compiling(f"the training step (remat {remat}, {batch.tokens.shape[-2]} rows of {batch.tokens.shape[-1]})"):
+            return benchmark.program(step, state, self.put(batch), self.devices)
 
     def measure(self, before: Any) -> dict[str, Any]:
         """All numbers; `before` is what was compiled so far."""
@@ -91,12 +92,13 @@ class _Bench:
         shapes = benchmark.distinct(self.batches)
         programs = {key: self.program(self.setup.scorer.remat, state, batch) for key, batch in shapes.items()}
         spent = benchmark.compilations_since(before)
-        for key, batch in shapes.items():  # the first run of a program is not like the others
-            state, metrics = programs[key].run(state, self.put(batch))
-            jax.block_until_ready(metrics)
-        state, timing = benchmark.time_steps(
-            lambda host: programs[benchmark.shape_key(host)], state, self.loader, self.put, config.bench.steps
-        )
+        with watching(f"timing {config.bench.steps} steps"):
+            for key, batch in shapes.items():  # the first run of a program is not like the others
+                state, metrics = programs[key].run(state, self.put(batch))
+                jax.block_until_ready(metrics)
+            state, timing = benchmark.time_steps(
+                lambda host: programs[benchmark.shape_key(host)], state, self.loader, self.put, config.bench.steps
+            )
         work = benchmark.Work.of(self.setup.source.shape, self.batches)
         peak = benchmark.device_peak(config.bench.peak_flops, config.model.dtype)
         values = benchmark.report(work, timing, list(programs.values()), spent, peak, self.devices)

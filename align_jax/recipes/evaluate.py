@@ -17,7 +17,7 @@ from align_jax.errors import UserError
 from align_jax.evaluation import Estimate, Judge, Responses, Table, as_json, estimates, stack
 from align_jax.files import write_whole
 from align_jax.recipes.evaluation import EvalData, Spoken, cut_in, divergence_table, eval_data, judge_of, speak
-from align_jax.recipes.say import say, speaking
+from align_jax.recipes.say import say, speaking, watching
 from align_jax.recipes.setup import Setup
 from align_jax.recipes.source import ModelSource, check_same_shape, model_at, trained_model
 
@@ -70,8 +70,9 @@ class Report:
 def report_of(config: Config) -> Report:
     """What `evaluate` does, with what there is to say of it."""
     config.require(*REQUIRED)
-    with speaking(config.log.quiet):
-        setup = Setup.of(config)
+    with speaking(config.log.quiet, config.log.progress):
+        with watching("starting: devices, model and tokenizer"):
+            setup = Setup.of(config)
         models = models_of(setup)
         (setup.folder.path / "evaluation").mkdir(parents=True, exist_ok=True)
         with jax.set_mesh(setup.mesh):
@@ -185,7 +186,8 @@ def _evaluate(data: EvalData, models: dict[str, ModelSource], judge: Judge | Non
 
 def _finish(data: EvalData, results: list[Result], changed: Result, judge: Judge | None) -> None:
     """Makes the intervals of a model, and writes what there is of all."""
-    changed.estimates = estimates(stack(changed.tables), data.config.evaluate.resamples, data.config.run.seed)
+    with watching(f"intervals of {changed.name}"):
+        changed.estimates = estimates(stack(changed.tables), data.config.evaluate.resamples, data.config.run.seed)
     if jax.process_index() != 0:
         return
     metrics = as_json({r.name: r.estimates for r in results})

@@ -37,7 +37,7 @@ from align_jax.evaluation.metrics import Metric, find_metrics
 from align_jax.generation import end_ids, sample_text
 from align_jax.models import Decoder
 from align_jax.objectives import Objective
-from align_jax.recipes.say import say
+from align_jax.recipes.say import say, shows_progress, watched, watching
 from align_jax.recipes.setup import Setup, report_data
 
 _JUDGE_TEXTS = 20_000  # that the classifier is trained on, at most
@@ -83,7 +83,8 @@ class EvalData:
 
     def score(self, params: dict, loader: BatchLoader | None = None) -> Responses:
         """Log-probs of all groups under some weights."""
-        batches = (loader or self.loader).eval_batches()
+        data, what = (self.dataset, "evaluating") if loader is None else (self.units, "scoring samples")
+        batches = watched(what, (loader or self.loader).eval_batches(), len(data))
         return collect(self.setup.under(params).batch, batches)
 
     def report_cut(self, responses: Responses) -> None:
@@ -176,6 +177,7 @@ class _Speaker:
             prompt_ids=self.data.units.tolist(),
             mesh=setup.mesh,
             rows=config.generate.rows,
+            progress=shows_progress(),
         )
 
     def units(self) -> tuple[list[TokenGroup], list[Example], list[dict]]:
@@ -219,7 +221,8 @@ def _add_texts(rows: list[dict], texts, opinions: sampling.Opinions, tokenizer) 
 def judge_rows(judge: Judge, rows: Sequence[dict]) -> Verdicts:
     """Has every text judged and writes the answers to `row["judged"]`."""
     flat = [(row, text) for row in rows for text in row["responses"]]
-    verdicts = _one_judge(judge, [Question(str(row["prompt"]), tuple(row["options"]), text) for row, text in flat])
+    with watching(f"judging {len(flat)} texts"):
+        verdicts = _one_judge(judge, [Question(str(row["prompt"]), tuple(row["options"]), text) for row, text in flat])
     answers = iter(verdicts.answers)
     for row in rows:
         row["judged"] = [next(answers) for _ in row["responses"]]
@@ -248,7 +251,8 @@ def judge_of(data: EvalData) -> Judge | None:
     if options.judge == "none" or not data.has_beliefs:
         return None
     if options.judge == "classifier":
-        judge = Classifier(_texts(data), data.config.run.seed)
+        with watching("training the judge"):
+            judge = Classifier(_texts(data), data.config.run.seed)
         say("the judge is a classifier of {texts} texts; held out: accuracy {accuracy:.3f}, balanced "
             "{balanced_accuracy:.3f}, always the majority {majority:.3f}".format(**judge.quality))  # fmt: skip
         return judge

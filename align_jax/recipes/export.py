@@ -12,6 +12,7 @@ from align_jax import hf
 from align_jax.errors import UserError
 from align_jax.models import Decoder
 from align_jax.recipes.folder import RunFolder
+from align_jax.recipes.say import watching
 from align_jax.recipes.source import TrainedModel, trained_model
 
 
@@ -58,13 +59,15 @@ def export_model(source: TrainedModel, out_dir: str | os.PathLike, dtype: str | 
       mesh: where the weights are held on the way; None: in host memory. With several processes all must call, with a mesh.
     """
     model = source.run.config.model
-    weights, step = source.load(mesh, model.param_dtype)
-    hf.save_model(
-        Decoder(source.shape, weights, dtype=model.dtype),
-        out_dir,
-        tokenizer=source.run.tokenizer,
-        dtype=dtype,
-        base_config=source.hf_config,
-        generation_config=source.generation_config,
-    )
+    with watching(f"loading the weights of {source.describe()}"):
+        weights, step = source.load(mesh, model.param_dtype)
+    with watching(f"writing {out_dir}"):
+        hf.save_model(
+            Decoder(source.shape, weights, dtype=model.dtype),
+            out_dir,
+            tokenizer=source.run.tokenizer,
+            dtype=dtype,
+            base_config=source.hf_config,
+            generation_config=source.generation_config,
+        )
     return step

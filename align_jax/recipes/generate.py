@@ -24,7 +24,7 @@ from align_jax.generation.prompts import PromptRow, read_prompts, write_model_ou
 from align_jax.models import Decoder, ModelConfig
 from align_jax.objectives import name_of
 from align_jax.parallel.stop import StopSignal
-from align_jax.recipes.say import say, speaking
+from align_jax.recipes.say import say, shows_progress, speaking, watching
 from align_jax.recipes.setup import Setup
 from align_jax.recipes.source import ModelSource, StoredModel, TrainedModel, current_model
 
@@ -113,7 +113,7 @@ def run(config: Config, *, cut_prompts: bool = False, stop: Callable[[], bool] =
       UserError: anything wrong with the prompts (file and line), the stop tokens or the files, before sampling starts.
     """
     config.require(*REQUIRED)
-    with speaking(config.log.quiet):
+    with speaking(config.log.quiet, config.log.progress):
         return _run(config, sys.maxsize if not cut_prompts else (config.data or DataConfig()).max_prompt_tokens, stop)
 
 
@@ -122,7 +122,8 @@ def _run(config: Config, most: int, stop: Callable[[], bool]) -> bool:
     if config.head != "lm_head":
         raise UserError(f"objective.name: {name_of(config.objective)!r} trains a reward model, which generates nothing")
     check_apart({f"generate.{key}": getattr(options, key) for key in ("prompts", "output", "alpaca_eval")})
-    setup = Setup.of(config, _model(config))
+    with watching("starting: devices, model and tokenizer"):
+        setup = Setup.of(config, _model(config))
     tokenizer, shape, data = setup.source.tokenizer, setup.source.shape, config.data or DataConfig()
     eos_ids = end_ids(tokenizer, options.stop_tokens, setup.source.generation_config)
     rows = [unit for row in read_prompts(options.prompts) for unit in by_group(row, data)]
@@ -255,7 +256,7 @@ class _Work:
             prompt_ids=ids,
             mesh=self.setup.mesh,
             rows=options.rows,
-            progress=config.log.progress and not config.log.quiet and jax.process_index() == 0,
+            progress=shows_progress(),
         )
         prompts = [e.prompt for e in encoded]
         if not options.beliefs:

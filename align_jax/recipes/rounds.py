@@ -38,7 +38,7 @@ from align_jax.parallel.stop import StopSignal
 from align_jax.recipes import generate, onpolicy, score
 from align_jax.recipes.export import export_model
 from align_jax.recipes.folder import RunFolder
-from align_jax.recipes.say import say, speaking
+from align_jax.recipes.say import part_of_a_job, say, speaking
 from align_jax.recipes.setup import Setup
 from align_jax.recipes.source import model_at, trained_model
 from align_jax.recipes.train import REQUIRED, train
@@ -113,7 +113,7 @@ def rounds(config: Config, stop: StopSignal | None = None) -> Rounds:
     config.require(*REQUIRED, "rounds")
     config, _ = config.for_training()
     with contextlib.ExitStack() as stack:
-        stack.enter_context(speaking(config.log.quiet))
+        stack.enter_context(speaking(config.log.quiet, config.log.progress))
         stop = stack.enter_context(StopSignal(tell=say)) if stop is None else stop
         stop.idle()
         folder = RunFolder(Path(config.run.dir))
@@ -228,7 +228,8 @@ def _train(job: Job, number: int) -> bool:
         data=_samples_data(config, at / "scored.jsonl"),
         log=dataclasses.replace(config.log, wandb_name=name),
     )
-    return train(derived, job.stop).finished
+    with part_of_a_job():
+        return train(derived, job.stop).finished
 
 
 def _samples_data(config: Config, scored: Path, **more):

@@ -21,7 +21,7 @@ from align_jax.errors import UserError
 from align_jax.files import INDEX, ResultsFile, check_apart
 from align_jax.parallel.processes import on_first
 from align_jax.parallel.stop import StopSignal
-from align_jax.recipes.say import say, speaking
+from align_jax.recipes.say import say, speaking, watching
 from align_jax.recipes.score_passes import InputRows, Pass, part_of, policy_passes, reward_pass, run_pass, values_of
 
 REQUIRED = ("score.input", "score.output")
@@ -61,14 +61,15 @@ def run(config: Config, stop: Callable[[], bool] = lambda: False) -> bool:
       UserError: anything wrong with the rows (file and line), the models or the files, before a model is loaded.
     """
     config.require(*REQUIRED)
-    with speaking(config.log.quiet):
+    with speaking(config.log.quiet, config.log.progress):
         return _run(config, stop)
 
 
 def _run(config: Config, stop: Callable[[], bool]) -> bool:
     options = config.score
     check_apart({"score.input": options.input, "score.output": options.output})
-    rows = read_rows(config)
+    with watching(f"reading {options.input}"):
+        rows = read_rows(config)
     passes = []
     if options.logps:
         passes += policy_passes(config, rows)

@@ -20,7 +20,7 @@ from align_jax.errors import UserError
 from align_jax.files import ResultsFile
 from align_jax.models import ModelConfig
 from align_jax.objectives import name_of
-from align_jax.recipes.say import say
+from align_jax.recipes.say import say, watching
 from align_jax.recipes.setup import Setup
 from align_jax.recipes.source import ModelSource, TrainedModel, current_model, model_at
 from align_jax.scoring.scorer import FixedScorer, Scorer
@@ -159,14 +159,17 @@ def run_pass(one: Pass, output: str, stop: Callable[[], bool] = lambda: False) -
             say(f"{one.name}: {count - len(todo)} of {count} rows are there already")
         score = one.load() if todo else None
         try:
-            for block in (todo[at : at + BLOCK] for at in range(0, len(todo), BLOCK)):
-                for place, values in score([one.groups[i] for i in block]):
-                    if not np.isfinite(values).all():
-                        raise UserError(f"{one.where[block[place]]}: {one.name} are {values.tolist()}; they must be finite")
-                    results.write(block[place], {"values": values.tolist()})
-                    if stop() and len(results.done) < count:
-                        say(kept(one, results))
-                        return False
+            with watching(f"scoring: {one.name}", len(todo), "rows") as watch:
+                for block in (todo[at : at + BLOCK] for at in range(0, len(todo), BLOCK)):
+                    for place, values in score([one.groups[i] for i in block]):
+                        if not np.isfinite(values).all():
+                            place = one.where[block[place]]
+                            raise UserError(f"{place}: {one.name} are {values.tolist()}; they must be finite")
+                        results.write(block[place], {"values": values.tolist()})
+                        watch.add()
+                        if stop() and len(results.done) < count:
+                            say(kept(one, results))
+                            return False
         except BaseException:
             say(kept(one, results))
             raise

@@ -25,7 +25,7 @@ from align_jax.objectives import Objective
 from align_jax.parallel.mesh import data_shards, make_mesh
 from align_jax.parallel.processes import LargestAhead, largest_anywhere
 from align_jax.recipes.folder import RunFolder
-from align_jax.recipes.say import say
+from align_jax.recipes.say import say, watched, watching
 from align_jax.recipes.source import ModelSource, reference_model, starting_model
 from align_jax.scoring.reference import cache_file, cache_key, cached, compute_reference
 from align_jax.scoring.scorer import FixedScorer, Scorer
@@ -101,7 +101,8 @@ class Setup:
 
     def load(self, source: ModelSource) -> tuple[dict, int | None]:
         """The weights of a model on this mesh, in `model.param_dtype`, and the step of a checkpoint."""
-        return source.load(self.mesh, self.config.model.param_dtype)
+        with watching(f"loading the weights of {source.describe()}"):
+            return source.load(self.mesh, self.config.model.param_dtype)
 
     def weights(self) -> dict:
         """The starting model's weights on this mesh."""
@@ -119,15 +120,17 @@ class Setup:
     def dataset(self, which: str, objective: Objective | None = None, opened: Opened | None = None) -> GroupDataset:
         """`data.train` or `data.eval`, arranged for the objective (by default the one that is trained)."""
         objective = objective or self.objective
-        return GroupDataset(
-            self.config.data,
-            which,
-            self.encoder,
-            arrangement=objective.arrangement,
-            seed=self.config.run.seed,
-            ends=objective.head == "score",
-            opened=opened or self.opened(which),
-        )
+        opened = opened or self.opened(which)
+        with watching(f"reading data.{which}"):
+            return GroupDataset(
+                self.config.data,
+                which,
+                self.encoder,
+                arrangement=objective.arrangement,
+                seed=self.config.run.seed,
+                ends=objective.head == "score",
+                opened=opened,
+            )
 
     def loader(self, dataset: Any, passes: int | None = None) -> BatchLoader:
         """Batches of a data set for this mesh and this process.
@@ -183,7 +186,10 @@ class Setup:
         path = cache_file(key, dataset.path, config.reference.cache_dir)
 
         def compute(table: np.ndarray) -> np.ndarray:
-            return compute_reference(self.under(self.load(reference)[0]).batch, batches, table)
+            weights = self.load(reference)[0]
+            return compute_reference(
+                self.under(weights).batch, watched("reference log-probs", batches, len(needed)), table
+            )
 
         values, hit = cached(path, (len(dataset), dataset.slots), needed, compute)
         say(f"reference log-probs {'reused from' if hit else 'computed and stored in'} {path}")

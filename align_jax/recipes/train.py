@@ -18,10 +18,12 @@ from align_jax.data import BatchLoader, GroupDataset
 from align_jax.errors import UserError
 from align_jax.parallel.mesh import put_batch
 from align_jax.parallel.stop import StopSignal
+from align_jax.recipes.announced import AnnouncedStep
 from align_jax.recipes.evaluation import in_training_evaluation
 from align_jax.recipes.folder import RunFolder, save_every
-from align_jax.recipes.say import say, speaking
+from align_jax.recipes.say import say, speaking, watching
 from align_jax.recipes.setup import Setup, microbatches, report_data
+from align_jax.recipes.summary import Told, run_lines
 from align_jax.training import optim
 from align_jax.training.callbacks import Callback, Evaluate, Log, Save, StopEarly, StopWhen
 from align_jax.training.checkpoint import Checkpointer
@@ -50,6 +52,10 @@ class Run:
     metrics: dict[str, float] = dataclasses.field(repr=False)
     history: list[dict[str, Any]] = dataclasses.field(repr=False)
 
+    def __repr__(self) -> str:
+        how = "finished" if self.finished else "not finished; train(config) goes on"
+        return "\n".join([f"Run in {self.folder}: {self.steps} steps, {how}", *run_lines(self.history)])
+
 
 def train(config: Config, stop: StopSignal | None = None) -> Run:
     """Trains, or resumes where the run's folder holds checkpoints.
@@ -68,7 +74,8 @@ def train(config: Config, stop: StopSignal | None = None) -> Run:
     config.require(*REQUIRED)
     config, off = config.for_training()
     with contextlib.ExitStack() as stack:
-        stack.enter_context(speaking(config.log.quiet))
+        stack.enter_context(speaking(config.log.quiet, config.log.progress))
+        told = Told(config)
         stop = stack.enter_context(StopSignal("this step", say)) if stop is None else stop
         stop.idle()
         for name in config.log.sinks:  # before hours of work
@@ -79,13 +86,15 @@ def train(config: Config, stop: StopSignal | None = None) -> Run:
         stack.enter_context(folder.claimed())
         for line in off:
             say(line)
-        setup = Setup.of(config)
+        with watching("starting: devices, model and tokenizer"):
+            setup = Setup.of(config)
         stack.enter_context(jax.set_mesh(setup.mesh))
         training = Training.of(setup)
         measure = in_training_evaluation(setup, training.steps)
         training.join_reference()
-        state, finished = _train(training, measure, stop)
-    history = setup.folder.history
+        state, finished = _train(training, measure, stop, told)
+        history = setup.folder.history
+        told.end(setup.folder.path, history)
     latest = {name: value for line in history for name, value in line.items() if value is not None and name != "step"}
     return Run(setup.folder.path, int(state.step), finished, latest, history)
 
@@ -115,9 +124,12 @@ class Training:
         report_context(dataset, setup.source.shape.max_length)
         steps = config.train.total_steps(len(dataset))
         report_warmup(config, steps)
+        loader = setup.loader(dataset)
+        with watching("choosing the shapes of batches"):
+            _ = loader.train_layout
         optimizer = optim.make_optimizer(config.optimizer, steps)
         where = state_shardings(setup.source.shape, optimizer, setup.mesh, config.model.param_dtype)
-        return cls(setup, dataset, setup.loader(dataset), steps, optimizer, where)
+        return cls(setup, dataset, loader, steps, optimizer, where)
 
     def join_reference(self) -> None:
         """Computes the reference's log-probs, or reads them from the cache, where the objective needs them."""
@@ -156,7 +168,7 @@ class Training:
         return state
 
 
-def _train(training: Training, measure: Callable | None, stop: StopSignal) -> tuple[TrainState, bool]:
+def _train(training: Training, measure: Callable | None, stop: StopSignal, told: Told) -> tuple[TrainState, bool]:
     """From the newest checkpoint, or the start, to the last step; False when `stop` ended it before."""
     setup, steps, before = training.setup, training.steps, so_far()
     config, folder = setup.config, setup.folder
@@ -168,6 +180,8 @@ def _train(training: Training, measure: Callable | None, stop: StopSignal) -> tu
         if begun >= steps or (early and early.ended):
             say(nothing_to_do(folder, begun, steps, early))
             return state, True
+        if begun:
+            told.resumed(folder.history)
         prepare_folder(training, begun)
         step = compile_step(
             setup.mesh,
@@ -178,6 +192,7 @@ def _train(training: Training, measure: Callable | None, stop: StopSignal) -> tu
             seed=config.run.seed,
             horizon=optim.Horizon.of(config.optimizer, steps),
         )
+        step = AnnouncedStep(step, len(training.loader.train_layout.shapes))
         with _metrics_log(config, steps, begun) as log:
             cut = CountCut()
             state, _ = fit(
@@ -188,7 +203,7 @@ def _train(training: Training, measure: Callable | None, stop: StopSignal) -> tu
                 put=lambda batch: put_batch(batch, setup.mesh, leading=1),
                 where=training.dataset.where,
                 callbacks=[
-                    *([Evaluate(measure, config.train.eval_every)] if measure else []),
+                    *([Evaluate(told.measured(measure), config.train.eval_every, told.evaluated)] if measure else []),
                     *([early] if early else []),
                     StopWhen(stop.requested),
                     CheckMetric(config.checkpoint.best_metric),
@@ -198,19 +213,18 @@ def _train(training: Training, measure: Callable | None, stop: StopSignal) -> tu
                     Save(_save(training, checkpoints), save_every(config), checkpoints.latest_step, config.checkpoint.minutes),
                 ],
             )
-        checkpoints.wait()
+        with watching("writing the last checkpoint"):
+            checkpoints.wait()
         best = checkpoints.best_step()
-    done, spent = int(state.step), so_far() - before
-    say(f"compiled {spent.compiled} programs, {spent.cached} more came from the cache: {spent.seconds:.1f} s in all")
+    done = int(state.step)
     cut.report(config)
     ended = bool(early and early.ended)
     if done < steps and not ended:
         say(f"stopped by {stop.cause} after step {done} of {steps}; checkpoint saved, the same command resumes")
         return state, False
-    if ended:
-        say(f"ended early: {why_ended(config, early)}")
-    choice = "" if best in (None, done) else f", with --step best that of step {best}"
-    say(f"trained to step {done}; export with: align-jax export {folder.path} OUT_DIR{choice}")
+    say(f"trained to step {done} of {steps}" + (f", ended early: {why_ended(config, early)}" if ended else ""))
+    if best not in (None, done):
+        say(f"the checkpoint with the best {config.checkpoint.best_metric} is that of step {best}: export it with --step best")
     return state, True
 
 
@@ -274,7 +288,8 @@ def _metrics_log(config: Config, steps: int, begun: int) -> MetricsLog:
 def _save(training: Training, checkpoints: Checkpointer):
     def save(step: int, state: TrainState, position: Any, metrics: dict[str, float]) -> None:
         extra = {"data": position, "rows": training.dataset.fingerprint, "shapes": training.loader.shapes}
-        save_state(checkpoints, step, state, extra, metrics)
+        with watching(f"saving the checkpoint of step {step}"):
+            save_state(checkpoints, step, state, extra, metrics)
 
     return save
 

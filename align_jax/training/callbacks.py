@@ -45,21 +45,32 @@ class Evaluate(Callback):
     Args:
       measure: weights -> metrics (`eval/...`), which become part of the step's record.
       every: steps between evaluations; None measures before the first and after the last step only.
+      told: (step, metrics) -> None, called as soon as they are measured.
     """
 
-    def __init__(self, measure: Callable[[Any], dict[str, float]], every: int | None = None):
-        self._measure, self._every = measure, every
+    def __init__(
+        self,
+        measure: Callable[[Any], dict[str, float]],
+        every: int | None = None,
+        told: Callable[[int, dict[str, float]], None] = lambda step, metrics: None,
+    ):
+        self._measure, self._every, self._told = measure, every, told
 
     def begin(self, loop: Loop) -> None:
         """Measures the weights that a run starts from; a resumed one was measured before."""
         if loop.step == 0:
-            loop.add(self._measure(loop.state.weights))
+            self._add(loop)
 
     def after_step(self, loop: Loop) -> None:
         """Measures where it is time to, once the step is known to be good."""
         if loop.step == loop.steps or (self._every and loop.step % self._every == 0):
             loop.metrics()
-            loop.add(self._measure(loop.state.weights))
+            self._add(loop)
+
+    def _add(self, loop: Loop) -> None:
+        found = self._measure(loop.state.weights)
+        loop.add(found)
+        self._told(loop.step, found)
 
 
 class Save(Callback):

@@ -1,7 +1,8 @@
-"""The progress line."""
+"""How far a run is."""
 
 from __future__ import annotations
 
+import collections
 import math
 import resource
 import sys
@@ -11,13 +12,21 @@ from typing import ClassVar, TextIO
 
 from tqdm import tqdm
 
+from align_jax.terminal import PLAIN_SECONDS, bar_line, columns, status, write_line
 from align_jax.training.logs.sink import Context, Sink
 
-PLAIN_SECONDS = 10.0  # between progress lines where there is no terminal
+_STEPS = 32  # whose mean time is that of a step to come
+_SHOWN = {
+    "loss": "loss",
+    "rewards/chosen": "chosen",
+    "rewards/rejected": "rejected",
+    "rewards/accuracies": "acc",
+    "beliefs/js_distance": "js",
+}
 
 
 class Progress(Sink):
-    """Step, loss, rewards, tokens/s, memory and time left: tqdm's bar on a terminal, plain lines elsewhere.
+    """Step, loss, rewards, tokens/s, memory and time left: a bar on a terminal, plain lines elsewhere.
 
     Args:
       stream: where it goes; None is stderr.
@@ -29,53 +38,102 @@ class Progress(Sink):
 
     def __init__(self, context: Context, stream: TextIO | None = None):
         super().__init__(context)
-        self._stream = sys.stderr if stream is None else stream
-        self._terminal = self._stream.isatty()
-        self._total, self._start = context.total_steps, context.resume_step or 0
-        self._began, self._shown = time.monotonic(), -math.inf
-        self._bar = tqdm(
-            total=self._total,
-            initial=self._start,
-            file=self._stream,
-            disable=not self._terminal,
-            unit="step",
-            dynamic_ncols=True,
-        )
+        self.stream = sys.stderr if stream is None else stream
+        self._total, self._step = context.total_steps, context.resume_step or 0
+        self._pace = Pace(context.total_steps, (context.config.get("train") or {}).get("eval_every"))
+        self._metrics: Mapping[str, float] = {}
+        self._shown = -math.inf
+        self._terminal = columns(self.stream) > 0
+        if self._terminal:
+            status.open(self)
 
     def write(self, step: int, metrics: Mapping[str, float]) -> None:
         """Shows a step, or nothing where a line was shown a moment ago."""
-        text = summary(metrics)
+        self._pace.add(metrics)
+        if "loss" not in metrics and step < self._total:  # what was measured before the first step
+            return
+        self._step, self._metrics = step, metrics
         if self._terminal:
-            self._bar.set_postfix_str(text, refresh=False)
-            self._bar.update(step - self._bar.n)
+            status.draw(self)
             return
         now = time.monotonic()
         if now - self._shown < PLAIN_SECONDS and step < self._total:
             return
         self._shown = now
-        done = step - self._start
-        left = tqdm.format_interval((now - self._began) / done * (self._total - step)) if done > 0 else "?"
-        print(f"step {step}/{self._total}, {text}, {left} left", file=self._stream, flush=True)
+        write_line(self._plain(), self.stream)
 
     def close(self) -> None:
-        """Ends the bar."""
-        self._bar.close()
+        """Ends the bar; where it ended stays on the terminal."""
+        if self._terminal:
+            status.close(self)
+            if self._metrics:
+                write_line(self.render(columns(self.stream)).rstrip(), self.stream)
+
+    def render(self, width: int) -> str:
+        """The bar with what fits beside it."""
+        left = self._pace.left(self._step)
+        tail = [*([f"{left} left"] if left else []), *numbers(self._metrics, self._pace.tokens_per_second)]
+        return bar_line(f"step {self._step}/{self._total}", self._step, self._total, tail, width)
+
+    def _plain(self) -> str:
+        left = self._pace.left(self._step)
+        text = " ".join(numbers(self._metrics, self._pace.tokens_per_second))
+        return f"step {self._step}/{self._total}: {text}" + (f", {left} left" if left and self._step < self._total else "")
 
 
-def summary(metrics: Mapping[str, float]) -> str:
-    """The metrics of one step in one line; what is missing is left out."""
-    parts = [f"loss {metrics['loss']:.4g}"] if "loss" in metrics else []
-    rewards = [f"{metrics[key]:.4g}" for key in ("rewards/chosen", "rewards/rejected") if key in metrics]
-    if rewards:
-        parts.append(f"rewards {'/'.join(rewards)}")
-    if "rewards/accuracies" in metrics:
-        parts.append(f"accuracy {metrics['rewards/accuracies']:.3f}")
-    if "beliefs/js_distance" in metrics:
-        parts.append(f"js {metrics['beliefs/js_distance']:.3f}")
-    if "time/tokens_per_second" in metrics:
-        parts.append(f"{tqdm.format_sizeof(metrics['time/tokens_per_second'])} tokens/s")
-    parts.append(f"{tqdm.format_sizeof(_memory_bytes(metrics), 'B', 1024)}")
-    return ", ".join(parts)
+class Pace:
+    """How long steps take: those of this start, but for the first one and those during which something was compiled.
+
+    Args:
+      total: the last step. eval_every: steps between evaluations, whose time is still to come, too.
+    """
+
+    def __init__(self, total: int, eval_every: int | None = None):
+        self._total, self._every = total, eval_every
+        self._steps: collections.deque[tuple[float, float]] = collections.deque(maxlen=_STEPS)  # seconds, tokens per second
+        self._compiled: float | None = None
+        self._evaluation = math.inf
+
+    def add(self, metrics: Mapping[str, float]) -> None:
+        """The metrics of a step."""
+        seconds, compiled = metrics.get("time/step_seconds"), metrics.get("time/compile_seconds", 0.0)
+        if seconds is not None:
+            if compiled == self._compiled:
+                self._steps.append((seconds, metrics.get("time/tokens_per_second", 0.0)))
+            self._compiled = compiled
+        self._evaluation = min(self._evaluation, metrics.get("time/eval_seconds", math.inf))
+
+    @property
+    def tokens_per_second(self) -> float:
+        """Of the steps that count; 0 where none does yet."""
+        return sum(seconds * rate for seconds, rate in self._steps) / max(sum(seconds for seconds, _ in self._steps), 1e-9)
+
+    def left(self, step: int) -> str:
+        """The time left after a step, with its evaluations; empty where no step counts yet."""
+        if not self._steps:
+            return ""
+        seconds = sum(seconds for seconds, _ in self._steps) / len(self._steps) * (self._total - step)
+        if math.isfinite(self._evaluation) and step < self._total:
+            every = self._every or self._total
+            seconds += self._evaluation * (self._total // every - step // every + bool(self._total % every))
+        return tqdm.format_interval(seconds)
+
+
+def numbers(metrics: Mapping[str, float], tokens_per_second: float = 0.0) -> list[str]:
+    """The metrics of one step, each with its name, the most important first; what is missing is left out."""
+    parts = [f"{text} {short(metrics[name])}" for name, text in _SHOWN.items() if name in metrics]
+    if tokens_per_second:
+        parts.append(f"{tqdm.format_sizeof(tokens_per_second)} tok/s")
+    return [*parts, f"{tqdm.format_sizeof(_memory_bytes(metrics), divisor=1024)}iB"]
+
+
+def short(value: float) -> str:
+    """A number in about four characters: `0.69`, `-12.3`, `1.2e-05`."""
+    if not math.isfinite(value):
+        return str(value)
+    if value and abs(value) < 0.005:
+        return f"{value:.0e}"
+    return f"{value:.2f}" if abs(value) < 10 else f"{value:.1f}" if abs(value) < 1000 else f"{value:.3g}"
 
 
 def _memory_bytes(metrics: Mapping[str, float]) -> float:

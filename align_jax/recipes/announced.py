@@ -1,0 +1,34 @@
+"""A training step that says when it is compiled."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+
+from align_jax.recipes.say import compiling
+
+
+class AnnouncedStep:
+    """`(state, batch) -> (state, metrics)`, which says so when a batch has a shape that did not come before.
+
+    Args:
+      step: what is done.
+      shapes: how many shapes the layout of the batches has; 0 where that is not known.
+    """
+
+    def __init__(self, step: Callable[[Any, Any], tuple[Any, dict]], shapes: int = 0):
+        self._step, self._shapes = step, shapes
+        self._seen: set[Any] = set()
+
+    def __call__(self, state: Any, batch: Any) -> tuple[Any, dict]:
+        leaves, structure = jax.tree.flatten(batch)
+        key = (structure, *(leaf.shape for leaf in leaves))
+        if key in self._seen:
+            return self._step(state, batch)
+        self._seen.add(key)
+        number = len(self._seen)
+        of = f" of at most {self._shapes}" if number <= self._shapes else ""
+        with compiling(f"the training step (shape {number}{of})" if of or number > 1 else "the training step"):
+            return self._step(state, batch)

@@ -1,0 +1,182 @@
+"""What is said of a run while it evaluates and when it ends: how far the numbers came, what it took, and what to do next."""
+
+from __future__ import annotations
+
+import math
+import shlex
+import time
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+from tabulate import tabulate
+
+from align_jax.config import Config
+from align_jax.cost.compilations import so_far
+from align_jax.evaluation.curves import draw_curves
+from align_jax.recipes.say import is_part, say_plainly
+from align_jax.terminal import plural, spell_seconds
+
+CURVES = "curves.png"
+ENDS = 10  # steps, at most, whose mean loss is said at either end of a run
+_IN_LINE = 4  # metrics of an evaluation in one line
+# The metrics of an evaluation that matter, the most important first, in words.
+_WORDS = {
+    "eval/loss": "eval loss",
+    "eval/beliefs/js_distance": "belief distance",
+    "eval/rewards/accuracies": "accuracy",
+    "eval/rewards/margins": "margin",
+    "eval/kl/reference": "KL to the reference",
+    "eval/consistency/accuracy": "consistency",
+    "eval/beliefs/mass": "mass of the beliefs",
+    "eval/rewards/chosen": "reward of the chosen",
+    "eval/rewards/rejected": "reward of the rejected",
+    "eval/rewards/best_of_n": "score of the best of n",
+    "eval/logps/chosen": "log-prob of the chosen",
+}
+Record = Mapping[str, Any]
+
+
+class Told:
+    """What is said of one start of a run.
+
+    Args:
+      config: of the run. clock: () -> seconds.
+    """
+
+    def __init__(self, config: Config, clock: Callable[[], float] = time.perf_counter):
+        self._config, self._clock = config, clock
+        self._began, self._before = clock(), so_far()
+        self._first: Record | None = None
+        self.evaluations, self.evaluation_seconds = 0, 0.0
+
+    def measured(self, measure: Callable[[dict], dict[str, float]]) -> Callable[[dict], dict[str, float]]:
+        """The same measure of weights, with the time that it takes among its metrics."""
+
+        def timed(params: dict) -> dict[str, float]:
+            began = self._clock()
+            found = measure(params)
+            seconds = self._clock() - began
+            self.evaluations, self.evaluation_seconds = self.evaluations + 1, self.evaluation_seconds + seconds
+            return found | {"time/eval_seconds": seconds}
+
+        return timed
+
+    def resumed(self, history: Sequence[Record]) -> None:
+        """An earlier start made these steps: changes are told against its first evaluation."""
+        self._first = first_evaluation(history)
+
+    def evaluated(self, step: int, metrics: Record) -> None:
+        """Says what an evaluation found."""
+        say_plainly(evaluation_line(step, metrics, self._first))
+        self._first = self._first or {"step": step, **metrics}
+
+    def end(self, folder: Path, history: Sequence[Record], notes: Iterable[str] = ()) -> None:
+        """Says how the run went, once it is over or stopped, and draws its curves.
+
+        Args:
+          notes: further lines, such as of what was cut.
+        """
+        picture = self._draw(folder, history)
+        if is_part():
+            return
+        lines = [self._took(), *run_lines(history), *notes, f"folder   {folder}", *([picture] if picture else []), "next"]
+        say_plainly("\n".join(f"  {line}" for line in "\n".join(lines).splitlines()))
+        say_plainly("\n".join(f"    {line}" for line in next_commands(self._config, folder)))
+
+    def _took(self) -> str:
+        spent = so_far() - self._before
+        parts = []
+        if spent.seconds >= 0.1:
+            cached = f", {spent.cached} more from the cache" if spent.cached else ""
+            parts.append(f"{spell_seconds(spent.seconds)} compiling ({plural(spent.compiled, 'program')}{cached})")
+        if self.evaluations:
+            parts.append(f"{spell_seconds(self.evaluation_seconds)} in {plural(self.evaluations, 'evaluation')}")
+        return f"took     {spell_seconds(self._clock() - self._began)}" + (f", of that {' and '.join(parts)}" if parts else "")
+
+    def _draw(self, folder: Path, history: Sequence[Record]) -> str:
+        """A line about the picture of the run; empty where there is none to draw."""
+        if not self._config.log.plots:
+            return ""
+        return draw_curves(history, folder / CURVES) if jax.process_index() == 0 else ""
+
+
+def first_evaluation(history: Iterable[Record]) -> Record | None:
+    """The first record that holds an evaluation."""
+    return next((record for record in history if any(name.startswith("eval/") for name in record)), None)
+
+
+def evaluation_line(step: int, metrics: Record, first: Record | None) -> str:
+    """The metrics of an evaluation that matter, beside those of the first one."""
+    names = [name for name in _WORDS if _finite(metrics.get(name))] or [
+        name for name in metrics if name.startswith("eval/") and _finite(metrics[name])
+    ]
+    when = f" {_when(first)}" if first else ""
+    parts = []
+    for name in names[:_IN_LINE]:
+        before = f" ({number(first[name])}{when})" if first and _finite(first.get(name)) else ""
+        when = "" if before else when  # said once
+        parts.append(f"{_words(name)} {number(metrics[name])}{before}")
+    return f"step {step}: {', '.join(parts)}" + (", before training" if not step else "")
+
+
+def run_lines(history: Sequence[Record]) -> list[str]:
+    """How loss and evaluation changed over a run; none where nothing was recorded."""
+    lines = [loss_line(history)]
+    evaluations = [record for record in history if any(name.startswith("eval/") for name in record)]
+    if len(evaluations) > 1:
+        lines.append(evaluation_table(evaluations[0], evaluations[-1]))
+    return [line for line in lines if line]
+
+
+def loss_line(history: Sequence[Record]) -> str:
+    """The loss at both ends of a run, each a mean over a few steps; empty where there is none."""
+    losses = [record["loss"] for record in history if _finite(record.get("loss"))]
+    if not losses:
+        return ""
+    count = max(1, min(ENDS, len(losses) // 4))
+    first, last = (sum(part) / len(part) for part in (losses[:count], losses[-count:]))
+    of = f"means of the first and the last {count} logged steps" if count > 1 else "the first and the last logged step"
+    return f"loss     {number(first)} -> {number(last)} ({of})"
+
+
+def evaluation_table(first: Record, last: Record) -> str:
+    """An evaluation beside the first one, a row per metric."""
+    rows = []
+    for name in _WORDS:
+        if _finite(first.get(name)) and _finite(last.get(name)):
+            change = number(last[name] - first[name])
+            rows.append([_words(name), number(first[name]), number(last[name]), change if change[0] == "-" else f"+{change}"])
+    if not rows:
+        return ""
+    headers = ["", _when(first), f"at step {last['step']}", "change"]
+    return tabulate(rows, headers=headers, disable_numparse=True, colalign=("left", "right", "right", "right"))
+
+
+def next_commands(config: Config, folder: Path) -> list[str]:
+    """What one does with a trained run, as commands."""
+    run, file = shlex.quote(str(folder)), shlex.quote(str(folder / "config.yaml"))
+    commands = [f"align-jax evaluate {file}"] if config.data.eval is not None else []
+    if config.head == "lm_head":
+        files = "--generate.prompts prompts.jsonl --generate.output responses.jsonl"
+        commands.append(f"align-jax generate {file} {files}")
+    return [*commands, f"align-jax export {run} {shlex.quote(str(folder / 'export'))}"]
+
+
+def number(value: float) -> str:
+    """A number for people: three decimals, fewer where it is large; no minus zero."""
+    text = f"{value:.3f}" if abs(value) < 100 else f"{value:.1f}"
+    return text.removeprefix("-") if float(text) == 0 else text
+
+
+def _when(record: Record) -> str:
+    return f"at step {record['step']}" if record["step"] else "before training"
+
+
+def _words(name: str) -> str:
+    return _WORDS.get(name) or name.removeprefix("eval/")
+
+
+def _finite(value: Any) -> bool:
+    return value is not None and math.isfinite(value)
