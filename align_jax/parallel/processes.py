@@ -13,6 +13,7 @@ import numpy as np
 from jax.experimental import multihost_utils
 
 from align_jax.errors import UserError
+from align_jax.private import changed, private
 
 
 def on_first(work: Callable[[], object], what: str) -> None:
@@ -64,16 +65,16 @@ class LargestAhead:
         """The largest of each size, when all processes have asked; None when it was closed meanwhile."""
         folder, self._round = f"{self._name}/{self._round}", self._round + 1
         if jax.process_index() > 0:
-            self._store.key_value_set(f"{folder}/{jax.process_index()}", json.dumps(sizes))
+            self._store.key_value_set(key=f"{folder}/{jax.process_index()}", value=json.dumps(sizes))
             return self._read(f"{folder}/largest")
         for other in range(1, jax.process_count()):
             theirs = self._read(f"{folder}/{other}")
             if theirs is None:
                 return None
             sizes = tuple(map(max, sizes, theirs))
-        self._store.key_value_set(f"{folder}/largest", json.dumps(sizes))
+        self._store.key_value_set(key=f"{folder}/largest", value=json.dumps(sizes))
         if self._round > 1:  # all have asked again, so all have read what was answered before
-            self._store.key_value_delete(f"{self._name}/{self._round - 2}/")
+            self._store.key_value_delete(key=f"{self._name}/{self._round - 2}/")
         return sizes
 
     def close(self) -> None:
@@ -83,7 +84,7 @@ class LargestAhead:
     def _read(self, key: str) -> tuple[int, ...] | None:
         while not self._closed.is_set():
             try:
-                return tuple(json.loads(self._store.blocking_key_value_get(key, _PATIENCE_MS)))
+                return tuple(json.loads(self._store.blocking_key_value_get(key=key, timeout_in_ms=_PATIENCE_MS)))
             except jax.errors.JaxRuntimeError as error:
                 if "DEADLINE_EXCEEDED" not in str(error):
                     raise
@@ -96,14 +97,8 @@ _PATIENCE_MS = 200  # how long a closed one may still wait
 
 def _key_value_store() -> Any:
     """The strings that all processes of `jax.distributed` share, which JAX has no public name for."""
-    try:
-        from jax._src import distributed
-
-        client = distributed.global_state.client
-        client.key_value_set, client.blocking_key_value_get, client.key_value_delete  # noqa: B018
-    except (ImportError, AttributeError) as error:
-        raise UserError(
-            f"jax {jax.__version__}: its key-value store of several processes is not where it was in 0.10 ({error}); install "
-            "a version that align-jax was tested with (0.10), or train with one process"
-        ) from error
+    client = private("processes").client
+    methods = ("key_value_set", "blocking_key_value_get", "key_value_delete")
+    if missing := [name for name in methods if not hasattr(client, name)]:
+        raise changed("processes", f"its client has no {', '.join(missing)}")
     return client

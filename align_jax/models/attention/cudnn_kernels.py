@@ -1,14 +1,21 @@
 """cuDNN's fused attention with its log-sum-exp, forward and backward, as functions of their own.
 
 `jax.nn.dot_product_attention(return_residual=True)` rounds the log-sum-exp to the type of its output and drops the
-gradient that arrives through it, so the rules behind it are called here. They are not public: JAX 0.10 is what they
-were read from.
+gradient that arrives through it, so the rules behind it are called here. They are not public, see `align_jax.private`.
 """
 
 from __future__ import annotations
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
+
+from align_jax.errors import UserError
+from align_jax.private import call, parameters_of, private
+
+# Of versions that can change scores by a function: none is asked for.
+_NEWER = {"score_mod": None, "score_mod_args": ()}
 
 
 def forward(q, k, v, q_lengths, k_lengths, *, causal: bool, window: int | None = None) -> tuple[jax.Array, jax.Array]:
@@ -16,29 +23,59 @@ def forward(q, k, v, q_lengths, k_lengths, *, causal: bool, window: int | None =
 
     Sequences stand at the start of their rows, `lengths` int32 `[B]`; what is left at padded queries is not defined.
     """
-    from jax._src.cudnn import fused_attention_stablehlo as cudnn
-
-    none = jnp.zeros(0, q.dtype)
-    args = (q, k, v, none, q_lengths, k_lengths, none, none, none, none)
-    options = _options(cudnn, q, causal, window)
-    (out, top), _ = cudnn._dot_product_attention_fwd_rule(*args, *options, cudnn.check_cudnn_version(), True)
-    return out, jnp.swapaxes(top, 1, 2)
+    return _forward(_arrays(q, k, v, q_lengths, k_lengths), _options(q, causal, window))[0]
 
 
 def backward(q, k, v, q_lengths, k_lengths, out, top, grad, *, causal: bool, window: int | None = None):
     """Gradients of q, k and v, from an output and a log-sum-exp that may be those of a larger set of keys."""
-    from jax._src.cudnn import fused_attention_stablehlo as cudnn
+    saved = _saved(_arrays(q, k, v, q_lengths, k_lengths), out, top)
+    given = {"return_residual": True, "res": saved, "grad_output": (grad.astype(q.dtype), None)}
+    newer = _NEWER | {"cudnn_version": version(), "is_training": True}
+    return call("cudnn backward", _options(q, causal, window) | given, newer)[:3]
 
+
+def _forward(arrays: dict[str, jax.Array], options: dict[str, Any]) -> tuple[tuple[jax.Array, jax.Array], tuple]:
+    """The output with its log-sum-exp, and what the rule saves for the backward pass."""
+    given = {"cudnn_version": version(), "return_residual": True}
+    (out, top), saved = call("cudnn forward", arrays | options | given, _NEWER)
+    return (out, jnp.swapaxes(top, 1, 2)), saved
+
+
+def _saved(arrays: dict[str, jax.Array], out: jax.Array, top: jax.Array) -> tuple:
+    """What the forward rule would save: its arrays in its order, then the log-sum-exp and the output."""
+    known = arrays | {"score_mod_args": _NEWER["score_mod_args"]}
+    own = [known[name] for name in parameters_of("cudnn forward") if name in known]
+    return (*own, jnp.swapaxes(top, 1, 2), out)
+
+
+def version() -> int:
+    """The version of cuDNN, such as 91002 for 9.10.2.
+
+    Raises:
+      UserError: there is none.
+    """
+    try:
+        return call("cudnn version", {})
+    except RuntimeError as error:
+        raise UserError(
+            f"model.attention: cuDNN is not there ({error}); pip install 'align-jax[gpu]', or set model.attention: xla"
+        ) from error
+
+
+def _arrays(q, k, v, q_lengths, k_lengths) -> dict[str, jax.Array]:
     none = jnp.zeros(0, q.dtype)
-    saved = (q, k, v, none, q_lengths, k_lengths, none, none, none, none, jnp.swapaxes(top, 1, 2), out)
-    options = _options(cudnn, q, causal, window)
-    grads = cudnn._dot_product_attention_bwd_rule(
-        *options, cudnn.check_cudnn_version(), True, saved, (grad.astype(q.dtype), None)
-    )
-    return grads[:3]
+    given = {"query": q, "key": k, "value": v, "q_seqlen": q_lengths, "kv_seqlen": k_lengths}
+    return given | dict.fromkeys(("bias", "q_offsets", "kv_offsets", "page_table_k", "page_table_v"), none)
 
 
-def _options(cudnn, q, causal, window):
-    mask = cudnn.MaskType.PADDING_CAUSAL if causal else cudnn.MaskType.PADDING
-    seed, dropout, bias = 42, 0.0, (False, False)
-    return q.shape[-1] ** -0.5, seed, dropout, bias, mask, cudnn.AttentionLayout.BTNH.value, window
+def _options(q, causal: bool, window: int | None) -> dict[str, Any]:
+    masks = private("cudnn masks")
+    return {
+        "scale": q.shape[-1] ** -0.5,
+        "seed": 42,
+        "dropout_rate": 0.0,
+        "variadic_args": (False, False),  # no bias, and no gradient of one
+        "mask_type": masks.PADDING_CAUSAL if causal else masks.PADDING,
+        "layout": private("cudnn layouts").BTNH.value,
+        "sliding_window_length": window,
+    }
