@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from align_jax.config import Config
+from align_jax.config.jobs import JOBS
 from align_jax.data import DataConfig, open_source
 from align_jax.data.formats import find_format
 from align_jax.data.sources import RowError
@@ -22,7 +23,7 @@ from align_jax.parallel.stop import StopSignal
 from align_jax.recipes.say import say, speaking
 from align_jax.recipes.score_passes import InputRows, Pass, part_of, policy_passes, reward_pass, run_pass, values_of
 
-REQUIRED = ("score.input", "score.output")
+REQUIRED = JOBS["score"].requires
 
 
 def score(config: Config) -> list[dict[str, Any]]:
