@@ -3,16 +3,21 @@
 The extras name no version of JAX: `install_requires` bounds it.
 """
 
+import re
+from pathlib import Path
+
 from setuptools import find_packages, setup
+
+VERSION = re.search(r'^__version__ = "(.+)"$', Path(__file__).with_name("align_jax").joinpath("version.py").read_text(), re.M)[1]
 
 setup(
     name="align-jax",
-    version="0.1.0",
+    version=VERSION,
     description="Preference optimization of language models in JAX: GDPO, MPO and their relatives",
     license="Apache-2.0",
     license_files=["LICENSE"],
     packages=find_packages(include=["align_jax", "align_jax.*"]),
-    package_data={"align_jax": ["configs/*.yaml"]},  # align_jax/configs is a link to configs/
+    package_data={"align_jax": ["configs/*.yaml", "config/keys.json"]},  # align_jax/configs is a link to configs/
     python_requires=">=3.11,<3.14",
     install_requires=[
         "jax>=0.10,<0.13",

@@ -22,6 +22,8 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING, Any
 
+from align_jax.version import __version__
+
 if TYPE_CHECKING:
     from align_jax import losses
     from align_jax.config import Config
@@ -58,6 +60,7 @@ __all__ = [
     "RewardModel",
     "Run",
     "UserError",
+    "__version__",
     "evaluate",
     "export",
     "fit",

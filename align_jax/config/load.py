@@ -15,10 +15,13 @@ from __future__ import annotations
 import dataclasses
 import os
 import re
-from collections.abc import Callable, Iterable, Mapping
+import warnings
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
+from align_jax.config import check
+from align_jax.config.check import Choice, Schema, build
 from align_jax.config.identity import identity
 from align_jax.config.sections import (
     BenchConfig,
@@ -34,19 +37,16 @@ from align_jax.config.sections import (
     ScoreConfig,
     TrainConfig,
 )
-from align_jax.config.source import ConfigValues, Override, build, check_keys, dump, escaped, parse_overrides
+from align_jax.config.source import ConfigValues, Override, dump, escaped, parse_overrides
 from align_jax.data.config import DataConfig
 from align_jax.data.formats import find_format
+from align_jax.data.sources import GivenRows, given_rows
 from align_jax.errors import UserError
 from align_jax.models.config import ModelConfig
-from align_jax.objectives import Objective, find_objective, name_of
-from align_jax.registry import suggest
+from align_jax.objectives import OBJECTIVES, Objective, find_objective, name_of
 from align_jax.training.optim import OPTIMIZERS, AdamW, OptimizerConfig
 
 __all__ = ["Config", "load_config", "parse_overrides"]
-
-
-_REQUIRED = {"model": "give model.path (a Hugging Face folder or id) or model.config"}
 
 SECTIONS: dict[str, type] = {
     "run": RunConfig,
@@ -113,8 +113,12 @@ class Config:
             _drop_other_options(given, dict(options))
         if isinstance(values, Config) and values.run.dir == _own_folder(values):
             given["run"]["dir"] = None  # another run has another folder
-        source, rows = ConfigValues.of(given)
-        return _with_rows(_from_source(source, options), rows)
+        source = ConfigValues.of(given)
+        rows = _rows_in(source)
+        config = _from_source(source, options)
+        for note in [] if config.log.quiet else source.notes:
+            warnings.warn(note, stacklevel=2)
+        return _with_rows(config, rows)
 
     @property
     def head(self) -> str:
@@ -135,18 +139,7 @@ class Config:
 
     def require(self, *keys: str) -> None:
         """UserError naming all sections and dotted keys among these that the config lacks."""
-        missing = [key for key in keys if self._lacks(key)]
-        if len(missing) == 1:
-            raise self.source.error(missing[0], _REQUIRED.get(missing[0], "is required"))
-        if missing:
-            raise self.source.error("", f"{', '.join(missing[:-1])} and {missing[-1]} are required")
-
-    def _lacks(self, key: str) -> bool:
-        section, _, name = key.partition(".")
-        value = getattr(self, section)
-        if key == "model":
-            return value.path is None and value.config is None
-        return value is None or bool(name) and getattr(value, name) is None
+        check.require(self.source, self.to_dict(), keys)
 
     def for_training(self) -> tuple[Config, list[str]]:
         """The config with what training would not use switched off, and a line about each such key.
@@ -209,33 +202,13 @@ def _check_groups(train: TrainConfig, data: int, fsdp: int) -> None:
         )
 
 
-def _build_named(source: ConfigValues, section: str, find: Callable[[str | None], type]) -> Any:
-    """The section whose `name` chooses a dataclass."""
-    values, key = source.values[section], f"{section}.name"
-    if not isinstance(values, dict):
-        raise source.error(section, f"expected keys and values, got {values!r}")
-    name = values.pop("name", None)
-    try:
-        cls = find(name)
-    except UserError as error:
-        raise source.error(key, str(error).removeprefix(f"{key}: ")) from error
-    return build(source, cls, values, f"{section}.", f"{section} {name}")
-
-
-def _find_optimizer(name: str | None) -> type:
-    if name not in OPTIMIZERS:
-        problem = "is required" if name is None else f"{name!r} is unknown"
-        raise UserError(f"{problem}; {suggest(str(name), OPTIMIZERS)}choose one of {', '.join(sorted(OPTIMIZERS))}")
-    return OPTIMIZERS[name]
-
-
 def _has_required(cls: type) -> bool:
     return any(f.default is f.default_factory is dataclasses.MISSING for f in dataclasses.fields(cls))
 
 
 def _cross_check(source: ConfigValues, config: Config) -> None:
     if config.model.config is not None:
-        build(source, ModelConfig, dict(config.model.config), "model.config.", "model.config")
+        build(source, ModelConfig, dict(config.model.config), "model.config.")
     mesh, train = config.mesh, config.train
     if mesh.data > 0 and mesh.fsdp > 0:
         try:
@@ -280,11 +253,11 @@ def _check_rounds(source: ConfigValues, config: Config) -> None:
             raise source.error(key, message)
 
 
-def load_config(path: str | Path, overrides: Iterable[Override] = (), *, require: Iterable[str] = ()) -> Config:
+def load_config(path: str | Path | ConfigValues, overrides: Iterable[Override] = (), *, require: Iterable[str] = ()) -> Config:
     """Reads, resolves, types and checks a config.
 
     Args:
-      path: YAML file.
+      path: YAML file, or what was read from one.
       overrides: what `parse_overrides` returns.
       require: sections and dotted keys that must be there, for example `("model", "data.train")`.
 
@@ -295,28 +268,36 @@ def load_config(path: str | Path, overrides: Iterable[Override] = (), *, require
       UserError: an unknown or duplicate key, a wrong type, a value out of range, an option that the chosen objective or
         optimizer does not use, an unset environment variable, or a missing required key; names key, value and place.
     """
-    config = _from_source(ConfigValues.read(path), overrides)
+    config = _from_source(path if isinstance(path, ConfigValues) else ConfigValues.read(path), overrides)
     config.require(*require)
     return config
+
+
+def _schema() -> Schema:
+    """What the code accepts."""
+    choices = {
+        "objective": Choice(tuple(OBJECTIVES), find_objective, own=True),
+        "optimizer": Choice(tuple(OPTIMIZERS), OPTIMIZERS.__getitem__, AdamW.name),
+    }
+    return Schema(SECTIONS, choices, {"model.config": ModelConfig})
 
 
 def _from_source(source: ConfigValues, overrides: Iterable[Override]) -> Config:
     source.override(overrides)
     source.resolve()
-    check_keys(source, source.values, [*SECTIONS, "objective", "optimizer"], "", "a config")
+    check.check(source, _schema())
     built: dict[str, Any] = {}
     for section, cls in SECTIONS.items():
         if section in source.values or not _has_required(cls):
-            built[section] = build(source, cls, source.values.get(section, {}), f"{section}.", section)
+            built[section] = build(source, cls, source.values.get(section, {}), f"{section}.")
         else:
             built[section] = None
-    built["objective"] = _build_named(source, "objective", find_objective) if "objective" in source.values else None
-    optimizer = source.values.setdefault("optimizer", {})
-    if isinstance(optimizer, dict):
-        optimizer.setdefault("name", AdamW.name)
-        if built["objective"] is not None:
-            optimizer.setdefault("learning_rate", built["objective"].learning_rate)
-    built["optimizer"] = _build_named(source, "optimizer", _find_optimizer)
+    for section, choice in _schema().choices.items():
+        values = source.values.get(section)
+        if section == "optimizer" and built["objective"] is not None:
+            values.setdefault("learning_rate", built["objective"].learning_rate)
+        cls = None if values is None else choice.find(values.pop("name"))
+        built[section] = None if cls is None else build(source, cls, values, f"{section}.")
     config = Config(**built, source=source)
     _cross_check(source, config)
     return _with_folder(config)
@@ -331,10 +312,10 @@ def _with_folder(config: Config) -> Config:
 
 def _drop_other_options(given: dict[str, Any], options: Mapping[str, Any]) -> None:
     """Takes out the options of an objective or optimizer that another one, which takes its place, does not have."""
-    for section, find in (("objective", find_objective), ("optimizer", _find_optimizer)):
+    for section, choice in _schema().choices.items():
         name = options.get(f"{section}.name")
-        if name is not None and section in given and name != given[section]["name"]:
-            kept = {field.name for field in dataclasses.fields(find(name))}
+        if choice.has(name) and section in given and name != given[section]["name"]:
+            kept = {"name", *(field.name for field in dataclasses.fields(choice.find(name)))}
             if section == "objective" and _usual_rate(given):
                 del given["optimizer"]["learning_rate"]  # nobody chose it
             given[section] = {key: value for key, value in given[section].items() if key in kept}
@@ -350,6 +331,20 @@ def _own_folder(config: Config) -> str | None:
         return None
     name = re.sub(r"\W+", "-", name_of(config.objective))
     return os.path.join("runs", f"{name}-{identity(config.to_dict())}")
+
+
+def _rows_in(source: ConfigValues) -> dict[str, GivenRows]:
+    """The data that stands among the values as rows, dotted key -> rows; in the values a name takes their place.
+
+    Raises:
+      UserError: rows that cannot be read.
+    """
+    rows, data = {}, source.values.get("data")
+    for name in ("train", "eval"):
+        if isinstance(data, dict) and not isinstance(data.get(name), str | int | float | None):
+            rows[f"data.{name}"] = given_rows(data[name], f"data.{name}")
+            data[name] = str(rows[f"data.{name}"])
+    return rows
 
 
 def _with_rows(config: Config, rows: Mapping[str, Any]) -> Config:

@@ -7,7 +7,7 @@ import os
 from pathlib import Path
 
 from align_jax.errors import UserError
-from align_jax.files import write_whole
+from align_jax.registry import suggest
 
 FOLDER = Path(__file__).parent.parent / "configs"
 
@@ -25,7 +25,8 @@ def packaged_config(name: str) -> Path:
     """
     known = packaged_configs()
     if name.removesuffix(".yaml") not in known:
-        raise UserError(f"{name!r} is none of the configs that come with align_jax: {', '.join(known)}")
+        near = suggest(name.removesuffix(".yaml"), known)
+        raise UserError(f"{name!r} is none of the configs that come with align_jax; {near}there are {', '.join(known)}")
     return known[name.removesuffix(".yaml")]
 
 
@@ -35,12 +36,20 @@ def purpose(file: Path) -> str:
     return " ".join(itertools.takewhile(bool, lines))
 
 
+def destination(name: str, dest: str | os.PathLike | None = None) -> Path:
+    """Where `copy_config` writes a packaged config: `dest`, in it where it is a folder or ends with a slash."""
+    file = packaged_config(name)
+    is_folder = dest is None or os.fspath(dest).endswith(("/", os.sep)) or Path(dest).is_dir()
+    return Path("configs" if dest is None else dest) / (file.name if is_folder else "")
+
+
 def copy_config(name: str, dest: str | os.PathLike | None = None) -> Path:
     """Copies a packaged config to where it can be edited.
 
     Args:
       name: of the config.
-      dest: file or folder; None is `configs/NAME.yaml`, as which configs speak of one another.
+      dest: file, or folder (one that is there, or with a slash at its end); None is `configs/NAME.yaml`, as which configs
+        speak of one another.
 
     Returns:
       The file; one that holds the same text already is left as it is.
@@ -48,17 +57,15 @@ def copy_config(name: str, dest: str | os.PathLike | None = None) -> Path:
     Raises:
       UserError: an unknown name, or a destination that holds another text.
     """
-    file = packaged_config(name)
-    target = Path("configs" if dest is None else dest)
-    if dest is None or target.is_dir():
-        target /= file.name
+    file, target = packaged_config(name), destination(name, dest)
     text = file.read_text(encoding="utf-8")
     if target.exists():
         if target.read_text(encoding="utf-8") != text:
             raise UserError(f"{target} holds another text and is kept; choose another file: align-jax configs {file.stem} FILE")
         return target
     target.parent.mkdir(parents=True, exist_ok=True)
-    write_whole(target, text)
+    with open(target, "x", encoding="utf-8") as out:
+        out.write(text)
     return target
 
 

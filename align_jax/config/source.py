@@ -1,6 +1,7 @@
-"""Where the values of a config come from: YAML with line numbers, overrides, interpolation; and their types.
+"""Where the values of a config come from: YAML with line numbers, overrides, interpolation.
 
-What is refused is refused here, with the key, the value, and the file and line or the option that gave it.
+What is refused is named with its key, its value, and the file and line or the option that gave it. Nothing here imports JAX, so
+that a mistake of the command line is answered at once.
 """
 
 from __future__ import annotations
@@ -8,22 +9,18 @@ from __future__ import annotations
 import dataclasses
 import os
 import re
-import types
-import typing
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import yaml
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from align_jax.config.packaged import how_to_copy
-from align_jax.data.sources import GivenRows, given_rows
+from align_jax.config.rivals import displaced
 from align_jax.errors import UserError
-from align_jax.registry import suggest
 
-T = TypeVar("T")
 Override = tuple[str, Any]  # ("train.steps", 10)
 
 
@@ -68,22 +65,27 @@ class ConfigValues:
       name: the file, as the user wrote it.
       values: nested dict, interpolations not resolved.
       lines: dotted key -> line of the file.
-      overridden: dotted keys that the command line set. replaced: those among them that had a value before.
+      overridden: dotted keys that the command line set. before: those among them that had a value before, with that value.
+      notes: a line for each value of the file that an option displaced.
     """
 
     name: str
     values: dict[str, Any]
     lines: dict[str, int]
     overridden: set[str] = dataclasses.field(default_factory=set)
-    replaced: set[str] = dataclasses.field(default_factory=set)
+    before: dict[str, Any] = dataclasses.field(default_factory=dict)
+    notes: list[str] = dataclasses.field(default_factory=list)
 
     @classmethod
     def read(cls, path: str | Path) -> ConfigValues:
         """Reads a YAML file; UserError for a missing file, bad YAML or a duplicate key."""
         try:
             text = Path(path).read_text(encoding="utf-8")
-        except (OSError, UnicodeDecodeError) as error:
-            raise UserError(f"cannot read the config {path}: {error}{how_to_copy(path)}") from error
+        except OSError as error:
+            near = f"; did you mean {path}.yaml?" if Path(f"{path}.yaml").is_file() else how_to_copy(path)
+            raise UserError(f"cannot read the config {path}: {error.strerror}{near}") from error
+        except UnicodeDecodeError as error:
+            raise UserError(f"cannot read the config {path}: not UTF-8 text: {error.reason} at byte {error.start}") from error
         try:
             node = yaml.compose(text, Loader=yaml.SafeLoader)
             lines = dict(_key_lines(node, str(path)))
@@ -98,24 +100,15 @@ class ConfigValues:
         return cls(str(path), values, lines)
 
     @classmethod
-    def of(cls, values: Mapping[str, Any]) -> tuple[ConfigValues, dict[str, Any]]:
-        """The values of nested dicts, and the data that stands among them as rows: dotted key -> `GivenRows`.
-
-        Raises:
-          UserError: sections that are not dicts, or rows that cannot be read.
-        """
+    def of(cls, values: Mapping[str, Any]) -> ConfigValues:
+        """The values of nested dicts; UserError where they are none."""
         if not isinstance(values, Mapping):
             raise UserError(f"a config is a path, or sections with keys, not a {type(values).__name__}")
         copied: dict[str, Any] = {}
         for section, keys in values.items():
             is_section = isinstance(keys, Mapping)
             copied[str(section)] = {str(key): _plain(value) for key, value in keys.items()} if is_section else keys
-        rows, data = {}, copied.get("data")
-        for name in ("train", "eval"):
-            if isinstance(data, dict) and not isinstance(data.get(name), str | int | float | None):
-                rows[f"data.{name}"] = given_rows(data[name], f"data.{name}")
-                data[name] = str(rows[f"data.{name}"])
-        return cls("the config", copied, {}), rows
+        return cls("the config", copied, {})
 
     def where(self, key: str) -> str:
         """What set a key: the option, else `file:line` of the key or of the nearest section around it."""
@@ -135,8 +128,12 @@ class ConfigValues:
         place = self.where(key)
         return UserError(f"{place}: {message}" if place == f"--{key}" or not key else f"{place}: {key}: {message}")
 
+    def lacks(self, key: str, what_to_give: str) -> UserError:
+        """A UserError that says that a key is required, where it was looked for, and what to give."""
+        return UserError(f"{self.where(key)}: {key} is required: {what_to_give}")
+
     def override(self, overrides: Iterable[Override]) -> None:
-        """Sets values; the last one wins."""
+        """Sets values; the last one wins, and takes the place of what the file says of keys that exclude it."""
         for key, value in overrides:
             *parents, last = key.split(".")
             target = self.values
@@ -144,10 +141,27 @@ class ConfigValues:
                 if not isinstance(target.get(parent), dict):
                     target[parent] = {}
                 target = target[parent]
-            if last in target:
-                self.replaced.add(key)
+            if last in target and key not in self.overridden:
+                self.before[key] = target[last]
             target[last] = value
             self.overridden.add(key)
+        given = {key: self.get(key) for key in self.overridden}
+        for key, by in displaced(given).items():
+            if self.get(key) is not None:
+                self.displace(key, f"--{by} {'null' if given[by] is None else given[by]} is given")
+
+    def get(self, key: str) -> Any:
+        """The value of a dotted key; None where there is none."""
+        value: Any = self.values
+        for part in key.split("."):
+            value = value.get(part) if isinstance(value, dict) else None
+        return value
+
+    def displace(self, key: str, reason: str) -> None:
+        """Takes a key of the file out, and notes why."""
+        section, _, last = key.rpartition(".")
+        value = self.get(section).pop(last)
+        self.notes.append(f"{self.where(key)}: {key}: {value} no longer holds, since {reason}")
 
     def resolve(self) -> None:
         """Replaces `${oc.env:NAME}` and `${section.key}` by their values; UserError names key, place and variable."""
@@ -181,80 +195,10 @@ def _key_lines(node: yaml.Node | None, name: str, prefix: str = "") -> Iterator[
         yield from _key_lines(value_node, name, f"{key}.")
 
 
-def check_keys(source: ConfigValues, values: Mapping[str, Any], known: Iterable[str], prefix: str, what: str) -> None:
-    """UserError for a key that is not known, naming what `what` accepts."""
-    known = sorted(known)
-    for key in [key for key in values if key not in known]:
-        near = suggest(str(key), known)
-        accepted = f"{what} accepts {', '.join(known) or 'no keys'}"
-        raise source.error(f"{prefix}{key}", f"{what} has no key {key!r} (value {values[key]!r}); {near}{accepted}")
-
-
-def _nested_class(hint: Any) -> type | None:
-    """The dataclass in `X` or `X | None`, or None."""
-    options = typing.get_args(hint) if typing.get_origin(hint) in (typing.Union, types.UnionType) else (hint,)
-    classes = [option for option in options if dataclasses.is_dataclass(option)]
-    return classes[0] if classes else None
-
-
-def _spell(hint: Any) -> str:
-    return hint.__name__ if isinstance(hint, type) else str(hint).replace("typing.", "")
-
-
-def _check_value(source: ConfigValues, schema: Any, key: str, value: Any, full: str, hint: Any) -> None:
-    try:
-        converted = OmegaConf.to_container(OmegaConf.merge(schema, {key: escaped(value)}), resolve=True)[key]
-    except OmegaConfBaseException as error:
-        raise source.error(full, f"{value!r} is not {_spell(hint)}: {str(error).splitlines()[0]}") from error
-    # OmegaConf turns 1 into True and True into 'True'
-    if isinstance(value, bool) != isinstance(converted, bool) and not isinstance(value, str):
-        raise source.error(full, f"{value!r} is not {_spell(hint)}")
-
-
-def check_types(source: ConfigValues, cls: type, values: Any, prefix: str, what: str) -> None:
-    """UserError for unknown keys and wrong types in the values of a dataclass, nested ones too."""
-    if not isinstance(values, dict):
-        raise source.error(prefix.rstrip("."), f"expected keys and values, got {values!r}")
-    hints = typing.get_type_hints(cls)
-    fields = {field.name: hints[field.name] for field in dataclasses.fields(cls)}
-    for key in [key for key, value in values.items() if key not in fields and value is None]:
-        if f"{prefix}{key}" in source.replaced:
-            del values[key]
-    check_keys(source, values, fields, prefix, what)
-    schema = OmegaConf.structured(cls)
-    for key, value in values.items():
-        nested = _nested_class(fields[key])
-        if nested is not None and value is not None:
-            check_types(source, nested, value, f"{prefix}{key}.", f"{prefix}{key}")
-        _check_value(source, schema, key, value, f"{prefix}{key}", fields[key])
-
-
-def build(source: ConfigValues, cls: type[T], values: Any, prefix: str, what: str) -> T:
-    """An instance of a dataclass from checked values.
-
-    Raises:
-      UserError: an unknown key, a wrong type, a missing key, or what the dataclass itself refuses; each with its place.
-    """
-    check_types(source, cls, values, prefix, what)
-    merged = OmegaConf.merge(OmegaConf.structured(cls), escaped(values))
-    missing = sorted(OmegaConf.missing_keys(merged))
-    if missing:
-        raise source.error(f"{prefix}{missing[0]}", "is required")
-    try:
-        return OmegaConf.to_object(merged)
-    except ValueError as error:
-        message = str(error)
-        named = re.match(rf"{re.escape(prefix)}\w+", message)
-        key = named[0] if named else prefix.rstrip(".")
-        raise source.error(key, message.removeprefix(key).lstrip(": ")) from error
-
-
 def escaped(value: Any) -> Any:
-    """Resolved text that holds `${` must not be interpolated again."""
-    if isinstance(value, GivenRows):
-        return value
+    """Resolved text that holds `${` must not be interpolated again; a text of a type of its own (rows) stays what it is."""
     if isinstance(value, str):
-        return value.replace("${", "\\${")
+        return value.replace("${", "\\${") if type(value) is str else value
     if isinstance(value, dict):
         return {key: escaped(item) for key, item in value.items()}
     return [escaped(item) for item in value] if isinstance(value, (list, tuple)) else value
@@ -269,4 +213,4 @@ def _texts(value: Any) -> Any:
     """Rows given in Python by the name that stands for them."""
     if isinstance(value, dict):
         return {key: _texts(item) for key, item in value.items()}
-    return str(value) if isinstance(value, GivenRows) else value
+    return str(value) if isinstance(value, str) else value

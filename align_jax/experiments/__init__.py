@@ -2,12 +2,32 @@
 
 from __future__ import annotations
 
+import ast
 import importlib
-import pkgutil
+import inspect
 from collections.abc import Callable
+from pathlib import Path
 
 from align_jax import registry
 from align_jax.errors import UserError
+
+
+def experiments() -> list[str]:
+    """The names of the experiments: the modules of this folder that have a `main`; none is imported."""
+    return [file.stem for file in sorted(Path(__file__).parent.glob("*.py")) if _main_of(_parsed(file)) is not None]
+
+
+def about_experiment(name: str) -> str:
+    """What an experiment does, by the docstrings of its module and its `main`.
+
+    Raises:
+      UserError: an unknown name.
+    """
+    if ":" in name:
+        return inspect.getdoc(find_experiment(name)) or f"{name} does not say what it does."
+    _check(name)
+    module = _parsed(Path(__file__).parent / f"{name}.py")
+    return "\n\n".join(filter(None, (ast.get_docstring(module), ast.get_docstring(_main_of(module)))))
 
 
 def find_experiment(name: str) -> Callable[[list[str]], int]:
@@ -18,8 +38,20 @@ def find_experiment(name: str) -> Callable[[list[str]], int]:
     """
     if ":" in name:
         return registry.find(name, __name__, Callable, "experiment", "experiment")
-    names = [module.name for module in pkgutil.iter_modules(__path__)]
-    if name in names and (main := getattr(importlib.import_module(f"{__name__}.{name}"), "main", None)):
-        return main
-    known = [n for n in names if hasattr(importlib.import_module(f"{__name__}.{n}"), "main")]
-    raise UserError(f"experiment: {name!r} is not one of {', '.join(sorted(known))}, or package.module:function")
+    _check(name)
+    return importlib.import_module(f"{__name__}.{name}").main
+
+
+def _check(name: str) -> None:
+    known = experiments()
+    if name not in known:
+        near = registry.suggest(name, known)
+        raise UserError(f"experiment: {name!r} is unknown; {near}choose one of {', '.join(known)}, or package.module:function")
+
+
+def _parsed(file: Path) -> ast.Module:
+    return ast.parse(file.read_text(encoding="utf-8"))
+
+
+def _main_of(module: ast.Module) -> ast.FunctionDef | None:
+    return next((node for node in module.body if isinstance(node, ast.FunctionDef) and node.name == "main"), None)

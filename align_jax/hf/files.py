@@ -15,6 +15,7 @@ from safetensors import SafetensorError, safe_open
 from align_jax.errors import UserError
 from align_jax.hf.dtypes import CODES
 
+ADAPTER = "adapter_config.json"
 SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
 TOKENIZER_FILES = (
     "tokenizer.json",
@@ -43,6 +44,7 @@ def resolve_folder(path: str | os.PathLike) -> Path:
     """
     text = os.path.expandvars(os.path.expanduser(os.fspath(path)))
     if os.path.isdir(text):
+        refuse_adapter(Path(text))
         return Path(text)
     if os.path.exists(text):
         raise UserError(f"model path {text} is a file; give the folder that holds config.json and the weights")
@@ -58,7 +60,20 @@ def resolve_folder(path: str | os.PathLike) -> Path:
             f"model path {text!r} is no folder here, and as a Hugging Face hub id it cannot be downloaded: "
             f"{type(error).__name__}: {reason[0] if reason else ''}"
         ) from error
+    refuse_adapter(Path(folder))
     return Path(folder)
+
+
+def refuse_adapter(folder: Path) -> None:
+    """UserError where a folder holds an adapter of PEFT instead of a model; names its base, and says how to merge them."""
+    if not (folder / ADAPTER).is_file() or (folder / "config.json").exists():
+        return
+    base = read_json(folder / ADAPTER).get("base_model_name_or_path") or "its base model"
+    raise UserError(
+        f"{folder} is an adapter of PEFT for {base}, not a whole model. Merge them, and give the merged folder: "
+        f"peft.AutoPeftModelForCausalLM.from_pretrained({str(folder)!r}).merge_and_unload().save_pretrained('merged'), and the "
+        "tokenizer's save_pretrained('merged')"
+    )
 
 
 def read_json(path: Path) -> dict[str, Any]:

@@ -14,6 +14,7 @@ import optax
 
 from align_jax.batch import GroupBatch
 from align_jax.config import Config
+from align_jax.config.jobs import JOBS
 from align_jax.cost import benchmark
 from align_jax.cost.compilations import so_far
 from align_jax.errors import UserError
@@ -26,7 +27,7 @@ from align_jax.training import optim
 from align_jax.training.state import TrainState, create_state, state_shardings
 from align_jax.training.step import compile_step
 
-REQUIRED = ("model", "objective")
+REQUIRED = JOBS["bench"].requires
 POLICIES = ("none", "dots", "full")  # from the fewest operations to the most
 
 

@@ -6,6 +6,7 @@ import dataclasses
 from typing import Any
 
 from align_jax.config import Config
+from align_jax.config.jobs import JOBS
 from align_jax.cost import topology
 from align_jax.errors import UserError
 from align_jax.parallel.mesh import make_mesh
@@ -13,7 +14,7 @@ from align_jax.recipes.setup import Setup
 from align_jax.recipes.source import starting_model
 from align_jax.training import optim
 
-REQUIRED = ("model", "objective")
+REQUIRED = JOBS["compile"].requires
 
 
 def compile_step(config: Config, chips: str, lengths: topology.Lengths | None = None) -> dict[str, Any]:

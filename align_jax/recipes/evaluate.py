@@ -13,6 +13,7 @@ from typing import Any
 import jax
 
 from align_jax.config import Config
+from align_jax.config.jobs import JOBS
 from align_jax.errors import UserError
 from align_jax.evaluation import Estimate, Judge, Responses, Table, as_json, estimates, stack
 from align_jax.files import write_whole
@@ -21,7 +22,7 @@ from align_jax.recipes.say import say, speaking, watching
 from align_jax.recipes.setup import Setup
 from align_jax.recipes.source import ModelSource, check_same_shape, model_at, trained_model
 
-REQUIRED = ("run.dir", "model", "data", "data.eval")
+REQUIRED = JOBS["evaluate"].requires
 
 
 def evaluate(config: Config) -> list[dict[str, Any]]:

@@ -15,6 +15,7 @@ import jax
 
 from align_jax import generation
 from align_jax.config import Config
+from align_jax.config.jobs import JOBS
 from align_jax.config.sections import GenerateConfig
 from align_jax.data import DataConfig, Encoder
 from align_jax.errors import UserError
@@ -28,7 +29,7 @@ from align_jax.recipes.say import say, shows_progress, speaking, watching
 from align_jax.recipes.setup import Setup
 from align_jax.recipes.source import ModelSource, StoredModel, TrainedModel, current_model
 
-REQUIRED = ("model", "generate.prompts", "generate.output")
+REQUIRED = JOBS["generate"].requires
 
 
 def generate(model: Config | Decoder, prompts: Sequence[Any] | None = None, *, tokenizer: Any = None, **options: Any) -> list:
@@ -97,7 +98,9 @@ class Encoded:
     fixed: int | None = None
 
 
-def run(config: Config, *, cut_prompts: bool = False, stop: Callable[[], bool] = lambda: False) -> bool:
+def run(
+    config: Config, *, cut_prompts: bool = False, stop: Callable[[], bool] = lambda: False, prompts: Sequence[str] | None = None
+) -> bool:
     """Generates what the `generate` section asks for.
 
     The model is that of the newest checkpoint in `run.dir` where there is one, otherwise that of `model`.
@@ -105,6 +108,7 @@ def run(config: Config, *, cut_prompts: bool = False, stop: Callable[[], bool] =
     Args:
       cut_prompts: cut prompts to `data.max_prompt_tokens`, as training does.
       stop: asked after every prompt; when it says so, the rest is left for the next time.
+      prompts: texts in place of the file `generate.prompts`.
 
     Returns:
       Whether all prompts have their responses.
@@ -112,32 +116,98 @@ def run(config: Config, *, cut_prompts: bool = False, stop: Callable[[], bool] =
     Raises:
       UserError: anything wrong with the prompts (file and line), the stop tokens or the files, before sampling starts.
     """
-    config.require(*REQUIRED)
+    config.require(*REQUIRED if prompts is None else (key for key in REQUIRED if key != "generate.prompts"))
     with speaking(config.log.quiet, config.log.progress):
-        return _run(config, sys.maxsize if not cut_prompts else (config.data or DataConfig()).max_prompt_tokens, stop)
+        check_apart({f"generate.{key}": getattr(config.generate, key) for key in ("prompts", "output", "alpaca_eval")})
+        most = sys.maxsize if not cut_prompts else (config.data or DataConfig()).max_prompt_tokens
+        rows = read_prompts(config.generate.prompts) if prompts is None else _rows_of(prompts)
+        return _run(_Task.of(config, rows, most), stop)
 
 
-def _run(config: Config, most: int, stop: Callable[[], bool]) -> bool:
-    options = config.generate
-    if config.head != "lm_head":
-        raise UserError(f"objective.name: {name_of(config.objective)!r} trains a reward model, which generates nothing")
-    check_apart({f"generate.{key}": getattr(options, key) for key in ("prompts", "output", "alpaca_eval")})
-    with watching("starting: devices, model and tokenizer"):
-        setup = Setup.of(config, _model(config))
-    tokenizer, shape, data = setup.source.tokenizer, setup.source.shape, config.data or DataConfig()
-    eos_ids = end_ids(tokenizer, options.stop_tokens, setup.source.generation_config)
-    rows = [unit for row in read_prompts(options.prompts) for unit in by_group(row, data)]
-    encoder = Encoder(tokenizer, dataclasses.replace(data, max_prompt_tokens=most), shape.vocab_size)
-    encoded = [encode(row, encoder, options, shape) for row in rows]
+def for_prompts(config: Config) -> Config:
+    """A config whose prompts are given as texts: its own prompts are not used, nor its files, unless they were options.
+
+    Raises:
+      UserError: a file of prompts was given as an option, too.
+    """
+    given = config.source.overridden
+    if "generate.prompts" in given:
+        raise UserError("--generate.prompts: give --prompt or --generate.prompts, not both")
+    files = {key: getattr(config.generate, key) for key in ("output", "alpaca_eval") if f"generate.{key}" in given}
+    if files.keys() == {"alpaca_eval"}:
+        raise UserError("--generate.alpaca_eval: it is written from the file of --generate.output; give that, too")
+    options = dataclasses.replace(config.generate, **{"prompts": None, "output": None, "alpaca_eval": None} | files)
+    return dataclasses.replace(config, generate=options)
+
+
+def answers(config: Config, prompts: Sequence[str]) -> Iterator[tuple[str, list[str]]]:
+    """(prompt, responses) of texts, in their order, as they are sampled; nothing is written.
+
+    Args:
+      config: with `model`; the `generate` section says how it is sampled.
+
+    Raises:
+      UserError: see `run`.
+    """
+    config.require("model")
+    with speaking(config.log.quiet, config.log.progress):
+        task = _Task.of(config, _rows_of(prompts), sys.maxsize)
+        work = task.work()
+    found, waiting = {}, list(range(len(prompts)))
+    for i, columns in work.results(task.encoded, list(range(len(prompts)))):
+        found[i] = columns["responses"]
+        while waiting and waiting[0] in found:
+            yield prompts[waiting[0]], found.pop(waiting.pop(0))
+
+
+def _rows_of(prompts: Sequence[str]) -> list[PromptRow]:
+    for prompt in prompts:
+        if not prompt:
+            raise UserError("--prompt: a prompt is empty; give a text")
+    return [PromptRow(f"prompt {n}", {"prompt": prompt}) for n, prompt in enumerate(prompts, start=1)]
+
+
+@dataclasses.dataclass(frozen=True)
+class _Task:
+    """What is sampled: prompts as rows and as tokens, of a model that is not loaded yet."""
+
+    setup: Setup
+    rows: list[PromptRow]
+    encoded: list[Encoded]
+    eos_ids: tuple[int, ...]
+
+    @classmethod
+    def of(cls, config: Config, given: Sequence[PromptRow], most: int) -> _Task:
+        """The task of a config; prompts are cut to `most` tokens."""
+        options = config.generate
+        if config.head != "lm_head":
+            raise UserError(f"objective.name: {name_of(config.objective)!r} trains a reward model, which generates nothing")
+        with watching("starting: devices, model and tokenizer"):
+            setup = Setup.of(config, _model(config))
+        data, shape = config.data or DataConfig(), setup.source.shape
+        eos_ids = end_ids(setup.source.tokenizer, options.stop_tokens, setup.source.generation_config)
+        rows = [unit for row in given for unit in by_group(row, data)]
+        encoder = Encoder(setup.source.tokenizer, dataclasses.replace(data, max_prompt_tokens=most), shape.vocab_size)
+        return cls(setup, rows, [encode(row, encoder, options, shape) for row in rows], eos_ids)
+
+    def work(self) -> _Work:
+        """Loads the model."""
+        setup = self.setup
+        weights, step = setup.load(setup.source)
+        if step is not None:
+            say(f"the model is that of step {step} in {setup.source.describe()}")
+        model = Decoder(setup.source.shape, weights, dtype=setup.config.model.dtype)
+        return _Work(setup, model, StopStrings(setup.source.tokenizer, setup.config.generate.stop), self.eos_ids)
+
+
+def _run(task: _Task, stop: Callable[[], bool]) -> bool:
+    setup, rows, encoded = task.setup, task.rows, task.encoded
+    config, options = setup.config, setup.config.generate
     with ResultsFile(options.output, _settings(setup, rows, encoded), len(rows)) as results:
         _say_what_is_there(results, len(rows))
         todo = [i for i in range(len(rows)) if i not in results.done]
         if todo:
-            weights, step = setup.load(setup.source)
-            if step is not None:
-                say(f"the model is that of step {step} in {setup.source.describe()}")
-            model = Decoder(shape, weights, dtype=config.model.dtype)
-            work = _Work(setup, model, StopStrings(tokenizer, options.stop), eos_ids)
+            work = task.work()
             try:
                 for i, columns in work.results([encoded[i] for i in todo], todo):
                     results.write(todo[i], {**rows[todo[i]].values, **columns})
@@ -266,14 +336,17 @@ class _Work:
         statements, fixed = [e.beliefs for e in encoded], [e.fixed for e in encoded]
         first = partial(stream_beliefs, fixed=fixed, belief_temperature=options.belief_temperature)
         for i, result in first(self.model, prompts, statements, **common):
-            yield i, {
-                "responses": [self._text([*prompts[i], *statements[i][s.belief]], s.sample) for s in result.samples],
-                **_tokens([s.sample for s in result.samples], options),
-                "beliefs": [s.belief for s in result.samples],
-                "belief_probabilities": [s.probability for s in result.samples],
-                "belief_distribution": result.distribution.tolist(),
-                "belief_mass": result.mass,
-            }
+            yield (
+                i,
+                {
+                    "responses": [self._text([*prompts[i], *statements[i][s.belief]], s.sample) for s in result.samples],
+                    **_tokens([s.sample for s in result.samples], options),
+                    "beliefs": [s.belief for s in result.samples],
+                    "belief_probabilities": [s.probability for s in result.samples],
+                    "belief_distribution": result.distribution.tolist(),
+                    "belief_mass": result.mass,
+                },
+            )
 
     def _text(self, before: list[int], sample: Sample) -> str:
         return self.stops.cut(sample_text(self.stops.tokenizer, before, sample))

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from align_jax.config import Config
+from align_jax.config.jobs import JOBS
 from align_jax.data import DataConfig, open_source
 from align_jax.data.formats import AUTO, Format, find_format
 from align_jax.data.opened import format_of
@@ -24,7 +25,7 @@ from align_jax.parallel.stop import StopSignal
 from align_jax.recipes.say import say, speaking, watching
 from align_jax.recipes.score_passes import InputRows, Pass, part_of, policy_passes, reward_pass, run_pass, values_of
 
-REQUIRED = ("score.input", "score.output")
+REQUIRED = JOBS["score"].requires
 
 
 def score(config: Config) -> list[dict[str, Any]]:

@@ -194,7 +194,8 @@ def model_at(given: str | os.PathLike, head: str, key: str) -> ModelSource:
       UserError: a run without a checkpoint, a model with another head, or neither of the two; opens with `key`.
     """
     folder = RunFolder(Path(given)).newest
-    if folder.path.is_dir() and not folder.is_run and not (folder.path / "config.json").exists():
+    is_adapter = (folder.path / hf.ADAPTER).exists()  # refused below, with what to do
+    if folder.path.is_dir() and not folder.is_run and not is_adapter and not (folder.path / "config.json").exists():
         raise UserError(
             f"{key}: {given} is neither a run folder (config.yaml, checkpoints/) nor a Hugging Face folder (config.json)"
         )

@@ -13,6 +13,7 @@ import jax
 import optax
 
 from align_jax.config import Config
+from align_jax.config.jobs import JOBS
 from align_jax.cost.compilations import so_far
 from align_jax.data import BatchLoader, GroupDataset
 from align_jax.errors import UserError
@@ -33,7 +34,7 @@ from align_jax.training.saved import restore_state, save_state
 from align_jax.training.state import TrainState, create_state, state_shapes, state_shardings
 from align_jax.training.step import compile_step
 
-REQUIRED = ("model", "data", "data.train", "objective")
+REQUIRED = JOBS["train"].requires
 
 
 @dataclasses.dataclass(frozen=True)

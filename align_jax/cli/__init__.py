@@ -1,0 +1,91 @@
+"""The command line, `align-jax COMMAND ...`: arguments to a recipe, results to the terminal, errors to exit codes.
+
+Help and what a typo is answered with need no JAX, which is imported when a command starts to compute.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Sequence
+
+from align_jax.cli.arguments import Given, asks_for_help, parse
+from align_jax.cli.commands import COMMANDS, USAGE_ERROR, Command, Invocation
+from align_jax.cli.help import help_of, usage, version
+from align_jax.config.early import check_early
+from align_jax.config.packaged import packaged_configs
+from align_jax.config.source import ConfigValues, parse_overrides
+from align_jax.errors import UserError
+from align_jax.experiments import about_experiment, experiments
+from align_jax.registry import suggest
+
+__all__ = ["COMMANDS", "Command", "Invocation", "main"]
+
+INTERRUPTED, PIPE_CLOSED = 130, 141  # Ctrl-C; nobody reads the output
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs one command; returns the exit status."""
+    name, *rest = list(sys.argv[1:] if argv is None else argv) or ["--help"]
+    try:
+        status = _run(name, rest)
+        sys.stdout.flush()
+        return status
+    except BrokenPipeError:  # what reads the output, such as head, has enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # nothing to flush at the end
+        return PIPE_CLOSED
+    except (UserError, OSError) as error:  # an OSError: a folder that cannot be written, a full disk
+        print(f"align-jax{f' {name}' if name in COMMANDS else ''}: {error}", file=sys.stderr)
+        return USAGE_ERROR
+    except KeyboardInterrupt:
+        print(f"align-jax {name}: interrupted", file=sys.stderr)
+        return INTERRUPTED
+
+
+def _run(name: str, rest: list[str]) -> int:
+    if name == "help" and rest[:1] and rest[0] in COMMANDS:
+        name, rest = rest[0], ["--help"]
+    if name in ("-h", "--help", "help"):
+        return _print(usage())
+    if name in ("-V", "--version", "version"):
+        return _print(version())
+    if name not in COMMANDS:
+        raise UserError(f"unknown command {name!r}; {suggest(name, COMMANDS)}the commands are {', '.join(COMMANDS)}")
+    command = COMMANDS[name]
+    if command.passes_on:
+        if not rest:
+            return _print("\n".join(f"{one:<14} {about_experiment(one).splitlines()[0]}" for one in experiments()))
+        if asks_for_help(rest):
+            return _print(help_of(name) if rest[0].startswith("-") else _help_of_experiment(rest[0]))
+        request = Invocation(Given({"name": rest[0], "rest": rest[1:]}, []), [])
+        _check_experiment(*rest)
+    elif asks_for_help(rest):
+        return _print(help_of(name))
+    else:
+        request = Invocation.of(name, command, parse(rest, command.arguments, command.usage(name), command.reads_config))
+    if not command.computes:
+        return command.run(request)
+    from align_jax.parallel.distributed import prepare_process
+    from align_jax.parallel.stop import interruptible
+
+    with interruptible():
+        prepare_process()
+        return command.run(request)
+
+
+def _print(text: str) -> int:
+    print(text)
+    return 0
+
+
+def _help_of_experiment(name: str) -> str:
+    parts = [f"usage: align-jax experiment {name} [--section.key value ...]", about_experiment(name)]
+    if name in packaged_configs():
+        parts.append(f"Its keys are those of the config {name} (`align-jax configs {name}` copies it), see `align-jax train --help`.")
+    return "\n\n".join(parts)
+
+
+def _check_experiment(name: str, *argv: str) -> None:
+    """A first check of an experiment's overrides, where a config of its name comes with align_jax."""
+    if name in packaged_configs():
+        check_early(ConfigValues.read(packaged_configs()[name]), parse_overrides(argv))

@@ -1,0 +1,376 @@
+"""The commands: what each is called with, and the recipe that it runs. What is heavy is imported by the one that needs it."""
+
+from __future__ import annotations
+
+import argparse
+import copy
+import dataclasses
+import json
+import textwrap
+from collections.abc import Callable
+from typing import Any
+
+from align_jax.cli.arguments import Argument, Given, whole_number
+from align_jax.config import describe
+from align_jax.config.early import check_early
+from align_jax.config.given import config_of
+from align_jax.config.jobs import JOBS
+from align_jax.config.packaged import copy_config, destination, packaged_configs, purpose
+from align_jax.config.source import ConfigValues, Override
+from align_jax.errors import UserError
+
+USAGE_ERROR = 2  # what the user can mend
+STOPPED = 143  # SIGTERM before the work was done
+_OVERRIDES = "[--section.key value ...]"
+
+
+@dataclasses.dataclass(frozen=True)
+class Command:
+    """A command.
+
+    Attributes:
+      run: what it does with its arguments and configs; returns the exit status.
+      about: a line. more: what else there is to say of it. example: that works, given the files in it.
+      arguments: its own; where one is CONFIG.yaml, keys of the config may be given, too.
+      takes_folders: in place of a config: the folder of a run or a model, or a hub id.
+      unless: what makes some required keys superfluous.
+      computes: whether it needs the devices, and so JAX.
+      passes_on: what stands behind its first argument is another program's.
+    """
+
+    run: Callable[[Invocation], int]
+    about: str
+    example: str
+    arguments: tuple[Argument, ...] = ()
+    more: str = ""
+    takes_folders: bool = False
+    unless: str = ""
+    computes: bool = True
+    passes_on: bool = False
+
+    @property
+    def reads_config(self) -> bool:
+        return any(argument.name == "CONFIG.yaml" for argument in self.arguments)
+
+    @property
+    def long(self) -> str:
+        return f"{self.about[0].upper()}{self.about[1:]}.{' ' if self.more else ''}{self.more}"
+
+    def usage(self, name: str) -> str:
+        words = ["align-jax", name, *(argument.spelled for argument in self.arguments)]
+        return " ".join([*words, *([_OVERRIDES] if self.reads_config or self.passes_on else [])])
+
+
+@dataclasses.dataclass(frozen=True)
+class Invocation:
+    """A command with what it was given.
+
+    Attributes:
+      given: its arguments. read: what was read for each config, with what follows from a folder in a config's place.
+    """
+
+    given: Given
+    read: list[tuple[ConfigValues, list[Override]]]
+
+    @classmethod
+    def of(cls, name: str, command: Command, given: Given) -> Invocation:
+        """Reads the configs and checks them, before anything heavy is imported.
+
+        Raises:
+          UserError: see `config.early.check_early`.
+        """
+        if not command.reads_config:
+            return cls(given, [])
+        words = given["config.yaml"]
+        read = [config_of(word, name, command.takes_folders) for word in (words if isinstance(words, list) else [words])]
+        job = JOBS[name]
+        requires = ("model",) if given.values.get("prompt") else job.requires
+        for source, follows in read:
+            check_early(source, [*follows, *given.overrides], requires, job.files)
+        return cls(given, read)
+
+    def configs(self) -> list[Any]:
+        """The typed configs; says what of their files the options displaced."""
+        from align_jax.config import load_config
+        from align_jax.recipes.say import say, speaking
+
+        found = []
+        for source, follows in self.read:
+            found.append(load_config(copy.deepcopy(source), [*follows, *self.given.overrides]))
+            with speaking(found[-1].log.quiet):
+                for note in found[-1].source.notes:
+                    say(note)
+        return found
+
+    def config(self) -> Any:
+        """The typed config of a command that takes one."""
+        return self.configs()[0]
+
+
+def train(request: Invocation) -> int:
+    from align_jax.recipes.jobs import train as recipe
+
+    recipe(request.config())
+    return 0  # also when SIGTERM ended the run, after a checkpoint; Ctrl-C raises after it
+
+
+def evaluate(request: Invocation) -> int:
+    import jax
+
+    from align_jax.evaluation import joint_table, text_table
+    from align_jax.recipes.evaluate import check_folders_apart, report_of
+    from align_jax.recipes.say import say, speaking
+
+    paths, configs = request.given["config.yaml"], request.configs()
+    check_folders_apart(configs, paths)
+    reports = [report_of(config) for config in configs]
+    if jax.process_index() == 0:
+        tables = {f"{r.path}, by {path}": r.columns for path, r in zip(paths, reports, strict=True)}
+        print(joint_table(tables) if len(tables) > 1 else text_table(reports[0].columns))
+    for config, report in zip(configs, reports, strict=True):
+        with speaking(config.log.quiet):
+            for line in report.lines:
+                say(line)
+        for problem in report.problems:
+            say(problem)
+    return USAGE_ERROR if any(report.unjudged for report in reports) else 0
+
+
+def export(request: Invocation) -> int:
+    from align_jax.recipes.export import export
+    from align_jax.recipes.say import say
+
+    given = request.given
+    step = export(given["run_dir"], given["out_dir"], given["step"], given["dtype"], overwrite=given["overwrite"])
+    say(f"exported step {step} of {given['run_dir']} to {given['out_dir']}")
+    return 0
+
+
+def generate(request: Invocation) -> int:
+    from align_jax.recipes import generate as recipe
+
+    prompts, config = request.given["prompt"], request.config()
+    if prompts:
+        config = recipe.for_prompts(config)
+    if not prompts or config.generate.output is not None:
+        return _resumable(recipe.run, config, prompts=prompts)
+    for prompt, responses in recipe.answers(config, prompts):
+        print("\n".join(_as_text(prompt, responses)), flush=True)
+    return 0
+
+
+def _as_text(prompt: str, responses: list[str]) -> list[str]:
+    """A prompt with its samples, for a terminal."""
+    lines = [f"=== {prompt}"]
+    for number, response in enumerate(responses, start=1):
+        lines += [f"--- {number} of {len(responses)}"] if len(responses) > 1 else []
+        lines.append(response)
+    return [*lines, ""]
+
+
+def score(request: Invocation) -> int:
+    from align_jax.recipes import score as recipe
+
+    return _resumable(recipe.run, request.config())
+
+
+def bench(request: Invocation) -> int:
+    from align_jax.cost.report import fit, sweep_table, table
+    from align_jax.recipes import bench as recipe
+
+    given, config = request.given, request.config()
+    if given["sweep"] is None:
+        values = recipe.bench(config)
+        print(json.dumps(values) if given["json"] else table(values))
+        return 0
+    results = []
+    for values in recipe.sweep(config, given["sweep"]):
+        results.append(values)
+        if given["json"]:
+            print(json.dumps(values), flush=True)
+    if not given["json"]:
+        print(sweep_table(results))
+    elif len(results) > 1:
+        print(json.dumps({"fit": fit(results)}))
+    return 0
+
+
+def compile_step(request: Invocation) -> int:
+    from align_jax.cost import topology
+    from align_jax.recipes import compile as recipe
+
+    given, config = request.given, request.config()
+    lengths = recipe.lengths_of(config, given["prompt_tokens"], given["response_tokens"], given["responses"])
+    values = recipe.compile_step(config, given["topology"], lengths)
+    print(json.dumps(values) if given["json"] else topology.table(values))
+    return 0
+
+
+def config(request: Invocation) -> int:
+    given = request.given
+    if given["explain"] is not None and given["markdown"]:
+        raise UserError("give --explain KEY or --markdown, not both")
+    if given["explain"] is not None:
+        print(describe.explain(given["explain"]))
+    elif given["markdown"]:
+        from align_jax.config.collect import collected  # from the code, also where keys.json is not up to date
+
+        print(describe.markdown(collected()), end="")
+    else:
+        print(describe.table())
+    return 0
+
+
+def configs(request: Invocation) -> int:
+    name, dest = request.given["name"], request.given["dest"]
+    if name is not None:
+        there = destination(name, dest).exists()
+        print(f"{copy_config(name, dest)}{' is there already, unchanged' if there else ''}")
+        return 0
+    for name, file in packaged_configs().items():
+        print(f"{name:<30}{textwrap.shorten(purpose(file), 96, placeholder=' ...')}")
+    return 0
+
+
+def experiment(request: Invocation) -> int:
+    from align_jax.experiments import find_experiment
+
+    return find_experiment(request.given["name"])(request.given["rest"]) or 0
+
+
+def _resumable(run: Callable, config: Any, **options: Any) -> int:
+    """A job that goes on where it was: SIGTERM keeps what there is."""
+    from align_jax.parallel.stop import StopSignal
+
+    with StopSignal() as stop:
+        return 0 if run(config, stop=stop.requested, **options) else STOPPED
+
+
+def _counts(text: str) -> list[int]:
+    """The numbers of `K=2,8,32`, for `Argument.type`."""
+    name, equals, numbers = text.partition("=")
+    counts = [n for n in numbers.split(",") if n.isdigit() and int(n) > 0]
+    if name != "K" or not equals or len(counts) != len(numbers.split(",")):
+        raise argparse.ArgumentTypeError(f"{text!r} is not K= and positive numbers of responses, such as K=2,8,32")
+    return [int(n) for n in counts]
+
+
+def _step(text: str) -> int | str:
+    """A step or `best`, for `Argument.type`."""
+    return text if text == "best" else whole_number(text)
+
+
+_CONFIG = Argument("CONFIG.yaml", "the config; every key of it may be given as --section.key VALUE, too")
+_PLACE = Argument("CONFIG.yaml", "a config, or in its place a run folder, a model's folder or a hub id")
+_JSON = Argument("--json", "print one JSON object instead of a table")
+
+COMMANDS = {
+    "train": Command(
+        train,
+        "train a model; resumes a run folder that has checkpoints",
+        "cat > mine.yaml <<END\n"
+        "model: {path: path/to/llama}               # a folder, or a hub id\n"
+        "data: {train: train.jsonl, format: pairs}  # prompt, chosen, rejected\n"
+        "objective: {name: dpo}\n"
+        "END\n"
+        "align-jax train mine.yaml --train.epochs 1 --run.dir runs/mine",
+        (_CONFIG,),
+        "Metrics go to run.dir/metrics.jsonl, checkpoints to run.dir/checkpoints.",
+    ),
+    "evaluate": Command(
+        evaluate,
+        "compare models on held-out data, as one table with intervals",
+        "align-jax evaluate mine.yaml --data.eval eval.jsonl\nalign-jax evaluate runs/mine",
+        (Argument("CONFIG.yaml", f"{_PLACE.help}; several become one table", many=True),),
+        "By default the starting model and the run's newest checkpoint are compared. Writes evaluation.json to run.dir.",
+        takes_folders=True,
+    ),
+    "export": Command(
+        export,
+        "write a run's checkpoint as a Hugging Face folder",
+        "align-jax export runs/mine out --dtype bfloat16",
+        (
+            Argument("RUN_DIR", "the folder of a run"),
+            Argument("OUT_DIR", "the folder to write, which transformers loads"),
+            Argument("--step", "which checkpoint, or best: by checkpoint.best_metric; the newest by default", "N", _step),
+            Argument("--dtype", "float32, bfloat16 or float16; that of the trained weights by default", "TYPE"),
+            Argument("--overwrite", "replace an earlier export"),
+        ),
+    ),
+    "generate": Command(
+        generate,
+        "sample responses to prompts",
+        'align-jax generate out --prompt "Once upon a time" --generate.samples 2\n'
+        "align-jax generate mine.yaml --generate.prompts prompts.jsonl --generate.output samples.jsonl",
+        (
+            _PLACE,
+            Argument(
+                "--prompt",
+                "a prompt, any number of times; prints the texts, unless there is --generate.output",
+                "TEXT",
+                many=True,
+            ),
+        ),
+        "The model is that of the newest checkpoint in run.dir where there is one, otherwise model.path.",
+        takes_folders=True,
+        unless="with --prompt only the model",
+    ),
+    "score": Command(
+        score,
+        "compute log-probs, implicit rewards and a reward model's scores of responses",
+        "align-jax score runs/mine --score.input rows.jsonl --score.output scored.jsonl",
+        (_PLACE,),
+        takes_folders=True,
+    ),
+    "bench": Command(
+        bench,
+        "measure time, memory and FLOPs of a training step",
+        "align-jax bench mine.yaml --bench.prompt_tokens 192 --bench.response_tokens 64",
+        (
+            _CONFIG,
+            _JSON,
+            Argument("--sweep", "numbers of responses, one after the other, with random tokens", "K=2,8,32", _counts),
+        ),
+    ),
+    "compile": Command(
+        compile_step,
+        "compile a training step for a TPU that is not there",
+        "align-jax compile mine.yaml --topology v5p:4x4x4 --mesh.fsdp -1",
+        (
+            _CONFIG,
+            Argument("--topology", "such as v5e:4x4 or v5p:4x4x4", "NAME", required=True),
+            Argument("--prompt-tokens", "data.max_prompt_tokens by default, else 512", "N", whole_number),
+            Argument("--response-tokens", "data.max_response_tokens by default, else 512", "N", whole_number),
+            Argument("--responses", "of a prompt; data.max_responses by default, else 4", "N", whole_number),
+            _JSON,
+        ),
+    ),
+    "experiment": Command(
+        experiment,
+        "run an experiment, such as quickstart",
+        "align-jax experiment quickstart --run.dir runs/first",
+        (Argument("NAME", "the experiment, or package.module:function; without it, all are listed", optional=True),),
+        "`align-jax experiment NAME --help` says what an experiment does.",
+        passes_on=True,
+    ),
+    "config": Command(
+        config,
+        "print every key of a config and what it means",
+        "align-jax config --explain train.eval_every",
+        (
+            Argument("--explain", "all about one key or section, such as train.eval_every or train", "KEY"),
+            Argument("--markdown", "all keys as a page: docs/config.md"),
+        ),
+        computes=False,
+    ),
+    "configs": Command(
+        configs,
+        "list the configs that come with it, or copy one",
+        "align-jax configs mpo-preferences mine.yaml",
+        (
+            Argument("NAME", "the config to copy; without it, all are listed", optional=True),
+            Argument("DEST", "file or folder; configs/NAME.yaml by default", optional=True),
+        ),
+        computes=False,
+    ),
+}

@@ -1,0 +1,285 @@
+"""What a config may say: keys that are known, values of their types, nothing required left out; all mistakes of a kind at once.
+
+The same functions check against the dataclasses of the code (`config.load`) and, before JAX is imported, against those that
+keys.json describes (`config.early`).
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+import types
+import typing
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from typing import Any, TypeVar
+
+from omegaconf import OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from align_jax.config import words
+from align_jax.config.keys import known
+from align_jax.config.source import ConfigValues, escaped
+from align_jax.errors import UserError
+from align_jax.registry import suggest
+
+T = TypeVar("T")
+_TYPES = {int: "a whole number", float: "a number", bool: "true or false", str: "text", dict: "keys with values"}
+# What to give for what a job requires
+_GIVE = {
+    "model": "give model.path, a Hugging Face folder or hub id, or model.config for a fresh one",
+    "model.path": "a Hugging Face folder or hub id",
+    "run.dir": "the folder that the run is kept in",
+    "data": "the section of the rows, with data.train",
+    "data.train": "the rows to train on: a JSONL or Parquet file, or a hub id",
+    "data.eval": "the rows to evaluate on, a file like data.train",
+    "objective": "what is minimized; give objective.name, such as dpo",
+    "generate.prompts": "a JSONL file with a `prompt` per line; or write --prompt TEXT",
+    "generate.output": "the JSONL file to write",
+    "score.input": "the file with the rows to score",
+    "score.output": "the JSONL file to write",
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Choice:
+    """A section whose `name` chooses a dataclass.
+
+    Attributes:
+      names: that there are. default: the name where none is given, if there is one.
+      find: name -> dataclass; None where that is not known yet. Raises UserError for what cannot be found.
+      own: whether `package.module:Class` is a name, too.
+    """
+
+    names: tuple[str, ...]
+    find: Callable[[str], type | None]
+    default: str | None = None
+    own: bool = False
+
+    def has(self, name: Any) -> bool:
+        """Whether there can be something of this name."""
+        return name in self.names or (self.own and isinstance(name, str) and ":" in name)
+
+
+@dataclasses.dataclass(frozen=True)
+class Schema:
+    """Section -> dataclass; sections whose `name` chooses one; keys whose values are the fields of one."""
+
+    sections: Mapping[str, type]
+    choices: Mapping[str, Choice]
+    nested: Mapping[str, type] = dataclasses.field(default_factory=dict)
+
+
+def check(source: ConfigValues, schema: Schema) -> None:
+    """UserError for unknown sections, names and keys, and values of wrong types: all of them; else for what is missing."""
+    for section, choice in schema.choices.items():
+        if choice.default is not None and isinstance(source.values.setdefault(section, {}), dict):
+            source.values[section].setdefault("name", choice.default)
+    refuse(list(_problems(source, schema)))
+    missing = [f"{prefix}{key}" for prefix, cls in _classes(source, schema) for key in _missing(cls, source.get(prefix[:-1]))]
+    if missing:
+        raise required(source, missing)
+
+
+def refuse(problems: list[UserError]) -> None:
+    """Raises the problems, if there are any, as one error."""
+    if len(problems) == 1:
+        raise problems[0]
+    if problems:
+        raise UserError("\n  ".join([f"{len(problems)} mistakes:", *map(str, problems)]))
+
+
+def required(source: ConfigValues, missing: list[str]) -> UserError:
+    """An error that names all keys that are missing, and says what to give."""
+    meanings = {key.name: key.meaning for key in known().keys}
+    give = {key: _GIVE.get(key) or meanings.get(key) or "give it a value" for key in missing}
+    if len(missing) == 1:
+        return source.lacks(missing[0], give[missing[0]])
+    lines = [f"{', '.join(missing[:-1])} and {missing[-1]} are required:", *(f"{key}: {text}" for key, text in give.items())]
+    places = {source.where(key.rpartition(".")[0] or key) for key in missing}
+    return UserError(f"{places.pop() if len(places) == 1 else source.name}: " + "\n  ".join(lines))
+
+
+def require(source: ConfigValues, values: Mapping[str, Any], keys: Iterable[str]) -> None:
+    """UserError naming all sections and dotted keys among these that the values lack, and what to give."""
+    missing = [key for key in keys if _lacks(values, key)]
+    if missing:
+        raise required(source, missing)
+
+
+def _lacks(values: Mapping[str, Any], key: str) -> bool:
+    section, _, name = key.partition(".")
+    inside = values.get(section)
+    if key == "model":
+        return not isinstance(inside, Mapping) or (inside.get("path") is None and inside.get("config") is None)
+    return inside is None or bool(name) and inside.get(name) is None
+
+
+def _problems(source: ConfigValues, schema: Schema) -> Iterator[UserError]:
+    values = source.values
+    yield from _unknown(source, values, [*schema.sections, *schema.choices], "", "a config")
+    for section in [name for name in values if name in schema.sections or name in schema.choices]:
+        if not isinstance(values[section], dict):
+            yield source.error(section, f"expected keys and values, got {values[section]!r}")
+        elif section in schema.sections:
+            yield from _of_class(source, schema.sections[section], section, section)
+        else:
+            yield from _of_choice(source, schema.choices[section], section)
+    for key, cls in schema.nested.items():
+        if isinstance(source.get(key), dict):
+            yield from _of_class(source, cls, key, key)
+
+
+def _of_choice(source: ConfigValues, choice: Choice, section: str) -> Iterator[UserError]:
+    key, name = f"{section}.name", source.values[section].get("name")
+    if name is None:
+        yield source.lacks(key, f"choose one of {', '.join(sorted(choice.names))}")
+        return
+    if not choice.has(name):
+        here = words.name_here(key, name)
+        near = f"that is {here} here; " if here else suggest(str(name), choice.names)
+        end = ", or write package.module:Class" if choice.own else ""
+        yield source.error(key, f"{name!r} is unknown; {near}choose one of {', '.join(sorted(choice.names))}{end}")
+        return
+    try:
+        cls = choice.find(name)
+    except UserError as error:
+        yield source.error(key, str(error).removeprefix(f"{key}: "))
+        return
+    if cls is not None:
+        _drop_options_of_another(source, choice, section, cls)
+        yield from _of_class(source, cls, section, f"{section} {name}", ("name",))
+
+
+def _drop_options_of_another(source: ConfigValues, choice: Choice, section: str, cls: type) -> None:
+    """An option that chooses another objective or optimizer displaces the file's keys that only the former one has."""
+    before = source.before.get(f"{section}.name")
+    if before not in choice.names or before == source.values[section]["name"]:
+        return
+    former, fields = ({field.name for field in dataclasses.fields(c)} for c in (choice.find(before), cls))
+    for name in [name for name in source.values[section] if name in former - fields]:
+        if f"{section}.{name}" not in source.overridden:
+            chosen = source.values[section]["name"]
+            source.displace(f"{section}.{name}", f"--{section}.name {chosen} is given, which has no such key")
+
+
+def _of_class(source: ConfigValues, cls: type, path: str, what: str, beside: tuple[str, ...] = ()) -> Iterator[UserError]:
+    """What is wrong with the values of a dataclass, nested ones too; `beside` are keys that are no fields of it."""
+    values, prefix = source.get(path), f"{path}."
+    hints = typing.get_type_hints(cls)
+    fields = {field.name: hints[field.name] for field in dataclasses.fields(cls)}
+    for key in [key for key, value in values.items() if key not in fields and value is None]:
+        if f"{prefix}{key}" in source.before:
+            del values[key]
+    own = {key: value for key, value in values.items() if key not in beside}
+    yield from _unknown(source, own, fields, prefix, what)
+    schema = OmegaConf.structured(cls)
+    for key, value in ((key, value) for key, value in values.items() if key in fields):
+        nested = _nested_class(fields[key])
+        if nested is not None and isinstance(value, dict):
+            yield from _of_class(source, nested, f"{prefix}{key}", f"{prefix}{key}")
+        elif not _fits(schema, key, value):
+            yield source.error(f"{prefix}{key}", _is_not(f"{prefix}{key}", value, fields[key]))
+
+
+def _unknown(
+    source: ConfigValues, values: Mapping[str, Any], accepted: Iterable[str], prefix: str, what: str
+) -> Iterator[UserError]:
+    """An error for every key that is not accepted, with what it may have meant."""
+    accepted = sorted(accepted)
+    for key in [key for key in values if key not in accepted]:
+        value = values[key]
+        is_section = isinstance(value, Mapping) and not prefix
+        said = f"{what} has no section {key!r}" if is_section else f"{what} has no key {key!r} (value {value!r})"
+        near = instead(str(key), value, prefix) or suggest(str(key), accepted)
+        yield source.error(f"{prefix}{key}", f"{said}; {near}{what} accepts {', '.join(accepted) or 'no keys'}")
+
+
+def instead(word: str, value: Any = None, prefix: str = "") -> str:
+    """What an unknown key may have meant, other than by spelling: another trainer's word, or a key of another section."""
+    if said := words.answer(word, value):
+        return f"{said}; "
+    elsewhere = [name for name in known().named(word) if name != f"{prefix}{word}" and name.count(".") == 1]
+    if not elsewhere or isinstance(value, Mapping):
+        return ""
+    return f"did you mean {' or '.join(elsewhere)}? "
+
+
+def _nested_class(hint: Any) -> type | None:
+    """The dataclass in `X` or `X | None`, or None."""
+    return next((option for option in _alternatives(hint) if dataclasses.is_dataclass(option)), None)
+
+
+def _alternatives(hint: Any) -> tuple:
+    return typing.get_args(hint) if typing.get_origin(hint) in (typing.Union, types.UnionType) else (hint,)
+
+
+def _fits(schema: Any, key: str, value: Any) -> bool:
+    try:
+        converted = OmegaConf.to_container(OmegaConf.merge(schema, {key: escaped(value)}), resolve=True)[key]
+    except OmegaConfBaseException:
+        return False
+    # OmegaConf turns 1 into True and True into 'True'
+    return isinstance(value, bool) == isinstance(converted, bool) or isinstance(value, str)
+
+
+def _is_not(key: str, value: Any, hint: Any) -> str:
+    """`'abc' is not a whole number (or null)`."""
+    options = _alternatives(hint)
+    wanted = " or ".join(_phrase(option) for option in options if option is not type(None))
+    here = words.name_here(key, value)
+    near = f"; that is {here} here" if here else ""
+    shown = {None: "null", True: "true", False: "false"}.get(value) if isinstance(value, bool | None) else None
+    return f"{shown or repr(value)} is not {wanted}{' (or null)' if type(None) in options else ''}{near}"
+
+
+def _phrase(hint: Any) -> str:
+    origin, inner = typing.get_origin(hint), typing.get_args(hint)
+    if origin is typing.Literal:
+        return f"one of {', '.join(map(str, inner))}"
+    if origin is list:
+        return f"a list of {_plural(inner[0])}"
+    if dataclasses.is_dataclass(hint) or origin is dict:
+        return _TYPES[dict] if origin is None or inner[1] is Any else f"keys with {_plural(inner[1])}"
+    return _TYPES.get(hint) or getattr(hint, "__name__", str(hint))
+
+
+def _plural(hint: Any) -> str:
+    return {str: "texts", int: "whole numbers", float: "numbers"}.get(hint, "values")
+
+
+def _classes(source: ConfigValues, schema: Schema) -> Iterator[tuple[str, type]]:
+    """(prefix, dataclass) of everything that values were given for."""
+    for section in source.values:
+        if section in schema.sections:
+            yield f"{section}.", schema.sections[section]
+        elif cls := schema.choices[section].find(source.values[section]["name"]):
+            yield f"{section}.", cls
+    for key, cls in schema.nested.items():
+        if source.get(key) is not None:
+            yield f"{key}.", cls
+
+
+def _missing(cls: type, values: Mapping[str, Any], prefix: str = "") -> Iterator[str]:
+    """Fields without a default that were not given, in the dataclasses in it, too."""
+    hints = typing.get_type_hints(cls)
+    for field in dataclasses.fields(cls):
+        nested, value = _nested_class(hints[field.name]), values.get(field.name)
+        if nested is not None and isinstance(value, dict):
+            yield from _missing(nested, value, f"{prefix}{field.name}.")
+        elif field.default is field.default_factory is dataclasses.MISSING and field.name not in values:
+            yield f"{prefix}{field.name}"
+
+
+def build(source: ConfigValues, cls: type[T], values: Any, prefix: str) -> T:
+    """An instance of a dataclass from values that were checked.
+
+    Raises:
+      UserError: what the dataclass itself refuses, with its place.
+    """
+    try:
+        return OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(cls), escaped(values)))
+    except ValueError as error:
+        message = str(error)
+        named = re.match(rf"{re.escape(prefix)}\w+", message)
+        key = named[0] if named else prefix.rstrip(".")
+        raise source.error(key, message.removeprefix(key).lstrip(": ")) from error

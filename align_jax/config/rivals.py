@@ -1,0 +1,39 @@
+"""Keys that exclude one another: what is given later, as an option, takes the file's out."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+# One of each pair may have a value.
+PAIRS = (
+    ("train.steps", "train.epochs"),
+    ("optimizer.warmup_steps", "optimizer.warmup_ratio"),
+    ("model.path", "model.config"),
+)
+
+
+def _is_no_url(value: Any) -> bool:
+    return not str(value).startswith(("http://", "https://"))
+
+
+# key, which of its values have no use for others, and these others
+NO_USE = (
+    ("optimizer.schedule", lambda value: value == "constant", ("optimizer.final_ratio",)),
+    ("evaluate.judge", _is_no_url, ("evaluate.judge_model", "evaluate.judge_key_variable")),
+    ("log.wandb_project", lambda value: value is None, ("log.wandb_name",)),
+    ("generate.beliefs", lambda value: value is False, ("generate.belief_temperature",)),
+)
+
+
+def displaced(given: Mapping[str, Any]) -> dict[str, str]:
+    """Keys that cannot hold beside what was given -> the given key that takes their place."""
+    found = {}
+    for first, second in PAIRS:
+        for key, other in ((first, second), (second, first)):
+            if given.get(key) is not None:
+                found[other] = key
+    for key, without_use, others in NO_USE:
+        if key in given and without_use(given[key]):
+            found |= dict.fromkeys(others, key)
+    return {key: by for key, by in found.items() if key not in given}

@@ -1,0 +1,181 @@
+"""The words of other trainers (TRL, transformers, PEFT), and what they are here: a better answer than a guess by spelling."""
+
+from __future__ import annotations
+
+from typing import Any
+
+# word -> the key that means the same
+SAME = {
+    "lr": "optimizer.learning_rate",
+    "step_size": "optimizer.learning_rate",
+    "wd": "optimizer.weight_decay",
+    "max_grad_norm": "optimizer.clip_norm",
+    "gradient_clipping": "optimizer.clip_norm",
+    "adam_beta1": "optimizer.b1",
+    "adam_beta2": "optimizer.b2",
+    "adam_epsilon": "optimizer.eps",
+    "lr_scheduler": "optimizer.schedule",
+    "lr_scheduler_type": "optimizer.schedule",
+    "scheduler": "optimizer.schedule",
+    "optim": "optimizer.name",
+    "num_train_epochs": "train.epochs",
+    "num_epochs": "train.epochs",
+    "max_epochs": "train.epochs",
+    "max_steps": "train.steps",
+    "num_steps": "train.steps",
+    "num_train_steps": "train.steps",
+    "total_steps": "train.steps",
+    "gradient_accumulation_steps": "train.accumulation_steps",
+    "grad_accum": "train.accumulation_steps",
+    "eval_steps": "train.eval_every",
+    "evaluation_steps": "train.eval_every",
+    "eval_interval": "train.eval_every",
+    "save_steps": "checkpoint.every",
+    "save_every": "checkpoint.every",
+    "save_interval": "checkpoint.every",
+    "save_total_limit": "checkpoint.keep",
+    "logging_steps": "log.every",
+    "log_every": "log.every",
+    "logging_interval": "log.every",
+    "wandb": "log.wandb_project",
+    "disable_tqdm": "log.progress",
+    "output_dir": "run.dir",
+    "logging_dir": "run.dir",
+    "data_seed": "run.seed",
+    "model_name_or_path": "model.path",
+    "model_name": "model.path",
+    "tokenizer_name": "model.tokenizer",
+    "tokenizer_name_or_path": "model.tokenizer",
+    "torch_dtype": "model.dtype",
+    "compute_dtype": "model.dtype",
+    "attn_implementation": "model.attention",
+    "use_flash_attention_2": "model.attention",
+    "ref_model": "reference.path",
+    "ref_model_name_or_path": "reference.path",
+    "dataset_name": "data.train",
+    "dataset": "data.train",
+    "train_dataset": "data.train",
+    "train_file": "data.train",
+    "eval_dataset": "data.eval",
+    "validation_file": "data.eval",
+    "dataset_train_split": "data.split",
+    "dataset_test_split": "data.eval_split",
+    "max_train_samples": "data.max_rows",
+    "max_completion_length": "data.max_response_tokens",
+    "max_target_length": "data.max_response_tokens",
+    "truncation_mode": "data.truncate_prompt",
+    "dataset_num_proc": "data.workers",
+    "dataloader_num_workers": "data.workers",
+    "dataloader_prefetch_factor": "data.prefetch",
+    "packing": "data.pack",
+    "loss": "objective.name",
+    "simpo_gamma": "objective.gamma",
+    "gamma_beta_ratio": "objective.gamma",
+    "num_return_sequences": "generate.samples",
+    "max_tokens": "generate.max_new_tokens",
+    "do_sample": "generate.temperature",
+    "stop_strings": "generate.stop",
+    "metric_for_best_model": "checkpoint.best_metric",
+    "greater_is_better": "checkpoint.best_mode",
+    "tensor_parallel_size": "mesh.tensor",
+}
+_BATCH = (
+    "train.groups_per_step is the prompts of one step, over all devices and microbatches; train.accumulation_steps cuts that "
+    "into microbatches where memory is short"
+)
+_EVAL_BATCH = (
+    "an evaluation takes as many prompts at a time as a microbatch of training: train.groups_per_step / accumulation_steps"
+)
+_LENGTH = "prompt and response have a length each: data.max_prompt_tokens and data.max_response_tokens"
+_LORA = "adapters are not there yet: all weights are trained; mesh.fsdp and model.param_dtype: bfloat16 save memory"
+_QUANTIZED = "weights are not quantized; model.param_dtype: bfloat16, model.remat and mesh.fsdp save memory"
+_SHARDED = "devices are laid out by mesh.data, mesh.fsdp and mesh.tensor"
+_HALF = "the type of activations is model.dtype (bfloat16 by default), that of trained parameters model.param_dtype"
+_HUB = "nothing is uploaded: `align-jax export RUN_DIR OUT_DIR` writes a Hugging Face folder, and `hf upload` takes it"
+_STOPPING = "steps are what train.steps says; checkpoint.best_metric keeps the best checkpoint beside the newest"
+_RESUME = "`align-jax train` resumes by itself where run.dir holds checkpoints"
+_REPORT = "metrics are always in run.dir/metrics.jsonl; log.wandb_project and log.tensorboard: true send them elsewhere, too"
+_STRATEGY = "train.eval_every and checkpoint.every are numbers of steps; without them, it happens at the start and the end"
+_ROUNDS = "responses are sampled in on-policy rounds (section `rounds`): rounds.samples_per_prompt"
+# word -> what to do instead, where no key means quite the same
+OTHERWISE = {
+    **dict.fromkeys(
+        ("batch_size", "per_device_train_batch_size", "per_device_batch_size", "train_batch_size", "micro_batch_size"), _BATCH
+    ),
+    **dict.fromkeys(("global_batch_size", "auto_find_batch_size"), _BATCH),
+    **dict.fromkeys(("per_device_eval_batch_size", "eval_batch_size"), _EVAL_BATCH),
+    **dict.fromkeys(("max_length", "max_seq_length", "max_seq_len", "model_max_length", "block_size"), _LENGTH),
+    "max_prompt_length": "that is data.max_prompt_tokens here, and responses have data.max_response_tokens",
+    **dict.fromkeys(("peft_config", "peft", "use_peft", "lora", "adapter", "qlora", "use_lora", "target_modules"), _LORA),
+    **dict.fromkeys(("load_in_4bit", "load_in_8bit", "quantization_config", "bnb_4bit_quant_type"), _QUANTIZED),
+    **dict.fromkeys(("deepspeed", "fsdp", "fsdp_config", "accelerator_config", "parallelism_config", "ddp_backend"), _SHARDED),
+    **dict.fromkeys(("bf16", "fp16", "tf32", "half_precision", "mixed_precision", "precision"), _HALF),
+    **dict.fromkeys(("push_to_hub", "hub_model_id", "hub_token", "hub_strategy"), _HUB),
+    **dict.fromkeys(
+        ("load_best_model_at_end", "early_stopping_patience", "early_stopping", "early_stopping_threshold"), _STOPPING
+    ),
+    **dict.fromkeys(("resume_from_checkpoint", "resume", "overwrite_output_dir"), _RESUME),
+    **dict.fromkeys(("report_to", "logger", "loggers", "log_with"), _REPORT),
+    **dict.fromkeys(("eval_strategy", "evaluation_strategy", "save_strategy", "logging_strategy", "do_eval"), _STRATEGY),
+    **dict.fromkeys(("num_generations", "rollouts"), _ROUNDS),
+    "gradient_checkpointing": "that is model.remat here: full computes everything again in the backward pass",
+    "gradient_checkpointing_kwargs": "model.remat says what the backward pass computes again",
+    "activation_checkpointing": "that is model.remat here: full computes everything again in the backward pass",
+    "reward_model_path": "that is rounds.reward_model for on-policy training, score.reward_model for `align-jax score`",
+    "rpo_alpha": "a likelihood term of the chosen response is not there; objective.name: sft trains on it alone",
+    "precompute_ref_log_probs": "the reference's log-probs are always computed once and kept; reference.cache_dir says where",
+    "remove_unused_columns": "columns that data.format does not read are left alone",
+    "dataset_config": "a hub data set is named by data.train and data.split; save another configuration to disk, and name that",
+    "head": "the head of a model follows from objective.name; leave it out",
+}
+# What other trainers call a loss -> objective.name
+LOSSES = {
+    "sigmoid": "dpo",
+    "hinge": "hinge",
+    "ipo": "ipo",
+    "robust": "robust_dpo",
+    "cdpo": "dpo",
+    "simpo": "simpo",
+    "kto": "kto",
+    "kto_pair": "kto",
+    "nca_pair": "nca",
+    "infonca": "infonca",
+    "sft": "sft",
+    "reward": "reward",
+}
+# The values of other trainers, where a key chooses among names: key -> word -> name
+VALUES = {
+    "objective.name": LOSSES,
+    "optimizer.name": {
+        **dict.fromkeys(("adamw_torch", "adamw_torch_fused", "adamw_hf", "adamw_8bit", "paged_adamw_32bit", "adam"), "adamw"),
+        "lion_8bit": "lion",
+        "lion_32bit": "lion",
+    },
+    "optimizer.schedule": {"constant_with_warmup": "constant", "cosine_with_min_lr": "cosine"},
+    "model.dtype": {"bf16": "bfloat16", "fp16": "float16", "half": "float16", "fp32": "float32", "float": "float32"},
+    "model.param_dtype": {"bf16": "bfloat16", "fp32": "float32", "float": "float32"},
+    "model.attention": {"flash_attention_2": "auto", "sdpa": "auto", "eager": "xla"},
+}
+
+
+def answer(word: str, value: Any = None) -> str | None:
+    """What a key of another trainer is here, as a half sentence; None for words that are nobody's.
+
+    Args:
+      word: the key, without a section. value: what was given for it.
+    """
+    if word in ("loss_type", "loss_fn", "loss_name"):
+        name = LOSSES.get(str(value))
+        return f"{value!r} is `objective.name: {name}` here" if name else "the loss is chosen by objective.name"
+    if word.startswith(("lora_", "peft_", "use_rslora", "use_dora")):
+        return _LORA
+    if word.startswith(("bnb_", "load_in_")):
+        return _QUANTIZED
+    if word.startswith("fsdp_"):
+        return _SHARDED
+    return f"that is {SAME[word]} here" if word in SAME else OTHERWISE.get(word)
+
+
+def name_here(key: str, value: Any) -> str | None:
+    """What another trainer's name for a value of a key is here; None for names that are nobody's."""
+    return VALUES.get(key, {}).get(value) if isinstance(value, str) else None
