@@ -127,9 +127,7 @@ class RunFolder:
         """
         options, folder = self.config.checkpoint, self.path / "checkpoints"
         if options.best_metric is None:
-            raise UserError(
-                f"{self.path} was trained without checkpoint.best_metric; its checkpoints are of steps {self.steps}"
-            )
+            raise UserError(f"{self.path} was trained without checkpoint.best_metric; give a step, one of {self.steps}")
         with Checkpointer(folder, 1, options.best_metric, options.best_mode, read_only=True) as checkpoints:
             found = checkpoints.best_step()
         if found is None:
