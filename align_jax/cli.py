@@ -23,7 +23,7 @@ def train(argv: Sequence[str]) -> int:
     from align_jax.recipes.jobs import train as recipe
 
     recipe(_config("train", argv))
-    return 0  # also when SIGTERM ended the run, after a checkpoint; Ctrl-C raises after it
+    return 0  # also when SIGTERM ended the run, after a checkpoint; Ctrl-C is raised after it
 
 
 def evaluate(argv: Sequence[str]) -> int:

@@ -54,7 +54,7 @@ class StopSignal:
 
     def __exit__(self, kind: type | None, *_: Any) -> None:
         global _active
-        _active = None
+        _active = None if _active is self else _active
         for number, handler in self._previous.items():
             signal.signal(number, handler)
         if self._interrupted and kind is None:

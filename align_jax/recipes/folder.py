@@ -210,9 +210,15 @@ class RunFolder:
             if values is not None:
                 write_whole(self.path / name, json.dumps(values, indent=2))
 
+    @property
+    def is_empty(self) -> bool:
+        """Whether there is nothing in it, but perhaps the lock of a start that was killed."""
+        return not self.path.exists() or all(path.name == LOCK for path in self.path.iterdir())
+
     def remove(self) -> None:
-        """Deletes the folder, so that an experiment starts anew."""
-        shutil.rmtree(self.path, ignore_errors=True)
+        """Deletes the folder, so that an experiment starts anew; UserError while another process trains there."""
+        with self.claimed():
+            shutil.rmtree(self.path, ignore_errors=True)
 
     def _json(self, name: str) -> dict[str, Any] | None:
         file = self.path / name
