@@ -107,3 +107,27 @@ def test_ctrl_c_is_heard_although_the_main_thread_is_in_c_code(asked, presses):
             process.kill()
     asked_first = ["align-jax: stopping after this step; Ctrl-C again stops now\n"] if asked else []
     assert said == [*asked_first, "cleaned\n", "align-jax: interrupted\n"]
+
+
+WORKING = """
+import time
+from align_jax.parallel.stop import GRACE_SECONDS, StopSignal, interruptible
+with interruptible(), StopSignal(tell=lambda line: None) as stop:
+    stop.requested()
+    print("busy", flush=True)
+    end = time.monotonic() + GRACE_SECONDS + 0.5
+    while time.monotonic() < end:  # Python code: the main thread takes the signal before the other one hears it
+        pass
+    print(stop.requested(), flush=True)
+"""
+
+
+def test_what_the_main_thread_remembers_is_waited_for():
+    env = {**os.environ, "PYTHONPATH": str(ROOT)}
+    with subprocess.Popen(
+        [sys.executable, "-c", WORKING], env=env, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    ) as process:
+        assert process.stdout.readline() == "busy\n", process.stderr.read()
+        process.send_signal(signal.SIGINT)
+        out, said = process.communicate(timeout=60)
+    assert out == "True\n" and said.endswith("KeyboardInterrupt\n")
