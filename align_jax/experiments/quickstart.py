@@ -70,7 +70,7 @@ def _base_stage(out: Path) -> list[Override]:
 def _train(config: Config) -> Run:
     """Trains anew."""
     folder = RunFolder(Path(config.run.dir))
-    if folder.path.exists() and not folder.is_run:
+    if not folder.is_run and not folder.is_empty:
         raise UserError(f"run.dir: {folder.path} is not a run folder, and the quick start would replace it; choose another")
     folder.remove()
     return train(config)

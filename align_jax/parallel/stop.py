@@ -37,7 +37,7 @@ class StopSignal:
         self._line, self._tell = f"stopping after {after}; Ctrl-C again stops now", tell or _print
         self._context = contextvars.copy_context()  # another thread may tell it
         self._received, self._interrupted, self._asked, self._previous = False, False, 0, {}
-        self._waits = self._told = False
+        self._waits = self._told = self._heard = False
 
     def __enter__(self) -> StopSignal:
         global _active
@@ -54,7 +54,7 @@ class StopSignal:
 
     def __exit__(self, kind: type | None, *_: Any) -> None:
         global _active
-        _active = None
+        _active = None if _active is self else _active
         for number, handler in self._previous.items():
             signal.signal(number, handler)
         if self._interrupted and kind is None:
@@ -76,14 +76,19 @@ class StopSignal:
         """Until the next question there is nothing to lose: the first Ctrl-C stops at once."""
         self._waits = jax.process_count() > 1
 
-    def announce(self) -> bool:
-        """Says that the work is being stopped, once; False where a Ctrl-C now stops at once."""
-        if self._told or not self._waits:
+    def hear(self) -> bool:
+        """Takes a Ctrl-C from a thread that hears it, perhaps before the main thread does; False where it stops at once."""
+        if self._heard or not self._waits:
             return False
-        self._told = True
-        with contextlib.suppress(RuntimeError):  # a handler that came while a line was being written
-            self._context.run(self._tell, self._line)
+        self._heard = True
+        self._announce()
         return True
+
+    def _announce(self) -> None:
+        if not self._told:
+            self._told = True
+            with contextlib.suppress(RuntimeError):  # a handler that came while a line was being written
+                self._context.run(self._tell, self._line)
 
     def _remember(self, *_: Any) -> None:
         self._received = True
@@ -92,7 +97,7 @@ class StopSignal:
         if self._interrupted or not self._waits:
             raise KeyboardInterrupt
         self._interrupted = True
-        self.announce()
+        self._announce()
         if jax.process_count() > 1:
             os.kill(os.getpid(), signal.SIGTERM)
         else:
@@ -150,7 +155,7 @@ def _listen(reader: socket.socket, deadlines: list[threading.Timer]) -> None:
     """Hears the numbers of signals until nobody writes them any more."""
     with reader:
         while number := reader.recv(1):
-            if number[0] == signal.SIGINT and not (_active is not None and _active.announce()):
+            if number[0] == signal.SIGINT and not (_active is not None and _active.hear()):
                 deadlines.append(threading.Timer(GRACE_SECONDS, _leave))
                 deadlines[-1].daemon = True
                 deadlines[-1].start()

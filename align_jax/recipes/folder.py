@@ -127,9 +127,7 @@ class RunFolder:
         """
         options, folder = self.config.checkpoint, self.path / "checkpoints"
         if options.best_metric is None:
-            raise UserError(
-                f"{self.path} was trained without checkpoint.best_metric; its checkpoints are of steps {self.steps}"
-            )
+            raise UserError(f"{self.path} was trained without checkpoint.best_metric; give a step, one of {self.steps}")
         with Checkpointer(folder, 1, options.best_metric, options.best_mode, read_only=True) as checkpoints:
             found = checkpoints.best_step()
         if found is None:
@@ -212,9 +210,15 @@ class RunFolder:
             if values is not None:
                 write_whole(self.path / name, json.dumps(values, indent=2))
 
+    @property
+    def is_empty(self) -> bool:
+        """Whether there is nothing in it, but perhaps the lock of a start that was killed."""
+        return not self.path.exists() or all(path.name == LOCK for path in self.path.iterdir())
+
     def remove(self) -> None:
-        """Deletes the folder, so that an experiment starts anew."""
-        shutil.rmtree(self.path, ignore_errors=True)
+        """Deletes the folder, so that an experiment starts anew; UserError while another process trains there."""
+        with self.claimed():
+            shutil.rmtree(self.path, ignore_errors=True)
 
     def _json(self, name: str) -> dict[str, Any] | None:
         file = self.path / name

@@ -26,7 +26,7 @@ from align_jax.recipes.say import say, speaking, watching
 from align_jax.recipes.setup import Setup, microbatches, report_data
 from align_jax.recipes.summary import Told, run_lines
 from align_jax.training import optim
-from align_jax.training.callbacks import Callback, Evaluate, Log, Save, StopEarly, StopWhen
+from align_jax.training.callbacks import Callback, Evaluate, Log, Save, SaveTimer, StopEarly, StopWhen
 from align_jax.training.checkpoint import Checkpointer
 from align_jax.training.fit import fit
 from align_jax.training.logs import MetricsLog, find_sink
@@ -195,7 +195,8 @@ def _train(training: Training, measure: Callable | None, stop: StopSignal, told:
         )
         step = AnnouncedStep(step, len(training.loader.train_layout.shapes))
         with _metrics_log(config, steps, begun) as log:
-            cut = CountCut()
+            cut, minutes = CountCut(), config.checkpoint.minutes
+            timer = None if minutes is None else SaveTimer(60 * minutes)
             state, _ = fit(
                 state,
                 training.loader,
@@ -211,7 +212,7 @@ def _train(training: Training, measure: Callable | None, stop: StopSignal, told:
                     AddCosts(optim.make_schedule(config.optimizer, steps), before),
                     cut,
                     Log(log.log),
-                    Save(_save(training, checkpoints), save_every(config), checkpoints.latest_step, config.checkpoint.minutes),
+                    Save(_save(training, checkpoints), save_every(config), checkpoints.latest_step, timer),
                 ],
             )
         with watching("writing the last checkpoint"):

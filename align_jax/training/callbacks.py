@@ -80,7 +80,7 @@ class Save(Callback):
       save: (step, state, position of the data, metrics) -> None.
       every: steps between checkpoints; None: steps do not count.
       last_saved: () -> the step of the newest complete checkpoint, or None.
-      minutes: of training since the last checkpoint; None: time does not count.
+      timer: also saves when it says so; None: time does not count.
     """
 
     def __init__(
@@ -88,10 +88,9 @@ class Save(Callback):
         save: Callable[[int, Any, Any, dict[str, float]], None],
         every: int | None = None,
         last_saved: Callable[[], int | None] = lambda: None,
-        minutes: float | None = None,
+        timer: SaveTimer | None = None,
     ):
-        self._save, self._every, self._last_saved = save, every, last_saved
-        self._timer = None if minutes is None else SaveTimer(60 * minutes)
+        self._save, self._every, self._last_saved, self._timer = save, every, last_saved, timer
 
     def before_next(self, loop: Loop) -> None:
         """Saves where it is time to, after the step was recorded: a log never lacks a step that a checkpoint has."""

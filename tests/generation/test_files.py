@@ -7,7 +7,7 @@ import json
 import pytest
 
 from align_jax.errors import UserError
-from align_jax.files import ResultsFile
+from align_jax.files import ResultsFile, held
 from align_jax.generation.prompts import read_prompts
 
 
@@ -97,3 +97,44 @@ def test_an_output_that_cannot_be_written(tmp_path):
     with pytest.raises(UserError, match="generate.output: cannot write .*runs: it is a folder"):
         ResultsFile(tmp_path / "runs", {}, 1)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["file", "runs"]
+
+
+def test_two_jobs_do_not_write_one_file(tmp_path):
+    path = tmp_path / "out.jsonl"
+    with ResultsFile(path, {"seed": 1}, 2) as results:
+        with pytest.raises(UserError, match=r"generate.output: .*out.jsonl is in use by process \d+ on .*; wait for it"):
+            ResultsFile(path, {"seed": 2}, 2)
+        results.write(0, {"a": 1})
+        results.write(1, {"a": 2})
+    assert [path.name for path in tmp_path.glob("*.lock")] == []
+    assert ResultsFile(path, {"seed": 1}, 2).done == {0, 1}  # nobody holds it any more
+
+
+def test_a_lock_that_was_removed_by_who_held_it_is_made_anew(tmp_path, monkeypatch):
+    """Another process opened the file before its holder removed it, and locks what nobody else can see."""
+    lock = tmp_path / "lock"
+    opened, true = [], open
+
+    def slow(*args, **more):
+        file = true(*args, **more)
+        if not opened:
+            lock.unlink()
+        opened.append(file)
+        return file
+
+    monkeypatch.setattr("builtins.open", slow)
+    with held(lock, "it", "wait"):
+        monkeypatch.undo()
+        assert len(opened) == 2 and lock.exists()
+        with pytest.raises(UserError, match="it is in use by process"), held(lock, "it", "wait"):
+            pass
+    assert not lock.exists()
+
+
+def test_without_locks_nothing_is_refused(tmp_path, monkeypatch):
+    def none(*_):
+        raise OSError(95, "Operation not supported")
+
+    monkeypatch.setattr("align_jax.files.fcntl.flock", none)
+    with held(tmp_path / "lock", "it", "wait"), held(tmp_path / "lock", "it", "wait"):
+        pass

@@ -1,12 +1,20 @@
-"""SIGTERM is remembered in the main thread, and asked for nowhere else."""
+"""SIGTERM and the first Ctrl-C are remembered in the main thread, and asked for nowhere else; Ctrl-C is heard at once."""
 
 from __future__ import annotations
 
 import os
 import signal
+import subprocess
+import sys
 import threading
+import time
+from pathlib import Path
 
-from align_jax.parallel.stop import StopSignal
+import pytest
+
+from align_jax.parallel.stop import INTERRUPTED, StopSignal
+
+ROOT = Path(__file__).parents[2]
 
 
 def test_sigterm_is_remembered_and_the_handler_before_comes_back():
@@ -34,3 +42,92 @@ def test_in_another_thread_it_never_fires():
     thread.start()
     thread.join()
     assert seen == [(False, handler)]
+
+
+def test_the_first_ctrl_c_is_remembered_once_there_is_something_to_lose_and_the_second_is_raised():
+    told, handler = [], signal.getsignal(signal.SIGINT)
+    with pytest.raises(KeyboardInterrupt):
+        with StopSignal("this step", told.append) as stop:
+            with pytest.raises(KeyboardInterrupt):
+                signal.raise_signal(signal.SIGINT)  # nothing was asked yet: nothing is lost
+            assert not stop.requested() and told == []
+            signal.raise_signal(signal.SIGINT)
+            assert stop.requested() and stop.cause == "Ctrl-C"
+            assert told == ["stopping after this step; Ctrl-C again stops now"]
+            with pytest.raises(KeyboardInterrupt):
+                signal.raise_signal(signal.SIGINT)
+            assert len(told) == 1
+    assert signal.getsignal(signal.SIGINT) is handler
+
+
+def test_while_there_is_nothing_to_lose_ctrl_c_is_raised():
+    with StopSignal(tell=lambda line: None) as stop:
+        stop.requested()
+        stop.idle()
+        with pytest.raises(KeyboardInterrupt):
+            signal.raise_signal(signal.SIGINT)
+        assert not stop.requested()
+
+
+def test_an_error_is_not_hidden_by_the_ctrl_c_before_it():
+    with pytest.raises(OSError, match="disk full"):
+        with StopSignal(tell=lambda line: None) as stop:
+            stop.requested()
+            signal.raise_signal(signal.SIGINT)
+            raise OSError("disk full")
+
+
+BUSY = """
+import hashlib, sys
+from align_jax.parallel.stop import StopSignal, cleaned_up, interruptible
+with interruptible(), StopSignal("this step") as stop, cleaned_up(lambda: print("cleaned", file=sys.stderr)):
+    if {asked}:
+        stop.requested()
+    print("busy", flush=True)
+    hashlib.pbkdf2_hmac("sha256", b"", b"", 10**9)  # minutes of C code, as a compilation is: no handler of Python runs
+"""
+
+
+@pytest.mark.parametrize("asked, presses", [(False, 1), (True, 2)], ids=["nothing to lose", "pressed again"])
+def test_ctrl_c_is_heard_although_the_main_thread_is_in_c_code(asked, presses):
+    env = {**os.environ, "PYTHONPATH": str(ROOT)}
+    command = [sys.executable, "-c", BUSY.format(asked=asked)]
+    with subprocess.Popen(command, env=env, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        try:
+            assert process.stdout.readline() == "busy\n", process.stderr.read()
+            time.sleep(0.2)  # in the C code by now
+            said, began = [], time.monotonic()
+            for _ in range(presses - 1):
+                process.send_signal(signal.SIGINT)
+                said.append(process.stderr.readline())
+            process.send_signal(signal.SIGINT)
+            said += process.stderr.read().splitlines(keepends=True)
+            assert process.wait() == INTERRUPTED and time.monotonic() - began < 30
+        finally:
+            process.kill()
+    asked_first = ["align-jax: stopping after this step; Ctrl-C again stops now\n"] if asked else []
+    assert said == [*asked_first, "cleaned\n", "align-jax: interrupted\n"]
+
+
+WORKING = """
+import time
+from align_jax.parallel.stop import GRACE_SECONDS, StopSignal, interruptible
+with interruptible(), StopSignal(tell=lambda line: None) as stop:
+    stop.requested()
+    print("busy", flush=True)
+    end = time.monotonic() + GRACE_SECONDS + 0.5
+    while time.monotonic() < end:  # Python code: the main thread takes the signal before the other one hears it
+        pass
+    print(stop.requested(), flush=True)
+"""
+
+
+def test_what_the_main_thread_remembers_is_waited_for():
+    env = {**os.environ, "PYTHONPATH": str(ROOT)}
+    with subprocess.Popen(
+        [sys.executable, "-c", WORKING], env=env, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    ) as process:
+        assert process.stdout.readline() == "busy\n", process.stderr.read()
+        process.send_signal(signal.SIGINT)
+        out, said = process.communicate(timeout=60)
+    assert out == "True\n" and said.endswith("KeyboardInterrupt\n")

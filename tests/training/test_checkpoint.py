@@ -292,3 +292,30 @@ def test_sigkill_at_any_moment_leaves_a_readable_newest(tmp_path):
             warnings.simplefilter("error", DamagedCheckpointWarning)
             state, extra = Checkpointer(folder).restore({"w": jnp.zeros((256, 1024))})
         np.testing.assert_array_equal(state["w"], np.full((256, 1024), extra["row"], np.float32))
+
+
+@pytest.mark.parametrize(
+    "keep, every, steps, left",
+    [
+        (2, None, [3, 7, 11], [7, 11]),
+        (2, 10, [10, 20, 23, 27], [20, 27]),
+        (1, 10, [10, 20, 23], [23]),
+        (3, 10, [3, 7, 11], [3, 7, 11]),
+        (3, 50, [60, 120, 123, 150, 151], [123, 150, 151]),
+        (5, 10, [1, 2, 3], [1, 2, 3]),
+    ],
+)
+def test_those_of_every_stay_rather_than_others(tmp_path, keep, every, steps, left):
+    with Checkpointer(tmp_path, keep=keep, every=every) as checkpointer:
+        for step in steps:
+            checkpointer.save(step, {"w": jnp.zeros(2)}, {})
+    assert Checkpointer(tmp_path, read_only=True).steps() == left
+
+
+def test_the_best_step(tmp_path):
+    with Checkpointer(tmp_path, keep=9, best_metric="loss") as checkpointer:
+        assert checkpointer.best_step() is None
+        for step, loss in ((1, 2.0), (2, 1.0), (3, 1.0), (4, 3.0)):
+            checkpointer.save(step, {"w": jnp.zeros(2)}, {}, {"loss": loss})
+    assert Checkpointer(tmp_path, best_metric="loss", read_only=True).best_step() == 3
+    assert Checkpointer(tmp_path, best_metric="loss", best_mode="max", read_only=True).best_step() == 4

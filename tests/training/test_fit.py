@@ -12,7 +12,7 @@ import pytest
 
 import align_jax
 from align_jax.errors import UserError
-from align_jax.training.callbacks import Callback, Evaluate, Log, Save, StopWhen
+from align_jax.training.callbacks import Callback, Evaluate, Log, Save, SaveTimer, StopEarly, StopWhen
 from align_jax.training.fit import fit
 from align_jax.training.state import TrainState
 
@@ -170,6 +170,73 @@ def test_a_stop_ends_it_after_the_step_with_a_checkpoint_and_no_evaluation():
     state, history = fit(fresh(), Batches(), step, steps=100, callbacks=callbacks)
     assert int(state.step) == 3 and saved == [(3, {"made": 3}, 6.0)]
     assert [(record["step"], "eval/w" in record) for record in history] == [(0, True), (1, False), (2, False), (3, False)]
+
+
+def test_by_the_clock_it_saves_when_the_minutes_have_passed_since_the_last_checkpoint():
+    """A step takes 15 s, and its checkpoint 100 s; the first one is compiled for 1000 s, which do not count."""
+    now, saved = [0.0], []
+
+    def slow(state, batch):
+        now[0] += 1000 if int(state.step) == 0 else 15
+        return step(state, batch)
+
+    def save(n, *_):
+        now[0] += 100
+        saved.append(n)
+
+    fit(fresh(), Batches(), slow, steps=14, callbacks=[Save(save, 8, timer=SaveTimer(60, lambda: now[0]))])
+    assert saved == [5, 8, 12, 14]  # of the clock, by steps, of the clock, the last
+
+
+def test_several_processes_ask_the_first_ones_clock_at_the_same_few_steps(monkeypatch):
+    """The clocks differ; steps take 1 s, and from the 100th on 2 s: it is asked again before it is time, and not much later."""
+    monkeypatch.setattr(jax, "process_count", lambda: 2)
+    asked: dict[int, list] = {0: [], 1: []}
+    answers: list[int] = []
+    at = [0]
+    due: dict[int, list] = {0: [], 1: []}
+    for process, speed in ((0, 1.0), (1, 3.0)):  # the first one is asked before the other looks for its answers
+        seconds, given = [0.0], iter(list(answers))
+        monkeypatch.setattr(jax, "process_index", lambda process=process: process)
+
+        def largest(sizes, process=process, given=given):
+            asked[process].append(at[0])
+            if process == 0:
+                answers.append(sizes[0])
+                return sizes
+            assert sizes == (0,)
+            return (max(sizes[0], next(given)),)
+
+        monkeypatch.setattr("align_jax.training.callbacks.largest_anywhere", largest)
+        timer = SaveTimer(60, lambda seconds=seconds: seconds[0])
+        for number in range(1, 200):
+            at[0] = number
+            seconds[0] += speed * (1 if number < 100 else 2)
+            if timer.due(number):
+                due[process].append(number)
+                timer.restart(number)
+    assert asked[0] == asked[1] and due[0] == due[1]
+    assert due[0][0] == 61 and all(30 <= b - a <= 61 for a, b in zip(due[0], due[0][1:], strict=False))
+    assert len(asked[0]) < 40
+
+
+def test_patience_ends_it_after_evaluations_that_were_no_better():
+    values = {0: 0.1, 2: 3.0, 4: 2.0, 6: 2.5, 8: float("nan"), 10: 2.0, 12: 0.0}
+    saved = []
+
+    def run(patience, state, history=()):
+        early = StopEarly("eval/w", patience, history=history)
+        evaluate = Evaluate(lambda weights: {"eval/w": values[int(weights["w"])]}, 2)
+        callbacks = [evaluate, early, Save(lambda n, *_: saved.append(n))]
+        state, history = fit(state, Batches(), step, steps=12, callbacks=callbacks)
+        return int(state.step), early, history
+
+    done, early, history = run(3, fresh())
+    assert done == 10 and early.ended and early.best == (4, 2.0) and saved == [10]  # an equal value is no better
+    for begun, patience, end in ((6, 3, 10), (10, 3, 10), (10, 4, 12)):  # resumed
+        earlier = [record | ({"eval/w": None} if record["step"] == 8 else {}) for record in history if record["step"] <= begun]
+        assert run(patience, fresh(begun), earlier)[0] == end
+    assert run(2, fresh())[0] == 8  # NaN counts, as null in metrics.jsonl does
 
 
 def test_what_is_not_finite_stops_it_before_it_is_saved_or_measured():
