@@ -78,7 +78,7 @@ def _print(text: str) -> int:
 def _help_of_experiment(name: str) -> str:
     parts = [f"usage: align-jax experiment {name} [--section.key value ...]", about_experiment(name)]
     if name in packaged_configs():
-        parts.append(f"Its keys are those of the config {name} (`align-jax configs {name}` copies it), see `align-jax train --help`.")
+        parts.append(f"Its keys are those of the config {name} (`align-jax configs {name}` copies it): align-jax train --help")
     return "\n\n".join(parts)
 
 

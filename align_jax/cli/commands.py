@@ -6,6 +6,7 @@ import argparse
 import copy
 import dataclasses
 import json
+import sys
 import textwrap
 from collections.abc import Callable
 from typing import Any
@@ -147,6 +148,8 @@ def export(request: Invocation) -> int:
 
 
 def generate(request: Invocation) -> int:
+    from tqdm import tqdm
+
     from align_jax.recipes import generate as recipe
 
     prompts, config = request.given["prompt"], request.config()
@@ -155,7 +158,8 @@ def generate(request: Invocation) -> int:
     if not prompts or config.generate.output is not None:
         return _resumable(recipe.run, config, prompts=prompts)
     for prompt, responses in recipe.answers(config, prompts):
-        print("\n".join(_as_text(prompt, responses)), flush=True)
+        tqdm.write("\n".join(_as_text(prompt, responses)))  # beside the progress bar
+        sys.stdout.flush()
     return 0
 
 
@@ -295,7 +299,8 @@ COMMANDS = {
         generate,
         "sample responses to prompts",
         'align-jax generate out --prompt "Once upon a time" --generate.samples 2\n'
-        "align-jax generate mine.yaml --generate.prompts prompts.jsonl --generate.output samples.jsonl",
+        "align-jax generate mine.yaml --generate.prompts prompts.jsonl \\\n"
+        "    --generate.output samples.jsonl",
         (
             _PLACE,
             Argument(
