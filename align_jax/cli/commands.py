@@ -84,10 +84,9 @@ class Invocation:
             return cls(given, [])
         words = given["config.yaml"]
         read = [config_of(word, name, command.takes_folders) for word in (words if isinstance(words, list) else [words])]
-        job = JOBS[name]
-        requires = ("model",) if given.values.get("prompt") else job.requires
+        requires, files = (JOBS[name].requires, JOBS[name].files) if not given.values.get("prompt") else (("model",), ())
         for source, follows in read:
-            check_early(source, [*follows, *given.overrides], requires, job.files)
+            check_early(source, [*follows, *given.overrides], requires, files)
         return cls(given, read)
 
     def configs(self) -> list[Any]:

@@ -7,8 +7,8 @@ import warnings
 
 import pytest
 
-from align_jax.config import load as config_module
 from align_jax.config import Config, load_config, parse_overrides
+from align_jax.config import load as config_module
 from align_jax.errors import UserError
 from align_jax.models.config import ModelConfig, RopeScaling
 from align_jax.objectives import OBJECTIVES
@@ -188,7 +188,8 @@ def test_what_is_refused_is_named_with_its_place(load, text, argv, message):
         ("run: {seed: 1}\n", ["run.dir"], "c.yaml:1: run.dir is required: the folder that the run is kept in"),
         ("run: {seed: 1}\n", ["objective"], "c.yaml: objective is required: what is minimized; give objective.name"),
         ("run: {seed: 1}\n", ["model"], "c.yaml: model is required: give model.path"),
-        ("run: {seed: 1}\n", ["model", "objective", "run.dir"], "c.yaml: these are required:\n  model: give .*\n  objective: what .*\n  run.dir: the folder"),
+        ("run: {seed: 1}\n", ["model", "objective", "run.dir"],
+         "c.yaml: these are required:\n  model: .*\n  objective: .*\n  run.dir: "),
     ],
 )
 def test_what_a_command_requires(load, text, require, message):

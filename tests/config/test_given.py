@@ -49,7 +49,7 @@ def test_what_follows(word, command, follows):
     "word, folders, message",
     [
         ("other", True, "other is a folder, but neither a run folder .config.yaml. nor a model's .config.json."),
-        ("run", False, "run is a run folder; `align-jax train` takes a config file, and that of this run is run/config.yaml$"),
+        ("run", False, "run is a run folder; `align-jax train` takes a config file: that of this run is run/config.yaml$"),
         ("model", False, "model is a folder; .* takes a config file; a model is named in it, or by --model.path model$"),
         ("other", False, "other is a folder; `align-jax train` takes a config file$"),
         ("owner/name", False, "cannot read the config owner/name: No such file or directory$"),

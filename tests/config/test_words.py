@@ -12,11 +12,12 @@ from align_jax.config.keys import known
 KEYS = {key.name for key in known().keys}
 SECTIONS = "|".join(section.name for section in known().sections)
 TRL = """
-learning_rate lr per_device_train_batch_size batch_size gradient_accumulation_steps num_train_epochs max_steps save_steps
-save_total_limit eval_steps logging_steps report_to loss_type warmup_steps lr_scheduler_type weight_decay max_grad_norm bf16 fp16
-gradient_checkpointing max_length max_prompt_length output_dir seed beta dataset_name model_name_or_path ref_model torch_dtype
-peft_config lora_r lora_alpha deepspeed fsdp push_to_hub resume_from_checkpoint packing num_generations load_best_model_at_end
-early_stopping_patience metric_for_best_model warmup_ratio label_smoothing attn_implementation optim max_completion_length
+learning_rate lr per_device_train_batch_size batch_size gradient_accumulation_steps num_train_epochs max_steps
+save_steps save_total_limit eval_steps logging_steps report_to loss_type warmup_steps lr_scheduler_type weight_decay
+max_grad_norm bf16 fp16 gradient_checkpointing max_length max_prompt_length output_dir seed beta dataset_name
+model_name_or_path ref_model torch_dtype peft_config lora_r lora_alpha deepspeed fsdp push_to_hub resume_from_checkpoint
+packing num_generations load_best_model_at_end early_stopping_patience metric_for_best_model warmup_ratio
+label_smoothing attn_implementation optim max_completion_length
 """.split()
 
 
@@ -40,7 +41,7 @@ def test_the_keys_of_the_answers_are_there():
 def test_no_word_is_a_key_of_ours():
     ours = {name.rpartition(".")[2] for name in KEYS}
     assert not ours & set(words.SAME)
-    assert ours & set(words.OTHERWISE) == {"fsdp", "max_length"}  # of a mesh and of a fresh model: elsewhere they mean what TRL means
+    assert ours & set(words.OTHERWISE) == {"fsdp", "max_length"}  # elsewhere they mean what TRL means
 
 
 @pytest.mark.parametrize(
