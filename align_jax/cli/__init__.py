@@ -16,7 +16,7 @@ from align_jax.config.early import check_early
 from align_jax.config.packaged import packaged_configs
 from align_jax.config.source import ConfigValues, parse_overrides
 from align_jax.errors import UserError
-from align_jax.experiments import about_experiment, experiments
+from align_jax.experiments import about_experiment, check_experiment, experiments
 from align_jax.registry import suggest
 
 __all__ = ["COMMANDS", "Command", "Invocation", "main"]
@@ -81,11 +81,13 @@ def _print(text: str) -> int:
 def _help_of_experiment(name: str) -> str:
     parts = [f"usage: align-jax experiment {name} [--section.key value ...]", about_experiment(name)]
     if name in packaged_configs():
-        parts.append(f"Its keys are those of the config {name} (`align-jax configs {name}` copies it), see `align-jax train --help`.")
+        parts.append(f"Its keys are those of the config {name} (`align-jax configs {name}` copies it): align-jax train --help")
     return "\n\n".join(parts)
 
 
 def _check_experiment(name: str, *argv: str) -> None:
-    """A first check of an experiment's overrides, where a config of its name comes with align_jax."""
+    """A first check of an experiment's name, and of its overrides where a config of that name comes with align_jax."""
+    if ":" not in name:
+        check_experiment(name)
     if name in packaged_configs():
         check_early(ConfigValues.read(packaged_configs()[name]), parse_overrides(argv))

@@ -6,6 +6,7 @@ import argparse
 import copy
 import dataclasses
 import json
+import sys
 import textwrap
 from collections.abc import Callable
 from typing import Any
@@ -83,10 +84,9 @@ class Invocation:
             return cls(given, [])
         words = given["config.yaml"]
         read = [config_of(word, name, command.takes_folders) for word in (words if isinstance(words, list) else [words])]
-        job = JOBS[name]
-        requires = ("model",) if given.values.get("prompt") else job.requires
+        requires, files = (JOBS[name].requires, JOBS[name].files) if not given.values.get("prompt") else (("model",), ())
         for source, follows in read:
-            check_early(source, [*follows, *given.overrides], requires, job.files)
+            check_early(source, [*follows, *given.overrides], requires, files)
         return cls(given, read)
 
     def configs(self) -> list[Any]:
@@ -147,6 +147,8 @@ def export(request: Invocation) -> int:
 
 
 def generate(request: Invocation) -> int:
+    from tqdm import tqdm
+
     from align_jax.recipes import generate as recipe
 
     prompts, config = request.given["prompt"], request.config()
@@ -155,7 +157,8 @@ def generate(request: Invocation) -> int:
     if not prompts or config.generate.output is not None:
         return _resumable(recipe.run, config, prompts=prompts)
     for prompt, responses in recipe.answers(config, prompts):
-        print("\n".join(_as_text(prompt, responses)), flush=True)
+        tqdm.write("\n".join(_as_text(prompt, responses)))  # beside the progress bar
+        sys.stdout.flush()
     return 0
 
 
@@ -301,7 +304,8 @@ COMMANDS = {
         generate,
         "sample responses to prompts",
         'align-jax generate out --prompt "Once upon a time" --generate.samples 2\n'
-        "align-jax generate mine.yaml --generate.prompts prompts.jsonl --generate.output samples.jsonl",
+        "align-jax generate mine.yaml --generate.prompts prompts.jsonl \\\n"
+        "    --generate.output samples.jsonl",
         (
             _PLACE,
             Argument(

@@ -47,7 +47,8 @@ def help_of(name: str) -> str:
     """All of a command: usage, arguments, an example, and the keys of the config that it reads."""
     command, width = COMMANDS[name], max(40, min(shutil.get_terminal_size((100, 24)).columns, 120))
     job = JOBS.get(name)
-    parts = [f"usage: {command.usage(name)}", _filled(command.long, width)]
+    usage_line = textwrap.fill(f"usage: {command.usage(name)}", width, subsequent_indent="  ", break_on_hyphens=False)
+    parts = [usage_line, _filled(command.long, width)]
     if command.arguments:
         entries = [describe.entry(f"{a.name} {a.metavar}".strip(), a.help, width) for a in command.arguments]
         parts.append("\n".join(["arguments:", *(line for entry in entries for line in entry)]))
@@ -66,7 +67,7 @@ def _required(command: Command, requires: tuple[str, ...], width: int) -> str:
 
 
 def _also(sections: tuple[str, ...], width: int) -> str:
-    lines = ["Further sections that it reads (`align-jax config --explain SECTION` has their keys):"]
+    lines = [_filled("Further sections that it reads (`align-jax config --explain SECTION` has their keys):", width)]
     for name in sections:
         lines += describe.entry(name, known().section(name).about, width)
     return "\n".join(lines)

@@ -90,11 +90,11 @@ def refuse(problems: list[UserError]) -> None:
 
 def required(source: ConfigValues, missing: list[str]) -> UserError:
     """An error that names all keys that are missing, and says what to give."""
-    meanings = {key.name: key.meaning for key in known().keys}
+    meanings = {key.name: key.meaning.rstrip(".") for key in known().keys}
     give = {key: _GIVE.get(key) or meanings.get(key) or "give it a value" for key in missing}
     if len(missing) == 1:
         return source.lacks(missing[0], give[missing[0]])
-    lines = [f"{', '.join(missing[:-1])} and {missing[-1]} are required:", *(f"{key}: {text}" for key, text in give.items())]
+    lines = ["these are required:", *(f"{key}: {text}" for key, text in give.items())]
     places = {source.where(key.rpartition(".")[0] or key) for key in missing}
     return UserError(f"{places.pop() if len(places) == 1 else source.name}: " + "\n  ".join(lines))
 
@@ -131,6 +131,10 @@ def _problems(source: ConfigValues, schema: Schema) -> Iterator[UserError]:
 
 def _of_choice(source: ConfigValues, choice: Choice, section: str) -> Iterator[UserError]:
     key, name = f"{section}.name", source.values[section].get("name")
+    if name is None or not choice.has(name):
+        values = source.values[section]
+        foreign = {word: value for word, value in values.items() if words.answer(str(word), value)}
+        yield from _unknown(source, foreign, (), f"{section}.", section)
     if name is None:
         yield source.lacks(key, f"choose one of {', '.join(sorted(choice.names))}")
         return
@@ -153,12 +157,13 @@ def _of_choice(source: ConfigValues, choice: Choice, section: str) -> Iterator[U
 def _drop_options_of_another(source: ConfigValues, choice: Choice, section: str, cls: type) -> None:
     """An option that chooses another objective or optimizer displaces the file's keys that only the former one has."""
     before = source.before.get(f"{section}.name")
-    if before not in choice.names or before == source.values[section]["name"]:
+    chosen = source.values[section]["name"]
+    former = choice.find(before) if isinstance(before, str) and before in choice.names and before != chosen else None
+    if former is None:
         return
-    former, fields = ({field.name for field in dataclasses.fields(c)} for c in (choice.find(before), cls))
-    for name in [name for name in source.values[section] if name in former - fields]:
+    only_former = {field.name for field in dataclasses.fields(former)} - {field.name for field in dataclasses.fields(cls)}
+    for name in [name for name in source.values[section] if name in only_former]:
         if f"{section}.{name}" not in source.overridden:
-            chosen = source.values[section]["name"]
             source.displace(f"{section}.{name}", f"--{section}.name {chosen} is given, which has no such key")
 
 
@@ -190,18 +195,19 @@ def _unknown(
         value = values[key]
         is_section = isinstance(value, Mapping) and not prefix
         said = f"{what} has no section {key!r}" if is_section else f"{what} has no key {key!r} (value {value!r})"
-        near = instead(str(key), value, prefix) or suggest(str(key), accepted)
-        yield source.error(f"{prefix}{key}", f"{said}; {near}{what} accepts {', '.join(accepted) or 'no keys'}")
+        end = instead(str(key), value, prefix)
+        end = end or f"{suggest(str(key), accepted)}{what} accepts {', '.join(accepted) or 'no keys'}"
+        yield source.error(f"{prefix}{key}", f"{said}; {end}")
 
 
 def instead(word: str, value: Any = None, prefix: str = "") -> str:
     """What an unknown key may have meant, other than by spelling: another trainer's word, or a key of another section."""
     if said := words.answer(word, value):
-        return f"{said}; "
+        return said
     elsewhere = [name for name in known().named(word) if name != f"{prefix}{word}" and name.count(".") == 1]
     if not elsewhere or isinstance(value, Mapping):
         return ""
-    return f"did you mean {' or '.join(elsewhere)}? "
+    return f"did you mean {' or '.join(elsewhere)}?"
 
 
 def _nested_class(hint: Any) -> type | None:
@@ -216,7 +222,7 @@ def _alternatives(hint: Any) -> tuple:
 def _fits(schema: Any, key: str, value: Any) -> bool:
     try:
         converted = OmegaConf.to_container(OmegaConf.merge(schema, {key: escaped(value)}), resolve=True)[key]
-    except OmegaConfBaseException:
+    except (OmegaConfBaseException, TypeError):  # a TypeError: a list where keys are wanted
         return False
     # OmegaConf turns 1 into True and True into 'True'
     return isinstance(value, bool) == isinstance(converted, bool) or isinstance(value, str)
@@ -255,7 +261,7 @@ def _classes(source: ConfigValues, schema: Schema) -> Iterator[tuple[str, type]]
         elif cls := schema.choices[section].find(source.values[section]["name"]):
             yield f"{section}.", cls
     for key, cls in schema.nested.items():
-        if source.get(key) is not None:
+        if source.get(key) is not None and source.get("model.path") is None:  # with both, ModelSection says so
             yield f"{key}.", cls
 
 

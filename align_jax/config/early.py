@@ -32,9 +32,14 @@ def check_early(
     source.override(overrides)
     source.resolve()
     check.check(source, _schema())
-    check.require(source, source.values, requires)
+    check.require(source, source.values, [key for key in requires if key != "run.dir" or not _names_its_folder(source)])
     missing = [key for key in files if _is_missing(key, source.get(key))]
     check.refuse([source.error(key, f"{source.get(key)}: no such file or folder") for key in missing])
+
+
+def _names_its_folder(source: ConfigValues) -> bool:
+    """Whether `run.dir` gets a value of its own, see `config.load`."""
+    return source.get("objective.name") is not None and source.get("data.train") is not None
 
 
 @functools.cache

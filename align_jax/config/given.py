@@ -58,7 +58,8 @@ def _of_run(folder: Path) -> tuple[ConfigValues, list[Override]]:
 def _of_model(word: str, command: str, config: Path | None) -> tuple[ConfigValues, list[Override]]:
     if command == "score" and config is not None and _is_reward_model(config):
         return ConfigValues(word, {}, {}), [("score.reward_model", word), ("score.logps", False)]
-    return ConfigValues(word, {}, {}), [("model.path", word)]
+    results = [("run.dir", f"runs/evaluate-{Path(word).name}")] if command == "evaluate" else []
+    return ConfigValues(word, {}, {}), [("model.path", word), *results]
 
 
 def _is_reward_model(config: Path) -> bool:

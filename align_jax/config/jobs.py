@@ -11,7 +11,7 @@ class Needs:
 
     Attributes:
       requires: sections and keys that must be given.
-      files: keys that name what it reads: files or folders, unless they are hub ids.
+      files: keys that name what it reads in any case: files or folders, unless they are hub ids.
       own: sections that are about this job above all. reads: further ones that it reads.
     """
 
@@ -39,13 +39,13 @@ JOBS = {
     ),
     "generate": Needs(
         requires=("model", "generate.prompts", "generate.output"),
-        files=("generate.prompts", "model.path"),
+        files=("generate.prompts",),
         own=("generate",),
         reads=_EVERY,
     ),
     "score": Needs(
         requires=("score.input", "score.output"),
-        files=("score.input", "score.reward_model", "model.path", "reference.path"),
+        files=("score.input", "score.reward_model"),
         own=("score",),
         reads=(*_EVERY, "reference"),
     ),

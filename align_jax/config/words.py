@@ -83,9 +83,7 @@ _BATCH = (
     "train.groups_per_step is the prompts of one step, over all devices and microbatches; train.accumulation_steps cuts that "
     "into microbatches where memory is short"
 )
-_EVAL_BATCH = (
-    "an evaluation takes as many prompts at a time as a microbatch of training: train.groups_per_step / accumulation_steps"
-)
+_EVAL_BATCH = "an evaluation takes as many prompts at a time as a microbatch of training, see train.groups_per_step"
 _LENGTH = "prompt and response have a length each: data.max_prompt_tokens and data.max_response_tokens"
 _LORA = "adapters are not there yet: all weights are trained; mesh.fsdp and model.param_dtype: bfloat16 save memory"
 _QUANTIZED = "weights are not quantized; model.param_dtype: bfloat16, model.remat and mesh.fsdp save memory"

@@ -25,7 +25,7 @@ def about_experiment(name: str) -> str:
     """
     if ":" in name:
         return inspect.getdoc(find_experiment(name)) or f"{name} does not say what it does."
-    _check(name)
+    check_experiment(name)
     module = _parsed(Path(__file__).parent / f"{name}.py")
     return "\n\n".join(filter(None, (ast.get_docstring(module), ast.get_docstring(_main_of(module)))))
 
@@ -38,11 +38,12 @@ def find_experiment(name: str) -> Callable[[list[str]], int]:
     """
     if ":" in name:
         return registry.find(name, __name__, Callable, "experiment", "experiment")
-    _check(name)
+    check_experiment(name)
     return importlib.import_module(f"{__name__}.{name}").main
 
 
-def _check(name: str) -> None:
+def check_experiment(name: str) -> None:
+    """UserError where no experiment of this folder has this name."""
     known = experiments()
     if name not in known:
         near = registry.suggest(name, known)

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
+import warnings
 
 import pytest
 
+from align_jax.config import Config, load_config, parse_overrides
 from align_jax.config import load as config_module
-from align_jax.config import load_config, parse_overrides
 from align_jax.errors import UserError
 from align_jax.models.config import ModelConfig, RopeScaling
 from align_jax.objectives import OBJECTIVES
@@ -129,16 +130,16 @@ REFUSED = [
     (_with("name: mpo", "name: dpo"), [], "c.yaml:9: objective.alpha: .*dpo accepts beta, label_smooth"),
     (_with("name: mpo", "name: mpoo"), [], r"c.yaml:7: objective.name: 'mpoo'.*did you mean mpo\?.*dpo"),
     (_with("name: mpo", "name: 3"), [], "c.yaml:7: objective.name: 3 is unknown; choose one of .*dpo"),
-    (_with("  name: mpo\n", ""), [], "c.yaml:6: objective.name: is required; choose one of .*dpo"),
+    (_with("  name: mpo\n", ""), [], "c.yaml:6: objective.name is required: choose one of .*dpo"),
     (TEXT, ["--optimizer.momentum", "0.9"], "--optimizer.momentum: optimizer adamw .*accepts b1, b2"),
     (TEXT, ["--optimizer.name", "rmsprob"], r"--optimizer.name: 'rmsprob' is unknown; did you mean rmsprop\?"),
-    (TEXT, ["--train.steps", "ten"], "--train.steps: .*'ten' is not int"),
-    (_with("steps: 10", "steps: 1.5"), [], "c.yaml:14: train.steps: 1.5 is not int"),
-    (_with("steps: 10", "steps: true"), [], "c.yaml:14: train.steps: True is not int"),
-    (TEXT, ["--run.dir", "true"], "--run.dir: True is not str"),
-    (TEXT, ["--log.progress", "1"], "--log.progress: 1 is not bool"),
-    (TEXT, ["--model.dtype", "fp16"], "--model.dtype: 'fp16' .*bfloat16"),
-    (TEXT, ["--run.seed", "null"], "--run.seed: None is not int"),
+    (TEXT, ["--train.steps", "ten"], "--train.steps: 'ten' is not a whole number \\(or null\\)$"),
+    (_with("steps: 10", "steps: 1.5"), [], "c.yaml:14: train.steps: 1.5 is not a whole number"),
+    (_with("steps: 10", "steps: true"), [], "c.yaml:14: train.steps: true is not a whole number"),
+    (TEXT, ["--run.dir", "true"], "--run.dir: true is not text"),
+    (TEXT, ["--log.progress", "1"], "--log.progress: 1 is not true or false$"),
+    (TEXT, ["--model.dtype", "fp16"], "--model.dtype: 'fp16' is not one of .*bfloat16.*; that is float16 here"),
+    (TEXT, ["--run.seed", "null"], "--run.seed: null is not a whole number$"),
     (_with("{path: some/model}", "some/model"), [], "c.yaml:3: model: expected keys and values, got 'some/model'"),
     (TEXT + "run:\n  seed: 1\n", [], "c.yaml:16: run is given twice, first on line 1"),
     (_with("  alpha: 1", "  beta: 1"), [], "c.yaml:9: objective.beta is given twice, first on line 8"),
@@ -149,11 +150,17 @@ REFUSED = [
     (_with("dir: runs/a", "dir: ${train.nothing}"), [], "c.yaml:2: run.dir: .*train.nothing"),
     (_with("  beta: 0.2", "  beta: -1"), [], "c.yaml:8: objective.beta: .*must be"),
     (_with("learning_rate: 1.5e-7", "learning_rate: -1"), [], "c.yaml:12: optimizer.learning_rate: -1.0"),
-    (TEXT, ["--train.epochs", "1"], "--train.epochs: .*train.steps or train.epochs, not both"),
-    (TEXT, ["--model.config", "{layers: 1}"], "--model.config: .*'some/model'.* not both"),
+    (_with("steps: 10", "steps: 10\n  epochs: 1"), [], "c.yaml:15: train.epochs: .*train.steps or train.epochs, not both"),
+    (TEXT, ["--train.epochs", "1", "--train.steps", "5"], "--train.epochs: .*train.steps or train.epochs, not both"),
+    (TEXT, ["--model.config.layers", "1"], "--model.config.layers: model.config: .*'some/model'.* not both"),
+    (TEXT, ["--generate.stop", "3"], "--generate.stop: 3 is not a list of texts$"),
+    (TEXT, ["--optimizer.lr", "1e-4"], "--optimizer.lr: .*'lr' \\(value 0.0001\\); that is optimizer.learning_rate here$"),
+    (TEXT, ["--train.beta", "1"], r"--train.beta: train has no key 'beta' \(value 1\); did you mean objective.beta\?$"),
+    (TEXT + "model_name: x\n", [], "c.yaml:16: model_name: a config has no key .*; that is model.path here$"),
+    (TEXT, ["--objective.name", "sigmoid"], "--objective.name: 'sigmoid' is unknown; that is dpo here; choose one of"),
     (TEXT, ["--model.path", "null", "--model.config.layerz", "1"], r"--model.config.layerz: .*did you mean layers\?"),
-    (TEXT, ["--model.path", "null", "--model.config.layers", "one"], "--model.config.layers: 'one' is not int"),
-    (TEXT, ["--model.path", "null", "--model.config.layers", "1"], "c.yaml:3: model.config.head_size: is required"),
+    (TEXT, ["--model.path", "null", "--model.config.layers", "one"], "--model.config.layers: 'one' is not a whole number$"),
+    (TEXT, ["--rounds.number", "1"], "c.yaml: rounds.reward_model is required: a sequence classifier"),
     (TEXT, ["--model.path=null", f"--model.config={FRESH}", "--model.config.heads=3"], r"--model.config: heads \(3\)"),
     (TEXT, ["--train.accumulation_steps", "3"], "c.yaml:15: train.groups_per_step: 8 is not a multiple of 3"),
     (TEXT, ["--mesh.fsdp", "16"], "c.yaml:15: train.groups_per_step: 8 is not a multiple of 16"),
@@ -178,16 +185,79 @@ def test_what_is_refused_is_named_with_its_place(load, text, argv, message):
 @pytest.mark.parametrize(
     "text, require, message",
     [
-        ("run: {seed: 1}\n", ["run.dir"], "c.yaml:1: run.dir: is required"),
-        ("run: {seed: 1}\n", ["objective"], "c.yaml: objective: is required"),
-        ("run: {seed: 1}\n", ["model"], "c.yaml: model: give model.path"),
-        ("run: {seed: 1}\n", ["model", "objective", "run.dir"], "c.yaml: model, objective and run.dir are required"),
+        ("run: {seed: 1}\n", ["run.dir"], "c.yaml:1: run.dir is required: the folder that the run is kept in"),
+        ("run: {seed: 1}\n", ["objective"], "c.yaml: objective is required: what is minimized; give objective.name"),
+        ("run: {seed: 1}\n", ["model"], "c.yaml: model is required: give model.path"),
+        ("run: {seed: 1}\n", ["model", "objective", "run.dir"],
+         "c.yaml: these are required:\n  model: .*\n  objective: .*\n  run.dir: "),
     ],
 )
 def test_what_a_command_requires(load, text, require, message):
     assert load(text).run.seed == 1
     with pytest.raises(UserError, match=f"^{message}"):
         load(text, require=require)
+
+
+def test_all_mistakes_are_named_at_once(load):
+    text = _with("  steps: 10", "  stepz: 10\n  groups_per_step: x").replace("x\n  groups_per_step: 8", "x") + "trian: {}\n"
+    with pytest.raises(UserError) as caught:
+        load(text, "--objective.bta", "1")
+    first, *rest = str(caught.value).splitlines()
+    assert first == "4 mistakes:"
+    places = ("  c.yaml:16: trian", "  --objective.bta", "  c.yaml:14: train.stepz", "  c.yaml:15: train.groups_per_step")
+    assert all(any(line.startswith(f"{place}: ") for line in rest) for place in places) and len(rest) == 4
+
+
+def test_all_that_is_missing_is_named_at_once(load):
+    with pytest.raises(UserError) as caught:
+        load(TEXT, "--model.path", "null", "--model.config.layers", "1")
+    first, *rest = str(caught.value).splitlines()
+    assert first == "--model.config.layers: these are required:"
+    assert [line.split(":")[0].strip() for line in rest] == [
+        f"model.config.{name}" for name in ("vocab_size", "width", "mlp_width", "heads", "kv_heads", "head_size")
+    ]
+
+
+@pytest.mark.parametrize(
+    "argv, out, note",
+    [
+        (["--train.epochs", "2"], "train.steps", "c.yaml:14: train.steps: 10 no longer holds, since --train.epochs 2 is given"),
+        (["--model.config", FRESH], "model.path", "c.yaml:3: model.path: some/model no longer holds, since --model.config"),
+        (
+            ["--objective.name", "dpo"],
+            "objective.alpha",
+            "c.yaml:9: objective.alpha: 1 no longer holds, since --objective.name dpo is given, which has no such key",
+        ),
+    ],
+)
+def test_an_option_takes_the_place_of_what_excludes_it(load, argv, out, note):
+    config = load(TEXT, *argv)
+    assert [text[: len(note)] for text in config.source.notes] == [note]
+    section, name = out.split(".")
+    assert getattr(getattr(config, section), name, None) is None
+    assert load(TEXT).source.notes == []
+
+
+def test_what_is_of_no_use_beside_an_option_goes_too(load):
+    text = TEXT + "log: {wandb_project: a, wandb_name: b}\ngenerate: {beliefs: true, belief_temperature: 0.5}\n"
+    config = load(text, "--log.wandb_project", "null", "--generate.beliefs", "false")
+    assert (config.log.wandb_name, config.generate.belief_temperature) == (None, 1.0)
+    assert len(config.source.notes) == 2
+    with pytest.raises(UserError, match="c.yaml:16: log.wandb_name: .*not used without log.wandb_project"):
+        load(text.replace("wandb_project: a, ", ""))
+
+
+def test_the_same_in_python():
+    values = {"model": {"path": "a"}, "objective": {"name": "dpo"}, "train": {"steps": 10}}
+    with pytest.warns(UserWarning, match="^the config: train.steps: 10 no longer holds, since --train.epochs 2 is given$"):
+        config = Config.of(values, "train.epochs=2")
+    assert (config.train.steps, config.train.epochs) == (None, 2.0)
+    with pytest.warns(UserWarning, match="train.epochs: 2.0 no longer holds"):
+        assert Config.of(config, "train.steps=3").train == config_module.TrainConfig(steps=3)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        Config.of(values, "train.epochs=2", "log.quiet=true")
+        Config.of(config, "train.epochs=3")
 
 
 def test_a_missing_file_is_named(tmp_path):

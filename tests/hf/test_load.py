@@ -325,6 +325,14 @@ def test_hub_id_downloads_only_what_is_read(folder, monkeypatch):
     load_model("some/model")
 
 
+@pytest.mark.parametrize("found", ["here", "hub"])
+def test_an_adapter_is_no_model(tmp_path, monkeypatch, found):
+    (tmp_path / "adapter_config.json").write_text('{"base_model_name_or_path": "meta-llama/Llama-3.2-1B", "r": 16}')
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", lambda *_, **__: str(tmp_path))
+    with pytest.raises(UserError, match=f"{tmp_path} is an adapter of PEFT for meta-llama/Llama-3.2-1B, .*merge_and_unload"):
+        load_model(tmp_path if found == "here" else "some/adapter")
+
+
 def test_generation_config(folder, tmp_path):
     assert load_generation_config(folder)["eos_token_id"] == 2
     assert load_generation_config(tmp_path) is None

@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 from pathlib import Path
 
+import jax
 import numpy as np
 import pytest
 
-from align_jax import cli
+from align_jax import cli, hf
 from align_jax.experiments.opinions import write_tokenizer
 from align_jax.generation import Sampling, end_ids, generate, response_text
+from align_jax.models import Decoder, ModelConfig, init_weights
 from tests.processes import finish, start_two
 
 MODEL = dict(vocab_size=200, width=16, mlp_width=24, layers=1, heads=2, kv_heads=1, head_size=8, max_length=40)
@@ -49,6 +52,58 @@ def test_prompts_in_responses_out(work, capsys):
     assert "responses to 3 prompts" in capsys.readouterr().err
     _, again = run(work, prompts, "--generate.samples", "2", "--generate.top_p", "0.9")
     assert again == rows and "has 3 of 3 prompts already" in capsys.readouterr().err
+
+
+def test_prompts_on_the_command_line(work, capsys):
+    _, rows = run(work, [{"prompt": "city parks"}, {"prompt": "yes city parks"}], "--generate.samples", "2")
+    written = (work / "out.jsonl").read_bytes()
+    capsys.readouterr()
+    config, prompts = str(work / "config.yaml"), ["--prompt", "city parks", "--prompt=yes city parks"]
+    assert cli.main(["generate", *prompts, config, "--generate.samples", "2"]) == 0
+    lines = [f"=== {row['prompt']}\n--- 1 of 2\n{row['responses'][0]}\n--- 2 of 2\n{row['responses'][1]}\n" for row in rows]
+    assert capsys.readouterr().out == "\n".join(lines) + "\n"
+    assert (work / "out.jsonl").read_bytes() == written  # the config's own output is not touched
+
+    output = work / "own.jsonl"
+    assert cli.main(["generate", config, *prompts, "--generate.output", str(output), "--generate.samples", "2"]) == 0
+    assert capsys.readouterr().out == ""
+    assert [json.loads(line) for line in output.read_text().splitlines()] == rows
+
+
+@pytest.mark.parametrize(
+    "argv, message",
+    [
+        (["--generate.alpaca_eval", "a.json"], "--generate.alpaca_eval: it is written from the file of --generate.output"),
+        (["--objective.name", "reward"], "objective.name: 'reward' trains a reward model"),
+        (["--prompt", ""], "--prompt: a prompt is empty"),
+    ],
+)
+def test_prompts_on_the_command_line_that_are_refused(work, capsys, argv, message):
+    assert cli.main(["generate", str(work / "config.yaml"), "--prompt", "city parks", *argv]) == 2
+    assert message in capsys.readouterr().err
+
+
+def test_folders_in_place_of_a_config(work, capsys, monkeypatch):
+    monkeypatch.chdir(work)
+    shape = ModelConfig(**MODEL)
+    weights = init_weights(shape, jax.random.key(0))
+    hf.save_model(Decoder(shape, weights, dtype="float32"), "exported", tokenizer="tokenizer")
+    (work / "run").mkdir()
+    values = json.loads((work / "config.yaml").read_text())
+    moved = values | {"model": {"path": "exported", "tokenizer": "nowhere", "dtype": "float32"}, "run": {"dir": "elsewhere"}}
+    (work / "run/config.yaml").write_text(json.dumps(moved | {"data": {}}))
+    shutil.copytree("tokenizer", "run/tokenizer")
+    out = []
+    for given in ("exported", "run"):
+        argv = ["--prompt", "city parks", "--generate.max_new_tokens", "6", "--model.dtype", "float32"]
+        assert cli.main(["generate", given, *argv]) == 0
+        out.append(capsys.readouterr().out)
+    assert out[0] == out[1] and out[0].startswith("=== city parks\n")
+
+    (work / "rows.jsonl").write_text(json.dumps({"prompt": "city parks", "responses": ["are fine", "yes"]}) + "\n")
+    assert cli.main(["score", "exported", "--score.input", "rows.jsonl", "--score.output", "scored.jsonl"]) == 0
+    (scored,) = (json.loads(line) for line in (work / "scored.jsonl").read_text().splitlines())
+    assert len(scored["logps"]) == 2 and scored["implicit_rewards"] == [0.0, 0.0]
 
 
 def test_outputs_for_alpaca_eval(work, capsys):
