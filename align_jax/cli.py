@@ -66,6 +66,8 @@ def export(argv: Sequence[str]) -> int:
 
 
 def _step(text: str) -> int | str:
+    if text != "best" and not text.isdigit():
+        raise argparse.ArgumentTypeError(f"{text!r} is neither a number nor best")
     return text if text == "best" else int(text)
 
 

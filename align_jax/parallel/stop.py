@@ -135,7 +135,13 @@ def interruptible() -> Iterator[None]:
     deadlines: list[threading.Timer] = []
     thread = threading.Thread(target=_listen, args=(reader, deadlines), daemon=True)
     thread.start()
-    interrupted = False
+    interrupted, hook = False, sys.unraisablehook
+
+    def unraisable(what: Any) -> None:
+        if not isinstance(what.exc_value, KeyboardInterrupt):  # raised where Python drops it: the deadline is kept all the same
+            hook(what)
+
+    sys.unraisablehook = unraisable
     try:
         yield
     except KeyboardInterrupt:
@@ -145,6 +151,7 @@ def interruptible() -> Iterator[None]:
         signal.set_wakeup_fd(previous)
         writer.close()
         thread.join()
+        sys.unraisablehook = hook
         if interrupted and deadlines:
             _leave()  # threads that write would complain of the interpreter's end
         for deadline in deadlines:

@@ -82,7 +82,10 @@ class _Bench:
     def program(self, remat: str, state: TrainState, batch: GroupBatch) -> benchmark.CompiledStep:
         """The compiled step with a rematerialization policy."""
         scorer = dataclasses.replace(self.setup.scorer, remat=remat)
-        step = compile_step(self.setup.mesh, self.where, scorer, self.setup.objective, self.optimizer)
+        config = self.setup.config
+        horizon = optim.Horizon.of(config.optimizer, config.train.steps or 1000)  # as in training: one program, one cache
+        parts = (self.setup.mesh, self.where, scorer, self.setup.objective, self.optimizer)
+        step = compile_step(*parts, seed=config.run.seed, horizon=horizon)
         return benchmark.program(step, state, self.put(batch), self.devices)
 
     def measure(self, before: Any) -> dict[str, Any]:
