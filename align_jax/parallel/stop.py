@@ -26,7 +26,8 @@ class StopSignal:
     Ctrl-C stops at once (KeyboardInterrupt) where nothing would be lost (before the first question, after `idle`) and when it
     is pressed again. Where it was remembered, leaving the context raises KeyboardInterrupt, so that what follows does not run.
     On one process outside the main thread, where Python lets nobody handle signals, it never fires.
-    On several processes all must stop after the same question, which JAX's preemption service agrees on: all ask equally often.
+    On several processes all must stop after the same question, which JAX's preemption service agrees on: all ask equally often;
+    a first Ctrl-C is handed to it as a SIGTERM, and so always remembered.
 
     Args:
       after: what is finished before it stops, for the user.
