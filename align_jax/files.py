@@ -76,13 +76,18 @@ def held(lock: Path, what: str, remedy: str) -> Iterator[None]:
     Raises:
       UserError: another process holds it; names that process and its machine.
     """
-    with _locked(lock, what, remedy) as file, cleaned_up(lambda: lock.unlink(missing_ok=True)):
+    def remove() -> None:
+        with contextlib.suppress(OSError):
+            lock.unlink()
+
+    with _locked(lock, what, remedy) as file, cleaned_up(remove):
         file.write(f"process {os.getpid()} on {socket.gethostname()}")
         file.flush()
         yield
 
 
 def _locked(lock: Path, what: str, remedy: str) -> IO[str]:
+    """The lock file, open and held."""
     while True:
         file = open(lock, "a+", encoding="utf-8")
         try:

@@ -26,7 +26,8 @@ class StopSignal:
     Ctrl-C stops at once (KeyboardInterrupt) where nothing would be lost (before the first question, after `idle`) and when it
     is pressed again. Where it was remembered, leaving the context raises KeyboardInterrupt, so that what follows does not run.
     On one process outside the main thread, where Python lets nobody handle signals, it never fires.
-    On several processes all must stop after the same question, which JAX's preemption service agrees on: all ask equally often.
+    On several processes all must stop after the same question, which JAX's preemption service agrees on: all ask equally often;
+    a first Ctrl-C is handed to it as a SIGTERM, and so always remembered.
 
     Args:
       after: what is finished before it stops, for the user.
@@ -37,7 +38,8 @@ class StopSignal:
         self._line, self._tell = f"stopping after {after}; Ctrl-C again stops now", tell or _print
         self._context = contextvars.copy_context()  # another thread may tell it
         self._received, self._interrupted, self._asked, self._previous = False, False, 0, {}
-        self._waits = self._told = self._heard = False
+        self._waits = self._told = False
+        self._heard = threading.Event()
 
     def __enter__(self) -> StopSignal:
         global _active
@@ -54,6 +56,8 @@ class StopSignal:
 
     def __exit__(self, kind: type | None, *_: Any) -> None:
         global _active
+        if self._interrupted and _listening:
+            self._heard.wait(1.0)  # or the thread would take this Ctrl-C for one that nobody remembers
         _active = None if _active is self else _active
         for number, handler in self._previous.items():
             signal.signal(number, handler)
@@ -78,9 +82,9 @@ class StopSignal:
 
     def hear(self) -> bool:
         """Takes a Ctrl-C from a thread that hears it, perhaps before the main thread does; False where it stops at once."""
-        if self._heard or not self._waits:
+        if self._heard.is_set() or not self._waits:
             return False
-        self._heard = True
+        self._heard.set()
         self._announce()
         return True
 
@@ -105,6 +109,7 @@ class StopSignal:
 
 
 _active: StopSignal | None = None
+_listening = False  # whether a thread hears of signals, see `interruptible`
 _cleanups: list[Callable[[], Any]] = []
 
 
@@ -135,7 +140,14 @@ def interruptible() -> Iterator[None]:
     deadlines: list[threading.Timer] = []
     thread = threading.Thread(target=_listen, args=(reader, deadlines), daemon=True)
     thread.start()
-    interrupted = False
+    global _listening
+    _listening, interrupted, hook = True, False, sys.unraisablehook
+
+    def unraisable(what: Any) -> None:
+        if not isinstance(what.exc_value, KeyboardInterrupt):  # raised where Python drops it: the deadline is kept all the same
+            hook(what)
+
+    sys.unraisablehook = unraisable
     try:
         yield
     except KeyboardInterrupt:
@@ -145,6 +157,7 @@ def interruptible() -> Iterator[None]:
         signal.set_wakeup_fd(previous)
         writer.close()
         thread.join()
+        _listening, sys.unraisablehook = False, hook
         if interrupted and deadlines:
             _leave()  # threads that write would complain of the interpreter's end
         for deadline in deadlines:

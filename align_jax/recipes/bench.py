@@ -83,7 +83,10 @@ class _Bench:
     def program(self, remat: str, state: TrainState, batch: GroupBatch) -> benchmark.CompiledStep:
         """The compiled step with a rematerialization policy."""
         scorer = dataclasses.replace(self.setup.scorer, remat=remat)
-        step = compile_step(self.setup.mesh, self.where, scorer, self.setup.objective, self.optimizer)
+        config = self.setup.config
+        horizon = optim.Horizon.of(config.optimizer, config.train.steps or 1000)  # as in training: one program, one cache
+        parts = (self.setup.mesh, self.where, scorer, self.setup.objective, self.optimizer)
+        step = compile_step(*parts, seed=config.run.seed, horizon=horizon)
         with compiling(f"the training step (remat {remat}, {batch.tokens.shape[-2]} rows of {batch.tokens.shape[-1]})"):
             return benchmark.program(step, state, self.put(batch), self.devices)
 

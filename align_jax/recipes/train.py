@@ -234,7 +234,7 @@ def prepare_folder(training: Training, begun: int) -> None:
     """Writes what makes the folder a run's, and says what becomes of what was there."""
     setup, steps = training.setup, training.steps
     folder, spec = setup.folder, setup.config.optimizer
-    if begun:
+    if begun and folder.is_run:
         before = folder.config.train.total_steps(len(training.dataset))
         old, new = (float(optim.make_schedule(spec, total)(begun)) for total in (before, steps))
         if old != new:
@@ -242,7 +242,7 @@ def prepare_folder(training: Training, begun: int) -> None:
                 f"the {spec.schedule} schedule ends at step {steps} now, not {before}: step {begun + 1} goes on at a learning "
                 f"rate of {new:.3g} instead of {old:.3g}"
             )
-    elif kept := folder.set_metrics_aside():
+    elif not begun and (kept := folder.set_metrics_aside()):
         say(f"{folder.path} held metrics of steps that no checkpoint has; they are kept as {kept}")
     folder.write(setup.config, setup.source)
 

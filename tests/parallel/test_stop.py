@@ -131,3 +131,27 @@ def test_what_the_main_thread_remembers_is_waited_for():
         process.send_signal(signal.SIGINT)
         out, said = process.communicate(timeout=60)
     assert out == "True\n" and said.endswith("KeyboardInterrupt\n")
+
+
+DROPPED = """
+import time
+from align_jax.parallel.stop import interruptible
+class Dropped:
+    def __del__(self):
+        print("busy", flush=True)
+        time.sleep(60)  # ended by KeyboardInterrupt, which Python drops here
+with interruptible():
+    Dropped()
+    time.sleep(60)
+"""
+
+
+def test_a_ctrl_c_that_python_drops_ends_the_process_all_the_same():
+    env = {**os.environ, "PYTHONPATH": str(ROOT)}
+    with subprocess.Popen(
+        [sys.executable, "-c", DROPPED], env=env, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    ) as process:
+        assert process.stdout.readline() == "busy\n", process.stderr.read()
+        time.sleep(0.2)
+        process.send_signal(signal.SIGINT)
+        assert process.communicate(timeout=30)[1] == "align-jax: interrupted\n" and process.returncode == INTERRUPTED

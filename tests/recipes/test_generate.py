@@ -140,7 +140,8 @@ def test_an_interrupted_run_goes_on(work, capsys, monkeypatch):
     assert run(work, prompts) == (0, whole)
 
 
-def test_sigterm_keeps_what_has_finished(work, capsys, monkeypatch):
+@pytest.mark.parametrize("number, status", [(signal.SIGTERM, 143), (signal.SIGINT, 130)], ids=["SIGTERM", "Ctrl-C"])
+def test_stopped_it_keeps_what_has_finished(work, capsys, monkeypatch, number, status):
     prompts = [{"prompt": "city parks", "id": n} for n in range(4)]
     _, whole = run(work, prompts)
     (work / "out.jsonl").unlink()
@@ -149,12 +150,12 @@ def test_sigterm_keeps_what_has_finished(work, capsys, monkeypatch):
     def is_ended(*args, **options):
         for n, result in enumerate(real(*args, **options)):
             if n == 1:
-                os.kill(os.getpid(), signal.SIGTERM)
+                os.kill(os.getpid(), number)
             yield result
 
     monkeypatch.setattr(cli_generate(), "stream", is_ended)
     code, rows = run(work, prompts)
-    assert code == 143 and len(rows) == 2
+    assert code == status and len(rows) == 2
     assert "2 of 4 prompts are in" in (said := capsys.readouterr().err) and "the same command goes on" in said
     monkeypatch.undo()
     assert run(work, prompts) == (0, whole)

@@ -98,6 +98,14 @@ def test_a_refused_run_leaves_nothing(world, capsys, more, message):  # noqa: F8
     assert not (folder / "new").exists()
 
 
+def test_ctrl_c_before_the_first_step_stops_at_once_and_leaves_nothing(world, monkeypatch):  # noqa: F811
+    folder, config = world
+    monkeypatch.setattr("align_jax.recipes.train.in_training_evaluation", lambda setup: signal.raise_signal(signal.SIGINT))
+    with pytest.raises(KeyboardInterrupt):
+        align_jax.train(align_jax.Config.of(config, f"run.dir={folder / 'early'}"))
+    assert not (folder / "early").exists()
+
+
 def test_what_stood_in_the_folder_of_a_refused_run_stays(world):  # noqa: F811
     folder, config = world
     run = folder / "mine"
