@@ -205,7 +205,7 @@ MISTAKES = [
     (["bench", "t.yaml", "--sweeep", "K=1"], "align-jax bench: unknown option --sweeep; did you mean --sweep"),
     (["compile", "t.yaml"], "align-jax compile: --topology is required, such as v5e:4x4"),
     (["compile", "t.yaml", "--topology", "v5e:4x4", "--responses", "x"], "align-jax compile: --responses: 'x' is not a whole"),
-    (["experiment", "quikstart"], "align-jax experiment: experiment: 'quikstart' is unknown; did you mean quickstart"),
+    (["experiment", "quikstart"], "align-jax experiment: experiment: 'quikstart' is not one of .*did you mean quickst"),
     (["experiment", "quickstart", "--train.stepz", "3"], "align-jax experiment: --train.stepz: .*did you mean steps"),
     (["export", "run"], "align-jax export: give OUT_DIR: align-jax export RUN_DIR OUT_DIR "),
     (["export"], "align-jax export: give RUN_DIR and OUT_DIR: align-jax export RUN_DIR OUT_DIR "),

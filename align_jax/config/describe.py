@@ -14,9 +14,11 @@ _COLUMN = 26  # of the options in `--help`
 _PAGE = """\
 # Every key of a config
 
-Written from the code by `align-jax config --markdown > docs/config.md`: do not edit. `align-jax config` prints all keys in a
-terminal, `align-jax config --explain train.eval_every` one of them. What is `eval_every: 100` in the section `train` of a file
-is `--train.eval_every 100` on the command line and `"train.eval_every=100"` for `Config.of`.
+Written from the code by `python -m align_jax.config.collect`: do not edit. `align-jax train --help` and `align-jax config`
+print all keys in a terminal, `align-jax config --explain train.eval_every` one of them. What is `eval_every: 100` in the
+section `train` of a file is `--train.eval_every 100` on the command line and `"train.eval_every=100"` for `Config.of`. An
+option wins over the file, also over keys of it that cannot hold beside it (`--train.epochs 1` over a file with
+`train.steps`); a line says so.
 """
 
 

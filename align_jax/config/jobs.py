@@ -25,7 +25,7 @@ _EVERY = ("run", "model", "data", "objective", "mesh", "log")
 JOBS = {
     "train": Needs(
         requires=("model", "data.train", "objective"),
-        files=("data.train", "data.eval", "model.path", "reference.path", "rounds.reward_model"),
+        files=("data.train", "data.eval", "model.path", "reference.path"),
         own=(
             *("run", "model", "data", "objective", "optimizer", "train", "checkpoint", "reference", "mesh", "log"),
             *("evaluate", "rounds", "generate"),

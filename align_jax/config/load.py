@@ -5,9 +5,9 @@
 
 Sections that belong to a module are defined there (`data.config.DataConfig`, `objectives`,
 `optim.OPTIMIZERS`), the others in `config.sections`; this module assembles them. `objective.name` and
-`optimizer.name` choose a dataclass, and only its keys are accepted.
-An override of null takes a line of the file out where the chosen objective or optimizer has no such key:
-`--objective.name dpo --objective.alpha null`.
+`optimizer.name` choose a dataclass, and only its keys are accepted. An override that chooses another one takes the keys of the
+file out that only the former has, as one of two keys that exclude each other (`config.rivals`) takes the other out;
+`source.notes` says so. What can be said without JAX is said by `config.early` first, through the same functions.
 """
 
 from __future__ import annotations

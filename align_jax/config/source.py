@@ -93,8 +93,9 @@ class ConfigValues:
         except yaml.MarkedYAMLError as error:
             line = error.problem_mark.line + 1 if error.problem_mark else 1
             raise UserError(f"{path}:{line}: not valid YAML: {error.problem}") from error
-        except OmegaConfBaseException as error:  # a malformed ${...}
-            raise UserError(f"{path}: {str(error).splitlines()[0]}") from error
+        except OmegaConfBaseException as error:
+            reason = str(error).splitlines()[0]
+            raise UserError(f"{path}: a malformed ${{...}} (for the text itself, write \\${{): {reason}") from error
         if not isinstance(values, dict):
             raise UserError(f"{path}:1: a config is sections with keys, not {text.strip().splitlines()[0]!r}")
         return cls(str(path), values, lines)
@@ -133,7 +134,11 @@ class ConfigValues:
         return UserError(f"{self.where(key)}: {key} is required: {what_to_give}")
 
     def override(self, overrides: Iterable[Override]) -> None:
-        """Sets values; the last one wins, and takes the place of what the file says of keys that exclude it."""
+        """Sets values; the last one wins, and takes the place of what the file says of keys that exclude it.
+
+        A section without keys, such as one whose lines are all comments, is none.
+        """
+        self.values = {section: keys for section, keys in self.values.items() if keys is not None}
         for key, value in overrides:
             *parents, last = key.split(".")
             target = self.values

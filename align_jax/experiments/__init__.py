@@ -46,8 +46,8 @@ def check_experiment(name: str) -> None:
     """UserError where no experiment of this folder has this name."""
     known = experiments()
     if name not in known:
-        near = registry.suggest(name, known)
-        raise UserError(f"experiment: {name!r} is unknown; {near}choose one of {', '.join(known)}, or package.module:function")
+        near = f"; {registry.suggest(name, known)}".rstrip("; ")
+        raise UserError(f"experiment: {name!r} is not one of {', '.join(known)}, or package.module:function{near}")
 
 
 def _parsed(file: Path) -> ast.Module:

@@ -102,7 +102,7 @@ def test_the_table_has_a_line_for_every_key():
 
 
 def test_the_page_is_up_to_date():
-    assert DOCS.read_text(encoding="utf-8") == markdown(), "run: align-jax config --markdown > docs/config.md"
+    assert DOCS.read_text(encoding="utf-8") == markdown(), "run: python -m align_jax.config.collect"
 
 
 def test_cells_of_the_page_are_whole():

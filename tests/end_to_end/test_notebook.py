@@ -139,8 +139,10 @@ def test_another_objective_takes_the_place_of_the_first(model_folder):
     config = align_jax.Config.of(values)
     assert align_jax.Config.of(config, "objective.name=dpo").objective.beta == config.objective.beta
     assert align_jax.Config.of(values, "objective.name=dpo", "objective.alpha=null").objective.beta == 0.1
+    with pytest.warns(UserWarning, match="objective.alpha: 0.2 no longer holds, since --objective.name dpo is given"):
+        assert align_jax.Config.of(values, "objective.name=dpo").objective.beta == 0.1
     with pytest.raises(align_jax.UserError, match="objective dpo has no key 'alpha'"):
-        align_jax.Config.of(values, "objective.name=dpo")
+        align_jax.Config.of(values | {"objective": {"name": "dpo", "alpha": 0.2}})
     assert align_jax.Config.of(config, "optimizer.name=adafactor").optimizer.name == "adafactor"
 
 

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 
 import pytest
 
 from align_jax.config import load_config
 from align_jax.experiments import quickstart
+from align_jax.recipes.train import Run
 
 SMALL = [("train.steps", 4), ("train.groups_per_step", 8), ("optimizer.warmup_steps", 2), ("log.progress", False)]
 
@@ -38,6 +40,26 @@ def test_the_quick_start_runs_anywhere(small, capsys):
     measured = {line["step"]: line["eval/beliefs/js_distance"] for line in lines if "eval/beliefs/js_distance" in line}
     assert list(measured) == [0, 3, 6] and f"{measured[0]:.3f}" == f"{before:.3f}" and f"{measured[6]:.3f}" == f"{after:.3f}"
     assert {"config.json", "model.safetensors", "tokenizer.json"} <= {path.name for path in (folder / "model").iterdir()}
+
+
+def test_all_stages_are_kept_below_a_folder(small, monkeypatch, capsys):
+    trained, exported = [], []
+
+    def run(config):
+        trained.append(config)
+        history = [{"eval/beliefs/js_distance": 0.3}]
+        return Run(Path(config.run.dir), config.train.steps, True, {}, history)
+
+    monkeypatch.setattr(quickstart, "train", run)
+    monkeypatch.setattr(quickstart, "export", lambda *paths: exported.append(tuple(map(str, paths))))
+    assert quickstart.main(["--run.dir", "here/it", "--train.steps", "6"]) == 0
+    base, gdpo = trained
+    assert (base.run.dir, base.data.train, base.model.tokenizer) == ("here/it/base", "here/it/base.jsonl", "here/it/tokenizer")
+    assert (gdpo.run.dir, gdpo.model.path, gdpo.train.steps) == ("here/it/gdpo", "here/it/base-model", 6)
+    assert (gdpo.data.train, gdpo.data.eval) == ("here/it/train.jsonl", "here/it/eval.jsonl")
+    assert exported == [("here/it/base", "here/it/base-model"), ("here/it/gdpo", "here/it/model")]
+    assert [path.name for path in small.iterdir()] == ["here"] and (small / gdpo.data.eval).exists()
+    assert "exported model: here/it/model" in capsys.readouterr().out
 
 
 def test_it_replaces_no_other_folder(small):

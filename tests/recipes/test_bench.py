@@ -74,8 +74,8 @@ def test_memory_does_not_grow_with_k_in_chunks(config, capsys):
 @pytest.mark.parametrize(
     "argv, message",
     [
-        (["--sweep", "N=2"], "--sweep N=2: write K= and positive numbers"),
-        (["--sweep", "K=2,x"], "--sweep K=2,x: write K="),
+        (["--sweep", "N=2"], "--sweep: 'N=2' is not K= and positive numbers"),
+        (["--sweep", "K=2,x"], "--sweep: 'K=2,x' is not K="),
         (["--bench.groups", "3", "--train.accumulation_steps", "2"], "bench.groups: 3 is not a multiple of 2"),
         (["--bench.prompt_tokens", "100000"], "are more than the model's context"),
         (["--objective.name", "dpo", "--bench.responses", "3"], "bench.responses: 3, but objective dpo takes pairs"),
