@@ -36,7 +36,7 @@ from align_jax.evaluation.metrics import Metric, find_metrics
 from align_jax.generation import end_ids, sample_text
 from align_jax.models import Decoder
 from align_jax.objectives import Objective
-from align_jax.recipes.say import say, shows_progress, watched, watching
+from align_jax.recipes.say import say, watched, watching
 from align_jax.recipes.setup import Setup, report_data
 
 _JUDGE_TEXTS = 20_000  # that the classifier is trained on, at most
@@ -171,7 +171,7 @@ class _Speaker:
             prompt_ids=self.data.units.tolist(),
             mesh=setup.mesh,
             rows=config.generate.rows,
-            progress=shows_progress(),
+            progress=watching,
         )
 
     def units(self) -> tuple[list[TokenGroup], list[Example], list[dict]]:

@@ -20,7 +20,7 @@ from align_jax.terminal import plural, spell_seconds
 
 CURVES = "curves.png"
 ENDS = 10  # steps, at most, whose mean loss is said at either end of a run
-_IN_LINE = 4  # metrics of an evaluation in one line
+_IN_LINE = 6  # of the metrics below, those that a line may show
 # The metrics of an evaluation that matter, the most important first, in words.
 _WORDS = {
     "eval/loss": "eval loss",
@@ -29,10 +29,11 @@ _WORDS = {
     "eval/rewards/margins": "margin",
     "eval/kl/reference": "KL to the reference",
     "eval/consistency/accuracy": "consistency",
+    # in the table only:
     "eval/beliefs/mass": "mass of the beliefs",
     "eval/rewards/chosen": "reward of the chosen",
     "eval/rewards/rejected": "reward of the rejected",
-    "eval/rewards/best_of_n": "score of the best of n",
+    "eval/rewards/best_of_n": "best of n is right",
     "eval/logps/chosen": "log-prob of the chosen",
 }
 Record = Mapping[str, Any]
@@ -109,12 +110,12 @@ def first_evaluation(history: Iterable[Record]) -> Record | None:
 
 def evaluation_line(step: int, metrics: Record, first: Record | None) -> str:
     """The metrics of an evaluation that matter, beside those of the first one."""
-    names = [name for name in _WORDS if _finite(metrics.get(name))] or [
+    names = [name for name in list(_WORDS)[:_IN_LINE] if _finite(metrics.get(name))] or [
         name for name in metrics if name.startswith("eval/") and _finite(metrics[name])
-    ]
+    ][:_IN_LINE]
     when = f" {_when(first)}" if first else ""
     parts = []
-    for name in names[:_IN_LINE]:
+    for name in names:
         before = f" ({number(first[name])}{when})" if first and _finite(first.get(name)) else ""
         when = "" if before else when  # said once
         parts.append(f"{_words(name)} {number(metrics[name])}{before}")
@@ -152,6 +153,26 @@ def evaluation_table(first: Record, last: Record) -> str:
         return ""
     headers = ["", _when(first), f"at step {last['step']}", "change"]
     return tabulate(rows, headers=headers, disable_numparse=True, colalign=("left", "right", "right", "right"))
+
+
+def rounds_table(lines: Sequence[Record]) -> str:
+    """On-policy rounds, a row each: reward on held-out prompts with its interval, what was gained, and how far the model went.
+
+    Args:
+      lines: of rounds.jsonl.
+    """
+    rows = [
+        [line["round"] or "start", with_interval(line, "reward"), with_interval(line, "gain") if line["round"] else "",
+         f"{line['eval/kl']:.3g}", f"{line['eval/length']:.0f}"]
+        for line in lines
+    ]  # fmt: skip
+    headers = ["round", "held-out reward [95%]", "gain over the start", "KL to the start", "tokens"]
+    return tabulate(rows, headers=headers, disable_numparse=True)
+
+
+def with_interval(line: Record, name: str) -> str:
+    """A mean with the bounds of its interval."""
+    return f"{number(line[f'eval/{name}'])} [{number(line[f'eval/{name}_low'])}, {number(line[f'eval/{name}_high'])}]"
 
 
 def next_commands(config: Config, folder: Path) -> list[str]:
