@@ -14,7 +14,8 @@ ROOT = Path(__file__).parent.parent / "align_jax"
 
 # From the maths up to the command line: a folder or module may import what stands before it.
 ORDER = (
-    *("losses", "errors", "terminal", "registry", "batch", "parallel", "files", "models", "hf", "data", "objectives", "scoring"),
+    *("losses", "errors", "terminal", "registry", "batch", "parallel", "files", "models", "hf", "data", "objectives"),
+    "scoring",
     *("training", "generation", "evaluation", "cost", "config", "recipes", "experiments", "cli", "__main__"),
 )
 PACKAGE = "align_jax"  # align_jax/__init__.py, above all

@@ -14,6 +14,7 @@ from tabulate import tabulate
 
 from align_jax.config import Config
 from align_jax.cost.compilations import so_far
+from align_jax.data.sources import GivenRows
 from align_jax.evaluation.curves import draw_curves
 from align_jax.recipes.say import is_part, say_plainly
 from align_jax.terminal import plural, spell_seconds
@@ -44,12 +45,16 @@ class Told:
 
     Args:
       config: of the run. clock: () -> seconds.
+
+    Attributes:
+      notes: further lines of the summary, such as of what was cut.
     """
 
     def __init__(self, config: Config, clock: Callable[[], float] = time.perf_counter):
         self._config, self._clock = config, clock
         self._began, self._before = clock(), so_far()
         self._first: Record | None = None
+        self.notes: list[str] = []
         self.evaluations, self.evaluation_seconds = 0, 0.0
 
     def measured(self, measure: Callable[[dict], dict[str, float]]) -> Callable[[dict], dict[str, float]]:
@@ -73,16 +78,12 @@ class Told:
         say_plainly(evaluation_line(step, metrics, self._first))
         self._first = self._first or {"step": step, **metrics}
 
-    def end(self, folder: Path, history: Sequence[Record], notes: Iterable[str] = ()) -> None:
-        """Says how the run went, once it is over or stopped, and draws its curves.
-
-        Args:
-          notes: further lines, such as of what was cut.
-        """
+    def end(self, folder: Path, history: Sequence[Record]) -> None:
+        """Says how the run went, once it is over or stopped, and draws its curves."""
         picture = self._draw(folder, history)
         if is_part():
             return
-        lines = [self._took(), *run_lines(history), *notes, f"folder   {folder}", *([picture] if picture else []), "next"]
+        lines = [self._took(), *run_lines(history), *self.notes, f"folder   {folder}", *([picture] if picture else []), "next"]
         say_plainly("\n".join(f"  {line}" for line in "\n".join(lines).splitlines()))
         say_plainly("\n".join(f"    {line}" for line in next_commands(self._config, folder)))
 
@@ -178,7 +179,8 @@ def with_interval(line: Record, name: str) -> str:
 def next_commands(config: Config, folder: Path) -> list[str]:
     """What one does with a trained run, as commands."""
     run, file = shlex.quote(str(folder)), shlex.quote(str(folder / "config.yaml"))
-    commands = [f"align-jax evaluate {file}"] if config.data.eval is not None else []
+    readable = config.data.eval is not None and not isinstance(config.data.eval, GivenRows)
+    commands = [f"align-jax evaluate {file}"] if readable else []
     if config.head == "lm_head":
         files = "--generate.prompts prompts.jsonl --generate.output responses.jsonl"
         commands.append(f"align-jax generate {file} {files}")
