@@ -25,7 +25,7 @@ from tqdm.contrib.logging import logging_redirect_tqdm
 PREFIX = "align-jax: "  # of lines that could be from anybody
 PLAIN_SECONDS = 10.0  # between lines of progress where there is no terminal
 _NARROW = 20  # columns; no bar has room in fewer
-_BAR = 8  # cells of a bar, at least
+_BAR = 5  # cells of a bar, at least
 _TICK = 0.5  # seconds between two looks of the line that changes
 _DELAY = 1.0  # what is done by then needs no bar
 
@@ -141,6 +141,7 @@ class Watch:
     Args:
       what: that is waited for. total, unit: how much there is to do of it, where that is known.
       show: False shows nothing. note: () -> what is going on besides, or an empty text.
+      lost: () -> seconds, so far, that say nothing of what is left to do.
       at_once: on a terminal, do not wait to see whether it is short.
       stream: None is stderr.
     """
@@ -153,20 +154,22 @@ class Watch:
         *,
         show: bool = True,
         note: Callable[[], str] = lambda: "",
+        lost: Callable[[], float] = lambda: 0.0,
         at_once: bool = False,
         stream: TextIO | None = None,
     ):
         self.stream = sys.stderr if stream is None else stream
         self._what, self._total, self._unit = what, total, unit
-        self._show, self._note, self._at_once = show, note, at_once
+        self._show, self._note, self._lost, self._at_once = show, note, lost, at_once
         self._done, self._over = 0, threading.Event()
         self._began = self._first = time.monotonic()
-        self._before = 0  # done when the first was, which may have compiled
+        self.besides = ""  # what else there is to say, set as it goes
+        self._before, self._lost_before = 0, 0.0  # when the first was done, which may have compiled
 
     def add(self, count: int = 1) -> None:
         """So much more is done."""
         if not self._done:
-            self._first, self._before = time.monotonic(), count
+            self._first, self._before, self._lost_before = time.monotonic(), count, self._lost()
         self._done += count
 
     @property
@@ -201,12 +204,13 @@ class Watch:
         """The time left, by what was done since the first was; empty where that says nothing yet."""
         if not self._total or self._done <= self._before:
             return ""
-        seconds = (time.monotonic() - self._first) / (self._done - self._before) * max(self._total - self._done, 0)
-        return f"{tqdm.format_interval(seconds)} left"
+        seconds = time.monotonic() - self._first - (self._lost() - self._lost_before)
+        left = max(seconds, 0.0) / (self._done - self._before) * max(self._total - self._done, 0)
+        return f"{tqdm.format_interval(left)} left"
 
     def text(self) -> str:
         """The whole of it in words."""
-        note = f", {note}" if (note := self._note()) else ""
+        note = "".join(f", {text}" for text in (self.besides, self._note()) if text)
         if not self._total:
             return f"{self._what} ... {self.seconds:.0f} s{note}"
         return f"{self._what}: {self._done} of {self._total} {self._unit}, {self.left() or f'{self.seconds:.0f} s'}{note}"
@@ -215,7 +219,7 @@ class Watch:
         """The line on a terminal."""
         if not self._total:
             return self.text()[:width]
-        tail = [f"{self._done}/{self._total} {self._unit}", self.left() or f"{self.seconds:.0f} s", self._note()]
+        tail = [f"{self._done}/{self._total} {self._unit}", self.left() or f"{self.seconds:.0f} s", self._note(), self.besides]
         return bar_line(self._what, self._done, self._total, tail, width, not _has_blocks(self.stream))
 
 

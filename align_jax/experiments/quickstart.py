@@ -13,6 +13,7 @@ from align_jax.errors import UserError
 from align_jax.experiments import opinions
 from align_jax.recipes.export import export
 from align_jax.recipes.folder import RunFolder
+from align_jax.recipes.say import part_of_a_job, say
 from align_jax.recipes.train import Run, train
 
 OUT = Path("runs/quickstart")
@@ -32,7 +33,9 @@ def main(argv: Sequence[str]) -> int:
     for seed, (name, count) in enumerate(ROWS.items()):
         opinions.write_rows(out / f"{name}.jsonl", opinions.rows(count, seed, uniform=name == "base"))
 
-    base = _train(load_config(packaged_config("quickstart-base"), _base_stage(out)))
+    say("quick start: a base model is trained first, then GDPO gives it a group's beliefs, and both are exported")
+    with part_of_a_job():
+        base = _train(load_config(packaged_config("quickstart-base"), _base_stage(out)))
     if not base.finished:
         return 0
     export(base.folder, out / "base-model", overwrite=True)

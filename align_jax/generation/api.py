@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from functools import partial
 
 from jax.sharding import Mesh
 
@@ -35,7 +36,7 @@ def stream(
     prompt_ids: Sequence[int] | None = None,
     mesh: Mesh | None = None,
     rows: int = ROWS,
-    progress: bool = False,
+    progress: bool | Callable[[str, int, str], Watch] = False,
 ) -> Iterator[tuple[int, list[Sample]]]:
     """Samples prompts; yields (index of the prompt, its samples) as prompts finish.
 
@@ -55,7 +56,8 @@ def stream(
       prompt_ids: what the randomness of each prompt is keyed by; by default its index.
       mesh: where the weights are; None is the default device.
       rows: samples in flight, over all devices; more need more memory.
-      progress: show how many samples there are: a bar on a terminal, elsewhere a line every ten seconds.
+      progress: show how many samples there are, a bar on a terminal, elsewhere a line every ten seconds; or what makes the
+        `Watch` that shows them, of `("sampling", how many, "samples")`.
 
     Raises:
       UserError: a prompt that is empty or leaves no room in the model's context (by index), or a count below 1.
@@ -71,16 +73,19 @@ def stream(
 
 
 def by_prompt(
-    results: Iterable[tuple[Request, int, Sample]], prompts: int, samples: int, progress: bool
+    results: Iterable[tuple[Request, int, Sample]],
+    prompts: int,
+    samples: int,
+    progress: bool | Callable[[str, int, str], Watch],
 ) -> Iterator[tuple[int, list[Sample]]]:
     """Gathers what `run_requests` yields; (index, samples in order) of each prompt as soon as it has all of them."""
     finished: dict[int, dict[int, Sample]] = {}
-    tokens = 0
-    rate = lambda: f"{tokens / max(watch.seconds, 1e-9):.0f} tok/s" if tokens else ""  # noqa: E731
-    with Watch("sampling", prompts * samples, "samples", show=progress, note=rate) as watch:
+    tokens, make = 0, progress if callable(progress) else partial(Watch, show=progress)
+    with make("sampling", prompts * samples, "samples") as watch:
         for request, number, sample in results:
             tokens += len(sample.tokens)
             watch.add()
+            watch.besides = f"{tokens / max(watch.seconds, 1e-9):.0f} tok/s"
             of_prompt = finished.setdefault(request.index, {})
             of_prompt[number] = sample
             if len(of_prompt) == samples:

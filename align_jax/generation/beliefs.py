@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import partial
 
 import jax
@@ -20,6 +20,7 @@ from align_jax.models import Decoder, ModelConfig
 from align_jax.parallel.axes import constrain
 from align_jax.parallel.mesh import batch_sharding, data_shards, make_mesh
 from align_jax.scoring.logps import response_logps
+from align_jax.terminal import Watch
 
 _BELIEF_STEP = 2**31 - 1  # keys the draw of the belief apart from the draws of tokens, which count from 0
 _GROUPS = 32  # prompts of a shard whose beliefs are scored at one time
@@ -124,7 +125,7 @@ def stream_beliefs(
     prompt_ids: Sequence[int] | None = None,
     mesh: Mesh | None = None,
     rows: int = ROWS,
-    progress: bool = False,
+    progress: bool | Callable[[str, int, str], Watch] = False,
 ) -> Iterator[tuple[int, BeliefResult]]:
     """Two-stage sampling, `b ~ pi(b|x)`, `y ~ pi(y|b,x)`; yields (index of the prompt, result) as prompts finish.
 

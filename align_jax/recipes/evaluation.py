@@ -37,8 +37,9 @@ from align_jax.evaluation.metrics import Metric, find_metrics
 from align_jax.generation import end_ids, sample_text
 from align_jax.models import Decoder
 from align_jax.objectives import Objective
-from align_jax.recipes.say import say, shows_progress, watched, watching
+from align_jax.recipes.say import say, watched, watching
 from align_jax.recipes.setup import Setup, report_data
+from align_jax.terminal import plural
 
 _JUDGE_TEXTS = 20_000  # that the classifier is trained on, at most
 
@@ -92,7 +93,7 @@ class EvalData:
         prompts, texts = cut_in(responses)
         if prompts or texts:
             limits = f"{self.config.data.max_prompt_tokens} and {self.config.data.max_response_tokens} tokens"
-            say(f"data.eval: cut to {limits}: {prompts} prompts and {texts} responses")
+            say(f"data.eval: cut to {limits}: {plural(prompts, 'prompt')} and {plural(texts, 'response')}")
 
     def table(self, responses: Responses) -> Table:
         """What log-probs alone say."""
@@ -177,7 +178,7 @@ class _Speaker:
             prompt_ids=self.data.units.tolist(),
             mesh=setup.mesh,
             rows=config.generate.rows,
-            progress=shows_progress(),
+            progress=watching,
         )
 
     def units(self) -> tuple[list[TokenGroup], list[Example], list[dict]]:

@@ -25,7 +25,7 @@ from align_jax.generation.prompts import PromptRow, read_prompts, write_model_ou
 from align_jax.models import Decoder, ModelConfig
 from align_jax.objectives import name_of
 from align_jax.parallel.stop import StopSignal
-from align_jax.recipes.say import say, shows_progress, speaking, watching
+from align_jax.recipes.say import say, speaking, watching
 from align_jax.recipes.setup import Setup
 from align_jax.recipes.source import ModelSource, StoredModel, TrainedModel, current_model
 
@@ -326,7 +326,7 @@ class _Work:
             prompt_ids=ids,
             mesh=self.setup.mesh,
             rows=options.rows,
-            progress=shows_progress(),
+            progress=watching,
         )
         prompts = [e.prompt for e in encoded]
         if not options.beliefs:

@@ -38,9 +38,10 @@ from align_jax.parallel.stop import StopSignal
 from align_jax.recipes import generate, onpolicy, score
 from align_jax.recipes.export import export_model
 from align_jax.recipes.folder import RunFolder
-from align_jax.recipes.say import part_of_a_job, say, speaking
+from align_jax.recipes.say import part_of_a_job, say, say_plainly, speaking
 from align_jax.recipes.setup import Setup
 from align_jax.recipes.source import model_at, trained_model
+from align_jax.recipes.summary import rounds_table, with_interval
 from align_jax.recipes.train import REQUIRED, train
 
 SAMPLE, TRAIN, EVALUATE = 2, 3, 4  # uses of the run's seed
@@ -99,6 +100,10 @@ class Rounds:
     finished: bool
     history: list[dict[str, Any]]
 
+    def __repr__(self) -> str:
+        how = "finished" if self.finished else "not finished; train(config) goes on"
+        return "\n".join([f"Rounds in {self.folder}: {max(len(self.history) - 1, 0)} made, {how}", rounds_table(self.history)])
+
 
 def rounds(config: Config, stop: StopSignal | None = None) -> Rounds:
     """All on-policy rounds of a config with a `rounds` section; goes on where an earlier start ended.
@@ -136,7 +141,8 @@ def _rounds(config: Config, stop: StopSignal) -> bool:
                 say(f"stopped by {stop.cause} in round {number} of {config.rounds.number}; the same command goes on from there")
                 return False
         _report(job, number)
-    say(f"all rounds are done, see {job.root / 'rounds.jsonl'}; export with: align-jax export {job.root} OUT_DIR")
+    say(f"all rounds are done, see {job.root / 'rounds.jsonl'}; export with: align-jax export {job.root} {job.root / 'export'}")
+    say_plainly(rounds_table(_read_rows(job.root / "rounds.jsonl")))
     return True
 
 
@@ -274,15 +280,12 @@ def _report(job: Job, number: int) -> None:
     """Writes `rounds.jsonl` up to this round, and says a line about it."""
     found = [json.loads((job.at(n) / EVALUATION).read_text(encoding="utf-8")) for n in range(number + 1)]
     _write(job.root / "rounds.jsonl", "".join(json.dumps(line) + "\n" for line in found))
-    now = found[-1]
+    now, before = found[-1], f"{found[-2]['eval/reward']:.3f} -> " if number else ""
+    gain = f" (against the start {with_interval(now, 'gain')})" if number else ", before training"
     say(
-        f"round {number} of {job.config.rounds.number}: held-out reward {_with_interval(now, 'reward')}, against the start "
-        f"{_with_interval(now, 'gain')}, KL {now['eval/kl']:.3g}, {now['eval/length']:.0f} tokens"
+        f"round {number} of {job.config.rounds.number}: held-out reward {before}{with_interval(now, 'reward')}{gain}, "
+        f"KL {now['eval/kl']:.3g}, {now['eval/length']:.0f} tokens"
     )
-
-
-def _with_interval(line: dict[str, float], name: str) -> str:
-    return f"{line[f'eval/{name}']:.4g} [{line[f'eval/{name}_low']:.4g}, {line[f'eval/{name}_high']:.4g}]"
 
 
 def _write_rows(path: Path, rows: list[dict[str, Any]]) -> None:

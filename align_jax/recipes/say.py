@@ -94,7 +94,7 @@ def watching(what: str, total: int | None = None, unit: str = "") -> Watch:
     """
     so_far()  # from here on it is known whether something compiles
     note = lambda: "compiling" if compiling_now() else ""  # noqa: E731
-    return Watch(what, total, unit, show=shows_progress(), note=note)
+    return Watch(what, total, unit, show=shows_progress(), note=note, lost=lambda: so_far().seconds)
 
 
 def watched(what: str, batches: Iterable[GroupBatch], rows: int) -> Iterator[GroupBatch]:

@@ -24,6 +24,7 @@ from align_jax.recipes.say import say, watching
 from align_jax.recipes.setup import Setup
 from align_jax.recipes.source import ModelSource, TrainedModel, current_model, model_at
 from align_jax.scoring.scorer import FixedScorer, Scorer
+from align_jax.terminal import plural
 
 BLOCK = 1024  # rows that are sorted by length together
 # groups -> (place, values `[K]`) of each, as they are computed
@@ -91,7 +92,7 @@ def encode_rows(rows: InputRows, encoder: Encoder, shape: ModelConfig) -> list[T
             rows.columns[i] |= {"lengths": lengths, "truncated": cuts}
     if prompts or responses:
         limits = f"{encoder.config.max_prompt_tokens} and {encoder.config.max_response_tokens} tokens"
-        say(f"for the {what}, cut to {limits}: {prompts} prompts and {responses} responses")
+        say(f"for the {what}, cut to {limits}: {plural(prompts, 'prompt')} and {plural(responses, 'response')}")
     return groups
 
 

@@ -14,13 +14,14 @@ from tabulate import tabulate
 
 from align_jax.config import Config
 from align_jax.cost.compilations import so_far
+from align_jax.data.sources import GivenRows
 from align_jax.evaluation.curves import draw_curves
 from align_jax.recipes.say import is_part, say_plainly
 from align_jax.terminal import plural, spell_seconds
 
 CURVES = "curves.png"
 ENDS = 10  # steps, at most, whose mean loss is said at either end of a run
-_IN_LINE = 4  # metrics of an evaluation in one line
+_IN_LINE = 6  # of the metrics below, those that a line may show
 # The metrics of an evaluation that matter, the most important first, in words.
 _WORDS = {
     "eval/loss": "eval loss",
@@ -29,10 +30,11 @@ _WORDS = {
     "eval/rewards/margins": "margin",
     "eval/kl/reference": "KL to the reference",
     "eval/consistency/accuracy": "consistency",
+    # in the table only:
     "eval/beliefs/mass": "mass of the beliefs",
     "eval/rewards/chosen": "reward of the chosen",
     "eval/rewards/rejected": "reward of the rejected",
-    "eval/rewards/best_of_n": "score of the best of n",
+    "eval/rewards/best_of_n": "best of n is right",
     "eval/logps/chosen": "log-prob of the chosen",
 }
 Record = Mapping[str, Any]
@@ -43,12 +45,16 @@ class Told:
 
     Args:
       config: of the run. clock: () -> seconds.
+
+    Attributes:
+      notes: further lines of the summary, such as of what was cut.
     """
 
     def __init__(self, config: Config, clock: Callable[[], float] = time.perf_counter):
         self._config, self._clock = config, clock
         self._began, self._before = clock(), so_far()
         self._first: Record | None = None
+        self.notes: list[str] = []
         self.evaluations, self.evaluation_seconds = 0, 0.0
 
     def measured(self, measure: Callable[[dict], dict[str, float]]) -> Callable[[dict], dict[str, float]]:
@@ -72,16 +78,12 @@ class Told:
         say_plainly(evaluation_line(step, metrics, self._first))
         self._first = self._first or {"step": step, **metrics}
 
-    def end(self, folder: Path, history: Sequence[Record], notes: Iterable[str] = ()) -> None:
-        """Says how the run went, once it is over or stopped, and draws its curves.
-
-        Args:
-          notes: further lines, such as of what was cut.
-        """
+    def end(self, folder: Path, history: Sequence[Record]) -> None:
+        """Says how the run went, once it is over or stopped, and draws its curves."""
         picture = self._draw(folder, history)
         if is_part():
             return
-        lines = [self._took(), *run_lines(history), *notes, f"folder   {folder}", *([picture] if picture else []), "next"]
+        lines = [self._took(), *run_lines(history), *self.notes, f"folder   {folder}", *([picture] if picture else []), "next"]
         say_plainly("\n".join(f"  {line}" for line in "\n".join(lines).splitlines()))
         say_plainly("\n".join(f"    {line}" for line in next_commands(self._config, folder)))
 
@@ -109,12 +111,12 @@ def first_evaluation(history: Iterable[Record]) -> Record | None:
 
 def evaluation_line(step: int, metrics: Record, first: Record | None) -> str:
     """The metrics of an evaluation that matter, beside those of the first one."""
-    names = [name for name in _WORDS if _finite(metrics.get(name))] or [
+    names = [name for name in list(_WORDS)[:_IN_LINE] if _finite(metrics.get(name))] or [
         name for name in metrics if name.startswith("eval/") and _finite(metrics[name])
-    ]
+    ][:_IN_LINE]
     when = f" {_when(first)}" if first else ""
     parts = []
-    for name in names[:_IN_LINE]:
+    for name in names:
         before = f" ({number(first[name])}{when})" if first and _finite(first.get(name)) else ""
         when = "" if before else when  # said once
         parts.append(f"{_words(name)} {number(metrics[name])}{before}")
@@ -154,10 +156,31 @@ def evaluation_table(first: Record, last: Record) -> str:
     return tabulate(rows, headers=headers, disable_numparse=True, colalign=("left", "right", "right", "right"))
 
 
+def rounds_table(lines: Sequence[Record]) -> str:
+    """On-policy rounds, a row each: reward on held-out prompts with its interval, what was gained, and how far the model went.
+
+    Args:
+      lines: of rounds.jsonl.
+    """
+    rows = [
+        [line["round"] or "start", with_interval(line, "reward"), with_interval(line, "gain") if line["round"] else "",
+         f"{line['eval/kl']:.3g}", f"{line['eval/length']:.0f}"]
+        for line in lines
+    ]  # fmt: skip
+    headers = ["round", "held-out reward [95%]", "gain over the start", "KL to the start", "tokens"]
+    return tabulate(rows, headers=headers, disable_numparse=True)
+
+
+def with_interval(line: Record, name: str) -> str:
+    """A mean with the bounds of its interval."""
+    return f"{number(line[f'eval/{name}'])} [{number(line[f'eval/{name}_low'])}, {number(line[f'eval/{name}_high'])}]"
+
+
 def next_commands(config: Config, folder: Path) -> list[str]:
     """What one does with a trained run, as commands."""
     run, file = shlex.quote(str(folder)), shlex.quote(str(folder / "config.yaml"))
-    commands = [f"align-jax evaluate {file}"] if config.data.eval is not None else []
+    readable = config.data.eval is not None and not isinstance(config.data.eval, GivenRows)
+    commands = [f"align-jax evaluate {file}"] if readable else []
     if config.head == "lm_head":
         files = "--generate.prompts prompts.jsonl --generate.output responses.jsonl"
         commands.append(f"align-jax generate {file} {files}")

@@ -25,6 +25,7 @@ from align_jax.recipes.folder import RunFolder, save_every
 from align_jax.recipes.say import say, speaking, watching
 from align_jax.recipes.setup import Setup, microbatches, report_data
 from align_jax.recipes.summary import Told, run_lines
+from align_jax.terminal import plural
 from align_jax.training import optim
 from align_jax.training.callbacks import Callback, Evaluate, Log, Save, SaveTimer, StopEarly, StopWhen
 from align_jax.training.checkpoint import Checkpointer
@@ -219,7 +220,9 @@ def _train(training: Training, measure: Callable | None, stop: StopSignal, told:
             checkpoints.wait()
         best = checkpoints.best_step()
     done = int(state.step)
-    cut.report(config)
+    told.notes += cut.notes(config)
+    if count := len(training.dataset.bad_rows):
+        told.notes.append(f"skipped  {plural(count, 'malformed row')} of data.train, in {folder.path / 'bad_rows.train.jsonl'}")
     ended = bool(early and early.ended)
     if done < steps and not ended:
         say(f"stopped by {stop.cause} after step {done} of {steps}; checkpoint saved, the same command resumes")
@@ -328,12 +331,13 @@ class CountCut(Callback):
     def record(self, step: int, metrics: dict[str, float]) -> None:
         self._cut.update({kind: metrics.get(f"tokens/truncated_{kind}", 0) for kind in ("prompts", "responses")})
 
-    def report(self, config: Config) -> None:
-        """Says how many, if any."""
-        if any(self._cut.values()):
-            lengths = f"{config.data.max_prompt_tokens} and {config.data.max_response_tokens} tokens"
-            counts = f"{self._cut['prompts']:.0f} prompts and {self._cut['responses']:.0f} responses"
-            say(f"cut to {lengths}: {counts} of this run's batches")
+    def notes(self, config: Config) -> list[str]:
+        """A line about them, if there were any."""
+        if not any(self._cut.values()):
+            return []
+        lengths = f"{config.data.max_prompt_tokens} and {config.data.max_response_tokens} tokens"
+        counts = " and ".join(plural(round(self._cut[f"{kind}s"]), kind) for kind in ("prompt", "response"))
+        return [f"cut      {counts} of this start's batches, to {lengths} (data.max_prompt_tokens, data.max_response_tokens)"]
 
 
 def check_best_metric(config: Config) -> None:

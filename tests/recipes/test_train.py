@@ -118,7 +118,39 @@ def test_a_run_writes_what_it_promises(whole):
     assert {"eval/beliefs/js_distance", "eval/rewards/accuracies"} <= metrics[0].keys() & metrics[-1].keys()
     # At the first step policy and reference agree: no margin, and the preference term is ln 2.
     assert metrics[1]["loss/preference"] == pytest.approx(np.log(2), abs=1e-6)
-    assert (whole / "config.yaml").exists()
+    assert (whole / "config.yaml").exists() and (whole / "curves.png").read_bytes().startswith(b"\x89PNG")
+    assert [m["step"] for m in metrics if "time/eval_seconds" in m] == [0, STEPS]
+
+
+def test_what_a_user_reads(world, capsys):
+    folder, config = world
+    run = folder / "told"
+    assert train(config, "--run.dir", run, "--train.steps", 2, "--train.eval_every", 1, "--log.progress", True) == 0
+    lines = capsys.readouterr().err.splitlines()
+    kinds = [
+        "align-jax: data.train: ",
+        "align-jax: data.eval: ",
+        "step 0: eval loss ",
+        "align-jax: compiling the training step",
+        ("align-jax: compiled the training step", "align-jax: read from the compilation cache: "),
+        "step 1: eval loss ",
+        "step 1/2: loss ",
+        "step 2: eval loss ",
+        "align-jax: trained to step 2 of 2",
+        "  took     ",
+        "  loss     ",
+        f"  folder   {run}",
+        f"  picture  {run / 'curves.png'}",
+        "  next",
+        f"    align-jax evaluate {run / 'config.yaml'}",
+    ]
+    places = [next((n for n, line in enumerate(lines) if line.startswith(kind)), -1) for kind in kinds]
+    assert places == sorted(places) and -1 not in places, list(zip(kinds, places, strict=True))
+    first, last = (next(line for line in lines if line.startswith(f"step {n}: ")) for n in (0, 2))
+    assert first.endswith("before training") and "belief distance" in first
+    assert last.count("before training") == 1 and "accuracy" in last
+    said = next(line for line in lines if line.startswith("  took"))
+    assert " compiling (" in said and said.endswith(" in 3 evaluations")
 
 
 @pytest.fixture(scope="module")
@@ -366,7 +398,8 @@ def test_another_run_in_the_folder_is_refused(world, whole, capsys):
 def test_a_finished_run_says_so(world, whole, capsys):
     _, config = world
     assert train(config, "--run.dir", whole) == 0
-    assert f"is complete: step {STEPS} of {STEPS}" in capsys.readouterr().err
+    said = capsys.readouterr().err
+    assert f"is complete: step {STEPS} of {STEPS}" in said and f"align-jax export {whole} {whole}/export" in said
 
 
 def test_a_bad_row_is_named_or_skipped_and_listed(world, capsys):

@@ -15,11 +15,7 @@ from align_jax.config.sections import LogConfig
 from align_jax.errors import UserError
 from align_jax.training.logs import MetricsLog, progress, read_metrics
 from align_jax.training.logs.sink import Sink
-
-
-class Terminal(io.StringIO):
-    def isatty(self) -> bool:
-        return True
+from tests.terminals import Terminal
 
 
 def _metrics(step: int) -> dict[str, float]:
@@ -106,32 +102,100 @@ def test_a_full_disk_is_a_clear_error(tmp_path):
         file.close()
 
 
-def test_the_progress_bar_shows_what_was_asked_for(tmp_path):
+def _timed(step: int, compiled: float = 0.0) -> dict[str, float]:
+    return _metrics(step) | {
+        "time/step_seconds": 2.0,
+        "time/tokens_per_second": 12_300.0,
+        "time/compile_seconds": compiled,
+        "memory/peak_bytes": 3 * 2**30,
+    }
+
+
+def test_the_progress_bar_shows_what_was_asked_for(tmp_path, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "120")
+    monkeypatch.setenv("TERM", "xterm")
     stream = Terminal()
     with MetricsLog(tmp_path, total_steps=10, resume_step=4, stream=stream) as log:
-        for step in range(5, 11):
-            log.log(step, _metrics(step) | {"time/tokens_per_second": 12_300.0, "memory/peak_bytes": 3 * 2**30})
-    last = stream.getvalue().split("\r")[-1]
-    for part in ("10/10", "loss 0.09091", "rewards 0.25/-0.5", "accuracy 0.750", "12.3k tokens/s", "3.00GB", "<"):
-        assert part in last, part
+        assert stream.screen[-1].startswith("step 4/10 |") and stream.screen[-1].endswith("|")
+        for step in range(5, 9):
+            log.log(step, _timed(step))
+        assert stream.screen == [stream.screen[-1]] and len(stream.screen[-1]) == 119
+        numbers = "00:04 left loss 0.11 chosen 0.25 rejected -0.50 acc 0.75 12.3k tok/s 3.00GiB"
+        assert stream.screen[-1].startswith("step 8/10 |█") and stream.screen[-1].endswith(f"| {numbers}")
+        for step in (9, 10):
+            log.log(step, _timed(step))
+    assert stream.screen[0].startswith("step 10/10 |█") and "left" not in stream.screen[0] and stream.screen[1:] == [""]
+
+
+def test_at_80_columns_the_bar_has_room_and_names(tmp_path, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "80")
+    monkeypatch.setenv("TERM", "xterm")
+    stream = Terminal()
+    with MetricsLog(tmp_path, total_steps=120, stream=stream) as log:
+        for step in range(100, 103):
+            log.log(step, _timed(step))
+        bar = stream.screen[-1]
+    assert len(bar) == 79 and len(bar.split("|")[1]) >= 5
+    assert bar.endswith("| 00:36 left loss 0.01 chosen 0.25 rejected -0.50 acc 0.75")
 
 
 def test_without_a_terminal_there_are_few_plain_lines(tmp_path, monkeypatch):
-    clock = iter([0.0, *(float(second) for second in range(1, 100))])
+    clock = iter([float(second) for second in range(100)])
     monkeypatch.setattr(progress.time, "monotonic", lambda: next(clock))
     stream = io.StringIO()
     with MetricsLog(tmp_path, total_steps=25, stream=stream) as log:
+        log.log(0, {"eval/loss": 3.0})
         for step in range(1, 26):
-            log.log(step, _metrics(step))
+            log.log(step, _timed(step))
     lines = stream.getvalue().splitlines()
     assert "\r" not in stream.getvalue()
-    assert [line.split(",")[0] for line in lines] == [f"step {step}/25" for step in (1, 11, 21, 25)]
-    assert lines[1].endswith("00:14 left") and "loss 0.08333" in lines[1]
+    assert [line.split(":")[0] for line in lines] == [f"step {step}/25" for step in (1, 11, 21, 25)]
+    assert "left" not in lines[0] + lines[3] and lines[1].endswith(", 00:28 left")
+    assert lines[1].startswith("step 11/25: loss 0.08 chosen 0.25 rejected -0.50 acc 0.75 12.3k tok/s 3.00GiB")
+
+
+@pytest.mark.parametrize("term, width", [("dumb", "80"), ("xterm", "0"), ("xterm", "")])
+def test_a_terminal_without_a_width_has_plain_lines(tmp_path, monkeypatch, term, width):
+    monkeypatch.setenv("COLUMNS", width)
+    monkeypatch.setenv("TERM", term)
+    stream = Terminal()
+    with MetricsLog(tmp_path, total_steps=2, stream=stream) as log:
+        log.log(1, _timed(1))
+    assert "\r" not in stream.getvalue() and stream.screen[0].startswith("step 1/2: loss 0.50")
+
+
+def test_the_time_left_counts_no_compilation_and_no_first_step():
+    pace = progress.Pace(100)
+    pace.add({"time/compile_seconds": 5.0, "eval/loss": 1.0})  # before the first step
+    for seconds, compiled in ((90.0, 80.0), (40.0, 110.0)):  # the first step, and one that meets a new shape
+        pace.add({"time/step_seconds": seconds, "time/compile_seconds": compiled, "time/tokens_per_second": 1.0})
+        assert pace.left(10) == "" and pace.tokens_per_second == 0
+    for seconds in (1.0, 3.0):
+        pace.add({"time/step_seconds": seconds, "time/compile_seconds": 110.0, "time/tokens_per_second": 40 / seconds})
+    assert pace.left(10) == "03:00" and pace.tokens_per_second == 20
+    pace.add({"time/step_seconds": 60.0, "time/compile_seconds": 111.0})
+    assert pace.left(10) == "03:00"
+
+
+@pytest.mark.parametrize("every, left", [(None, "03:20"), (30, "04:20"), (50, "03:40")])
+def test_the_time_left_counts_the_evaluations_to_come(every, left):
+    pace = progress.Pace(100, every)
+    for seconds in (30.0, 20.0):  # the first one compiled
+        pace.add({"time/eval_seconds": seconds, "time/step_seconds": 2.0})
+    assert pace.left(10) == left
 
 
 def test_memory_falls_back_to_the_process():
-    text = progress.summary({"loss": 1.0, "beliefs/js_distance": 0.0625})
-    assert text.startswith("loss 1, js 0.062, ") and text.endswith("B")
+    parts = progress.numbers({"loss": 1.0, "beliefs/js_distance": 0.0625})
+    assert parts[:2] == ["loss 1.00", "js-dist 0.06"] and parts[2].endswith("iB") and float(parts[2][:-3]) > 0
+
+
+@pytest.mark.parametrize(
+    "value, text",
+    [(0.694, "0.69"), (-12.34, "-12.3"), (0.0, "0.00"), (1.2e-5, "1e-05"), (1234.5, "1.23e+03"), (float("nan"), "nan")],
+)
+def test_numbers_are_short(value, text):
+    assert progress.short(value) == text
 
 
 def test_tensorboard_files_hold_the_scalars(tmp_path):

@@ -18,10 +18,10 @@ from align_jax.training.logs.sink import Context, Sink
 _STEPS = 32  # whose mean time is that of a step to come
 _SHOWN = {
     "loss": "loss",
+    "beliefs/js_distance": "js-dist",
     "rewards/chosen": "chosen",
     "rewards/rejected": "rejected",
     "rewards/accuracies": "acc",
-    "beliefs/js_distance": "js",
 }
 
 
@@ -72,7 +72,8 @@ class Progress(Sink):
     def render(self, width: int) -> str:
         """The bar with what fits beside it."""
         left = self._pace.left(self._step)
-        tail = [*([f"{left} left"] if left else []), *numbers(self._metrics, self._pace.tokens_per_second)]
+        shown = numbers(self._metrics, self._pace.tokens_per_second) if self._metrics else []
+        tail = [*([f"{left} left"] if left and self._step < self._total else []), *shown]
         return bar_line(f"step {self._step}/{self._total}", self._step, self._total, tail, width)
 
     def _plain(self) -> str:

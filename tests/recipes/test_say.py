@@ -1,0 +1,89 @@
+"""What a job says, and how: quiet, without bars, as a part of another; and that it says when it compiles."""
+
+from __future__ import annotations
+
+import contextlib
+import time
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from align_jax import terminal
+from align_jax.recipes.announced import AnnouncedStep
+from align_jax.recipes.say import (
+    compiling,
+    is_part,
+    part_of_a_job,
+    say,
+    say_plainly,
+    shows_progress,
+    speaking,
+    watched,
+    watching,
+)
+from tests.terminals import Terminal
+
+
+def test_who_is_quiet_says_nothing(capsys):
+    say("a")
+    say_plainly("b")
+    with speaking(True), speaking(False):
+        say("c")
+        say_plainly("d")
+        assert not shows_progress()
+    with speaking(False, bars=False), speaking(False):
+        say("e")
+        assert not shows_progress()
+    assert capsys.readouterr().err == "align-jax: a\nb\nalign-jax: e\n" and shows_progress()
+
+
+def test_parts_of_a_job():
+    with part_of_a_job(), speaking(True):
+        assert is_part()
+    assert not is_part()
+
+
+class Batch:
+    def __init__(self, rows):
+        self.rows = np.asarray(rows)
+
+
+def test_batches_are_counted_when_they_are_done(capsys, monkeypatch):
+    monkeypatch.setattr(terminal, "PLAIN_SECONDS", 0.01)
+    batches = watched("scoring", iter([Batch([0, 1, -1]), Batch([2, -1, -1])]), 3)
+    next(batches)
+    next(batches)
+    time.sleep(0.1)
+    assert list(batches) == []
+    assert "align-jax: scoring: 2 of 3 rows" in capsys.readouterr().err
+    with speaking(False, bars=False), watching("scoring"):
+        time.sleep(0.05)
+    assert capsys.readouterr().err == ""
+
+
+def test_a_step_says_when_it_compiles_a_shape(capsys):
+    step = jax.jit(lambda state, batch: (state + batch["a"].sum(), {}))
+    announced = AnnouncedStep(step, 2)
+    state = jnp.float32(0)
+    for size in (3, 3, 4, 3, 5):
+        state, _ = announced(state, {"a": np.ones(size, np.float32)})
+    lines = capsys.readouterr().err.splitlines()
+    shapes = ["(shape 1 of at most 2)", "(shape 2 of at most 2)", "(shape 3)"]
+    assert lines[::2] == [f"align-jax: compiling the training step {shape} ..." for shape in shapes]
+    assert [line.split(" in ")[0] for line in lines[1::2]] == [f"align-jax: compiled the training step {s}" for s in shapes]
+    assert all(line.endswith(" s") for line in lines[1::2]) and float(state) == 18
+
+
+def test_compilation_on_a_terminal_is_a_line_that_changes(monkeypatch):
+    monkeypatch.setenv("COLUMNS", "60")
+    monkeypatch.setenv("TERM", "xterm")
+    screen = Terminal()
+    with contextlib.redirect_stderr(screen), compiling("the step"):
+        for _ in range(1000):
+            if screen.screen[-1] == "compiling the step ... 0 s":
+                break
+            time.sleep(0.005)
+        else:
+            raise AssertionError("nothing was shown")
+    assert screen.screen == ["align-jax: compiled the step in " + screen.screen[0].split(" in ")[1], ""]
