@@ -75,7 +75,7 @@ def test_help_of_training_has_every_key_that_it_reads(capsys):
     own = [key for key in describe.keys() if key.section in JOBS["train"].own]
     assert len(own) > 130 and {f"--{key.name}" for key in own} <= words
     assert all(f"\n objective.name: {name}. " in out for name in known().section("objective").choices)
-    (entry,) = re.findall(r"--train\.eval_every +(.*?)\n\n", out, re.DOTALL)
+    (entry,) = re.findall(r"--train\.eval_every +(.*?)\n(?: +--|\n)", out, re.DOTALL)
     text = "optimizer steps between evaluations; null evaluates before the first step and after the last one only"
     assert " ".join(entry.split()) == f"{text} (int or null; default null)"
     simpo = out.partition("objective.name: simpo.")[2].partition("\n\n")[0]
