@@ -273,7 +273,7 @@ COMMANDS = {
         "train a model; resumes a run folder that has checkpoints",
         "cat > mine.yaml <<END\n"
         "model: {path: path/to/llama}            # a folder, or a hub id\n"
-        "data: {train: train.jsonl, eval: 0.05}  # such as prompt, chosen, rejected; 5% of the prompts are held out\n"
+        "data: {train: train.jsonl, eval: 0.05}  # 5% of the prompts are held out\n"
         "objective: {name: dpo}\n"
         "END\n"
         "align-jax train mine.yaml --train.epochs 1 --run.dir runs/mine",
