@@ -44,6 +44,7 @@ SAME = {
     "data_seed": "run.seed",
     "model_name_or_path": "model.path",
     "model_name": "model.path",
+    "chat_template_path": "model.chat_template",
     "tokenizer_name": "model.tokenizer",
     "tokenizer_name_or_path": "model.tokenizer",
     "torch_dtype": "model.dtype",
@@ -90,10 +91,17 @@ _QUANTIZED = "weights are not quantized; model.param_dtype: bfloat16, model.rema
 _SHARDED = "devices are laid out by mesh.data, mesh.fsdp and mesh.tensor"
 _HALF = "the type of activations is model.dtype (bfloat16 by default), that of trained parameters model.param_dtype"
 _HUB = "nothing is uploaded: `align-jax export RUN_DIR OUT_DIR` writes a Hugging Face folder, and `hf upload` takes it"
-_STOPPING = "steps are what train.steps says; checkpoint.best_metric keeps the best checkpoint beside the newest"
+_STOPPING = (
+    "train.patience is how many evaluations without a better checkpoint.best_metric end the run, and the best checkpoint is "
+    "kept: `align-jax export --step best`"
+)
+_FRACTION = "a fraction as data.eval (0.05) holds out so many of the prompts of data.train"
 _RESUME = "`align-jax train` resumes by itself where run.dir holds checkpoints"
 _REPORT = "metrics are always in run.dir/metrics.jsonl; log.wandb_project and log.tensorboard: true send them elsewhere, too"
-_STRATEGY = "train.eval_every and checkpoint.every are numbers of steps; without them, it happens at the start and the end"
+_STRATEGY = (
+    "train.eval_every and checkpoint.every are numbers of steps; without them, evaluations are at the start and the end, and "
+    "checkpoints every checkpoint.minutes and at the end"
+)
 _ROUNDS = "responses are sampled in on-policy rounds (section `rounds`): rounds.samples_per_prompt"
 # word -> what to do instead, where no key means quite the same
 OTHERWISE = {
@@ -116,6 +124,7 @@ OTHERWISE = {
     **dict.fromkeys(("report_to", "logger", "loggers", "log_with"), _REPORT),
     **dict.fromkeys(("eval_strategy", "evaluation_strategy", "save_strategy", "logging_strategy", "do_eval"), _STRATEGY),
     **dict.fromkeys(("num_generations", "rollouts"), _ROUNDS),
+    **dict.fromkeys(("validation_split", "val_split", "test_size", "eval_fraction", "val_size", "eval_ratio"), _FRACTION),
     "gradient_checkpointing": "that is model.remat here: full computes everything again in the backward pass",
     "gradient_checkpointing_kwargs": "model.remat says what the backward pass computes again",
     "activation_checkpointing": "that is model.remat here: full computes everything again in the backward pass",
