@@ -15,7 +15,7 @@ from align_jax.config import Config
 from align_jax.config.sections import EvaluateConfig
 from align_jax.data import BatchLoader, GroupDataset, TokenGroup
 from align_jax.data.formats.example import Example
-from align_jax.errors import UserError
+from align_jax.errors import MissingPackage, UserError
 from align_jax.evaluation import (
     Classifier,
     Endpoint,
@@ -36,7 +36,7 @@ from align_jax.evaluation.metrics import Metric, find_metrics
 from align_jax.generation import end_ids, sample_text
 from align_jax.models import Decoder
 from align_jax.objectives import Objective
-from align_jax.recipes.say import say
+from align_jax.recipes.say import say, say_once
 from align_jax.recipes.setup import Setup, report_data
 
 _JUDGE_TEXTS = 20_000  # that the classifier is trained on, at most
@@ -237,12 +237,16 @@ def divergence_table(data: EvalData, spoken: Spoken, reference: dict) -> Table:
 
 
 def judge_of(data: EvalData) -> Judge | None:
-    """The judge that the config asks for; None where there is nothing to judge, or `none` was asked for."""
+    """The judge that the config asks for; None where there is nothing to judge, `none` was asked for, or it needs a package."""
     options: EvaluateConfig = data.config.evaluate
     if options.judge == "none" or not data.has_beliefs:
         return None
     if options.judge == "classifier":
-        judge = Classifier(_texts(data), data.config.run.seed)
+        try:
+            judge = Classifier(_texts(data), data.config.run.seed)
+        except MissingPackage as error:
+            say_once(f"the consistency of texts and beliefs is not measured: {error}, or set evaluate.judge: none")
+            return None
         say("the judge is a classifier of {texts} texts; held out: accuracy {accuracy:.3f}, balanced "
             "{balanced_accuracy:.3f}, always the majority {majority:.3f}".format(**judge.quality))  # fmt: skip
         return judge

@@ -134,6 +134,12 @@ def test_memory_falls_back_to_the_process():
     assert text.startswith("loss 1, js 0.062, ") and text.endswith("B")
 
 
+def test_tensorboard_says_what_to_install(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "tensorboardX", None)
+    with pytest.raises(UserError, match=r"log.tensorboard needs tensorboardX: pip install 'align-jax\[tensorboard\]'"):
+        _run(tmp_path, range(1, 4), tensorboard=True)
+
+
 def test_tensorboard_files_hold_the_scalars(tmp_path):
     _run(tmp_path, range(1, 4), tensorboard=True)
     (path,) = (tmp_path / "tensorboard").glob("events.out.tfevents.*")
