@@ -1,6 +1,6 @@
 """Package metadata: `pip install -e ".[test]"`, with `gpu` or `tpu` for an accelerator.
 
-The extras name no version of JAX: `install_requires` bounds it.
+The extras name no version of JAX: `install_requires` bounds it, to what `.ci/run` tests.
 """
 
 import re
@@ -8,12 +8,29 @@ from pathlib import Path
 
 from setuptools import find_packages, setup
 
-VERSION = re.search(r'^__version__ = "(.+)"$', Path(__file__).with_name("align_jax").joinpath("version.py").read_text(), re.M)[1]
+HERE = Path(__file__).parent
+VERSION = re.search(r'^__version__ = "(.+)"$', (HERE / "align_jax" / "version.py").read_text(encoding="utf-8"), re.M)[1]
+PLOTS, JUDGE, TENSORBOARD = ["matplotlib>=3.9"], ["scikit-learn>=1.5"], ["tensorboardX>=2.6"]
 
 setup(
     name="align-jax",
     version=VERSION,
     description="Preference optimization of language models in JAX: GDPO, MPO and their relatives",
+    long_description=(HERE / "README.md").read_text(encoding="utf-8"),
+    long_description_content_type="text/markdown",
+    keywords="jax, preference optimization, alignment, RLHF, DPO, GDPO, MPO, KTO, SimPO, reward model, LLaMA, Mistral, TPU",
+    classifiers=[
+        "Development Status :: 4 - Beta",
+        "Environment :: Console",
+        "Environment :: GPU :: NVIDIA CUDA",
+        "Intended Audience :: Science/Research",
+        "Operating System :: POSIX :: Linux",
+        "Programming Language :: Python :: 3",
+        "Programming Language :: Python :: 3.11",
+        "Programming Language :: Python :: 3.12",
+        "Programming Language :: Python :: 3.13",
+        "Topic :: Scientific/Engineering :: Artificial Intelligence",
+    ],
     license="Apache-2.0",
     license_files=["LICENSE"],
     packages=find_packages(include=["align_jax", "align_jax.*"]),
@@ -35,15 +52,19 @@ setup(
         "pyyaml>=6.0",
         "tqdm>=4.66",
         "tabulate>=0.9",
-        "tensorboardX>=2.6",
-        "scikit-learn>=1.5",
-        "matplotlib>=3.9",
     ],
+    # What imports a package of an extra says so where it is missing (`errors.optional`).
     extras_require={
-        "test": ["pytest>=8.0", "ruff>=0.12", "scipy>=1.14", "setuptools>=77", "torch==2.13.0"],
+        "plots": PLOTS,  # pictures
+        "judge": JUDGE,  # `evaluate.judge: classifier`
+        "tensorboard": TENSORBOARD,  # `log.sinks: [tensorboard]`
+        "wandb": ["wandb>=0.20"],
         "gpu": ["jax[cuda13]"],
         "tpu": ["jax[tpu]"],
-        "wandb": ["wandb>=0.20"],
+        "test": [
+            *(*PLOTS, *JUDGE, *TENSORBOARD),
+            *("pytest>=8.0", "ruff>=0.12", "scipy>=1.14", "setuptools>=77", "torch==2.13.0"),
+        ],
     },
     entry_points={"console_scripts": ["align-jax = align_jax.cli:main"]},
 )

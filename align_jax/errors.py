@@ -2,12 +2,36 @@
 
 from __future__ import annotations
 
+import importlib
 import math
+from types import ModuleType
 from typing import Any
 
 
 class UserError(ValueError):
     """Bad input; the message holds the offending value, where it came from and what to do."""
+
+
+class MissingPackage(UserError):
+    """A package that a plain install does not bring; the message says what needs it, and the command that installs it."""
+
+
+def optional(package: str, extra: str, what: str) -> ModuleType:
+    """A package of one of the project's extras.
+
+    Args:
+      package: as it is imported. extra: the extra that brings it, such as `plots`.
+      what: needs it, begins the message.
+
+    Raises:
+      MissingPackage: it is not installed.
+    """
+    try:
+        return importlib.import_module(package)
+    except ModuleNotFoundError as error:
+        if error.name != package.partition(".")[0]:
+            raise  # it is there, and broken
+        raise MissingPackage(f"{what} needs {error.name}: pip install 'align-jax[{extra}]'") from error
 
 
 def check_range(

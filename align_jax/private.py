@@ -1,4 +1,4 @@
-"""What the project takes from `jax._src`, which JAX may change without notice: each thing by its name, here and nowhere else."""
+"""What the project takes from `jax._src`, which JAX may change without notice: by name, here and nowhere else."""
 
 from __future__ import annotations
 

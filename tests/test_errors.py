@@ -7,7 +7,7 @@ import math
 
 import pytest
 
-from align_jax.errors import UserError, check_fields, check_range
+from align_jax.errors import MissingPackage, UserError, check_fields, check_range, optional
 
 
 @pytest.mark.parametrize(
@@ -53,3 +53,14 @@ def test_fields_are_checked_by_name():
     check_fields("section", Spec(), "good", "unset", low=1)
     with pytest.raises(UserError, match="^section.bad: 0 must be at least 1$"):
         check_fields("section", Spec(), "good", "bad", low=1)
+
+
+def test_a_package_of_an_extra(monkeypatch, tmp_path):
+    assert optional("math", "plots", "x") is math
+    with pytest.raises(MissingPackage, match=r"^a picture needs nosuchpackage: pip install 'align-jax\[plots\]'$"):
+        optional("nosuchpackage.figure", "plots", "a picture")
+    monkeypatch.syspath_prepend(tmp_path)
+    (tmp_path / "brokenpackage.py").write_text("import nosuchpackage")
+    with pytest.raises(ModuleNotFoundError, match="nosuchpackage") as caught:  # which no extra brings
+        optional("brokenpackage", "plots", "a picture")
+    assert not isinstance(caught.value, UserError)

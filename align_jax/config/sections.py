@@ -243,14 +243,14 @@ class EvaluateConfig:
       sampled_prompts: sample for at most this many different prompts; None is all.
       max_new_tokens: most tokens of each sample.
       resamples: draws of the bootstrap; 0 gives no intervals.
-      judge: of belief-text consistency: classifier (trained on the data's own texts), none, or the base URL of an
-        OpenAI-compatible endpoint.
+      judge: of belief-text consistency: classifier (trained on the data's own texts; `pip install 'align-jax[judge]'`),
+        none, or the base URL of an OpenAI-compatible endpoint.
       judge_model: the model's name at the endpoint.
       judge_key_variable: environment variable that holds the endpoint's key.
       judge_max_tokens: most tokens of an answer of the endpoint; a model that reasons first needs many.
       judge_timeout: seconds that an answer may take.
       judge_concurrency: questions asked at one time.
-      plots: write plots.
+      plots: write pictures (`pip install 'align-jax[plots]'`).
       metrics: further ones of your own, as `package.module:Class` (`align_jax.evaluation.metrics.Metric`).
     """
 
@@ -316,7 +316,7 @@ class LogConfig:
       every: steps between lines of metrics; evaluations and the last step are always written.
       progress: a bar on a terminal, elsewhere a line every ten seconds; False leaves single lines about what happens.
       plots: draw the curves of a training run to `run.dir/curves.png` when it ends or is stopped.
-      tensorboard: event files in `run.dir/tensorboard`.
+      tensorboard: event files in `run.dir/tensorboard` (`pip install 'align-jax[tensorboard]'`).
       wandb_project: project of Weights & Biases; None does not log there.
       wandb_name: of the run's page there.
       sinks: further ones: a file's name in `align_jax/training/logs`, or a class of one's own as `package.module:Class`, called

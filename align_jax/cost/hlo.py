@@ -85,7 +85,33 @@ def parse(text: str) -> tuple[dict[str, list[Instruction]], str]:
             current.append(_instruction(*match.groups()))
     if not entry:
         raise ValueError("this text has no ENTRY computation; give compiled.as_text()")
+    for instructions in computations.values():
+        instructions += _elements(instructions)
     return computations, entry
+
+
+def _elements(instructions: list[Instruction]) -> list[Instruction]:
+    """The elements of tuples that are written in place, `%name#2`, as the instructions they stand for."""
+    types = {i.name: i.type for i in instructions}
+    wanted = dict.fromkeys(name for i in instructions for name in i.operands if "#" in name)
+    found = []
+    for name in wanted:
+        whole, _, index = name.rpartition("#")
+        types[name] = _parts(types[whole])[int(index)]
+        found.append(Instruction(name, types[name], "get-tuple-element", (whole,), f"index={index}", False))
+    return found
+
+
+def _parts(kind: str) -> list[str]:
+    """The types in a tuple's type."""
+    inner, parts, depth = re.sub(r"/\*.*?\*/", "", kind.strip()[1:-1]), [""], 0
+    for letter in inner:
+        depth += (letter in "([{") - (letter in ")]}")
+        if letter == "," and depth == 0:
+            parts.append("")
+        else:
+            parts[-1] += letter
+    return [part.strip() for part in parts]
 
 
 def _instruction(root: str | None, name: str, rest: str) -> Instruction:
@@ -93,7 +119,7 @@ def _instruction(root: str | None, name: str, rest: str) -> Instruction:
     kind, rest = rest[:end], rest[end:].strip()
     start = rest.index("(")
     stop = _closing(rest, start)
-    operands = tuple(re.findall(r"%([\w.\-]+)", rest[start + 1 : stop]))
+    operands = tuple(re.findall(r"%([\w.\-]+(?:#\d+)*)", rest[start + 1 : stop]))
     if rest[:start] == "constant":
         operands = (rest[start + 1 : stop],)
     return Instruction(name, kind, rest[:start], operands, rest[stop + 1 :], bool(root))

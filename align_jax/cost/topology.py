@@ -226,4 +226,4 @@ def check_groups(groups: int, accumulation: int, mesh: Mesh) -> None:
 
 def resolved(scorer: Scorer) -> Scorer:
     """The scorer with the backend that `auto` means on a TPU."""
-    return dataclasses.replace(scorer, attention=resolve_backend(scorer.attention, scorer.dtype, "tpu"))
+    return dataclasses.replace(scorer, attention=resolve_backend(scorer.attention, scorer.dtype, "tpu", scorer.config))

@@ -15,7 +15,7 @@ from typing import Protocol
 
 import numpy as np
 
-from align_jax.errors import UserError
+from align_jax.errors import UserError, optional
 
 
 @dataclasses.dataclass(frozen=True)
@@ -62,9 +62,11 @@ class Classifier:
 
     Raises:
       UserError: too few texts, or of one belief only.
+      MissingPackage: scikit-learn is not installed.
     """
 
     def __init__(self, texts: Iterable[tuple[str, str]], seed: int = 0):
+        optional("sklearn", "judge", "evaluate.judge: classifier")
         from sklearn.metrics import accuracy_score, balanced_accuracy_score
         from sklearn.model_selection import train_test_split
 

@@ -44,7 +44,7 @@ class Decoder(nnx.Module):
 
     Raises:
       ValueError: a missing, unexpected or misshapen weight, by name.
-      UserError: an unknown attention backend.
+      UserError: an unknown attention backend, or one that cannot compute this model.
     """
 
     def __init__(
@@ -52,7 +52,7 @@ class Decoder(nnx.Module):
     ):
         check_weights(config, weights)
         self.config, self.dtype, self.remat = config, jnp.dtype(dtype), remat
-        self.attention, self.backend = attention, resolve_backend(attention, dtype)
+        self.attention, self.backend = attention, resolve_backend(attention, dtype, config=config)
         for name, value in weights.items():
             setattr(self, name, Layers(value) if name == "layers" else nnx.Param(value))
 

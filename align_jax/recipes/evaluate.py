@@ -14,7 +14,7 @@ import jax
 
 from align_jax.config import Config
 from align_jax.config.jobs import JOBS
-from align_jax.errors import UserError
+from align_jax.errors import MissingPackage, UserError, optional
 from align_jax.evaluation import Estimate, Judge, Responses, Table, as_json, estimates, stack
 from align_jax.files import write_whole
 from align_jax.recipes.evaluation import EvalData, Spoken, cut_in, divergence_table, eval_data, judge_of, speak
@@ -141,6 +141,10 @@ def _file_name(model: str) -> str:
 
 
 def _plots(data: EvalData, results: Sequence[Result]) -> list[str]:
+    try:
+        optional("matplotlib", "plots", "a picture")
+    except MissingPackage as error:
+        return [f"no pictures were drawn: {error}"]
     from align_jax.evaluation.plots import write_plots
 
     shown = {r.name: (r.responses, r.estimates) for r in results}

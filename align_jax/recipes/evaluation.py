@@ -16,7 +16,7 @@ from align_jax.config.sections import EvaluateConfig
 from align_jax.data import BatchLoader, GroupDataset, TokenGroup
 from align_jax.data.formats import spelled
 from align_jax.data.formats.example import Example
-from align_jax.errors import UserError
+from align_jax.errors import MissingPackage, UserError
 from align_jax.evaluation import (
     Classifier,
     Endpoint,
@@ -37,7 +37,7 @@ from align_jax.evaluation.metrics import Metric, find_metrics
 from align_jax.generation import end_ids, sample_text
 from align_jax.models import Decoder
 from align_jax.objectives import Objective
-from align_jax.recipes.say import say, watched, watching
+from align_jax.recipes.say import say, say_once, watched, watching
 from align_jax.recipes.setup import Setup, report_data
 from align_jax.terminal import plural
 
@@ -247,13 +247,17 @@ def divergence_table(data: EvalData, spoken: Spoken, reference: dict) -> Table:
 
 
 def judge_of(data: EvalData) -> Judge | None:
-    """The judge that the config asks for; None where there is nothing to judge, or `none` was asked for."""
+    """The judge that the config asks for; None where there is nothing to judge, `none` was asked for, or it needs a package."""
     options: EvaluateConfig = data.config.evaluate
     if options.judge == "none" or not data.has_beliefs:
         return None
     if options.judge == "classifier":
-        with watching("training the judge"):
-            judge = Classifier(_texts(data), data.config.run.seed)
+        try:
+            with watching("training the judge"):
+                judge = Classifier(_texts(data), data.config.run.seed)
+        except MissingPackage as error:
+            say_once(f"the consistency of texts and beliefs is not measured: {error}, or set evaluate.judge: none")
+            return None
         say("the judge is a classifier of {texts} texts; held out: accuracy {accuracy:.3f}, balanced "
             "{balanced_accuracy:.3f}, always the majority {majority:.3f}".format(**judge.quality))  # fmt: skip
         return judge

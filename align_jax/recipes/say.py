@@ -21,11 +21,12 @@ T = TypeVar("T")
 
 @dataclasses.dataclass(frozen=True)
 class _Manner:
-    """How a job speaks: not at all, without bars, or as a part of another job, whose summary is enough."""
+    """How a job speaks: not at all, without bars, or as a part of another job, whose summary is enough; what it said once."""
 
     quiet: bool = False
     bars: bool = True
     part: bool = False
+    said: set[str] | None = None  # by `say_once`
 
 
 _USUAL = _Manner()
@@ -48,6 +49,15 @@ def _speaks() -> bool:
     return jax.process_index() == 0 and not _manner.get().quiet
 
 
+def say_once(line: str) -> None:
+    """`say`, unless the job (the outermost `speaking`) has said this line already."""
+    said = _manner.get().said
+    if said is None or line not in said:
+        say(line)
+    if said is not None:
+        said.add(line)
+
+
 @contextlib.contextmanager
 def speaking(quiet: bool, bars: bool = True) -> Iterator[None]:
     """Within it `say` is silent where `quiet` (or a job around it) asks for that, and there are bars only where `bars` does.
@@ -56,7 +66,8 @@ def speaking(quiet: bool, bars: bool = True) -> Iterator[None]:
       quiet: the key `log.quiet` of a config. bars: its key `log.progress`.
     """
     now = _manner.get()
-    with _speaking_as(dataclasses.replace(now, quiet=quiet or now.quiet, bars=bars and now.bars)):
+    said = set() if now.said is None else now.said
+    with _speaking_as(dataclasses.replace(now, quiet=quiet or now.quiet, bars=bars and now.bars, said=said)):
         yield
 
 

@@ -109,7 +109,9 @@ def policy_passes(config: Config, rows: InputRows) -> list[Pass]:
     if policy.shape != setup.source.shape:
         raise UserError(f"run.dir: the checkpoints in {policy.describe()} are of another model than that of this config")
     groups = encode_rows(rows, setup.encoder, setup.source.shape)
-    common = {"shape": str(setup.scorer), "param_dtype": config.model.param_dtype, "tokens": _hash(groups)}
+    # The file may be finished on another device: its settings name the backend that was asked for.
+    asked = dataclasses.replace(setup.scorer, attention=config.model.attention)
+    common = {"shape": str(asked), "param_dtype": config.model.param_dtype, "tokens": _hash(groups)}
 
     def part(name: str, source: ModelSource, what: str) -> Pass:
         def load() -> ScoreGroups:
@@ -139,7 +141,7 @@ def reward_pass(config: Config, rows: InputRows) -> Pass:
         weights, step = setup.load(source)
         if step is not None:
             say(f"the reward model is that of step {step} in {source.describe()}")
-        scorer = Scorer(source.shape, dtype=numbers.dtype, attention=numbers.attention)
+        scorer = Scorer(source.shape, dtype=numbers.dtype, attention=setup.backend)
         return partial(FixedScorer(scorer, weights, setup.mesh).groups, rows=config.score.batch_rows)
 
     settings = {"model": source.fingerprint(), "dtype": [numbers.dtype, numbers.param_dtype], "tokens": _hash(groups)}

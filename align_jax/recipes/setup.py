@@ -18,14 +18,15 @@ from align_jax.config import Config
 from align_jax.cost.flops import compilation_price, keys_per_position
 from align_jax.data import BatchLoader, DataConfig, Encoder, GroupDataset, RowLayout
 from align_jax.data.opened import Opened, open_data
+from align_jax.data.packing.lengths import padded_length
 from align_jax.errors import UserError
 from align_jax.files import write_whole
-from align_jax.models.attention import resolve_backend
+from align_jax.models.attention import choose_backend
 from align_jax.objectives import Objective
 from align_jax.parallel.mesh import data_shards, make_mesh
 from align_jax.parallel.processes import LargestAhead, largest_anywhere
 from align_jax.recipes.folder import RunFolder
-from align_jax.recipes.say import say, watched, watching
+from align_jax.recipes.say import say, say_once, watched, watching
 from align_jax.recipes.source import ModelSource, reference_model, starting_model
 from align_jax.scoring.reference import cache_file, cache_key, cached, compute_reference
 from align_jax.scoring.scorer import FixedScorer, Scorer
@@ -71,11 +72,18 @@ class Setup:
         """What is trained, if anything is."""
         return self.config.objective
 
-    @property
+    @functools.cached_property
     def backend(self) -> str:
-        """The attention backend; UserError where the one that was asked for cannot run on these devices."""
-        model = self.config.model
-        return resolve_backend(model.attention, model.dtype, self.mesh.devices.flat[0].platform)
+        """The attention backend, decided once for data and model; says why where `auto` does not take the device's own.
+
+        Raises:
+          UserError: the one that was asked for cannot run on these devices, or not this model.
+        """
+        model, platform = self.config.model, self.mesh.devices.flat[0].platform
+        choice = choose_backend(model.attention, model.dtype, platform, self.source.shape, _longest(self.config))
+        if choice.reason:
+            say_once(f"model.attention: auto takes xla here, which is slower: {choice.reason}")
+        return choice.backend
 
     @functools.cached_property
     def encoder(self) -> Encoder:
@@ -89,7 +97,7 @@ class Setup:
         return Scorer(
             self.source.shape,
             dtype=model.dtype,
-            attention=model.attention,
+            attention=self.backend,
             remat=model.remat,
             rows_per_chunk=model.rows_per_chunk,
             **({} if model.head_chunk is None else {"head_chunk": model.head_chunk}),
@@ -132,6 +140,16 @@ class Setup:
                 opened=opened,
             )
 
+    @property
+    def layout(self) -> RowLayout:
+        """How rows are filled: packed where the backend takes that; and what a further shape must save."""
+        shape = self.source.shape
+        dense, price = keys_per_position(shape), compilation_price(shape, self.mesh.devices.flat[0].platform)
+        if self.backend != "xla":
+            return RowLayout(pack=False, dense=dense, price=price)
+        dense, price = max(1, dense // XLA_ATTENTION_COST), price / XLA_ATTENTION_COST
+        return RowLayout(pack=self.config.data.pack, dense=dense, price=price)
+
     def loader(self, dataset: Any, passes: int | None = None) -> BatchLoader:
         """Batches of a data set for this mesh and this process.
 
@@ -144,10 +162,6 @@ class Setup:
                 f"mesh: data x fsdp = {shards} must be a multiple of the {processes} processes, so that each reads its own "
                 "part of the data"
             )
-        backend, dense = self.backend, keys_per_position(self.source.shape)
-        price = compilation_price(self.source.shape, self.mesh.devices.flat[0].platform)
-        if backend == "xla":
-            dense, price = max(1, dense // XLA_ATTENTION_COST), price / XLA_ATTENTION_COST
         once = -(-len(dataset) // config.train.groups_per_step)
         return BatchLoader(
             dataset,
@@ -156,7 +170,7 @@ class Setup:
             accumulation_steps=config.train.accumulation_steps,
             seed=config.run.seed,
             shuffle=config.data.shuffle,
-            layout=RowLayout(pack=config.data.pack and backend == "xla", dense=dense, price=price),
+            layout=self.layout,
             batches=config.train.total_steps(len(dataset)) if passes is None else once * passes,
             workers=config.data.workers,
             prefetch=config.data.prefetch,
@@ -182,6 +196,8 @@ class Setup:
             data=dataset.fingerprint,
             dtype=self.scorer.dtype,
             param_dtype=config.model.param_dtype,
+            # Others round differently, and at step one policy and reference are to agree exactly.
+            program=(jax.__version__, self.mesh.devices.flat[0].platform),
         )
         path = cache_file(key, dataset.path, config.reference.cache_dir)
 
@@ -194,6 +210,16 @@ class Setup:
         values, hit = cached(path, (len(dataset), dataset.slots), needed, compute)
         say(f"reference log-probs {'reused from' if hit else 'computed and stored in'} {path}")
         return {"ref_logps": values}
+
+
+def _longest(config: Config) -> int | None:
+    """Tokens of the longest prompt row and response row together, with their padding; None: any number."""
+    data, bench = config.data or DataConfig(), config.bench
+    prompt = max(data.max_prompt_tokens, bench.prompt_tokens or 0)
+    response = max(data.max_response_tokens, config.evaluate.max_new_tokens, bench.response_tokens or 0) + 1
+    if config.objective is not None and config.objective.arrangement.has_beliefs:
+        response *= 2  # a text stands behind its belief
+    return padded_length(prompt, response)
 
 
 def report_data(which: str, dataset: GroupDataset, folder: Path) -> None:

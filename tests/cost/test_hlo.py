@@ -83,3 +83,15 @@ ENTRY %main (a: bf16[512,1], b: bf16[2,512,64]) -> bf16[3,64] {
 def test_text_without_a_program():
     with pytest.raises(ValueError, match="no ENTRY"):
         count("HloModule x")
+
+
+def test_elements_of_tuples_written_in_place():
+    """As the compiler of JAX 0.12 for TPUs writes them."""
+    lines = [line for line in CONVOLUTION.splitlines() if "get-tuple-element" not in line]
+    text = "\n".join(lines).replace("%i,", "%p#0,").replace("%x)", "%p#1)")
+    assert "%i" not in text and text.count("#") == 4
+    (loop,) = (i for i in parse(text)[0]["main"] if i.op == "while")
+    assert trip_count(parse(text)[0], loop) == 4
+    assert count(text) == count(CONVOLUTION)
+    (element,) = (i for i in parse(text)[0]["body"] if i.name == "p#1")
+    assert element.type == "bf16[8,512]{1,0}"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import http.server
 import json
+import sys
 import threading
 import time
 
@@ -45,6 +46,12 @@ def test_its_held_out_accuracy_is_of_texts_that_it_was_not_trained_on():
     rng = np.random.default_rng(0)
     noise = [("".join(rng.choice(list("abcdefgh "), 40)), f"belief {i % 2}") for i in range(400)]
     assert Classifier(noise).quality["accuracy"] < 0.7  # there is nothing to learn
+
+
+def test_without_scikit_learn_it_says_what_to_install(monkeypatch):
+    monkeypatch.setitem(sys.modules, "sklearn", None)
+    with pytest.raises(UserError, match=r"evaluate.judge: classifier needs sklearn: pip install 'align-jax\[judge\]'"):
+        Classifier(texts(100, 0))
 
 
 def test_too_few_texts_are_refused():

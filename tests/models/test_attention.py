@@ -2,6 +2,7 @@
 interpreted and cuDNN's are replaced by plain products of the same signature."""
 
 import dataclasses
+import re
 from functools import partial
 
 import jax
@@ -17,6 +18,7 @@ from align_jax.models.attention import (
     Tokens,
     attend,
     backends,
+    choose_backend,
     cudnn_kernels,
     resolve_backend,
     splash,
@@ -35,7 +37,8 @@ def portable_kernels(monkeypatch):
     monkeypatch.setattr(splash.kernels, "make_splash_mha", interpreted)
     monkeypatch.setattr(cudnn_kernels, "forward", emulated_kernels.forward)
     monkeypatch.setattr(cudnn_kernels, "backward", emulated_kernels.backward)
-    monkeypatch.setattr(backends, "_HALF_ONLY", set())
+    monkeypatch.setattr(backends, "_TYPES", {})
+    monkeypatch.setattr(backends, "_no_kernel", lambda config, longest: None)
 
 
 portable = pytest.mark.usefixtures("portable_kernels")
@@ -235,7 +238,7 @@ def test_a_window_shorter_than_the_conversation():
     batch = pack_groups(groups(), shards=1, groups_per_shard=3, layout=RowLayout(pack=False))
     expected, result = scored(batch, "xla", config), scored(batch, "splash", config)
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-4), result, expected)
-    with pytest.raises(UserError, match="no kernel for a window of 3"):
+    with pytest.raises(UserError, match="no kernel for a sliding window of 3 tokens"):
         scored(batch, "cudnn", config)
 
 
@@ -255,12 +258,70 @@ def test_the_decoder_alone():
         np.testing.assert_allclose(other, expected, rtol=1e-4, atol=1e-5)
 
 
+@pytest.fixture
+def cudnn(monkeypatch):
+    """A GPU's cuDNN as far as the choice of a backend sees it: `cudnn(version, capability)`; None is none."""
+
+    def there(version=91002, capability=9.0):
+        monkeypatch.setattr(backends.cudnn_kernels, "installed", lambda: version)
+        monkeypatch.setattr(backends, "_capability", lambda: capability)
+
+    there()
+    return there
+
+
 @pytest.mark.parametrize(
     "platform, dtype, backend",
-    [("cpu", "float32", "xla"), ("tpu", "bfloat16", "splash"), ("cuda", "bfloat16", "cudnn"), ("gpu", "float32", "xla")],
+    [
+        ("cpu", "float32", "xla"),
+        ("tpu", "bfloat16", "splash"),
+        ("tpu", "float16", "xla"),
+        ("cuda", "bfloat16", "cudnn"),
+        ("gpu", "float16", "cudnn"),
+        ("gpu", "float32", "xla"),
+        ("rocm", "bfloat16", "xla"),
+    ],
 )
-def test_auto_follows_the_platform(platform, dtype, backend):
+def test_auto_follows_the_platform(platform, dtype, backend, cudnn):
     assert resolve_backend("auto", dtype, platform) == backend
+
+
+HEADS_OF_64 = dataclasses.replace(MODEL, head_size=64)
+WINDOW = dataclasses.replace(HEADS_OF_64, sliding_window=100)
+LACKS = {
+    "missing": (dict(version=None), HEADS_OF_64, None, "cuDNN is not installed where JAX looks for it"),
+    "old": (dict(version=80907), HEADS_OF_64, None, r"cuDNN 8\.9\.7 is older than 9\.0\.0"),
+    "old for its GPU": (dict(version=91002, capability=10.3), HEADS_OF_64, None, r"cuDNN 9\.10\.2 is older than 9\.11\.0"),
+    "an old GPU": (dict(capability=7.5), HEADS_OF_64, None, r"compute capability 8\.0 or later, and this GPU has 7\.5"),
+    "odd heads": (dict(), dataclasses.replace(MODEL, head_size=20), None, "multiples of 8 up to 256, this model has 20"),
+    "large heads": (
+        dict(capability=8.6), dataclasses.replace(MODEL, head_size=192), None, "multiples of 8 up to 128, this model has 192"
+    ),
+    "a window": (dict(), WINDOW, 101, r"no kernel for a sliding window \(100 tokens\) over a shared prompt"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", LACKS)
+def test_auto_takes_xla_where_cudnn_cannot_and_says_why(name, cudnn):
+    machine, config, longest, why = LACKS[name]
+    cudnn(**machine)
+    choice = choose_backend("auto", "bfloat16", "cuda", config, longest)
+    assert choice.backend == "xla" and re.search(why, choice.reason)
+    with pytest.raises(UserError, match=f"model.attention: 'cudnn' cannot be used: .*{why}.*; set model.attention: auto"):
+        resolve_backend("cudnn", "bfloat16", "cuda", config, longest)
+
+
+def test_a_window_that_nothing_leaves_is_none(cudnn):
+    assert choose_backend("auto", "bfloat16", "cuda", WINDOW, 100) == ("cudnn", None)
+    assert resolve_backend("auto", "bfloat16", "cuda", WINDOW) == "xla"  # of any lengths
+    assert resolve_backend("cudnn", "bfloat16", "cuda", WINDOW) == "cudnn"  # which the batch decides
+
+
+def test_the_best_backend_has_no_reason(cudnn):
+    assert choose_backend("auto", "bfloat16", "cuda", dataclasses.replace(MODEL, head_size=256)) == ("cudnn", None)
+    assert choose_backend("auto", "float32", "cpu", MODEL) == ("xla", None)
+    half = choose_backend("auto", "float16", "tpu", MODEL)
+    assert half == ("xla", "its kernels take model.dtype bfloat16 or float32, got float16")
 
 
 def test_what_is_not_there_is_named():
@@ -271,20 +332,15 @@ def test_what_is_not_there_is_named():
             resolve_backend(only_in_tests, "float32")
     with pytest.raises(UserError, match="'splash' runs on tpu, but the devices are cpu"):
         resolve_backend("splash", "float32", "cpu")
-    with pytest.raises(UserError, match="'cudnn' needs model.dtype bfloat16 or float16, got float32"):
+    with pytest.raises(UserError, match="'cudnn' cannot be used: its kernels take model.dtype bfloat16 or float16, got float"):
         resolve_backend("cudnn", "float32", "gpu")
 
 
-def test_the_rules_behind_cudnn_are_where_they_were(monkeypatch):
-    """Shapes only: the kernels themselves need a GPU."""
-    from jax._src.cudnn import fused_attention_stablehlo as cudnn
+def test_kernels_without_cudnn_say_so():
+    with pytest.raises(UserError, match="'cudnn' cannot be used: cuDNN is not installed .*; set model.attention: xla"):
+        cudnn_kernels.version()
 
-    monkeypatch.setattr(cudnn, "check_cudnn_version", lambda: 91000)
-    monkeypatch.setattr(cudnn, "check_compute_capability", lambda _: True)
-    monkeypatch.setattr(cudnn, "is_cuda_compute_capability_equal", lambda _: False)
-    shape = lambda *s, dtype="bfloat16": jax.ShapeDtypeStruct(s, dtype)  # noqa: E731
-    q, k, n = shape(3, 16, 4, 64), shape(3, 24, 2, 64), shape(3, dtype="int32")
-    out, top = jax.eval_shape(partial(cudnn_kernels.forward, causal=False), q, k, k, n, n)
-    assert (out.shape, out.dtype, top.shape, top.dtype) == (q.shape, q.dtype, (3, 16, 4), jnp.float32)
-    grads = jax.eval_shape(partial(cudnn_kernels.backward, causal=True, window=4), q, k, k, n, n, out, top, out)
-    assert [g.shape for g in grads] == [q.shape, k.shape, k.shape]
+
+def test_rows_beyond_what_splash_counts_are_refused():
+    with pytest.raises(UserError, match="'splash' takes rows of fewer than 65536 tokens, and these have 65536; lower data"):
+        splash.computed_pairs(1, 65536, 0)

@@ -54,7 +54,9 @@ def test_two_processes_agree_in_threads_of_their_own():
 
 def test_a_jax_without_the_store_is_named(monkeypatch):
     monkeypatch.setattr(distributed, "global_state", types.SimpleNamespace(client=object()))
-    with pytest.raises(UserError, match=rf"jax {jax.__version__}: jax\._src\.distributed\.global_state: its client has no key_value_set"):
+    with pytest.raises(
+        UserError, match=rf"jax {jax.__version__}: jax\._src\.distributed\.global_state: its client has no key_value_set"
+    ):
         processes.LargestAhead()
 
 

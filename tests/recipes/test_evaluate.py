@@ -6,6 +6,7 @@ import json
 import math
 import re
 import shutil
+import sys
 from pathlib import Path
 
 import jax
@@ -114,6 +115,21 @@ def test_beliefs_of_several_models_in_one_table(world, capsys):
     assert all(sum(r["drawn"]) == 4 and r["beliefs"] == [0, 1, 2, 3] and len(r["judged"]) == 4 for r in rows)
     for name in ("belief_distance", "belief_reliability"):
         assert (world / f"run/evaluation/{name}.png").read_bytes()[:4] == b"\x89PNG"
+
+
+def test_a_plain_install_measures_the_rest_and_says_what_is_missing(world, capsys, monkeypatch):
+    for package in ("matplotlib", "sklearn"):
+        monkeypatch.setitem(sys.modules, package, None)
+    assert evaluate(world / "beliefs.yaml", "--evaluate.resamples", 0, "--run.dir", world / "plain") == 0
+    captured = capsys.readouterr()
+    assert "beliefs/js_distance_sampled" in captured.out and "consistency" not in captured.out
+    said = [line for line in captured.err.splitlines() if "pip install" in line]
+    assert said == [
+        "align-jax: the consistency of texts and beliefs is not measured: evaluate.judge: classifier needs sklearn: pip "
+        "install 'align-jax[judge]', or set evaluate.judge: none",
+        "align-jax: no pictures were drawn: a picture needs matplotlib: pip install 'align-jax[plots]'",
+    ]
+    assert not list((world / "plain").rglob("*.png"))
 
 
 @pytest.mark.slow

@@ -1,4 +1,4 @@
-"""The whole training step lowered for CUDA, on a machine without a GPU: every private rule of JAX that a GPU step calls is there."""
+"""The whole training step lowered for CUDA, on a machine without a GPU: all that a GPU step calls in JAX is there."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ def lowered(config: ModelConfig, attention: str, mesh, remat: str = "none") -> s
 @pytest.mark.parametrize("config", [PLAIN, GROUPED], ids=["plain", "grouped-query"])
 @pytest.mark.usefixtures("cudnn")
 def test_the_step_lowers_with_cudnn(config, sizes):
-    attention = resolve_backend("auto", "bfloat16", "cuda")
+    attention = resolve_backend("auto", "bfloat16", "cuda", config)
     assert attention == "cudnn"
     text = lowered(config, attention, make_mesh(*sizes, devices=jax.devices()[: int(np.prod(sizes))]))
     # of the prompts, of the responses over themselves and over their prompts

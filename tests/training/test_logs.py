@@ -198,6 +198,12 @@ def test_numbers_are_short(value, text):
     assert progress.short(value) == text
 
 
+def test_tensorboard_says_what_to_install(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "tensorboardX", None)
+    with pytest.raises(UserError, match=r"log.tensorboard needs tensorboardX: pip install 'align-jax\[tensorboard\]'"):
+        _run(tmp_path, range(1, 4), tensorboard=True)
+
+
 def test_tensorboard_files_hold_the_scalars(tmp_path):
     _run(tmp_path, range(1, 4), tensorboard=True)
     (path,) = (tmp_path / "tensorboard").glob("events.out.tfevents.*")

@@ -17,6 +17,13 @@ _LAYOUT = RowLayout(
 )
 
 
+def padded_length(prompt: int, response: int) -> int | None:
+    """Positions of a prompt row and a response row together, in the longest layout; None where no layout holds them."""
+    if max(prompt, response) > _LENGTHS[-1]:
+        return None
+    return fit(prompt, _LENGTHS) + fit(response, _LENGTHS)
+
+
 def length_batches(groups: Sequence[TokenGroup], *, shards: int, rows: int) -> Iterator[GroupBatch]:
     """Batches that together hold every group once; `batch.rows` are places in `groups`.
 

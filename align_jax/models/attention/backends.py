@@ -1,11 +1,16 @@
-"""The names of the attention backends, and which one a platform gets."""
+"""The names of the attention backends, which one a platform gets, and what each of them cannot do."""
 
 from __future__ import annotations
+
+import math
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 
 from align_jax.errors import UserError
+from align_jax.models.attention import cudnn_kernels
+from align_jax.models.config import ModelConfig
 
 # name -> platforms that run it
 BACKENDS: dict[str, tuple[str, ...]] = {
@@ -13,33 +18,105 @@ BACKENDS: dict[str, tuple[str, ...]] = {
     "splash": ("tpu",),
     "cudnn": ("gpu",),
 }
-_HALF_ONLY = {"cudnn"}  # whose kernels take 16-bit types only
 _BEST = {"tpu": "splash", "gpu": "cudnn"}
+# name -> the types that its kernels take
+_TYPES = {"cudnn": ("bfloat16", "float16"), "splash": ("bfloat16", "float32")}
+# What JAX's own checks ask for: cuDNN by compute capability, and the largest head from Hopper on and before.
+_OLDEST, _OLDEST_OF, _OLDEST_CAPABILITY = 90000, {10.3: 91100}, 8.0
+_LARGEST_HEAD, _LARGEST_HEAD_HOPPER = 128, 256
 
 
-def resolve_backend(name: str, dtype, platform: str | None = None) -> str:
-    """The backend that `model.attention` names; `auto` is splash on TPU, cuDNN on GPU, XLA elsewhere.
+class Choice(NamedTuple):
+    """A backend, and, where it is not the platform's best, why not."""
+
+    backend: str
+    reason: str | None = None
+
+
+def choose_backend(
+    name: str, dtype, platform: str | None = None, config: ModelConfig | None = None, longest: int | None = None
+) -> Choice:
+    """The backend that `model.attention` names; `auto` is splash on TPU and cuDNN on GPU where they can, else XLA.
 
     Args:
       name: `auto` or a key of `BACKENDS`.
-      dtype: the type of queries and keys; cuDNN has kernels for 16-bit types only.
-      platform: where the program will run; None takes what JAX runs on, and checks an explicit name no further, so that
-        a program for another machine can be traced.
+      dtype: the type of queries and keys.
+      platform: where the program will run; None takes what JAX runs on, and checks of an explicit name only what needs no
+        device, so that a program for another machine can be traced.
+      config: the model; None checks nothing of its shape.
+      longest: tokens of the longest prompt row and response row together, which a sliding window may hold; None: any.
 
     Raises:
-      UserError: an unknown name, or a backend that the platform does not have.
+      UserError: an unknown name, or a backend that the platform or the model does not have; with what to do.
     """
     if name != "auto" and name not in BACKENDS:
         raise UserError(f"model.attention: {name!r} is unknown; choose one of auto, {', '.join(BACKENDS)}")
-    half = jnp.dtype(dtype).itemsize == 2
+    where = platform or jax.default_backend()
     if name == "auto":
-        best = _BEST.get(_family(platform or jax.default_backend()), "xla")
-        return "xla" if best in _HALF_ONLY and not half else best
-    if platform is not None and _family(platform) not in BACKENDS[name]:
+        best = _BEST.get(_family(where), "xla")
+        reason = _lacks(best, where, dtype, config, math.inf if longest is None else longest)
+        return Choice("xla", reason) if reason else Choice(best)
+    if platform is not None and _family(where) not in BACKENDS[name]:
         raise UserError(f"model.attention: {name!r} runs on {' or '.join(BACKENDS[name])}, but the devices are {platform}")
-    if name in _HALF_ONLY and not half:
-        raise UserError(f"model.attention: {name!r} needs model.dtype bfloat16 or float16, got {jnp.dtype(dtype).name}")
-    return name
+    if reason := _lacks(name, platform, dtype, config, longest or 0):
+        raise UserError(f"model.attention: {name!r} cannot be used: {reason}; set model.attention: auto (or xla)")
+    return Choice(name)
+
+
+def resolve_backend(
+    name: str, dtype, platform: str | None = None, config: ModelConfig | None = None, longest: int | None = None
+) -> str:
+    """The name alone of `choose_backend`."""
+    return choose_backend(name, dtype, platform, config, longest).backend
+
+
+def _lacks(backend: str, platform: str | None, dtype, config: ModelConfig | None, longest: float) -> str | None:
+    """Why a backend cannot compute the attention of a model, or None."""
+    kind = jnp.dtype(dtype).name
+    if kind not in _TYPES.get(backend, (kind,)):
+        return f"its kernels take model.dtype {' or '.join(_TYPES[backend])}, got {kind}"
+    if backend != "cudnn":
+        return None
+    missing = None if platform is None else _no_cudnn(platform)
+    return missing or (None if config is None else _no_kernel(config, longest))
+
+
+def _no_cudnn(platform: str) -> str | None:
+    if platform == "rocm":
+        return "cuDNN runs on NVIDIA's devices, and these are AMD's"
+    version, capability = cudnn_kernels.installed(), _capability()
+    if version is None:
+        return cudnn_kernels.MISSING
+    if capability is not None and capability < _OLDEST_CAPABILITY:
+        return f"cuDNN's attention needs compute capability {_OLDEST_CAPABILITY} or later, and this GPU has {capability}"
+    oldest = _OLDEST_OF.get(capability, _OLDEST)
+    if version < oldest:
+        return (
+            f"cuDNN {_written(version)} is older than {_written(oldest)} (pip install -U 'align-jax[gpu]')"
+        )
+    return None
+
+
+def _no_kernel(config: ModelConfig, longest: float) -> str | None:
+    capability = _capability()
+    largest = _LARGEST_HEAD_HOPPER if capability is not None and capability >= 9 else _LARGEST_HEAD
+    if config.head_size % 8 or config.head_size > largest:
+        return (
+            f"cuDNN's kernels take head sizes that are multiples of 8 up to {largest}, this model has {config.head_size}"
+        )
+    if config.sliding_window is not None and config.sliding_window < longest:
+        return f"cuDNN has no kernel for a sliding window ({config.sliding_window} tokens) over a shared prompt"
+    return None
+
+
+def _written(version: int) -> str:
+    return f"{version // 10000}.{version // 100 % 100}.{version % 100}"
+
+
+def _capability() -> float | None:
+    """The compute capability of this process's first device, such as 8.6; None where it is no GPU."""
+    found = getattr(jax.local_devices()[0], "compute_capability", None)
+    return None if found is None else float(found)
 
 
 def _family(platform: str) -> str:

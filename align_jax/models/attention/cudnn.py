@@ -33,7 +33,10 @@ def attend_cudnn(q, k, v, seen: RowIds, prefix_k=None, prefix_v=None) -> jax.Arr
     if prefix_k is None:
         return over_mesh(run, q, (k, v), (lengths,))
     if seen.window is not None:
-        raise UserError(f"model.attention: cuDNN has no kernel for a window of {seen.window} over a shared prompt; use 'xla'")
+        raise UserError(
+            f"model.attention: cuDNN has no kernel for a sliding window of {seen.window} tokens over a shared prompt; set "
+            "model.attention: xla"
+        )
     prefix = seen.prefix
     if seen.prompt_row is not None:
         prefix_k, prefix_v, prefix = (

@@ -14,6 +14,7 @@ import jax.numpy as jnp
 from align_jax.errors import UserError
 from align_jax.private import call, parameters_of, private
 
+MISSING = "cuDNN is not installed where JAX looks for it (pip install 'align-jax[gpu]' brings it)"
 # Of versions that can change scores by a function: none is asked for.
 _NEWER = {"score_mod": None, "score_mod_args": ()}
 
@@ -48,18 +49,20 @@ def _saved(arrays: dict[str, jax.Array], out: jax.Array, top: jax.Array) -> tupl
     return (*own, jnp.swapaxes(top, 1, 2), out)
 
 
-def version() -> int:
-    """The version of cuDNN, such as 91002 for 9.10.2.
-
-    Raises:
-      UserError: there is none.
-    """
+def installed() -> int | None:
+    """The version of cuDNN, such as 91002 for 9.10.2; None where there is none."""
     try:
         return call("cudnn version", {})
-    except RuntimeError as error:
-        raise UserError(
-            f"model.attention: cuDNN is not there ({error}); pip install 'align-jax[gpu]', or set model.attention: xla"
-        ) from error
+    except RuntimeError:  # which is how JAX says so
+        return None
+
+
+def version() -> int:
+    """The version of cuDNN; UserError where there is none."""
+    found = installed()
+    if found is None:
+        raise UserError(f"model.attention: 'cudnn' cannot be used: {MISSING}; set model.attention: xla")
+    return found
 
 
 def _arrays(q, k, v, q_lengths, k_lengths) -> dict[str, jax.Array]:

@@ -16,6 +16,7 @@ import numpy as np
 from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_kernel as kernels
 from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_mask as masks
 
+from align_jax.errors import UserError
 from align_jax.models.attention.partition import over_mesh
 from align_jax.models.attention.visible import RowIds
 from align_jax.models.remat import ATTENTION
@@ -120,9 +121,7 @@ def _kernel(shape: _Shape, heads: int) -> kernels.SplashAttentionKernel:
     q, kv = shape.q_block, shape.k_block
     return kernels.make_splash_mha(
         masks.MultiHeadMask([_RowsMask(shape)] * heads),
-        block_sizes=kernels.BlockSizes(
-            block_q=q, block_kv=kv, block_q_dkv=q, block_kv_dkv=kv, block_q_dq=q, block_kv_dq=kv
-        ),
+        block_sizes=kernels.BlockSizes(block_q=q, block_kv=kv, block_q_dkv=q, block_kv_dkv=kv, block_q_dq=q, block_kv_dq=kv),
         head_shards=1,
         q_seq_shards=1,
         residual_checkpoint_name=ATTENTION,
@@ -152,7 +151,10 @@ class _RowsMask(masks.Mask):
     def __init__(self, mask_shape: _Shape):
         self._of = mask_shape
         if mask_shape.length >= 2**_OFFSET_BITS:
-            raise ValueError(f"rows of {mask_shape.length} tokens; splash attention takes fewer than {2**_OFFSET_BITS}")
+            raise UserError(
+                f"model.attention: 'splash' takes rows of fewer than {2**_OFFSET_BITS} tokens, got {mask_shape.length}; lower "
+                " data.max_prompt_tokens and data.max_response_tokens, or set model.attention: xla"
+            )
         index = np.minimum(np.arange(mask_shape.padded_queries), mask_shape.rows * mask_shape.length - 1)
         row, offset = np.divmod(index, mask_shape.length)
         self.q_sequence = ((row << _OFFSET_BITS) + offset).astype(np.int32)

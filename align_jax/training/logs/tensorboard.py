@@ -5,20 +5,24 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import ClassVar
 
+from align_jax.errors import optional
 from align_jax.training.logs.sink import Context, Sink
 
 
 class TensorBoard(Sink):
-    """Every metric a scalar."""
+    """Every metric a scalar.
+
+    Raises:
+      MissingPackage: tensorboardX is not installed.
+    """
 
     name: ClassVar[str] = "tensorboard"
 
     def __init__(self, context: Context):
-        from tensorboardX import SummaryWriter
-
         super().__init__(context)
+        writer = optional("tensorboardX", "tensorboard", "log.tensorboard").SummaryWriter
         purge = None if context.resume_step is None else context.resume_step + 1
-        self._writer = SummaryWriter(logdir=str(context.run_dir / "tensorboard"), purge_step=purge)
+        self._writer = writer(logdir=str(context.run_dir / "tensorboard"), purge_step=purge)
 
     def write(self, step: int, metrics: Mapping[str, float]) -> None:
         """Adds the scalars of a step."""

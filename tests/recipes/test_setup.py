@@ -1,0 +1,89 @@
+"""The attention backend is decided once, for rows and program alike, and a user is told where it is not the device's own."""
+
+from __future__ import annotations
+
+import dataclasses
+import types
+
+import numpy as np
+import pytest
+
+from align_jax.config import Config
+from align_jax.errors import UserError
+from align_jax.models.attention import backends
+from align_jax.recipes.say import speaking
+from align_jax.recipes.setup import Setup
+from align_jax.recipes.source import starting_model
+
+SHAPE = {"vocab_size": 64, "width": 32, "mlp_width": 48, "layers": 2, "heads": 4, "kv_heads": 2, "head_size": 8}
+
+
+@pytest.fixture
+def gpu(monkeypatch):
+    """A setup as it would be on a GPU with a cuDNN: `gpu(attention, **shape)`."""
+    monkeypatch.setattr(backends.cudnn_kernels, "installed", lambda: 91002)
+    monkeypatch.setattr(backends, "_capability", lambda: 9.0)
+    device = types.SimpleNamespace(platform="gpu")
+    mesh = types.SimpleNamespace(devices=np.array([[[device]]]), shape={"data": 1, "fsdp": 1, "tensor": 1})
+
+    def make(attention="auto", dtype="bfloat16", data=None, **shape):
+        model = {"config": SHAPE | shape, "dtype": dtype, "attention": attention}
+        values = {"model": model, "objective": {"name": "mpo"}, "data": data or {}, "run": {"dir": "unused"}}
+        config = Config.of(values)
+        return Setup(config, mesh, starting_model(config))
+
+    return make
+
+
+def test_rows_and_program_get_one_backend(gpu, capsys):
+    for setup, backend in ((gpu(), "cudnn"), (gpu(head_size=12), "xla"), (gpu("xla"), "xla")):
+        assert (setup.backend, setup.scorer.attention) == (backend, backend)
+        assert setup.layout.pack == (backend == "xla")
+    assert capsys.readouterr().err.count("model.attention") == 1
+
+
+def test_a_job_says_once_why_it_is_slower(gpu, capsys):
+    with speaking(quiet=False):
+        setup = gpu(head_size=12)
+        with speaking(quiet=False):
+            for _ in range(2):
+                assert dataclasses.replace(setup).backend == "xla"
+    said = capsys.readouterr().err
+    assert said == (
+        "align-jax: model.attention: auto takes xla here, which is slower: cuDNN's kernels take head sizes that are "
+        "multiples of 8 up to 256, this model has 12\n"
+    )
+    with speaking(quiet=False):
+        assert dataclasses.replace(setup).backend == "xla"
+    assert capsys.readouterr().err == said  # another job
+    with speaking(quiet=True):
+        assert dataclasses.replace(setup).backend == "xla"
+    assert capsys.readouterr().err == ""
+
+
+@pytest.mark.parametrize(
+    "options, message",
+    [
+        ({"head_size": 12}, "take head sizes that are multiples of 8"),
+        ({"dtype": "float32"}, "model.dtype bfloat16 or float16, got float32"),
+        ({"sliding_window": 100}, r"no kernel for a sliding window \(100 tokens\)"),
+    ],
+)
+def test_a_backend_that_was_asked_for_is_refused_before_anything_is_compiled(gpu, options, message):
+    with pytest.raises(UserError, match=f"'cudnn' cannot be used: .*{message}.*; set model.attention: auto"):
+        _ = gpu("cudnn", **options).backend
+
+
+@pytest.mark.parametrize(
+    "window, data, backend",
+    [
+        (4096, {"max_prompt_tokens": 1024, "max_response_tokens": 1024}, "cudnn"),  # 1024 and 2048 positions
+        (4096, {"max_prompt_tokens": 2048, "max_response_tokens": 2048}, "xla"),
+        (600, {"max_prompt_tokens": 128, "max_response_tokens": 1}, "cudnn"),  # samples of 128 tokens are scored, too
+        (300, {"max_prompt_tokens": 128, "max_response_tokens": 1}, "xla"),
+        (4096, {"max_prompt_tokens": 10**6}, "xla"),
+        (None, {"max_prompt_tokens": 10**6}, "cudnn"),
+    ],
+)
+def test_a_window_matters_where_rows_are_longer(gpu, window, data, backend):
+    assert gpu(data=data, sliding_window=window).backend == backend
