@@ -10,7 +10,8 @@ from typing import Any
 
 import numpy as np
 
-EXTRA = "plots"  # of this package: what `pip install "align-jax[...]"` needs for pictures
+from align_jax.errors import MissingPackage, optional
+
 _SMOOTH = 25  # a curve of more points than this gets a running mean
 _PART = 20  # which is over this part of all its points
 
@@ -66,8 +67,8 @@ def draw_curves(history: Sequence[Mapping[str, Any]], path: Path) -> str:
         if figure is None:
             return "picture  none: no step was logged"
         figure.savefig(path, dpi=110)
-    except ImportError:
-        return f'picture  none: pip install "align-jax[{EXTRA}]"'
+    except MissingPackage as error:
+        return f"picture  none: {error}"
     except Exception as error:  # matplotlib fails in ways of its own, and the weights are what was wanted
         return f"picture  none: {type(error).__name__}: {error}"
     return f"picture  {path}"
@@ -77,8 +78,9 @@ def curves(history: Sequence[Mapping[str, Any]], title: str = "") -> Any:
     """The figure, with the panels for which there is anything; None where there is none.
 
     Raises:
-      ImportError: matplotlib is not installed.
+      MissingPackage: matplotlib is not installed.
     """
+    optional("matplotlib", "plots", "a picture")
     from matplotlib.figure import Figure
 
     panels = [panel for panel in PANELS if any(len(points(history, name)[0]) for name in _names(panel))]

@@ -17,7 +17,7 @@ from align_jax.config.packaged import copy_config, how_to_copy, packaged_config,
 from align_jax.errors import UserError
 
 ROOT = Path(__file__).parents[2]
-PACKED = ("align_jax", "configs", "setup.py", "pyproject.toml", "LICENSE")
+PACKED = ("README.md", "align_jax", "configs", "setup.py", "pyproject.toml", "LICENSE")
 
 
 def test_all_configs_are_packaged():

@@ -83,7 +83,7 @@ def test_without_matplotlib_one_line_says_what_to_install(tmp_path, monkeypatch)
     for name in ("matplotlib", "matplotlib.figure", "matplotlib.ticker"):
         monkeypatch.setitem(sys.modules, name, None)
     said = draw_curves(history(3, loss=1.0), tmp_path / "curves.png")
-    assert said == f'picture  none: pip install "align-jax[{curves.EXTRA}]"'
+    assert said == "picture  none: a picture needs matplotlib: pip install 'align-jax[plots]'"
 
 
 def test_a_picture_that_cannot_be_drawn_is_no_reason_to_fail(tmp_path):

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import jax
 
-from align_jax.models.attention.backends import BACKENDS, Choice, choose_backend, resolve_backend
+from align_jax.models.attention.backends import BACKENDS, BackendChoice, choose_backend, resolve_backend
 from align_jax.models.attention.cudnn import attend_cudnn
 from align_jax.models.attention.splash import attend_splash
 from align_jax.models.attention.visible import Masks, RowIds, Tokens, own_mask, prefix_mask, visibility
@@ -19,7 +19,7 @@ from align_jax.models.attention.xla import attend_xla
 
 __all__ = [
     "BACKENDS",
-    "Choice",
+    "BackendChoice",
     "Masks",
     "RowIds",
     "Tokens",

@@ -26,7 +26,7 @@ _OLDEST, _OLDEST_OF, _OLDEST_CAPABILITY = 90000, {10.3: 91100}, 8.0
 _LARGEST_HEAD, _LARGEST_HEAD_HOPPER = 128, 256
 
 
-class Choice(NamedTuple):
+class BackendChoice(NamedTuple):
     """A backend, and, where it is not the platform's best, why not."""
 
     backend: str
@@ -35,7 +35,7 @@ class Choice(NamedTuple):
 
 def choose_backend(
     name: str, dtype, platform: str | None = None, config: ModelConfig | None = None, longest: int | None = None
-) -> Choice:
+) -> BackendChoice:
     """The backend that `model.attention` names; `auto` is splash on TPU and cuDNN on GPU where they can, else XLA.
 
     Args:
@@ -55,12 +55,12 @@ def choose_backend(
     if name == "auto":
         best = _BEST.get(_family(where), "xla")
         reason = _lacks(best, where, dtype, config, math.inf if longest is None else longest)
-        return Choice("xla", reason) if reason else Choice(best)
+        return BackendChoice("xla", reason) if reason else BackendChoice(best)
     if platform is not None and _family(where) not in BACKENDS[name]:
         raise UserError(f"model.attention: {name!r} runs on {' or '.join(BACKENDS[name])}, but the devices are {platform}")
     if reason := _lacks(name, platform, dtype, config, longest or 0):
         raise UserError(f"model.attention: {name!r} cannot be used: {reason}; set model.attention: auto (or xla)")
-    return Choice(name)
+    return BackendChoice(name)
 
 
 def resolve_backend(
