@@ -135,8 +135,8 @@ def _dots(shown: Shown, panels: list[_Panel], title: str, note: str) -> Figure:
                 axis.plot([found.low, found.high], [i, i], color=f"C{i}", linewidth=2, alpha=0.6, solid_capstyle="butt")
             axis.plot([found.value], [i], "o", color=f"C{i}", markersize=6, zorder=3)
             axis.annotate(
-                f"{found.value:.2f}".replace("-0.00", "0.00"), (found.value, i), xytext=(0, 5), textcoords="offset points",
-                ha="center", fontsize=7.5,
+                f"{found.value:.2f}".replace("-0.00", "0.00"), (found.value, i), xytext=(0, 6), textcoords="offset points",
+                zorder=2, ha="center", fontsize=7.5, bbox={"boxstyle": "round,pad=0.1", "color": "white", "alpha": 0.8},
             )  # fmt: skip
         axis.margins(x=0.18)
         axis.xaxis.set_major_locator(MaxNLocator(4))
@@ -173,13 +173,13 @@ def _panels(shown: Shown, **options):
     for axis, name in zip(axes.flat, shown, strict=False):
         axis.set_title("\n".join(textwrap.wrap(name, 36)), fontsize=9)
         axis.grid(alpha=0.3)
-    return figure, axes.flat
+    return figure, list(axes.flat)[: len(shown)]
 
 
 def _against(shown: Shown, beta: float, preference: str, of: _Axis) -> Figure:
     """Preferences against a label, both from the prompt's mean, with the mean of tenths of the answers."""
     figure, panels = _panels(shown, sharex=True, sharey=True)
-    for panel, (responses, _) in zip(panels, shown.values(), strict=False):
+    for panel, (responses, _) in zip(panels, shown.values(), strict=True):
         x, y = (_centred(values, responses.mask) for values in (responses.labels[of.label], beta * responses.log_ratios))
         keep = np.random.default_rng(0).permutation(len(x))[:_POINTS]
         panel.axhline(0, color="grey", linewidth=0.8, linestyle="--")
@@ -188,15 +188,20 @@ def _against(shown: Shown, beta: float, preference: str, of: _Axis) -> Figure:
         middle = ([x[part].mean() for part in tenths], [y[part].mean() for part in tenths])
         panel.plot(*middle, color="black", marker="o", ms=3, label="mean of a tenth of the answers")
     figure.suptitle(f"Do the models prefer {of.comparative} answers? (rising: yes)", fontsize=11)
-    figure.supxlabel(f"{of.name}, against the mean of the prompt's answers ({of.unit})", fontsize=9)
-    figure.supylabel("preference, against the mean\nof the prompt's answers", fontsize=9)
-    _explain(figure, panels[0], f"A preference is {preference}.")
+    what = "against the mean\nof the prompt's answers"
+    _explain(figure, panels, f"A preference is {preference}.", f"{of.name} ({of.unit}), {what}", f"preference, {what}")
     return figure
 
 
-def _explain(figure: Figure, panel, note: str) -> None:
-    """A legend of one panel, which stands for all, below the figure."""
-    handles, labels = panel.get_legend_handles_labels()
+def _explain(figure: Figure, panels, note: str, xlabel: str, ylabel: str) -> None:
+    """What the axes are, at the panels that show their numbers, and one legend for all below the figure."""
+    for panel in panels:
+        shape = panel.get_subplotspec()
+        if panel.xaxis.get_tick_params()["labelbottom"]:
+            panel.set_xlabel(xlabel, fontsize=8)
+        if shape.is_first_col():
+            panel.set_ylabel(ylabel, fontsize=8)
+    handles, labels = panels[0].get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside lower center", ncols=len(labels), fontsize=8, title=note, title_fontsize=8)
 
 
@@ -208,7 +213,7 @@ def _centred(values: np.ndarray, mask: np.ndarray) -> np.ndarray:
 def _reliability(shown: Shown) -> Figure:
     """Predicted against target probability of every belief of every prompt."""
     figure, panels = _panels(shown, sharex=True, sharey=True)
-    for panel, (responses, _) in zip(panels, shown.values(), strict=False):
+    for panel, (responses, _) in zip(panels, shown.values(), strict=True):
         targets = responses.labels["target_probs"]
         count = targets.shape[1]
         mask, logps = responses.mask[:, :count], responses.logps[:, :count]
@@ -220,7 +225,6 @@ def _reliability(shown: Shown) -> Figure:
         panel.scatter(*points.T, s=9, alpha=0.5, linewidths=0, label="a belief of a prompt", clip_on=False)
         panel.set(xlim=(0, 1), ylim=(0, 1), aspect="equal")
     figure.suptitle("Do the models give beliefs the shares that people give them?", fontsize=11)
-    figure.supxlabel("share of the people who hold the belief", fontsize=9)
-    figure.supylabel("probability that the model gives it", fontsize=9)
-    _explain(figure, panels[0], "The model's probabilities are taken over the beliefs of the prompt.")
+    note = "The model's probabilities are taken over the beliefs of the prompt."
+    _explain(figure, panels, note, "share of the people\nwho hold the belief", "probability that\nthe model gives it")
     return figure
