@@ -20,9 +20,7 @@ setup(
     long_description_content_type="text/markdown",
     keywords="jax, preference optimization, alignment, RLHF, DPO, GDPO, MPO, KTO, SimPO, reward model, LLaMA, Mistral, TPU",
     classifiers=[
-        "Development Status :: 4 - Beta",
         "Environment :: Console",
-        "Environment :: GPU :: NVIDIA CUDA",
         "Intended Audience :: Science/Research",
         "Operating System :: POSIX :: Linux",
         "Programming Language :: Python :: 3",

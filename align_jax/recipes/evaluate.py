@@ -147,9 +147,16 @@ def _plots(data: EvalData, results: Sequence[Result]) -> list[str]:
         return [f"no pictures were drawn: {error}"]
     from align_jax.evaluation.plots import write_plots
 
-    shown = {r.name: (r.responses, r.estimates) for r in results}
-    reward = "reward" if data.config.head == "score" else "implicit reward"
-    return [f"wrote {path}" for path in write_plots(shown, data.beta, data.setup.folder.path / "evaluation", reward)]
+    shown = {_shown_as(data, r): (r.responses, r.estimates) for r in results}
+    scores = data.config.head == "score"
+    return [f"wrote {path}" for path in write_plots(shown, data.beta, data.setup.folder.path / "evaluation", scores)]
+
+
+def _shown_as(data: EvalData, result: Result) -> str:
+    """The name of a model in pictures: the one it was given, else what it is."""
+    if data.config.evaluate.models:
+        return result.name
+    return "before training" if result.step is None else f"{data.setup.folder.path.name}, step {result.step}"
 
 
 @dataclasses.dataclass
