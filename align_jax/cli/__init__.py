@@ -5,6 +5,8 @@ Help and what a typo is answered with need no JAX, which is imported when a comm
 
 from __future__ import annotations
 
+import copy
+import importlib
 import os
 import sys
 from collections.abc import Sequence
@@ -65,12 +67,27 @@ def _run(name: str, rest: list[str]) -> int:
         request = Invocation.of(name, command, parse(rest, command.arguments, command.usage(name), command.reads_config))
     if not command.computes:
         return command.run(request)
-    from align_jax.parallel.distributed import prepare_process
-    from align_jax.parallel.stop import interruptible
+    from align_jax.terminal import Watch
+
+    with Watch("starting", show=_shows_progress(request)):  # JAX and what reads models take seconds to import
+        from align_jax.parallel.distributed import prepare_process
+        from align_jax.parallel.stop import interruptible
 
     with interruptible():
-        prepare_process()
+        with Watch("starting", show=_shows_progress(request), at_once=True):
+            prepare_process()
+            importlib.import_module("align_jax.recipes.jobs")
         return command.run(request)
+
+
+def _shows_progress(request: Invocation) -> bool:
+    """Whether the configs allow it."""
+    for source, follows in request.read:
+        asked = copy.deepcopy(source)
+        asked.override([*follows, *request.given.overrides])
+        if asked.get("log.quiet") or asked.get("log.progress") is False:
+            return False
+    return True
 
 
 def _print(text: str) -> int:

@@ -6,6 +6,7 @@ import os
 import warnings
 
 from align_jax.errors import UserError
+from align_jax.terminal import Watch
 
 
 def prepare_process() -> None:
@@ -26,7 +27,8 @@ def prepare_process() -> None:
         jax.config.update("jax_compilation_cache_dir", os.path.join(home, "align_jax", "xla"))
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)  # a second start compiles nothing
     if _launched_on_several_hosts():
-        jax.distributed.initialize(**_processes())
+        with Watch("waiting for the other processes"):
+            jax.distributed.initialize(**_processes())
 
 
 def _launched_on_several_hosts() -> bool:

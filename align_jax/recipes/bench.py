@@ -21,7 +21,7 @@ from align_jax.errors import UserError
 from align_jax.models import init_weights, weight_shardings
 from align_jax.objectives import name_of
 from align_jax.parallel.mesh import data_shards, put_batch
-from align_jax.recipes.say import compiling, say, watching
+from align_jax.recipes.say import compiling, say, speaking, watching
 from align_jax.recipes.setup import Setup
 from align_jax.training import optim
 from align_jax.training.state import TrainState, create_state, state_shardings
@@ -41,7 +41,7 @@ def bench(config: Config) -> dict[str, Any]:
       UserError: neither data nor lengths, or lengths that do not fit the objective or the model's context.
     """
     config.require(*REQUIRED)
-    with tempfile.TemporaryDirectory() as folder:
+    with tempfile.TemporaryDirectory() as folder, speaking(config.log.quiet, config.log.progress):
         config = dataclasses.replace(config, run=dataclasses.replace(config.run, dir=folder))
         setup, before = Setup.of(config), so_far()
         with jax.set_mesh(setup.mesh):

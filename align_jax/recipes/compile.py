@@ -12,6 +12,7 @@ from align_jax.errors import UserError
 from align_jax.parallel.mesh import make_mesh
 from align_jax.recipes.setup import Setup
 from align_jax.recipes.source import starting_model
+from align_jax.terminal import Watch
 from align_jax.training import optim
 
 REQUIRED = JOBS["compile"].requires
@@ -39,7 +40,9 @@ def compile_step(config: Config, chips: str, lengths: topology.Lengths | None = 
     scorer = topology.resolved(Setup(config, mesh, starting_model(config)).scorer)
     optimizer = optim.make_optimizer(config.optimizer, config.train.steps or 1000)
     batch = topology.abstract_batch(config.objective, lengths, mesh, groups, accumulation)
-    compiled = topology.compile_for(mesh, scorer, config.objective, optimizer, config.model.param_dtype, batch)
+    # Not `watching`, which asks JAX for this machine's devices: there may be none.
+    with Watch(f"compiling the training step for {chips}", show=config.log.progress and not config.log.quiet, at_once=True):
+        compiled = topology.compile_for(mesh, scorer, config.objective, optimizer, config.model.param_dtype, batch)
     return topology.report(compiled, mesh, scorer, lengths, groups)
 
 

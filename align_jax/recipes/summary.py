@@ -178,12 +178,11 @@ def with_interval(line: Record, name: str) -> str:
 
 def next_commands(config: Config, folder: Path) -> list[str]:
     """What one does with a trained run, as commands."""
-    run, file = shlex.quote(str(folder)), shlex.quote(str(folder / "config.yaml"))
+    run = shlex.quote(str(folder))
     readable = config.data.eval is not None and not isinstance(config.data.eval, GivenRows)
-    commands = [f"align-jax evaluate {file}"] if readable else []
+    commands = [f"align-jax evaluate {run}"] if readable else []
     if config.head == "lm_head":
-        files = "--generate.prompts prompts.jsonl --generate.output responses.jsonl"
-        commands.append(f"align-jax generate {file} {files}")
+        commands.append(f'align-jax generate {run} --prompt "Once upon a time"')
     return [*commands, f"align-jax export {run} {shlex.quote(str(folder / 'export'))}"]
 
 

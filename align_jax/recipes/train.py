@@ -333,11 +333,10 @@ class CountCut(Callback):
 
     def notes(self, config: Config) -> list[str]:
         """A line about them, if there were any."""
-        if not any(self._cut.values()):
-            return []
-        lengths = f"{config.data.max_prompt_tokens} and {config.data.max_response_tokens} tokens"
-        counts = " and ".join(plural(round(self._cut[f"{kind}s"]), kind) for kind in ("prompt", "response"))
-        return [f"cut      {counts} of this start's batches, to {lengths} (data.max_prompt_tokens, data.max_response_tokens)"]
+        limits = {"prompt": config.data.max_prompt_tokens, "response": config.data.max_response_tokens}
+        counts = {kind: round(self._cut[f"{kind}s"]) for kind in limits}
+        cut = [f"{plural(counts[kind], kind)} to {limits[kind]} tokens" for kind in limits if counts[kind]]
+        return [f"cut      {' and '.join(cut)}, in this start's batches"] if cut else []
 
 
 def check_best_metric(config: Config) -> None:

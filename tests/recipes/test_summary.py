@@ -60,8 +60,8 @@ def test_the_table_has_what_both_evaluations_have():
 def test_the_next_commands_can_be_pasted(config, tmp_path):
     folder = tmp_path / "my run"
     evaluate, generate, export = next_commands(config, folder)
-    assert evaluate == f"align-jax evaluate '{folder}/config.yaml'"
-    assert generate.startswith(f"align-jax generate '{folder}/config.yaml' --generate.prompts ")
+    assert evaluate == f"align-jax evaluate '{folder}'"
+    assert generate == f"align-jax generate '{folder}' --prompt \"Once upon a time\""
     assert export == f"align-jax export '{folder}' '{folder}/export'"
     reward = dataclasses.replace(config, objective=Config.of({"objective": {"name": "reward"}}).objective)
     assert [line.split()[1] for line in next_commands(reward, folder)] == ["evaluate", "export"]

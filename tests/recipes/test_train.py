@@ -142,7 +142,7 @@ def test_what_a_user_reads(world, capsys):
         f"  folder   {run}",
         f"  picture  {run / 'curves.png'}",
         "  next",
-        f"    align-jax evaluate {run / 'config.yaml'}",
+        f"    align-jax evaluate {run}",
     ]
     places = [next((n for n, line in enumerate(lines) if line.startswith(kind)), -1) for kind in kinds]
     assert places == sorted(places) and -1 not in places, list(zip(kinds, places, strict=True))
