@@ -88,6 +88,10 @@ def train(config: Config, stop: StopSignal | None = None) -> Run:
         stack.enter_context(folder.claimed())
         for line in off:
             say(line)
+        if (made := made_already(folder, config)) is not None:
+            say(nothing_to_do(folder, made, config.train.steps, None))
+            told.end(folder.path, folder.history)
+            return _run(folder, made, finished=True)
         with watching("starting: devices, model and tokenizer"):
             setup = Setup.of(config)
         stack.enter_context(jax.set_mesh(setup.mesh))
@@ -95,10 +99,20 @@ def train(config: Config, stop: StopSignal | None = None) -> Run:
         measure = in_training_evaluation(setup, training.steps)
         training.join_reference()
         state, finished = _train(training, measure, stop, told)
-        history = setup.folder.history
-        told.end(setup.folder.path, history)
+        told.end(folder.path, folder.history)
+    return _run(folder, int(state.step), finished)
+
+
+def _run(folder: RunFolder, steps: int, finished: bool) -> Run:
+    history = folder.history
     latest = {name: value for line in history for name, value in line.items() if value is not None and name != "step"}
-    return Run(setup.folder.path, int(state.step), finished, latest, history)
+    return Run(folder.path, steps, finished, latest, history)
+
+
+def made_already(folder: RunFolder, config: Config) -> int | None:
+    """The steps of a run that has all that `train.steps` asks for, so that neither model nor data are needed; else None."""
+    made, asked = folder.steps[-1:] if folder.is_run else [], config.train.steps
+    return made[0] if made and asked is not None and made[0] >= asked else None
 
 
 @dataclasses.dataclass(frozen=True)

@@ -100,10 +100,17 @@ def test_a_refused_run_leaves_nothing(world, capsys, more, message):  # noqa: F8
 
 def test_ctrl_c_before_the_first_step_stops_at_once_and_leaves_nothing(world, monkeypatch):  # noqa: F811
     folder, config = world
-    monkeypatch.setattr("align_jax.recipes.train.in_training_evaluation", lambda setup: signal.raise_signal(signal.SIGINT))
+    monkeypatch.setattr("align_jax.recipes.train.in_training_evaluation", lambda *_: signal.raise_signal(signal.SIGINT))
     with pytest.raises(KeyboardInterrupt):
         align_jax.train(align_jax.Config.of(config, f"run.dir={folder / 'early'}"))
     assert not (folder / "early").exists()
+
+
+def test_a_run_that_has_all_its_steps_reads_neither_model_nor_data(world, whole, capsys, monkeypatch):  # noqa: F811
+    _, config = world
+    monkeypatch.setattr("align_jax.recipes.train.Setup.of", lambda *_: pytest.fail("the model is read"))
+    assert train(config, "--run.dir", whole) == 0
+    assert f"{whole} is complete: step 6 of 6" in capsys.readouterr().err
 
 
 def test_what_stood_in_the_folder_of_a_refused_run_stays(world):  # noqa: F811
