@@ -341,7 +341,7 @@ def _rows_in(source: ConfigValues) -> dict[str, GivenRows]:
     """
     rows, data = {}, source.values.get("data")
     for name in ("train", "eval"):
-        if isinstance(data, dict) and not isinstance(data.get(name), str | int | float | None):
+        if isinstance(data, dict) and data.get(name) is not None and type(data[name]) not in (str, int, float):
             rows[f"data.{name}"] = given_rows(data[name], f"data.{name}")
             data[name] = str(rows[f"data.{name}"])
     return rows

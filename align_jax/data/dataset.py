@@ -13,7 +13,7 @@ import numpy as np
 from align_jax.data.arrange import Arrangement, Arranger
 from align_jax.data.config import DataConfig
 from align_jax.data.encode import Encoder
-from align_jax.data.formats import AUTO, spelled
+from align_jax.data.formats import AUTO, Format, spelled
 from align_jax.data.formats.example import Example
 from align_jax.data.look import Look, read_rows
 from align_jax.data.opened import Opened, open_data
@@ -64,8 +64,9 @@ class GroupDataset:
         ends: bool = False,
         opened: Opened | None = None,
     ):
+        self._by_columns = config.format == AUTO
         self._source, data_format, self.path = opened or open_data(config, which, spool_dir, seed)
-        arrangement.check(data_format)
+        self._check(arrangement, data_format)
         self.format = spelled(data_format)
         self._read, self.bad_rows, look = data_format.read, [], Look()
         rows = read_rows(self._source, self._read, config.on_bad_row, self.bad_rows)
@@ -82,6 +83,14 @@ class GroupDataset:
         how = {k: v for k, v in dataclasses.asdict(config).items() if k not in _HOW} | {"format": self.format}
         parts = (self._source.digest, encoder.key(), sorted(how.items()), *arrangement.key(), seed, len(look.rows))
         self.fingerprint = hashlib.sha256(repr(parts).encode()).hexdigest()
+
+    def _check(self, arrangement: Arrangement, data_format: Format) -> None:
+        """UserError where the format cannot serve, with the columns where it was known by them."""
+        problem = arrangement.refusal(data_format)
+        if problem is not None and self._by_columns:
+            problem = f"{self.path}: by the columns of its first row ({', '.join(data_format.columns)}): {problem}"
+        if problem is not None:
+            raise UserError(problem)
 
     def example(self, row: int) -> Example:
         """Row `row` of the source, checked."""
@@ -118,7 +127,7 @@ class GroupDataset:
     def describe(self) -> str:
         """One line: groups, responses, and what was left out."""
         parts = [f"{len(self)} groups of up to {self.slots} responses from {len(self._source)} rows of {self.path}"]
-        if self._config.format == AUTO:
+        if self._by_columns:
             parts.append(f"read as format {self.format}, by its columns")
         if self.bad_rows:
             parts.append(f"{len(self.bad_rows)} malformed rows skipped")

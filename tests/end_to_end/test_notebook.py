@@ -99,7 +99,7 @@ def test_a_job_works_in_another_thread(model_folder, tmp_path):
     [
         ({"train": [1, 2]}, "data.train: expected a path, a list of dicts or a datasets.Dataset, got list"),
         ({"train": [{"prompt": {1}}]}, "data.train: the rows must be plain values"),
-        ({"train": [{"prompt": "a"}]}, "row 0: field 'responses' is missing"),
+        ({"train": [{"prompt": "a"}]}, r"by the columns of its first row \(prompt\): data.format 'prompts' has no"),
         ({"train": []}, "python-rows-.* is empty"),
         ({"train": "python-rows-0123"}, "given in Python, and only there"),
     ],

@@ -51,7 +51,7 @@ def test_all_stages_are_kept_below_a_folder(small, monkeypatch, capsys):
         return Run(Path(config.run.dir), config.train.steps, True, {}, history)
 
     monkeypatch.setattr(quickstart, "train", run)
-    monkeypatch.setattr(quickstart, "export", lambda *paths: exported.append(tuple(map(str, paths))))
+    monkeypatch.setattr(quickstart, "export", lambda *paths, overwrite: exported.append(tuple(map(str, paths))))
     assert quickstart.main(["--run.dir", "here/it", "--train.steps", "6"]) == 0
     base, gdpo = trained
     assert (base.run.dir, base.data.train, base.model.tokenizer) == ("here/it/base", "here/it/base.jsonl", "here/it/tokenizer")

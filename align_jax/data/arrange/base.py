@@ -17,7 +17,6 @@ from align_jax.data.formats import Format
 from align_jax.data.formats import spelled as name_of_format
 from align_jax.data.formats.example import Example
 from align_jax.data.records import Segment, TokenGroup
-from align_jax.errors import UserError
 
 
 @dataclasses.dataclass(frozen=True)
@@ -76,11 +75,6 @@ class Arrangement:
         if self.contrasts and data_format.responses == 1:
             return f"data.format {name!r} has one response per row, but the objective contrasts several; use kto or sft"
         return None
-
-    def check(self, data_format: Format) -> None:
-        """UserError where a format cannot serve."""
-        if (problem := self.refusal(data_format)) is not None:
-            raise UserError(problem)
 
     def items(self, row: int, example: Example) -> list[Item]:
         """The groups that a row becomes; none drops it."""
