@@ -16,8 +16,9 @@ from align_jax.evaluation.intervals import Estimate
 from align_jax.evaluation.responses import Responses
 
 Shown = Mapping[str, tuple[Responses, Mapping[str, Estimate]]]  # model -> what it said, what was measured
-_POINTS = 4000  # of a scatter plot, at most
+_POINTS, _GROUPS = 4000, 7  # of a scatter plot, and panels of groups, at most
 _DISTANCE, _SAMPLED, _CONSISTENCY = "beliefs/js_distance", "beliefs/js_distance_sampled", "consistency/accuracy"
+_WORST = f"{_DISTANCE}/worst_group"
 _IMPLICIT = "how much likelier the model makes an answer than the reference model does (its implicit reward)"
 _SCORE = "the reward model's score"
 
@@ -54,6 +55,7 @@ class _Panel:
     scale: str
     chance: float | None = None
     chance_name: str = "chance"
+    from_zero: bool = False
 
 
 def _agreement(shown: Shown, preference: str) -> Figure:
@@ -81,13 +83,14 @@ def _chance_of_best(responses: Responses) -> float:
 def _distances(shown: Shown) -> Figure:
     responses = next(iter(shown.values()))[0]
     names = dict.fromkeys(name for _, known in shown.values() for name in known if name.startswith(f"{_DISTANCE}/"))
-    groups = {name: name.removeprefix(f"{_DISTANCE}/").replace("worst_group", "the worst group") for name in names}
+    few = [name for name in names if name != _WORST][:_GROUPS]
+    groups = {name: f"group {name.removeprefix(f'{_DISTANCE}/')}" for name in few} | {_WORST: "the worst group"}
     scale, options = "distance (0: the same shares)", _options(responses)
     equal = _equal_guess(responses, options)
     panels = [
-        _Panel(_DISTANCE, "From the model's probabilities", scale, equal, "all alike"),
-        _Panel(_SAMPLED, "From what it says", scale, equal, "all alike"),
-        *(_Panel(name, f"Of {group}", scale) for name, group in groups.items()),
+        _Panel(_DISTANCE, "From its probabilities", scale, equal, "equal shares", True),
+        _Panel(_SAMPLED, "From what it says", scale, equal, "equal shares", True),
+        *(_Panel(name, f"From its probabilities, {group}", scale, from_zero=True) for name, group in groups.items()),
         _Panel(_CONSISTENCY, "Its texts express the belief they are given", "share, by the judge", float((1 / options).mean())),
     ]
     title = f"How far are the models from what people believe? ({len(responses.rows)} rows)"
@@ -138,6 +141,8 @@ def _dots(shown: Shown, panels: list[_Panel], title: str, note: str) -> Figure:
                 f"{found.value:.2f}".replace("-0.00", "0.00"), (found.value, i), xytext=(0, 6), textcoords="offset points",
                 zorder=2, ha="center", fontsize=7.5, bbox={"boxstyle": "round,pad=0.1", "color": "white", "alpha": 0.8},
             )  # fmt: skip
+        if panel.from_zero:
+            axis.plot([0], [0], alpha=0)
         axis.margins(x=0.18)
         axis.xaxis.set_major_locator(MaxNLocator(4))
         axis.set_ylim(len(names) - 0.5, -0.85)  # the first model on top, and room for chance's name
@@ -223,7 +228,7 @@ def _reliability(shown: Shown) -> Figure:
         points = np.unique(np.stack([targets[mask], predicted[mask]], 1).round(4), axis=0)
         panel.plot([0, 1], [0, 1], color="grey", linewidth=0.9, linestyle="--", label="as people believe")
         panel.scatter(*points.T, s=9, alpha=0.5, linewidths=0, label="a belief of a prompt", clip_on=False)
-        panel.set(xlim=(0, 1), ylim=(0, 1), aspect="equal")
+        panel.set(xlim=(0, 1), ylim=(0, 1))
     figure.suptitle("Do the models give beliefs the shares that people give them?", fontsize=11)
     note = "The model's probabilities are taken over the beliefs of the prompt."
     _explain(figure, panels, note, "share of the people\nwho hold the belief", "probability that\nthe model gives it")

@@ -19,6 +19,7 @@ def prepare_process() -> None:
     """
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")  # that PyTorch is not there, which nothing here needs
     import jax
 
     warnings.filterwarnings("ignore", message="Some donated buffers were not usable")  # the CPU backend donates nothing
