@@ -220,10 +220,10 @@ class Watch:
         if not self._total:
             return self.text()[:width]
         tail = [f"{self._done}/{self._total} {self._unit}", self.left() or f"{self.seconds:.0f} s", self._note(), self.besides]
-        return bar_line(self._what, self._done, self._total, tail, width, not _has_blocks(self.stream))
+        return bar_line(self._what, self._done, self._total, tail, width, not has_blocks(self.stream))
 
 
-def _has_blocks(stream: TextIO) -> bool:
+def has_blocks(stream: TextIO) -> bool:
     """Whether a stream can show the parts of a smooth bar."""
     return (getattr(stream, "encoding", None) or "utf").lower().startswith("utf")
 

@@ -30,5 +30,6 @@ class AnnouncedStep:
         self._seen.add(key)
         number = len(self._seen)
         of = f" of at most {self._shapes}" if number <= self._shapes else ""
-        with compiling(f"the training step (shape {number}{of})" if of or number > 1 else "the training step"):
+        only = number == 1 and self._shapes < 2
+        with compiling("the training step" if only else f"the training step (shape {number}{of})"):
             return self._step(state, batch)

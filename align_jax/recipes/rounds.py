@@ -43,6 +43,7 @@ from align_jax.recipes.setup import Setup
 from align_jax.recipes.source import model_at, trained_model
 from align_jax.recipes.summary import rounds_table, with_interval
 from align_jax.recipes.train import REQUIRED, train
+from align_jax.terminal import plural
 
 SAMPLE, TRAIN, EVALUATE = 2, 3, 4  # uses of the run's seed
 EVALUATION, EVAL_PROMPTS = "evaluation.json", "eval_prompts.jsonl"
@@ -203,6 +204,7 @@ def _steps(job: Job, number: int) -> list[Callable[[], bool]]:
     per_round = config.rounds.prompts_per_round or len(job.prompts)
     chosen = onpolicy.round_prompts(len(job.prompts), per_round, number, config.run.seed)
     _write_rows(at / "prompts.jsonl", [job.prompts[i] for i in chosen])
+    say(f"round {number} of {config.rounds.number}: {plural(per_round, 'prompt')} to sample from, score and train on")
     return training + evaluation
 
 

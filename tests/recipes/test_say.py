@@ -74,6 +74,8 @@ def test_a_step_says_when_it_compiles_a_shape(capsys):
     done = [line.replace("compiled", "read from the compilation cache:").split(" in ")[0] for line in lines[1::2]]
     assert done == [f"align-jax: read from the compilation cache: the training step {shape}" for shape in shapes]
     assert all(line.endswith(" s") for line in lines[1::2]) and float(state) == 18
+    AnnouncedStep(step, 1)(state, {"a": np.ones(3, np.float32)})
+    assert capsys.readouterr().err.splitlines()[0] == "align-jax: compiling the training step ..."
 
 
 def test_compilation_on_a_terminal_is_a_line_that_changes(monkeypatch):

@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 import yaml
 
+from align_jax import terminal
 from align_jax.cli import main
 from align_jax.experiments import opinions
 from align_jax.files import fingerprint_files
@@ -151,6 +152,22 @@ def test_what_a_user_reads(world, capsys):
     assert last.count("before training") == 1 and "accuracy" in last
     said = next(line for line in lines if line.startswith("  took"))
     assert " compiling (" in said and said.endswith(" in 3 evaluations")
+
+
+def test_nothing_that_takes_long_is_silent(world, capsys, monkeypatch):
+    folder, config = world
+    monkeypatch.setattr(terminal, "PLAIN_SECONDS", 1e-3)
+    more = ("--train.steps", 1, "--log.progress", True, "--reference.cache_dir", folder / "watched cache", "--run.seed", 11)
+    assert train(config, "--run.dir", folder / "watched", *more) == 0
+    said = capsys.readouterr().err
+    for what in ("reading data.train ... ", "loading the weights of fresh model ... ", "reference log-probs: 0 of 8 rows, ",
+                 "evaluating: 0 of 8 rows, ", "writing the last checkpoint ... ",
+                 "choosing the shapes of batches ... "):  # fmt: skip
+        assert f"align-jax: {what}" in said, what
+    assert "\r" not in said
+    assert train(config, "--run.dir", folder / "watched too", *more, "--log.progress", False) == 0
+    said = capsys.readouterr().err
+    assert "trained to step 1 of 1" in said and "step 0: eval loss" in said and " of 8 rows, " not in said
 
 
 @pytest.fixture(scope="module")

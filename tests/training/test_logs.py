@@ -139,6 +139,16 @@ def test_at_80_columns_the_bar_has_room_and_names(tmp_path, monkeypatch):
     assert bar.endswith("| 00:36 left loss 0.01 chosen 0.25 rejected -0.50 acc 0.75")
 
 
+def test_a_terminal_without_block_characters_has_a_bar_of_others(tmp_path, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "80")
+    monkeypatch.setenv("TERM", "xterm")
+    stream = Terminal()
+    stream.encoding = "ascii"
+    with MetricsLog(tmp_path, total_steps=2, stream=stream) as log:
+        log.log(1, _timed(1))
+    assert stream.screen[0].isascii() and "|##" in stream.screen[0]
+
+
 def test_without_a_terminal_there_are_few_plain_lines(tmp_path, monkeypatch):
     clock = iter([float(second) for second in range(100)])
     monkeypatch.setattr(progress.time, "monotonic", lambda: next(clock))

@@ -12,7 +12,7 @@ from typing import ClassVar, TextIO
 
 from tqdm import tqdm
 
-from align_jax.terminal import PLAIN_SECONDS, bar_line, columns, status, write_line
+from align_jax.terminal import PLAIN_SECONDS, bar_line, columns, has_blocks, status, write_line
 from align_jax.training.logs.sink import Context, Sink
 
 _STEPS = 32  # whose mean time is that of a step to come
@@ -74,7 +74,8 @@ class Progress(Sink):
         left = self._pace.left(self._step)
         shown = numbers(self._metrics, self._pace.tokens_per_second) if self._metrics else []
         tail = [*([f"{left} left"] if left and self._step < self._total else []), *shown]
-        return bar_line(f"step {self._step}/{self._total}", self._step, self._total, tail, width)
+        head, ascii_only = f"step {self._step}/{self._total}", not has_blocks(self.stream)
+        return bar_line(head, self._step, self._total, tail, width, ascii_only)
 
     def _plain(self) -> str:
         left = self._pace.left(self._step)
