@@ -342,5 +342,5 @@ def test_kernels_without_cudnn_say_so():
 
 
 def test_rows_beyond_what_splash_counts_are_refused():
-    with pytest.raises(UserError, match="'splash' takes rows of fewer than 65536 tokens, and these have 65536; lower data"):
+    with pytest.raises(UserError, match="'splash' takes rows of fewer than 65536 tokens, got 65536; lower data"):
         splash.computed_pairs(1, 65536, 0)

@@ -153,7 +153,7 @@ class _RowsMask(masks.Mask):
         if mask_shape.length >= 2**_OFFSET_BITS:
             raise UserError(
                 f"model.attention: 'splash' takes rows of fewer than {2**_OFFSET_BITS} tokens, got {mask_shape.length}; lower "
-                " data.max_prompt_tokens and data.max_response_tokens, or set model.attention: xla"
+                "data.max_prompt_tokens and data.max_response_tokens, or set model.attention: xla"
             )
         index = np.minimum(np.arange(mask_shape.padded_queries), mask_shape.rows * mask_shape.length - 1)
         row, offset = np.divmod(index, mask_shape.length)
