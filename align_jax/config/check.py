@@ -119,7 +119,10 @@ def _problems(source: ConfigValues, schema: Schema) -> Iterator[UserError]:
     yield from _unknown(source, values, [*schema.sections, *schema.choices], "", "a config")
     for section in [name for name in values if name in schema.sections or name in schema.choices]:
         if not isinstance(values[section], dict):
-            yield source.error(section, f"expected keys and values, got {values[section]!r}")
+            value = values[section]
+            shown = repr(value) if len(repr(value)) < 60 else f"{repr(value)[:57]}..."
+            near = f"; write {section}: {{name: {value}}}" if section in schema.choices and isinstance(value, str) else ""
+            yield source.error(section, f"expected keys and values, got {shown}{near}")
         elif section in schema.sections:
             yield from _of_class(source, schema.sections[section], section, section)
         else:
@@ -140,7 +143,8 @@ def _of_choice(source: ConfigValues, choice: Choice, section: str) -> Iterator[U
         return
     if not choice.has(name):
         here = words.name_here(key, name)
-        near = f"that is {here} here; " if here else suggest(str(name), choice.names)
+        absent = f"{name} is not there yet; " if key == "objective.name" and name in words.ABSENT else ""
+        near = f"that is {here} here; " if here else absent or suggest(str(name), choice.names)
         end = ", or write package.module:Class" if choice.own else ""
         yield source.error(key, f"{name!r} is unknown; {near}choose one of {', '.join(sorted(choice.names))}{end}")
         return

@@ -5,6 +5,7 @@ from __future__ import annotations
 import textwrap
 from collections.abc import Iterable
 
+from align_jax.config import words
 from align_jax.config.keys import REQUIRED, Key, KnownKeys, known
 from align_jax.errors import UserError
 from align_jax.registry import suggest
@@ -58,7 +59,9 @@ def explain(word: str) -> str:
     """
     chosen = [key for key in keys() if key.name == word or key.name.startswith(f"{word}.")]
     if not chosen:
-        raise UserError(f"--explain {word}: there is no such section or key; {_near(word)}`align-jax config` prints them all")
+        said = words.answer(word.rpartition(".")[2])
+        near = f"{said}; " if said else _near(word)
+        raise UserError(f"--explain {word}: there is no such section or key; {near}`align-jax config` prints them all")
     parts = []
     if word in sections():
         section = known().section(word)

@@ -22,6 +22,7 @@ from typing import Any
 
 from align_jax.config import check
 from align_jax.config.check import Choice, Schema, build
+from align_jax.config.given import config_of
 from align_jax.config.identity import identity
 from align_jax.config.sections import (
     BenchConfig,
@@ -95,8 +96,9 @@ class Config:
         """A config from a YAML file or a dict, with a default for everything that can have one.
 
         Args:
-          values: the file, nested dicts (section -> key -> value), or another config. `data.train` and `data.eval` may be rows
-            instead of a path: a list of dicts with the columns of `data.format`, or a `datasets.Dataset`.
+          values: the file, the folder of a run or a model, nested dicts (section -> key -> value), or another config.
+            `data.train` and `data.eval` may be rows instead of a path: a list of dicts with the columns of `data.format`, or a
+            `datasets.Dataset`.
           overrides: `section.key=value`, values as on the command line. Another `objective.name` or `optimizer.name` than that
             of a config that is given drops the options that the new one does not have.
 
@@ -106,6 +108,11 @@ class Config:
         if not all(isinstance(text, str) for text in overrides):
             raise UserError(f"overrides are texts, section.key=value, one after the other; got {overrides!r}")
         options = parse_overrides([f"--{text.removeprefix('--')}" for text in overrides])
+        if isinstance(values, Config) and not options:
+            return values
+        if isinstance(values, str | os.PathLike) and os.path.isdir(values):
+            source, follows = config_of(os.fspath(values), "Config.of")
+            return load_config(source, [*follows, *options])
         if isinstance(values, str | os.PathLike):
             return load_config(values, options)
         given = escaped(values.to_dict()) if isinstance(values, Config) else values
@@ -161,8 +168,8 @@ class Config:
         if metric is None or not metric.startswith("eval/"):
             raise self.source.error(
                 "train.patience",
-                f"{train.patience} evaluations without a better checkpoint.best_metric are waited for, which is {metric!r}; "
-                "set it to a metric of evaluations, such as eval/loss",
+                f"{train.patience} evaluations without a better checkpoint.best_metric are waited for; set that to a metric of "
+                f"evaluations, such as {_usual_metric(self.objective)}" + (f", and not {metric}" if metric else ""),
             )
         if train.eval_every is None:
             raise self.source.error("train.patience", f"{train.patience} evaluations are waited for; set train.eval_every, too")
@@ -172,6 +179,13 @@ class Config:
         data, fsdp, tensor = self.mesh.sizes(devices)
         _check_groups(self.train, data, fsdp)
         return data, fsdp, tensor
+
+
+def _usual_metric(objective: Objective | None) -> str:
+    """A metric of evaluations that the objective always has."""
+    if objective is None or objective.arrangement.has_beliefs:
+        return "eval/beliefs/js_distance"
+    return "eval/rewards/accuracies" if objective.arrangement.contrasts else "eval/loss"
 
 
 def _without_evaluations(config: Config) -> tuple[Config, list[str]]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import re
 from typing import Any, Literal
 
 from omegaconf import OmegaConf
@@ -166,14 +167,21 @@ class CheckpointConfig:
       minutes: minutes of training between checkpoints, also beside `every`; None saves none by the clock.
       keep: how many of the newest stay; where `every` is set, those of the clock go first.
       best_metric: a name in metrics.jsonl; the checkpoint where it was best stays, too. None: the newest only.
-      best_mode: whether a small or a large value of `best_metric` is the better one.
+      best_mode: whether a small or a large value of `best_metric` is the better one; None: small for losses, distances, gaps
+        and the KL, large for all others.
     """
 
     every: int | None = None
     minutes: float | None = 10.0
     keep: int = 2
     best_metric: str | None = None
-    best_mode: Literal["min", "max"] = "min"
+    best_mode: Literal["min", "max"] | None = None
+
+    @property
+    def mode(self) -> Literal["min", "max"]:
+        """`best_mode`, or what fits `best_metric`."""
+        small = re.search(r"loss|distance|divergence|kl/|gap|norm|perplexity|error|time/|memory/", self.best_metric or "loss")
+        return self.best_mode or ("min" if small else "max")
 
     def __post_init__(self):
         check_fields("checkpoint", self, "every", "keep", low=1)

@@ -150,6 +150,11 @@ LOSSES = {
     "sft": "sft",
     "reward": "reward",
 }
+# Losses that others have and this project does not
+ABSENT = (
+    *("orpo", "cpo", "bco", "bco_pair", "rpo", "sppo", "sppo_hard", "exo_pair", "apo_zero", "apo_down", "aot", "discopop"),
+    *("grpo", "ppo", "rloo", "online_dpo", "xpo", "nash_md"),
+)
 # The values of other trainers, where a key chooses among names: key -> word -> name
 VALUES = {
     "objective.name": LOSSES,

@@ -162,7 +162,10 @@ class Encoder:
 
     def _apply(self, messages: list[dict], **options: bool) -> str:
         if getattr(self.tokenizer, "chat_template", None) is None:
-            raise UserError("the data holds conversations, but the tokenizer has no chat template; set one, or use plain text")
+            raise UserError(
+                "the data holds conversations, but the tokenizer has no chat template; give a file of one as "
+                "model.chat_template, or use plain text"
+            )
         try:
             return self.tokenizer.apply_chat_template(messages, tokenize=False, **options)
         except (jinja2.TemplateError, ValueError) as error:  # a ValueError where there is nothing to continue

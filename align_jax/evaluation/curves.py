@@ -114,10 +114,11 @@ def points(history: Iterable[Mapping[str, Any]], name: str) -> tuple[np.ndarray,
 
 
 def running_mean(values: np.ndarray, width: int) -> np.ndarray:
-    """The mean around every value, over up to `width` of them: fewer at both ends."""
+    """The mean around every value, over up to `width` of them: as many on one side as on the other, so fewer at both ends."""
     sums = np.concatenate([[0.0], np.cumsum(values)])
     at = np.arange(len(values))
-    low, high = np.maximum(at - width // 2, 0), np.minimum(at + width // 2 + 1, len(values))
+    half = np.minimum(width // 2, np.minimum(at, at[::-1]))  # a mean of one side alone would run ahead of a trend
+    low, high = at - half, at + half + 1
     return (sums[high] - sums[low]) / (high - low)
 
 

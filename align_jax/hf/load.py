@@ -37,6 +37,9 @@ def load_config(path: str | os.PathLike, head: str | None = "lm_head") -> tuple[
       UserError: see `model_config_from_hf`, `resolve_folder`.
     """
     file = resolve_folder(path) / "config.json"
+    if not file.exists() and (file.parent / "config.yaml").exists():
+        where = str(file.parent)
+        raise UserError(f"{where} is the folder of a run; write its model first: align_jax.export({where!r}, OUT)")
     hf = read_json(file)
     return model_config_from_hf(hf, str(file), head), hf
 

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import os
 import re
 import warnings
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -25,12 +26,15 @@ from align_jax.recipes.source import ModelSource, check_same_shape, model_at, tr
 REQUIRED = JOBS["evaluate"].requires
 
 
-def evaluate(config: Config) -> list[dict[str, Any]]:
+def evaluate(config: Config | str | os.PathLike | Mapping[str, Any]) -> list[dict[str, Any]]:
     """Evaluates every model of `evaluate.models`, by default the starting model and the run's newest checkpoint.
 
     Implicit rewards are relative to the one reference (`reference.path`, by default the starting model), with the config's
     `objective.beta`. Writes `evaluation.json` and the folder `evaluation/` (samples, plots) to `run.dir`; both are there
     after each model, so that a later failure loses none.
+
+    Args:
+      config: what `Config.of` takes, or gives.
 
     Returns:
       The table, a dict per cell: `model`, `metric`, `value`, and the bounds `low` and `high` of its interval.
@@ -38,7 +42,7 @@ def evaluate(config: Config) -> list[dict[str, Any]]:
     Raises:
       UserError: anything that the user can mend, see the message.
     """
-    report = report_of(config)
+    report = report_of(Config.of(config))
     for problem in report.problems:
         warnings.warn(problem, stacklevel=2)
     return report.rows()
@@ -116,7 +120,9 @@ def models_of(setup: Setup) -> dict[str, ModelSource]:
     if not given:
         trained = setup.folder.newest
         if not trained.is_run or not trained.steps:
-            say(f"{setup.folder.path} has no checkpoint: evaluating the starting model alone")
+            own = ": it is its own reference, so implicit rewards are 0; give --reference.path"
+            alone = "" if setup.config.reference.path or setup.source.shape.head == "score" else own
+            say(f"{setup.folder.path} has no checkpoint: evaluating the starting model alone{alone}")
             return {"start": setup.source}
         return {"start": setup.source, "run": trained_model(trained)}
     files: dict[str, str] = {}

@@ -27,7 +27,7 @@ def export(
     """Exports a checkpoint of a run with its tokenizer; transformers loads the folder.
 
     Args:
-      run_dir: of the run. out_dir: a folder that is not there yet, or is empty.
+      run_dir: of the run; or what `train` returned. out_dir: a folder that is not there yet, or is empty.
       step: which checkpoint; None is the newest, `best` the one with the best `checkpoint.best_metric`.
       dtype: of the written weights; None is that of the trained ones.
       overwrite: `out_dir` may hold an earlier export, which is replaced.
@@ -38,7 +38,7 @@ def export(
     Raises:
       UserError: not a run folder, no such checkpoint, or `out_dir` holds something else.
     """
-    folder = RunFolder(Path(run_dir))
+    folder = RunFolder(Path(getattr(run_dir, "folder", run_dir)))
     if not folder.is_run:
         raise UserError(f"{folder.path} is not a run folder: it has no config.yaml")
     if not overwrite and any(Path(os.path.expanduser(out_dir)).glob("*.safetensors")):

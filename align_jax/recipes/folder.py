@@ -116,7 +116,7 @@ class RunFolder:
     def checkpoints(self, config: Config) -> Checkpointer:
         """The checkpoints, to be written as the `checkpoint` section says."""
         options = config.checkpoint
-        chosen = (options.keep, options.best_metric, options.best_mode)
+        chosen = (options.keep, options.best_metric, options.mode)
         return Checkpointer(self.path / "checkpoints", *chosen, every=save_every(config))
 
     def best_step(self) -> int:
@@ -128,7 +128,7 @@ class RunFolder:
         options, folder = self.config.checkpoint, self.path / "checkpoints"
         if options.best_metric is None:
             raise UserError(f"{self.path} was trained without checkpoint.best_metric; give a step, one of {self.steps}")
-        with Checkpointer(folder, 1, options.best_metric, options.best_mode, read_only=True) as checkpoints:
+        with Checkpointer(folder, 1, options.best_metric, options.mode, read_only=True) as checkpoints:
             found = checkpoints.best_step()
         if found is None:
             raise UserError(f"{self.path}: no checkpoint of steps {self.steps} has the metric {options.best_metric!r}")

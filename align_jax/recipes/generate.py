@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
+import os
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
@@ -14,7 +15,7 @@ from typing import Any
 import jax
 
 from align_jax import generation
-from align_jax.config import Config
+from align_jax.config import Config, words
 from align_jax.config.jobs import JOBS
 from align_jax.config.sections import GenerateConfig
 from align_jax.data import DataConfig, Encoder
@@ -27,7 +28,8 @@ from align_jax.objectives import name_of
 from align_jax.parallel.stop import StopSignal
 from align_jax.recipes.say import say, speaking, watching
 from align_jax.recipes.setup import Setup
-from align_jax.recipes.source import ModelSource, StoredModel, TrainedModel, current_model
+from align_jax.recipes.source import ModelSource, StoredModel, TrainedModel, current_model, load_tokenizer
+from align_jax.registry import suggest
 
 REQUIRED = JOBS["generate"].requires
 
@@ -38,7 +40,7 @@ def generate(model: Config | Decoder, prompts: Sequence[Any] | None = None, *, t
     Args:
       model: a config whose `generate` section names prompts and output, or a model as `align_jax.load_model` gives it.
       prompts: texts, or conversations for a tokenizer with a chat template.
-      tokenizer: of the model.
+      tokenizer: of the model, of transformers; or its folder or hub id.
       options: `samples` (1), `max_new_tokens` (128), `temperature`, `top_k`, `top_p`, `min_p`, `repetition_penalty`, `stop`
         (strings), `seed` (0), `mesh`, `rows`: see the `generate` section.
 
@@ -56,8 +58,12 @@ def generate(model: Config | Decoder, prompts: Sequence[Any] | None = None, *, t
         if not complete:
             raise UserError(f"{model.generate.output}: stopped by SIGTERM; the same call goes on from there")
         return [json.loads(line) for line in Path(model.generate.output).read_bytes().splitlines()]
+    if not isinstance(model, Decoder):
+        raise UserError(f"generate takes a Config, or a model that align_jax.load_model gave, not {type(model).__name__}")
     if prompts is None or tokenizer is None:
         raise UserError("generate(model, ...) needs prompts and the tokenizer")
+    if isinstance(tokenizer, str | os.PathLike):
+        tokenizer = load_tokenizer(tokenizer, "tokenizer")
     return _texts(model, prompts, tokenizer, options)
 
 
@@ -67,7 +73,9 @@ def _texts(model: Decoder, prompts: Sequence[Any], tokenizer: Any, options: dict
     here = {name: options.pop(name) for name in ("seed", "mesh") if name in options}
     known = {field.name for field in dataclasses.fields(GenerateConfig)} - {"prompts", "output", "alpaca_eval", "tokens"}
     if unknown := sorted(set(options) - known - {"beliefs", "belief_temperature"}):
-        raise UserError(f"generate has no option {unknown[0]!r}; it has seed, mesh, {', '.join(sorted(known))}")
+        said = words.answer(unknown[0])
+        near = f"{said.replace('generate.', '')}; " if said else suggest(unknown[0], known)
+        raise UserError(f"generate has no option {unknown[0]!r}; {near}it has seed, mesh, {', '.join(sorted(known))}")
     asked = GenerateConfig(**options)
     encoder = Encoder(tokenizer, DataConfig(max_prompt_tokens=sys.maxsize), model.config.vocab_size)
     encoded = [encoder.encode_prompt(prompt)[0].tolist() for prompt in prompts]

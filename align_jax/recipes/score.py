@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import contextlib
 import json
-from collections.abc import Callable
+import os
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +29,7 @@ from align_jax.recipes.score_passes import InputRows, Pass, part_of, policy_pass
 REQUIRED = JOBS["score"].requires
 
 
-def score(config: Config) -> list[dict[str, Any]]:
+def score(config: Config | str | os.PathLike | Mapping[str, Any]) -> list[dict[str, Any]]:
     """Scores the responses of `score.input`, as the `score` section says.
 
     Returns:
@@ -37,6 +38,7 @@ def score(config: Config) -> list[dict[str, Any]]:
     Raises:
       UserError: anything wrong with the rows (file and line), the models or the files, before a model is loaded.
     """
+    config = Config.of(config)
     with StopSignal() as stop:  # Ctrl-C raises here
         complete = run(config, stop.requested)
     if not complete:
@@ -135,7 +137,8 @@ def _format(data: DataConfig, source: Source) -> Format:
         with contextlib.suppress(RowError):
             if {"prompt", "responses"} <= source[0].keys():
                 return find_format("groups")
-    return format_of(data, source)
+    found = format_of(data, source)
+    return find_format("groups") if found.responses == 0 else found  # which says that there are no responses
 
 
 def output_row(rows: InputRows, i: int, values: dict[str, list[float]], config: Config) -> dict[str, Any]:

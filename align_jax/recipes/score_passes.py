@@ -124,7 +124,8 @@ def policy_passes(config: Config, rows: InputRows) -> list[Pass]:
 
     first = part("logps", policy, "policy")
     if policy.fingerprint() == setup.reference.fingerprint():
-        return [first]  # the two are one model: rewards are 0
+        say("policy and reference are one model, so all implicit rewards are 0; reference.path names another reference")
+        return [first]
     return [first, part("ref_logps", setup.reference, "reference")]
 
 

@@ -56,6 +56,7 @@ class Told:
         self._first: Record | None = None
         self.notes: list[str] = []
         self.evaluations, self.evaluation_seconds = 0, 0.0
+        self.best = False
 
     def measured(self, measure: Callable[[dict], dict[str, float]]) -> Callable[[dict], dict[str, float]]:
         """The same measure of weights, with the time that it takes among its metrics."""
@@ -85,7 +86,7 @@ class Told:
             return
         lines = [self._took(), *run_lines(history), *self.notes, f"folder   {folder}", *([picture] if picture else []), "next"]
         say_plainly("\n".join(f"  {line}" for line in "\n".join(lines).splitlines()))
-        say_plainly("\n".join(f"    {line}" for line in next_commands(self._config, folder)))
+        say_plainly("\n".join(f"    {line}" for line in next_commands(self._config, folder, self.best)))
 
     def _took(self) -> str:
         spent = so_far() - self._before
@@ -176,14 +177,16 @@ def with_interval(line: Record, name: str) -> str:
     return f"{number(line[f'eval/{name}'])} [{number(line[f'eval/{name}_low'])}, {number(line[f'eval/{name}_high'])}]"
 
 
-def next_commands(config: Config, folder: Path) -> list[str]:
-    """What one does with a trained run, as commands."""
+def next_commands(config: Config, folder: Path, best: bool = False) -> list[str]:
+    """What one does with a trained run, as commands; `best`: whether its best checkpoint is another one than its newest."""
     run = shlex.quote(str(folder))
+    if isinstance(config.data.train, GivenRows):  # in Python
+        return [f'align_jax.export("{folder}", "{folder / "export"}"' + (', step="best")' if best else ")")]
     readable = config.data.eval is not None and not isinstance(config.data.eval, GivenRows)
     commands = [f"align-jax evaluate {run}"] if readable else []
     if config.head == "lm_head":
         commands.append(f'align-jax generate {run} --prompt "Once upon a time"')
-    return [*commands, f"align-jax export {run} {shlex.quote(str(folder / 'export'))}"]
+    return [*commands, f"align-jax export {run} {shlex.quote(str(folder / 'export'))}" + (" --step best" if best else "")]
 
 
 def number(value: float) -> str:

@@ -16,7 +16,7 @@ from align_jax.config import Config
 from align_jax.config.jobs import JOBS
 from align_jax.cost.compilations import so_far
 from align_jax.data import BatchLoader, GroupDataset
-from align_jax.errors import UserError
+from align_jax.errors import UserError, optional
 from align_jax.parallel.mesh import put_batch
 from align_jax.parallel.stop import StopSignal
 from align_jax.recipes.announced import AnnouncedStep
@@ -25,6 +25,7 @@ from align_jax.recipes.folder import RunFolder, save_every
 from align_jax.recipes.say import say, speaking, watching
 from align_jax.recipes.setup import Setup, microbatches, report_data
 from align_jax.recipes.summary import Told, run_lines
+from align_jax.registry import suggest
 from align_jax.terminal import plural
 from align_jax.training import optim
 from align_jax.training.callbacks import Callback, Evaluate, Log, Save, SaveTimer, StopEarly, StopWhen
@@ -80,8 +81,7 @@ def train(config: Config, stop: StopSignal | None = None) -> Run:
         told = Told(config)
         stop = stack.enter_context(StopSignal("this step", say)) if stop is None else stop
         stop.idle()
-        for name in config.log.sinks:  # before hours of work
-            find_sink(name)
+        check_sinks(config)
         check_best_metric(config)
         folder = RunFolder(Path(config.run.dir))
         folder.check(config)
@@ -107,6 +107,17 @@ def _run(folder: RunFolder, steps: int, finished: bool) -> Run:
     history = folder.history
     latest = {name: value for line in history for name, value in line.items() if value is not None and name != "step"}
     return Run(folder.path, steps, finished, latest, history)
+
+
+def check_sinks(config: Config) -> None:
+    """UserError, before hours of work, for a sink that is not there or lacks its package."""
+    log = config.log
+    for name in log.sinks:
+        find_sink(name)
+    if log.tensorboard or "tensorboard" in log.sinks:
+        optional("tensorboardX", "tensorboard", "log.tensorboard")
+    if log.wandb_project is not None or "wandb" in log.sinks:
+        optional("wandb", "wandb", "log.wandb_project")
 
 
 def made_already(folder: RunFolder, config: Config) -> int | None:
@@ -140,6 +151,9 @@ class Training:
         report_context(dataset, setup.source.shape.max_length)
         steps = config.train.total_steps(len(dataset))
         report_warmup(config, steps)
+        if config.train.groups_per_step > len(dataset):
+            say(f"train.groups_per_step: {config.train.groups_per_step} is more than the {plural(len(dataset), 'group')} of "
+                "data.train: a step takes each several times")  # fmt: skip
         loader = setup.loader(dataset)
         with watching("choosing the shapes of batches"):
             _ = loader.train_layout
@@ -242,7 +256,8 @@ def _train(training: Training, measure: Callable | None, stop: StopSignal, told:
         say(f"stopped by {stop.cause} after step {done} of {steps}; checkpoint saved, the same command resumes")
         return state, False
     say(f"trained to step {done} of {steps}" + (f", ended early: {why_ended(config, early)}" if ended else ""))
-    if best not in (None, done):
+    told.best = best not in (None, done)
+    if told.best:
         say(f"the checkpoint with the best {config.checkpoint.best_metric} is that of step {best}: export it with --step best")
     return state, True
 
@@ -270,13 +285,14 @@ def stop_early(folder: RunFolder, config: Config, begun: int) -> StopEarly | Non
     if patience is None:
         return None
     history = [line for line in folder.history if line["step"] <= begun]
-    return StopEarly(options.best_metric, patience, options.best_mode, history)
+    return StopEarly(options.best_metric, patience, options.mode, history)
 
 
 def why_ended(config: Config, early: StopEarly) -> str:
     """The evaluations that `train.patience` waited for."""
     best = f"step {early.best[0]} ({early.best[1]:.4g})" if early.best else "no step"
-    return f"{config.checkpoint.best_metric} was best at {best}, and no better in {early.waited} evaluations since"
+    kind = "smallest" if config.checkpoint.mode == "min" else "largest"
+    return f"{config.checkpoint.best_metric} was {kind} at {best}, and no better in {early.waited} evaluations since"
 
 
 def nothing_to_do(folder: RunFolder, begun: int, steps: int, early: StopEarly | None) -> str:
@@ -390,4 +406,6 @@ def check_known(best_metric: str | None, metrics: dict[str, float], step: int) -
         return
     kind = [name for name in metrics if name.startswith("eval/") == best_metric.startswith("eval/")]
     if kind and (step or best_metric.startswith("eval/")):
-        raise UserError(f"checkpoint.best_metric: there is no metric {best_metric!r}; there are {', '.join(sorted(kind))}")
+        near = suggest(best_metric, kind)
+        there = ", ".join(sorted(kind))
+        raise UserError(f"checkpoint.best_metric: there is no metric {best_metric!r}; {near}there are {there}")

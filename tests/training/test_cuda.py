@@ -47,8 +47,8 @@ def lowered(config: ModelConfig, attention: str, mesh, remat: str = "none") -> s
     state = jax.tree.map(lambda s, w: jax.ShapeDtypeStruct(s.shape, s.dtype, sharding=w), shapes, where)
     scorer = Scorer(config, dtype="bfloat16", attention=attention, remat=remat)
     with jax.set_mesh(mesh):
-        program = compile_step(mesh, where, scorer, MPO(beta=0.1, alpha=0.2), optimizer).program
-        traced = program.trace(dataclasses.replace(state, frozen={}), state.frozen, batch)
+        step = compile_step(mesh, where, scorer, MPO(beta=0.1, alpha=0.2), optimizer)
+        traced = step.program.trace(dataclasses.replace(state, frozen={}), state.frozen, step.horizon, batch)
         return traced.lower(lowering_platforms=("cuda",)).as_text()
 
 

@@ -123,7 +123,10 @@ class Pace:
 
 def numbers(metrics: Mapping[str, float], tokens_per_second: float = 0.0) -> list[str]:
     """The metrics of one step, each with its name, the most important first; what is missing is left out."""
-    parts = [f"{text} {short(metrics[name])}" for name, text in _SHOWN.items() if name in metrics]
+    # a reward that is nothing but rounding is 0.00, as beside it
+    shown = {name: metrics[name] for name in _SHOWN if name in metrics}
+    near_zero = {name: 0.0 for name, value in shown.items() if name != "loss" and abs(value) < 0.005}
+    parts = [f"{_SHOWN[name]} {short(value)}" for name, value in (shown | near_zero).items()]
     if tokens_per_second:
         parts.append(f"{tqdm.format_sizeof(tokens_per_second)} tok/s")
     return [*parts, f"{tqdm.format_sizeof(_memory_bytes(metrics), divisor=1024)}iB"]
