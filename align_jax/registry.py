@@ -79,7 +79,7 @@ def spelled(thing: Any, package: str) -> str:
 
 def suggest(word: str, known: Iterable[str]) -> str:
     """`did you mean X? `, or nothing when no known word is near."""
-    near = difflib.get_close_matches(word, list(known), n=1, cutoff=0.6)
+    near = difflib.get_close_matches(word.lower(), list(known), n=1, cutoff=0.6)
     return f"did you mean {near[0]}? " if near else ""
 
 

@@ -82,7 +82,7 @@ class _Status:
             self._views.append(view)
             if self._line is None:
                 self._above.enter_context(_others_above())
-                self._line = tqdm(file=view.stream, bar_format="{desc}", leave=False, mininterval=0)
+                self._line = tqdm(file=view.stream, bar_format="{desc}", leave=False, mininterval=0, nrows=2)
             self.draw(view)
 
     def draw(self, view: View) -> None:

@@ -6,6 +6,7 @@ import argparse
 import copy
 import dataclasses
 import json
+import os
 import sys
 import textwrap
 from collections.abc import Callable
@@ -118,10 +119,14 @@ def evaluate(request: Invocation) -> int:
     import jax
 
     from align_jax.evaluation import joint_table, text_table
-    from align_jax.recipes.evaluate import check_folders_apart, report_of
+    from align_jax.recipes.evaluate import check_folders_apart, report_of, side_by_side
     from align_jax.recipes.say import say, speaking
 
     paths, configs = request.given["config.yaml"], request.configs()
+    if len(paths) > 1 and all(os.path.isfile(os.path.join(path, "config.yaml")) for path in paths):
+        with speaking(configs[0].log.quiet):
+            joined = side_by_side(configs, paths)
+        paths, configs = (paths, configs) if joined is None else ([joined.run.dir], [joined])
     check_folders_apart(configs, paths)
     reports = [report_of(config) for config in configs]
     if jax.process_index() == 0:

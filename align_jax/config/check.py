@@ -71,6 +71,8 @@ class Schema:
 
 def check(source: ConfigValues, schema: Schema) -> None:
     """UserError for unknown sections, names and keys, and values of wrong types: all of them; else for what is missing."""
+    there = {*schema.sections, *schema.choices}  # a section without keys, such as one whose lines are all comments, is none
+    source.values = {name: keys for name, keys in source.values.items() if keys is not None or name not in there}
     for section, choice in schema.choices.items():
         if choice.default is not None and isinstance(source.values.setdefault(section, {}), dict):
             source.values[section].setdefault("name", choice.default)

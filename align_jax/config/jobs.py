@@ -32,7 +32,7 @@ JOBS = {
         ),
     ),
     "evaluate": Needs(
-        requires=("run.dir", "model", "data", "data.eval"),
+        requires=("run.dir", "model", "data.eval"),
         files=("data.eval", "model.path", "reference.path"),
         own=("evaluate",),
         reads=(*_EVERY, "reference"),

@@ -49,7 +49,7 @@ def _parse_value(text: str) -> Any:
     try:
         # OmegaConf's YAML reads 1e-4 as a number, which PyYAML alone does not
         value = OmegaConf.to_container(OmegaConf.from_dotlist([f"value={text}"]))["value"]
-    except yaml.YAMLError:
+    except (yaml.YAMLError, OmegaConfBaseException):  # the latter for a malformed ${...}, which `resolve` names
         return text
     # prose with a colon or a hash is text, not a mapping or nothing; so is a template such as {prompt}
     prose = isinstance(value, (dict, list)) and (text[:1] not in "{[" or (isinstance(value, dict) and ":" not in text))
@@ -136,9 +136,7 @@ class ConfigValues:
     def override(self, overrides: Iterable[Override]) -> None:
         """Sets values; the last one wins, and takes the place of what the file says of keys that exclude it.
 
-        A section without keys, such as one whose lines are all comments, is none.
         """
-        self.values = {section: keys for section, keys in self.values.items() if keys is not None}
         for key, value in overrides:
             *parents, last = key.split(".")
             target = self.values

@@ -37,8 +37,6 @@ SAME = {
     "logging_steps": "log.every",
     "log_every": "log.every",
     "logging_interval": "log.every",
-    "wandb": "log.wandb_project",
-    "disable_tqdm": "log.progress",
     "output_dir": "run.dir",
     "logging_dir": "run.dir",
     "data_seed": "run.seed",
@@ -50,7 +48,6 @@ SAME = {
     "torch_dtype": "model.dtype",
     "compute_dtype": "model.dtype",
     "attn_implementation": "model.attention",
-    "use_flash_attention_2": "model.attention",
     "ref_model": "reference.path",
     "ref_model_name_or_path": "reference.path",
     "dataset_name": "data.train",
@@ -71,13 +68,10 @@ SAME = {
     "packing": "data.pack",
     "loss": "objective.name",
     "simpo_gamma": "objective.gamma",
-    "gamma_beta_ratio": "objective.gamma",
     "num_return_sequences": "generate.samples",
     "max_tokens": "generate.max_new_tokens",
-    "do_sample": "generate.temperature",
     "stop_strings": "generate.stop",
     "metric_for_best_model": "checkpoint.best_metric",
-    "greater_is_better": "checkpoint.best_mode",
     "tensor_parallel_size": "mesh.tensor",
 }
 _BATCH = (
@@ -133,6 +127,12 @@ OTHERWISE = {
     "precompute_ref_log_probs": "the reference's log-probs are always computed once and kept; reference.cache_dir says where",
     "remove_unused_columns": "columns that data.format does not read are left alone",
     "dataset_config": "a hub data set is named by data.train and data.split; save another configuration to disk, and name that",
+    "gamma_beta_ratio": "objective.gamma is that times objective.beta: the loss is -log sigmoid(beta (a_c - a_r) - gamma)",
+    "do_sample": "generate.temperature: 0 is greedy, and above 0 samples",
+    "greater_is_better": "checkpoint.best_mode is max or min",
+    "disable_tqdm": "log.progress: false leaves bars out",
+    "use_flash_attention_2": "model.attention: auto takes the best kernels that the devices have",
+    "wandb": "log.wandb_project: NAME logs there",
     "head": "the head of a model follows from objective.name; leave it out",
 }
 # What other trainers call a loss -> objective.name

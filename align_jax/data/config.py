@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import re
 import string
 
 from align_jax.data.formats import AUTO, find_format
@@ -16,9 +17,9 @@ class DataConfig:
     """What is read, and how it becomes tokens."""
 
     train: str | None = None  # JSONL or Parquet file, folder of Parquet files or of datasets.save_to_disk, or hub id
-    # the same, for evaluation; or a fraction of the prompts of `train`, such as 0.05, that are then not trained on, chosen by
-    # run.seed
-    eval: str | float | None = None
+    # the same, for evaluation; or a fraction of the prompts of `train`, such as 0.05, that are then not trained on: the same
+    # ones in every run on these rows
+    eval: str | float | int | None = None
     # groups, ultrafeedback, pairs, unpaired or gdpo; samples: groups with the ids that were sampled in `tokens`, of the same
     # tokenizer; prompts: `prompt` alone, for on-policy rounds; package.module:Class, a `data.formats.Format` of your own; auto:
     # by the columns of the first row
@@ -46,6 +47,11 @@ class DataConfig:
             find_format(self.format)
         if isinstance(self.eval, float | int) and not 0 < self.eval < 1:
             raise UserError(f"data.eval: {self.eval!r} is neither a path nor a fraction of data.train between 0 and 1")
+        if isinstance(self.eval, str) and re.fullmatch(r"[\d.]+ *%?", self.eval):
+            raise UserError(f"data.eval: {self.eval!r} is text; a fraction of data.train is a number, without quotes: 0.05")
+        for key in ("train", "eval"):
+            if isinstance(getattr(self, key), str) and not getattr(self, key).strip():
+                raise UserError(f"data.{key}: {getattr(self, key)!r} is blank; an environment variable that is not set?")
         for key, allowed in (
             ("on_bad_row", ("error", "skip")),
             ("chat_template", ("auto", "always", "never")),

@@ -65,7 +65,7 @@ class GroupDataset:
         opened: Opened | None = None,
     ):
         self._by_columns = config.format == AUTO
-        self._source, data_format, self.path = opened or open_data(config, which, spool_dir, seed)
+        self._source, data_format, self.path = opened or open_data(config, which, spool_dir)
         self._check(arrangement, data_format)
         self.format = spelled(data_format)
         self._read, self.bad_rows, look = data_format.read, [], Look()

@@ -22,13 +22,15 @@ class Opened(NamedTuple):
     path: str
 
 
-def open_data(config: DataConfig, which: str, spool_dir: str | Path | None, seed: int) -> Opened:
+def open_data(config: DataConfig, which: str, spool_dir: str | Path | None) -> Opened:
     """Opens what a key of the data section names.
+
+    Where `config.eval` is a fraction, a hash of each prompt says which are held out: the same ones whatever the run's seed, so
+    that a run is never evaluated on what another seed trained on.
 
     Args:
       config: the data section. which: `train` or `eval`.
       spool_dir: where streamed rows are kept.
-      seed: of the choice of prompts that are held out, where `config.eval` is a fraction.
 
     Raises:
       UserError: nothing is named, or it cannot be read; columns that are those of no format.
@@ -43,12 +45,13 @@ def open_data(config: DataConfig, which: str, spool_dir: str | Path | None, seed
     source = open_source(path, split=split, streaming=config.streaming, max_rows=config.max_rows, spool_dir=spool)
     data_format = format_of(config, source)
     if fraction is not None:
-        source = _part(source, data_format, (fraction, seed), held_out)
+        source = _part(source, data_format, fraction, held_out)
     return Opened(source, data_format, path)
 
 
 def format_of(config: DataConfig, source: Source) -> Format:
-    """The format of `data.format`; with `auto` that of the columns of the first row that can be read at all.
+    """The format of `data.format`; with `auto` that of the columns of the first row that can be read at all, or with
+    `on_bad_row: skip` of the first one that has those of a format.
 
     Raises:
       UserError: columns that are those of no format.
@@ -62,13 +65,17 @@ def format_of(config: DataConfig, source: Source) -> Format:
         except RowError as error:
             problem = problem or f"{source.where(number)}: {error}"
             continue
-        return recognized(row, source.where(number))
-    raise UserError(f"data.format is auto, but no row can be read, the first: {problem}")
+        try:
+            return recognized(row, source.where(number))
+        except UserError as error:
+            if config.on_bad_row == "error":
+                raise
+            problem = problem or str(error)
+    raise UserError(f"data.format is auto, but the format of no row is known, the first: {problem}")
 
 
-def _part(source: Source, data_format: Format, choice: tuple[float, int], held_out: bool) -> Source:
+def _part(source: Source, data_format: Format, fraction: float, held_out: bool) -> Source:
     """The rows whose prompts are held out, or the others; rows of one prompt stay together, malformed ones are not held out."""
-    fraction, seed = choice
     prompts: list[bytes | None] = []
     for number in range(len(source)):
         try:
@@ -76,11 +83,11 @@ def _part(source: Source, data_format: Format, choice: tuple[float, int], held_o
         except RowError:
             prompts.append(None)
         else:
-            prompts.append(hashlib.sha256(f"{seed} {key}".encode(errors="surrogatepass")).digest())
+            prompts.append(hashlib.sha256(key.encode(errors="surrogatepass")).digest())
     distinct = sorted({prompt for prompt in prompts if prompt is not None})
     if len(distinct) < 2:
         raise UserError(f"data.eval: {fraction} of data.train cannot be held out: it has {len(distinct)} different prompts")
     chosen = set(distinct[: min(max(1, round(fraction * len(distinct))), len(distinct) - 1)])
     rows = [number for number, prompt in enumerate(prompts) if (prompt in chosen) == held_out]
-    digest = hashlib.sha256(f"{source.digest} {fraction} {seed} {held_out}".encode()).hexdigest()
+    digest = hashlib.sha256(f"{source.digest} {fraction} {held_out}".encode()).hexdigest()
     return Selected(source, rows, digest)

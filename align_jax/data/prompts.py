@@ -11,14 +11,11 @@ from align_jax.data.look import read_rows
 from align_jax.data.opened import open_data
 
 
-def distinct_prompts(
-    config: DataConfig, which: str, spool_dir: Path, seed: int
-) -> tuple[list[dict[str, Any]], list[dict[str, str]]]:
+def distinct_prompts(config: DataConfig, which: str, spool_dir: Path) -> tuple[list[dict[str, Any]], list[dict[str, str]]]:
     """Reads the prompts of a data set, each row and each prompt once, in order.
 
     Args:
       config: the data section. which: `train` or `eval`. spool_dir: where streamed rows are kept.
-      seed: see `open_data`.
 
     Returns:
       `{"prompt"}` of each, with `group` and `context` where the row has them, and the malformed rows that were skipped.
@@ -26,7 +23,7 @@ def distinct_prompts(
     Raises:
       UserError: as `GroupDataset` does.
     """
-    source, data_format, _ = open_data(config, which, spool_dir, seed)
+    source, data_format, _ = open_data(config, which, spool_dir)
     found: dict[str, dict[str, Any]] = {}
     bad: list[dict[str, str]] = []
     for _, example in read_rows(source, data_format.read, config.on_bad_row, bad):

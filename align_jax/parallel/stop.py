@@ -23,8 +23,9 @@ GRACE_SECONDS = 2.0  # for what is on its way out at once
 class StopSignal:
     """Remembers SIGTERM and the first Ctrl-C; a context manager, so that the previous handlers come back.
 
-    Ctrl-C stops at once (KeyboardInterrupt) where nothing would be lost (before the first question, after `idle`) and when it
-    is pressed again. Where it was remembered, leaving the context raises KeyboardInterrupt, so that what follows does not run.
+    Where nothing would be lost (before the first question, after `idle`) both stop at once, by KeyboardInterrupt and by
+    SystemExit(STOPPED); so does Ctrl-C when it is pressed again. Where Ctrl-C was remembered, leaving the context raises
+    KeyboardInterrupt, so that what follows does not run.
     On one process outside the main thread, where Python lets nobody handle signals, it never fires.
     On several processes all must stop after the same question, which JAX's preemption service agrees on: all ask equally often;
     a first Ctrl-C is handed to it as a SIGTERM, and so always remembered.
@@ -80,6 +81,11 @@ class StopSignal:
         """Until the next question there is nothing to lose: the first Ctrl-C stops at once."""
         self._waits = jax.process_count() > 1
 
+    @property
+    def waits(self) -> bool:
+        """Whether a stop waits for the next question; otherwise there is nothing to lose, and it is at once."""
+        return self._waits
+
     def hear(self) -> bool:
         """Takes a Ctrl-C from a thread that hears it, perhaps before the main thread does; False where it stops at once."""
         if self._heard.is_set() or not self._waits:
@@ -95,7 +101,12 @@ class StopSignal:
                 self._context.run(self._tell, self._line)
 
     def _remember(self, *_: Any) -> None:
+        if not self._waits:
+            with contextlib.suppress(RuntimeError):
+                self._context.run(self._tell, "stopped by SIGTERM; nothing was in the making")
+            raise SystemExit(STOPPED)
         self._received = True
+        self._announce()
 
     def _interrupt(self, *_: Any) -> None:
         if self._interrupted or not self._waits:
@@ -170,19 +181,23 @@ def _listen(reader: socket.socket, deadlines: list[threading.Timer]) -> None:
         while number := reader.recv(1):
             if number[0] == signal.SIGINT and not (_active is not None and _active.hear()):
                 deadlines.append(threading.Timer(GRACE_SECONDS, _leave))
-                deadlines[-1].daemon = True
-                deadlines[-1].start()
+            elif number[0] == signal.SIGTERM and _active is not None and not _active.waits:
+                deadlines.append(threading.Timer(GRACE_SECONDS, _leave, ("stopped by SIGTERM", STOPPED)))
+            else:
+                continue
+            deadlines[-1].daemon = True
+            deadlines[-1].start()
 
 
-def _leave() -> None:
+def _leave(line: str = "interrupted", status: int = INTERRUPTED) -> None:
     """Ends the process, whatever its other threads do."""
     for work in reversed(_cleanups):
         with contextlib.suppress(Exception):
             work()
-    _print("interrupted")
+    _print(line)
     with contextlib.suppress(Exception):
         sys.stdout.flush()
-    os._exit(INTERRUPTED)
+    os._exit(status)
 
 
 def _print(line: str) -> None:

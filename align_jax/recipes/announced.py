@@ -29,7 +29,7 @@ class AnnouncedStep:
             return self._step(state, batch)
         self._seen.add(key)
         number = len(self._seen)
-        of = f" of at most {self._shapes}" if number <= self._shapes else ""
+        of = f" of {self._shapes}" if number <= self._shapes else ""
         only = number == 1 and self._shapes < 2
         with compiling("the training step" if only else f"the training step (shape {number}{of})"):
             return self._step(state, batch)

@@ -21,7 +21,7 @@ from align_jax.files import write_whole
 from align_jax.recipes.evaluation import EvalData, Spoken, cut_in, divergence_table, eval_data, judge_of, speak
 from align_jax.recipes.say import say, speaking, watching
 from align_jax.recipes.setup import Setup
-from align_jax.recipes.source import ModelSource, check_same_shape, model_at, trained_model
+from align_jax.recipes.source import ModelSource, TrainedModel, check_same_shape, model_at, trained_model
 
 REQUIRED = JOBS["evaluate"].requires
 
@@ -85,6 +85,7 @@ def report_of(config: Config) -> Report:
                 say("a reward model generates nothing: evaluate.samples is not used")
                 setup = dataclasses.replace(setup, config=_without_samples(config))
             data = eval_data(setup, len(models))
+            say_leaks(setup.config, models)
             judge = judge_of(data) if data.config.evaluate.samples else None
             results = []
             try:
@@ -108,6 +109,37 @@ def check_folders_apart(configs: Sequence[Config], names: Sequence[str]) -> None
         other = seen.setdefault(Path(config.run.dir).resolve(), name)
         if other is not name:
             raise UserError(f"run.dir: {other} and {name} would both write to {config.run.dir}; give each its own")
+
+
+def side_by_side(configs: Sequence[Config], names: Sequence[str]) -> Config | None:
+    """One evaluation with a column for each of several runs, where they can share a table: else None, and why is said.
+
+    Args:
+      configs: of the runs. names: their folders.
+    """
+    first, apart = configs[0], ("model", "reference", "data")
+    # Each run brings the copy of its tokenizer.
+    plain = [dataclasses.replace(c, model=dataclasses.replace(c.model, tokenizer=None)) for c in configs]
+    differing = [key for key in apart for other in plain[1:] if getattr(other, key) != getattr(plain[0], key)]
+    if any(getattr(c.objective, "beta", None) != getattr(first.objective, "beta", None) for c in configs):
+        differing.append("objective.beta")
+    if len({c.head for c in configs}) > 1:
+        differing.append("objective.name")
+    if differing:
+        say(f"not in one table, since the runs differ in {', '.join(dict.fromkeys(differing))}")
+        return None
+    columns = {_column(name, names): name for name in names}
+    start = {"start": first.model.path} if first.model.path is not None and first.head == "lm_head" else {}
+    folder = os.path.join("runs", f"evaluate-{'-'.join(map(_file_name, columns))}")
+    evaluate_ = dataclasses.replace(first.evaluate, models=start | columns)
+    return dataclasses.replace(first, evaluate=evaluate_, run=dataclasses.replace(first.run, dir=folder))
+
+
+def _column(name: str, names: Sequence[str]) -> str:
+    """The last part of a folder's name, or all of it where another has the same last part."""
+    last = [Path(other).resolve().name for other in names]
+    own = Path(name).resolve().name
+    return own if last.count(own) == 1 and own != "start" else name
 
 
 def models_of(setup: Setup) -> dict[str, ModelSource]:
@@ -136,6 +168,21 @@ def _model(setup: Setup, name: str, path: str) -> ModelSource:
     source = model_at(path, setup.source.shape.head, f"evaluate.models: {name}")
     check_same_shape(source, setup.source)
     return source
+
+
+def say_leaks(config: Config, models: dict[str, ModelSource]) -> None:
+    """Says which runs may have been trained on prompts that this config holds out of `data.train`."""
+    if isinstance(config.data.eval, str):
+        return
+    for name, source in models.items():
+        data = source.run.config.data if isinstance(source, TrainedModel) else None
+        keys = ("train", "eval", "max_rows", "split")
+        differing = [key for key in keys if data is not None and getattr(data, key) != getattr(config.data, key)]
+        if differing:
+            say(
+                f"{name}: {source.run.path} was trained with another data.{differing[0]}, "
+                f"{getattr(data, differing[0])!r}: it may have seen the prompts that data.eval={config.data.eval} holds out"
+            )
 
 
 def _without_samples(config: Config) -> Config:

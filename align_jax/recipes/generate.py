@@ -161,11 +161,11 @@ def answers(config: Config, prompts: Sequence[str]) -> Iterator[tuple[str, list[
     with speaking(config.log.quiet, config.log.progress):
         task = _Task.of(config, _rows_of(prompts), sys.maxsize)
         work = task.work()
-    found, waiting = {}, list(range(len(prompts)))
-    for i, columns in work.results(task.encoded, list(range(len(prompts)))):
-        found[i] = columns["responses"]
-        while waiting and waiting[0] in found:
-            yield prompts[waiting[0]], found.pop(waiting.pop(0))
+        found, waiting = {}, list(range(len(prompts)))
+        for i, columns in work.results(task.encoded, list(range(len(prompts)))):
+            found[i] = columns["responses"]
+            while waiting and waiting[0] in found:
+                yield prompts[waiting[0]], found.pop(waiting.pop(0))
 
 
 def _rows_of(prompts: Sequence[str]) -> list[PromptRow]:

@@ -166,7 +166,7 @@ def _prepare(config: Config, stop: StopSignal) -> Job:
 
 
 def _read_prompts(config: Config, which: str) -> list[dict[str, Any]]:
-    rows, bad = distinct_prompts(config.data, which, Path(config.run.dir) / "spool", config.run.seed)
+    rows, bad = distinct_prompts(config.data, which, Path(config.run.dir) / "spool")
     skipped = f", {len(bad)} malformed rows skipped, the first: {bad[0]}" if bad else ""
     say(f"data.{which}: {len(rows)} different prompts in {getattr(config.data, which)}{skipped}")
     return rows

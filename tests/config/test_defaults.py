@@ -46,3 +46,23 @@ def test_a_key_that_came_later_makes_no_other_run_at_its_default():
 
     assert identity(before) == identity(Config.of(BASE).to_dict())
     assert identity(before) != identity(Config.of(BASE, "model.chat_template=chat.jinja").to_dict())
+
+
+@pytest.mark.parametrize(
+    ("metric", "mode"),
+    [("eval/loss", "min"), ("eval/beliefs/js_distance", "min"), ("eval/kl/reference", "min"), ("loss", "min"),
+     ("eval/rewards/accuracies", "max"), ("eval/rewards/margins", "max"), ("eval/sets/log_likelihood", "max")],
+)  # fmt: skip
+def test_which_direction_is_better_follows_from_the_metric_unless_it_is_said(metric, mode):
+    assert Config.of(BASE, f"checkpoint.best_metric={metric}").checkpoint.mode == mode
+    other = {"min": "max", "max": "min"}[mode]
+    assert Config.of(BASE, f"checkpoint.best_metric={metric}", f"checkpoint.best_mode={other}").checkpoint.mode == other
+
+
+def test_a_config_of_a_run_folder_is_that_of_the_run(tmp_path):
+    config = Config.of(BASE, f"run.dir={tmp_path / 'before'}", "train.steps=7")
+    (tmp_path / "moved").mkdir()
+    (tmp_path / "moved" / "config.yaml").write_text(config.to_yaml(), encoding="utf-8")
+    again = Config.of(tmp_path / "moved", "train.groups_per_step=2")
+    assert (again.run.dir, again.train.steps, again.train.groups_per_step) == (str(tmp_path / "moved"), 7, 2)
+    assert Config.of(config) is config

@@ -38,7 +38,7 @@ def test_a_format_is_known_by_its_columns(row, name):
 
 
 def test_columns_of_no_format_are_named_with_what_there_is():
-    with pytest.raises(UserError, match=r"rows\.jsonl:1: .*question, answer.*pairs: chosen, rejected"):
+    with pytest.raises(UserError, match=r"rows\.jsonl:1: .*answer, question.*pairs: chosen, rejected"):
         recognized({"question": "q", "answer": "a"}, "rows.jsonl:1")
 
 
@@ -60,15 +60,15 @@ def test_auto_is_the_same_data_as_its_format_by_name(tmp_path):
 def test_a_fraction_holds_out_prompts_and_all_their_rows(tmp_path):
     rows = [PAIR | {"prompt": f"p{i % 20}", "chosen": f"a{i}"} for i in range(60)]
     config = DataConfig(train=write_jsonl(tmp_path / "rows.jsonl", rows), eval=0.2)
-    parts = {which: [source[i] for i in range(len(source))] for which, source in sources(config, 0).items()}
+    parts = {which: [source[i] for i in range(len(source))] for which, source in sources(config).items()}
     prompts = {which: {row["prompt"] for row in part} for which, part in parts.items()}
     assert len(prompts["eval"]) == 4 and not prompts["eval"] & prompts["train"]
     assert sorted(row["chosen"] for part in parts.values() for row in part) == sorted(row["chosen"] for row in rows)
-    # the same ones for the same seed, in whatever order the rows are
-    again = sources(dataclasses.replace(config, train=write_jsonl(tmp_path / "other.jsonl", rows[::-1])), 0)["eval"]
+    # the same ones in whatever order the rows are, and more of them with a larger fraction
+    again = sources(dataclasses.replace(config, train=write_jsonl(tmp_path / "other.jsonl", rows[::-1])))["eval"]
     assert {again[i]["prompt"] for i in range(len(again))} == prompts["eval"]
-    other = sources(config, 1)["eval"]
-    assert {other[i]["prompt"] for i in range(len(other))} != prompts["eval"]
+    more = sources(dataclasses.replace(config, eval=0.4))["eval"]
+    assert {more[i]["prompt"] for i in range(len(more))} > prompts["eval"]
     assert again.where(0) == f"{tmp_path / 'other.jsonl'}:{1 + rows[::-1].index(again[0])}"
 
 
@@ -81,7 +81,21 @@ def test_what_is_held_out_decides_the_fingerprint(tmp_path):
 def test_one_prompt_cannot_be_held_out(tmp_path):
     path = write_jsonl(tmp_path / "rows.jsonl", [PAIR, PAIR | {"chosen": "c"}])
     with pytest.raises(UserError, match="data.eval: 0.5 .* 1 different prompts"):
-        open_data(DataConfig(train=path, eval=0.5), "eval", None, 0)
+        open_data(DataConfig(train=path, eval=0.5), "eval", None)
+
+
+def test_a_first_row_without_a_format_is_skipped_where_malformed_rows_are(tmp_path):
+    path = write_jsonl(tmp_path / "rows.jsonl", [{"prompt": None, "chosen": None}, SCORED])
+    with pytest.raises(UserError, match=r"the columns with a value, \(none\), are those of no format"):
+        dataset(DataConfig(train=path), "train")
+    skipping = dataset(DataConfig(train=path, on_bad_row="skip"), "train")
+    assert len(skipping) == 1 and len(skipping.bad_rows) == 1 and skipping.format == "groups"
+
+
+@pytest.mark.parametrize("value", ["0.1", "5%", " 0.5"])
+def test_a_fraction_as_text_is_said(value):
+    with pytest.raises(UserError, match="is text; a fraction of data.train is a number"):
+        DataConfig(eval=value.strip())
 
 
 @pytest.mark.parametrize("value", [0, 1, 1.5, -0.1])
@@ -90,8 +104,8 @@ def test_a_fraction_is_between_zero_and_one(value):
         DataConfig(eval=value)
 
 
-def sources(config, seed):
-    return {which: open_data(config, which, None, seed).source for which in ("train", "eval")}
+def sources(config):
+    return {which: open_data(config, which, None).source for which in ("train", "eval")}
 
 
 def dataset(config, which):

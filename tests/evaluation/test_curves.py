@@ -64,7 +64,9 @@ def test_values_that_are_missing_or_not_finite_are_left_out():
 
 
 def test_the_running_mean_is_around_each_value():
-    assert running_mean(np.array([0.0, 3.0, 6.0, 0.0]), 3).tolist() == [1.5, 3.0, 3.0, 3.0]
+    assert running_mean(np.array([0.0, 3.0, 6.0, 0.0]), 3).tolist() == [0.0, 3.0, 3.0, 0.0]
+    trend = np.arange(9.0)
+    np.testing.assert_allclose(running_mean(trend, 5), trend)  # at the ends, too
     assert running_mean(np.array([5.0]), 3).tolist() == [5.0]
 
 

@@ -15,10 +15,13 @@ import yaml
 
 import align_jax
 from align_jax import cli
+from align_jax.config import Config
 from align_jax.errors import UserError
 from align_jax.experiments import opinions
-from align_jax.models import Decoder, init_weights
-from align_jax.recipes.source import StoredModel
+from align_jax.models import Decoder, ModelConfig, init_weights
+from align_jax.recipes.evaluate import say_leaks, side_by_side
+from align_jax.recipes.folder import RunFolder
+from align_jax.recipes.source import StoredModel, TrainedModel
 from align_jax.training.logs import read_metrics
 from tests.processes import finish, start_two
 
@@ -273,3 +276,29 @@ def test_a_model_that_cannot_be_read_is_refused_before_any_work(world, capsys):
     assert evaluate(world / "sets.yaml", "--evaluate.models", models, "--run.dir", world / "none", *QUICK) == 2
     assert re.search("evaluate.models: bad: .*model.safetensors: truncated", capsys.readouterr().err)
     assert not (world / "none").exists()
+
+
+def test_runs_share_a_table_where_model_reference_data_and_beta_are_the_same(capsys):
+    values = {"model": {"path": "a/model"}, "data": {"train": "t.jsonl", "eval": 0.1}, "objective": {"name": "dpo"}}
+    names = ["runs/a", "elsewhere/b"]
+    configs = [Config.of(values, f"run.dir={name}", f"model.tokenizer={name}/tokenizer") for name in names]
+    joined = side_by_side(configs, names)
+    assert joined.evaluate.models == {"start": "a/model", "a": "runs/a", "b": "elsewhere/b"}
+    assert joined.run.dir == "runs/evaluate-a-b"
+    assert side_by_side(configs, ["x/a", "y/a"]).evaluate.models == {"start": "a/model", "x/a": "x/a", "y/a": "y/a"}
+    assert side_by_side([configs[0], Config.of(configs[1], "objective.beta=0.3", "data.eval=0.2")], names) is None
+    assert "not in one table, since the runs differ in data, objective.beta" in capsys.readouterr().err
+
+
+def test_prompts_that_a_run_may_have_seen_are_said(tmp_path, capsys):
+    values = {"model": {"path": "a/model"}, "data": {"train": "t.jsonl", "eval": 0.1}, "objective": {"name": "dpo"}}
+    config = Config.of(values, f"run.dir={tmp_path}")
+    (tmp_path / "config.yaml").write_text(config.to_yaml(), encoding="utf-8")
+    shape = ModelConfig(vocab_size=9, width=8, mlp_width=8, layers=1, heads=2, kv_heads=1, head_size=4)
+    source = TrainedModel(shape=shape, tokenizer_at=None, key="run", run=RunFolder(tmp_path))
+    say_leaks(config, {"run": source})
+    assert not capsys.readouterr().err
+    say_leaks(Config.of(config, "data.eval=0.2"), {"run": source})
+    assert "trained with another data.eval, 0.1: it may have seen the prompts" in capsys.readouterr().err
+    say_leaks(Config.of(config, "data.eval=other.jsonl"), {"run": source})
+    assert not capsys.readouterr().err

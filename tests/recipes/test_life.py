@@ -106,6 +106,15 @@ def test_ctrl_c_before_the_first_step_stops_at_once_and_leaves_nothing(world, mo
     assert not (folder / "early").exists()
 
 
+def test_sigterm_before_the_first_step_stops_at_once_and_leaves_nothing(world, monkeypatch, capsys):  # noqa: F811
+    folder, config = world
+    monkeypatch.setattr("align_jax.recipes.train.in_training_evaluation", lambda *_: signal.raise_signal(signal.SIGTERM))
+    with pytest.raises(SystemExit) as ended:
+        align_jax.train(align_jax.Config.of(config, f"run.dir={folder / 'ended'}"))
+    assert ended.value.code == 143 and "stopped by SIGTERM; nothing was in the making" in capsys.readouterr().err
+    assert not (folder / "ended").exists()
+
+
 def test_a_run_that_has_all_its_steps_reads_neither_model_nor_data(world, whole, capsys, monkeypatch):  # noqa: F811
     _, config = world
     monkeypatch.setattr("align_jax.recipes.train.Setup.of", lambda *_: pytest.fail("the model is read"))

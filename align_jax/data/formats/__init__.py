@@ -38,8 +38,8 @@ def recognized(row: Mapping, where: str) -> Format:
     if not fitting:
         known = "; ".join(f"{name}: {', '.join(f.columns)}" for name, f in FORMATS.items() if f.columns)
         raise UserError(
-            f"{where}: data.format is auto, but the columns {', '.join(row) or '(none)'} are those of no format; the formats "
-            f"and their columns are: {known}"
+            f"{where}: data.format is auto, but the columns with a value, {', '.join(sorted(there)) or '(none)'}, are those of "
+            f"no format; the formats and their columns are: {known}"
         )
     fitting.sort(key=lambda f: -len(f.columns))
     # A malformed row is that of the format with the most columns, and not a prompt with columns that mean nothing.
