@@ -343,7 +343,7 @@ def test_a_best_metric_that_does_not_exist_is_refused_at_once(world, capsys):
     folder, config = world
     assert train(config, "--run.dir", folder / "typo", "--checkpoint.best_metric", "rewards/accuracy") == 2
     said = capsys.readouterr().err
-    assert "checkpoint.best_metric: there is no metric 'rewards/accuracy'; there are " in said and "rewards/accuracies" in said
+    assert "checkpoint.best_metric: there is no metric 'rewards/accuracy'; did you mean rewards/accuracies? there are " in said
     assert not (folder / "typo").exists()  # no step's work was done for nothing
 
 
