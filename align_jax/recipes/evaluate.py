@@ -86,6 +86,8 @@ def report_of(config: Config) -> Report:
                 setup = dataclasses.replace(setup, config=_without_samples(config))
             data = eval_data(setup, len(models))
             say_leaks(setup.config, models)
+            if data.config.evaluate.samples:
+                data.check_room("evaluate.samples")
             judge = judge_of(data) if data.config.evaluate.samples else None
             results = []
             try:

@@ -78,6 +78,16 @@ class EvalData:
         """Rows that stand for the different prompts that are sampled, int."""
         return sampling.distinct(self.dataset.unit_ids.tolist(), self.config.evaluate.sampled_prompts)
 
+    def check_room(self, key: str) -> None:
+        """UserError where a prompt that is sampled for fills the model's context; `key` asks for the samples."""
+        context = self.setup.source.shape.max_length
+        full = sum(len(self.dataset[i].prompt) >= context for i in self.units)
+        if full:
+            raise UserError(
+                f"{key}: nothing can be sampled for {plural(full, 'prompt')} of data.eval as long as the model's context, "
+                f"{context} tokens; lower data.max_prompt_tokens ({self.config.data.max_prompt_tokens}), or set {key} to 0"
+            )
+
     @property
     def has_beliefs(self) -> bool:
         return self.objective.arrangement.has_beliefs
@@ -292,6 +302,8 @@ def in_training_evaluation(setup: Setup, steps: int) -> Callable[[dict], dict[st
     data, samples = eval_data(setup, passes), config.evaluate.training_samples
     if samples and config.head == "score":
         raise UserError(f"evaluate.training_samples: {samples}, but a reward model generates nothing; set it to 0")
+    if samples:
+        data.check_room("evaluate.training_samples")
     judge = judge_of(data) if samples else None
     told = False
 

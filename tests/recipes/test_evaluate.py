@@ -8,6 +8,7 @@ import re
 import shutil
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import jax
 import pytest
@@ -20,6 +21,7 @@ from align_jax.errors import UserError
 from align_jax.experiments import opinions
 from align_jax.models import Decoder, ModelConfig, init_weights
 from align_jax.recipes.evaluate import say_leaks, side_by_side
+from align_jax.recipes.evaluation import EvalData
 from align_jax.recipes.folder import RunFolder
 from align_jax.recipes.source import StoredModel, TrainedModel
 from align_jax.training.logs import read_metrics
@@ -276,6 +278,18 @@ def test_a_model_that_cannot_be_read_is_refused_before_any_work(world, capsys):
     assert evaluate(world / "sets.yaml", "--evaluate.models", models, "--run.dir", world / "none", *QUICK) == 2
     assert re.search("evaluate.models: bad: .*model.safetensors: truncated", capsys.readouterr().err)
     assert not (world / "none").exists()
+
+
+def test_prompts_as_long_as_the_context_are_refused_before_anything_is_sampled():
+    def data(*lengths):
+        setup = SimpleNamespace(source=SimpleNamespace(shape=SimpleNamespace(max_length=16)))
+        rows = [SimpleNamespace(prompt=[1] * length) for length in lengths]
+        config = SimpleNamespace(data=SimpleNamespace(max_prompt_tokens=16))
+        return SimpleNamespace(setup=setup, dataset=rows, units=range(len(rows)), config=config)
+
+    EvalData.check_room(data(3, 15), "evaluate.samples")
+    with pytest.raises(UserError, match=r"evaluate.samples: .* 2 prompts .* 16 tokens; lower data.max_prompt_tokens \(16\)"):
+        EvalData.check_room(data(3, 16, 15, 17), "evaluate.samples")
 
 
 def test_runs_share_a_table_where_model_reference_data_and_beta_are_the_same(capsys):
