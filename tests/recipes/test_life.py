@@ -193,7 +193,7 @@ def test_patience_ends_a_run_also_over_a_resume_and_the_best_checkpoint_is_expor
     assert train(config, *options, "--train.steps", 2, "--train.patience", 3) == 0
     assert train(config, *options, "--train.steps", 9, "--train.patience", 3) == 0
     said = capsys.readouterr().err
-    assert "ended early: eval/loss was smallest at step 1 (" in said and "no better in 3 evaluations since" in said
+    assert "ended early: eval/loss was largest at step 1 (" in said and "no better in 3 evaluations since" in said
     assert "the checkpoint with the best eval/loss is that of step 1" in said
     assert f"align-jax export {run} {run}/export --step best" in said
     assert RunFolder(run).steps == [1, 4]
