@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import collections
 import contextlib
 import dataclasses
 from collections.abc import Callable
@@ -16,22 +15,32 @@ from align_jax.config import Config
 from align_jax.config.jobs import JOBS
 from align_jax.cost.compilations import so_far
 from align_jax.data import BatchLoader, GroupDataset
-from align_jax.errors import UserError, optional
+from align_jax.errors import UserError
 from align_jax.parallel.mesh import put_batch
 from align_jax.parallel.stop import StopSignal
 from align_jax.recipes.announced import AnnouncedStep
+from align_jax.recipes.before import (
+    check_best_metric,
+    check_sinks,
+    made_already,
+    nothing_to_do,
+    report_context,
+    report_warmup,
+    stop_early,
+    why_ended,
+)
 from align_jax.recipes.evaluation import in_training_evaluation
 from align_jax.recipes.folder import RunFolder, save_every
+from align_jax.recipes.recorded import AddCosts, CheckMetric, CountCut
 from align_jax.recipes.say import say, speaking, watching
 from align_jax.recipes.setup import Setup, microbatches, report_data
 from align_jax.recipes.summary import Told, run_lines
-from align_jax.registry import suggest
 from align_jax.terminal import plural
 from align_jax.training import optim
-from align_jax.training.callbacks import Callback, Evaluate, Log, Save, SaveTimer, StopEarly, StopWhen
+from align_jax.training.callbacks import Evaluate, Log, Save, SaveTimer, StopWhen
 from align_jax.training.checkpoint import Checkpointer
 from align_jax.training.fit import fit
-from align_jax.training.logs import MetricsLog, find_sink
+from align_jax.training.logs import MetricsLog
 from align_jax.training.saved import restore_state, save_state
 from align_jax.training.state import TrainState, create_state, state_shapes, state_shardings
 from align_jax.training.step import compile_step
@@ -107,23 +116,6 @@ def _run(folder: RunFolder, steps: int, finished: bool) -> Run:
     history = folder.history
     latest = {name: value for line in history for name, value in line.items() if value is not None and name != "step"}
     return Run(folder.path, steps, finished, latest, history)
-
-
-def check_sinks(config: Config) -> None:
-    """UserError, before hours of work, for a sink that is not there or lacks its package."""
-    log = config.log
-    for name in log.sinks:
-        find_sink(name)
-    if log.tensorboard or "tensorboard" in log.sinks:
-        optional("tensorboardX", "tensorboard", "log.tensorboard")
-    if log.wandb_project is not None or "wandb" in log.sinks:
-        optional("wandb", "wandb", "log.wandb_project")
-
-
-def made_already(folder: RunFolder, config: Config) -> int | None:
-    """The steps of a run that has all that `train.steps` asks for, so that neither model nor data are needed; else None."""
-    made, asked = folder.steps[-1:] if folder.is_run else [], config.train.steps
-    return made[0] if made and asked is not None and made[0] >= asked else None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -279,31 +271,6 @@ def prepare_folder(training: Training, begun: int) -> None:
     folder.write(setup.config, setup.source)
 
 
-def stop_early(folder: RunFolder, config: Config, begun: int) -> StopEarly | None:
-    """What ends a run by `train.patience`, knowing the evaluations of earlier starts; None where nothing does."""
-    options, patience = config.checkpoint, config.train.patience
-    if patience is None:
-        return None
-    history = [line for line in folder.history if line["step"] <= begun]
-    return StopEarly(options.best_metric, patience, options.mode, history)
-
-
-def why_ended(config: Config, early: StopEarly) -> str:
-    """The evaluations that `train.patience` waited for."""
-    best = f"step {early.best[0]} ({early.best[1]:.4g})" if early.best else "no step"
-    kind = "smallest" if config.checkpoint.mode == "min" else "largest"
-    return f"{config.checkpoint.best_metric} was {kind} at {best}, and no better in {early.waited} evaluations since"
-
-
-def nothing_to_do(folder: RunFolder, begun: int, steps: int, early: StopEarly | None) -> str:
-    """Why no step follows those that were made."""
-    if begun == steps:
-        return f"{folder.path} is complete: step {begun} of {steps}"
-    if begun > steps:
-        return f"{folder.path} has {begun} steps already, and train.steps is {steps}: nothing to do"
-    return f"{folder.path} ended early at step {begun}: nothing to do; train.patience above {early.waited} goes on"
-
-
 def _metrics_log(config: Config, steps: int, begun: int) -> MetricsLog:
     return MetricsLog(
         config.run.dir,
@@ -327,85 +294,3 @@ def _save(training: Training, checkpoints: Checkpointer):
             save_state(checkpoints, step, state, extra, metrics)
 
     return save
-
-
-class AddCosts(Callback):
-    """Adds the learning rate of a step, and what was compiled so far, to its metrics."""
-
-    def __init__(self, schedule: optax.Schedule, before: Any):
-        self._schedule, self._before = schedule, before
-
-    def record(self, step: int, metrics: dict[str, float]) -> None:
-        spent = so_far() - self._before
-        metrics |= {"time/compile_seconds": spent.seconds, "time/compilations": float(spent.compiled)}
-        if step:
-            metrics["learning_rate"] = float(self._schedule(step - 1))
-
-
-class CheckMetric(Callback):
-    """Refuses, at the first metrics that should hold it, a `checkpoint.best_metric` that does not exist."""
-
-    def __init__(self, best_metric: str | None):
-        self._best = best_metric
-
-    def record(self, step: int, metrics: dict[str, float]) -> None:
-        check_known(self._best, metrics, step)
-
-
-class CountCut(Callback):
-    """Counts the prompts and responses that were cut to the `data` section's lengths."""
-
-    def __init__(self):
-        self._cut: collections.Counter = collections.Counter()
-
-    def record(self, step: int, metrics: dict[str, float]) -> None:
-        self._cut.update({kind: metrics.get(f"tokens/truncated_{kind}", 0) for kind in ("prompts", "responses")})
-
-    def notes(self, config: Config) -> list[str]:
-        """A line about them, if there were any."""
-        limits = {"prompt": config.data.max_prompt_tokens, "response": config.data.max_response_tokens}
-        counts = {kind: round(self._cut[f"{kind}s"]) for kind in limits}
-        cut = [f"{plural(counts[kind], kind)} to {limits[kind]} tokens" for kind in limits if counts[kind]]
-        return [f"cut      {' and '.join(cut)}, in this start's batches"] if cut else []
-
-
-def check_best_metric(config: Config) -> None:
-    """UserError where `checkpoint.best_metric` is an evaluation that no checkpoint would have."""
-    metric, every = config.checkpoint.best_metric, config.train.eval_every
-    if metric is None or not metric.startswith("eval/"):
-        return
-    if every is None or save_every(config) % every:
-        raise UserError(
-            f"checkpoint.best_metric: {metric!r} is measured every train.eval_every={every} steps on data.eval="
-            f"{config.data.eval!r}; set both, and checkpoint.every to a multiple of train.eval_every"
-        )
-
-
-def report_warmup(config: Config, steps: int) -> None:
-    """Says where the warm-up is longer than the run, and so was cut."""
-    asked, given = config.optimizer.warmup_steps or 0, optim.warmup_of(config.optimizer, steps)
-    if asked > given:
-        say(f"optimizer.warmup_steps: {asked} is more than the {steps} steps of the run, and was cut to {given}")
-
-
-def report_context(dataset: GroupDataset, context: int) -> None:
-    """Says where texts are longer than the model's context, at whose positions beyond it was never trained."""
-    if sum(dataset.limits) < context:
-        return
-    longest = max(1 + size.prompt + max(unit.size for unit in size.units) for size in dataset.sizes)
-    if longest > context:
-        say(
-            f"data.train: prompts with their responses have up to {longest} tokens, more than the model's context of "
-            f"{context}; lower data.max_prompt_tokens and data.max_response_tokens, unless this is meant"
-        )
-
-
-def check_known(best_metric: str | None, metrics: dict[str, float], step: int) -> None:
-    """UserError at the first metrics that should hold `checkpoint.best_metric` and do not."""
-    if best_metric is None or best_metric in metrics:
-        return
-    kind = [name for name in metrics if name.startswith("eval/") == best_metric.startswith("eval/")]
-    if kind and (step or best_metric.startswith("eval/")):
-        near = suggest(best_metric, kind)
-        there = ", ".join(sorted(kind))
-        raise UserError(f"checkpoint.best_metric: there is no metric {best_metric!r}; {near}there are {there}")

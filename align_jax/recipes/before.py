@@ -1,0 +1,85 @@
+"""What is checked and said of a training run before its first step, and why none follows."""
+
+from __future__ import annotations
+
+from align_jax.config import Config
+from align_jax.data import GroupDataset
+from align_jax.errors import UserError, optional
+from align_jax.recipes.folder import RunFolder, save_every
+from align_jax.recipes.say import say
+from align_jax.training import optim
+from align_jax.training.callbacks import StopEarly
+from align_jax.training.logs import find_sink
+
+
+def check_sinks(config: Config) -> None:
+    """UserError, before hours of work, for a sink that is not there or lacks its package."""
+    log = config.log
+    for name in log.sinks:
+        find_sink(name)
+    if log.tensorboard or "tensorboard" in log.sinks:
+        optional("tensorboardX", "tensorboard", "log.tensorboard")
+    if log.wandb_project is not None or "wandb" in log.sinks:
+        optional("wandb", "wandb", "log.wandb_project")
+
+
+def check_best_metric(config: Config) -> None:
+    """UserError where `checkpoint.best_metric` is an evaluation that no checkpoint would have."""
+    metric, every = config.checkpoint.best_metric, config.train.eval_every
+    if metric is None or not metric.startswith("eval/"):
+        return
+    if every is None or save_every(config) % every:
+        raise UserError(
+            f"checkpoint.best_metric: {metric!r} is measured every train.eval_every={every} steps on data.eval="
+            f"{config.data.eval!r}; set both, and checkpoint.every to a multiple of train.eval_every"
+        )
+
+
+def made_already(folder: RunFolder, config: Config) -> int | None:
+    """The steps of a run that has all that `train.steps` asks for, so that neither model nor data are needed; else None."""
+    made, asked = folder.steps[-1:] if folder.is_run else [], config.train.steps
+    return made[0] if made and asked is not None and made[0] >= asked else None
+
+
+def nothing_to_do(folder: RunFolder, begun: int, steps: int, early: StopEarly | None) -> str:
+    """Why no step follows those that were made."""
+    if begun == steps:
+        return f"{folder.path} is complete: step {begun} of {steps}"
+    if begun > steps:
+        return f"{folder.path} has {begun} steps already, and train.steps is {steps}: nothing to do"
+    return f"{folder.path} ended early at step {begun}: nothing to do; train.patience above {early.waited} goes on"
+
+
+def report_warmup(config: Config, steps: int) -> None:
+    """Says where the warm-up is longer than the run, and so was cut."""
+    asked, given = config.optimizer.warmup_steps or 0, optim.warmup_of(config.optimizer, steps)
+    if asked > given:
+        say(f"optimizer.warmup_steps: {asked} is more than the {steps} steps of the run, and was cut to {given}")
+
+
+def report_context(dataset: GroupDataset, context: int) -> None:
+    """Says where texts are longer than the model's context, at whose positions beyond it was never trained."""
+    if sum(dataset.limits) < context:
+        return
+    longest = max(1 + size.prompt + max(unit.size for unit in size.units) for size in dataset.sizes)
+    if longest > context:
+        say(
+            f"data.train: prompts with their responses have up to {longest} tokens, more than the model's context of "
+            f"{context}; lower data.max_prompt_tokens and data.max_response_tokens, unless this is meant"
+        )
+
+
+def stop_early(folder: RunFolder, config: Config, begun: int) -> StopEarly | None:
+    """What ends a run by `train.patience`, knowing the evaluations of earlier starts; None where nothing does."""
+    options, patience = config.checkpoint, config.train.patience
+    if patience is None:
+        return None
+    history = [line for line in folder.history if line["step"] <= begun]
+    return StopEarly(options.best_metric, patience, options.mode, history)
+
+
+def why_ended(config: Config, early: StopEarly) -> str:
+    """The evaluations that `train.patience` waited for."""
+    best = f"step {early.best[0]} ({early.best[1]:.4g})" if early.best else "no step"
+    kind = "smallest" if config.checkpoint.mode == "min" else "largest"
+    return f"{config.checkpoint.best_metric} was {kind} at {best}, and no better in {early.waited} evaluations since"
