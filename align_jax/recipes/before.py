@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from align_jax.config import Config
 from align_jax.data import GroupDataset
-from align_jax.errors import UserError, optional
+from align_jax.errors import UserError
 from align_jax.recipes.folder import RunFolder, save_every
 from align_jax.recipes.say import say
 from align_jax.training import optim
@@ -15,12 +15,9 @@ from align_jax.training.logs import find_sink
 def check_sinks(config: Config) -> None:
     """UserError, before hours of work, for a sink that is not there or lacks its package."""
     log = config.log
-    for name in log.sinks:
-        find_sink(name)
-    if log.tensorboard or "tensorboard" in log.sinks:
-        optional("tensorboardX", "tensorboard", "log.tensorboard")
-    if log.wandb_project is not None or "wandb" in log.sinks:
-        optional("wandb", "wandb", "log.wandb_project")
+    asked = {"tensorboard": log.tensorboard, "wandb": log.wandb_project is not None}
+    for name in [*log.sinks, *(name for name, wanted in asked.items() if wanted)]:
+        find_sink(name).check()
 
 
 def check_best_metric(config: Config) -> None:

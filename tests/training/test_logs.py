@@ -13,7 +13,7 @@ import pytest
 from align_jax import registry
 from align_jax.config.sections import LogConfig
 from align_jax.errors import UserError
-from align_jax.training.logs import MetricsLog, progress, read_metrics
+from align_jax.training.logs import MetricsLog, find_sink, progress, read_metrics
 from align_jax.training.logs.sink import Sink
 from tests.terminals import Terminal
 
@@ -253,8 +253,11 @@ def test_weights_and_biases_gets_the_metrics_and_resumes_its_run(tmp_path, monke
 
 def test_a_missing_wandb_is_named(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "wandb", None)
-    with pytest.raises(UserError, match="log.wandb_project is 'p', but wandb cannot be imported.*pip install wandb"):
+    with pytest.raises(UserError, match=r"log.wandb_project needs wandb: pip install 'align-jax\[wandb\]'"):
         MetricsLog(tmp_path, total_steps=1, wandb_project="p")
+    with pytest.raises(UserError, match="needs wandb"):
+        find_sink("wandb").check()
+    find_sink("jsonl").check()
 
 
 def test_each_file_with_a_sink_is_known_by_its_name():
@@ -262,7 +265,7 @@ def test_each_file_with_a_sink_is_known_by_its_name():
 
 
 OWN = """
-from align_jax.training.logs import Sink
+from align_jax.training.logs import find_sink, Sink
 
 class Own(Sink):
     def __init__(self, context):

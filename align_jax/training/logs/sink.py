@@ -41,6 +41,10 @@ class Sink:
     def __init__(self, context: Context):
         self.context = context
 
+    @classmethod
+    def check(cls) -> None:
+        """UserError, before the run has cost anything, where what the sink needs is not installed."""
+
     def write(self, step: int, metrics: Mapping[str, float]) -> None:
         """Takes the metrics of a step, floats that may be NaN or infinite; an OSError is told to the user."""
         raise TypeError(f"{type(self).__name__} does not define `write`")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from types import ModuleType
 from typing import ClassVar
 
 from align_jax.errors import optional
@@ -20,9 +21,14 @@ class TensorBoard(Sink):
 
     def __init__(self, context: Context):
         super().__init__(context)
-        writer = optional("tensorboardX", "tensorboard", "log.tensorboard").SummaryWriter
+        writer = _package().SummaryWriter
         purge = None if context.resume_step is None else context.resume_step + 1
         self._writer = writer(logdir=str(context.run_dir / "tensorboard"), purge_step=purge)
+
+    @classmethod
+    def check(cls) -> None:
+        """MissingPackage without tensorboardX."""
+        _package()
 
     def write(self, step: int, metrics: Mapping[str, float]) -> None:
         """Adds the scalars of a step."""
@@ -32,3 +38,7 @@ class TensorBoard(Sink):
     def close(self) -> None:
         """Closes the event file."""
         self._writer.close()
+
+
+def _package() -> ModuleType:
+    return optional("tensorboardX", "tensorboard", "log.tensorboard")

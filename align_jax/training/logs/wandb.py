@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import importlib
 import uuid
 from collections.abc import Mapping
+from types import ModuleType
 from typing import ClassVar
 
-from align_jax.errors import UserError
+from align_jax.errors import optional
 from align_jax.training.logs.sink import Context, Sink
 
 
@@ -18,7 +18,7 @@ class WeightsAndBiases(Sink):
       project, name: of the page; by default `log.wandb_project` and `log.wandb_name`, or what wandb itself is set to.
 
     Raises:
-      UserError: wandb is not installed.
+      MissingPackage: wandb is not installed.
     """
 
     name: ClassVar[str] = "wandb"
@@ -27,14 +27,7 @@ class WeightsAndBiases(Sink):
         super().__init__(context)
         section = context.config.get("log") or {}
         project, name = project or section.get("wandb_project"), name or section.get("wandb_name")
-        try:
-            wandb = importlib.import_module("wandb")
-        except ImportError as error:
-            asked = f"log.wandb_project is {project!r}" if project else "log.sinks has 'wandb'"
-            raise UserError(
-                f"{asked}, but wandb cannot be imported ({error}); pip install wandb, or remove "
-                + ("log.wandb_project" if project else "it")
-            ) from error
+        wandb = _package()
         identity = context.run_dir / "wandb_run_id"
         if context.resume_step is None or not identity.exists():
             identity.write_text(uuid.uuid4().hex)
@@ -47,6 +40,11 @@ class WeightsAndBiases(Sink):
             resume="allow",
         )
 
+    @classmethod
+    def check(cls) -> None:
+        """MissingPackage without wandb."""
+        _package()
+
     def write(self, step: int, metrics: Mapping[str, float]) -> None:
         """Logs a step."""
         self._run.log(dict(metrics), step=step)
@@ -54,3 +52,7 @@ class WeightsAndBiases(Sink):
     def close(self) -> None:
         """Ends the run's page."""
         self._run.finish()
+
+
+def _package() -> ModuleType:
+    return optional("wandb", "wandb", "log.wandb_project")
