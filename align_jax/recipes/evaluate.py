@@ -127,12 +127,16 @@ def side_by_side(configs: Sequence[Config], names: Sequence[str]) -> Config | No
         differing.append("objective.beta")
     if len({c.head for c in configs}) > 1:
         differing.append("objective.name")
+    if any(c.evaluate.models for c in configs):
+        say("not in one table, since evaluate.models says what the columns are")
+        return None
     if differing:
         say(f"not in one table, since the runs differ in {', '.join(dict.fromkeys(differing))}")
         return None
     columns = {_column(name, names): name for name in names}
     start = {"start": first.model.path} if first.model.path is not None and first.head == "lm_head" else {}
-    folder = os.path.join("runs", f"evaluate-{'-'.join(map(_file_name, columns))}")
+    asked = {c.run.dir for c in configs}  # one, where it was given as an option
+    folder = asked.pop() if len(asked) == 1 else os.path.join("runs", f"evaluate-{'-'.join(map(_file_name, columns))}")
     evaluate_ = dataclasses.replace(first.evaluate, models=start | columns)
     return dataclasses.replace(first, evaluate=evaluate_, run=dataclasses.replace(first.run, dir=folder))
 

@@ -302,6 +302,9 @@ def test_runs_share_a_table_where_model_reference_data_and_beta_are_the_same(cap
     assert side_by_side(configs, ["x/a", "y/a"]).evaluate.models == {"start": "a/model", "x/a": "x/a", "y/a": "y/a"}
     assert side_by_side([configs[0], Config.of(configs[1], "objective.beta=0.3", "data.eval=0.2")], names) is None
     assert "not in one table, since the runs differ in data, objective.beta" in capsys.readouterr().err
+    assert side_by_side([Config.of(config, "run.dir=here") for config in configs], names).run.dir == "here"
+    assert side_by_side([Config.of(config, "evaluate.models={a: x}") for config in configs], names) is None
+    assert "evaluate.models says what the columns are" in capsys.readouterr().err
 
 
 def test_prompts_that_a_run_may_have_seen_are_said(tmp_path, capsys):
