@@ -17,7 +17,7 @@ FREE = (
 )
 
 # Keys that came later, at the value that means what was there before: no run is another one for them.
-LATER: dict[str, Any] = {"model.chat_template": None}
+LATER: dict[str, Any] = {"model.chat_template": None, "data.on_empty": "keep"}
 
 
 def flat(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:

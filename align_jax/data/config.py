@@ -5,8 +5,10 @@ from __future__ import annotations
 import dataclasses
 import re
 import string
+from typing import Any
 
 from align_jax.data.formats import AUTO, find_format
+from align_jax.data.members import members_of
 from align_jax.errors import UserError, check_fields
 
 _PROMPT_FIELDS, _BELIEF_FIELDS = {"prompt", "group", "context"}, {"id", "belief"}
@@ -16,13 +18,15 @@ _PROMPT_FIELDS, _BELIEF_FIELDS = {"prompt", "group", "context"}, {"id", "belief"
 class DataConfig:
     """What is read, and how it becomes tokens."""
 
-    train: str | None = None  # JSONL or Parquet file, folder of Parquet files or of datasets.save_to_disk, or hub id
+    # JSONL or Parquet file, folder of Parquet files or of datasets.save_to_disk, or hub id; or a data set by name, `{name:
+    # ultrafeedback, limit: 1000}`; or a list of such, a mixture
+    train: Any = None
     # the same, for evaluation; or a fraction of the prompts of `train`, such as 0.05, that are then not trained on: the same
     # ones in every run on these rows
-    eval: str | float | int | None = None
-    # groups, ultrafeedback, pairs, unpaired or gdpo; samples: groups with the ids that were sampled in `tokens`, of the same
-    # tokenizer; prompts: `prompt` alone, for on-policy rounds; package.module:Class, a `data.formats.Format` of your own; auto:
-    # by the columns of the first row
+    eval: Any = None
+    # groups, ultrafeedback, pairs, unpaired, gdpo, messages, completions and others of docs/data.md; samples: groups with the
+    # ids that were sampled in `tokens`, of the same tokenizer; prompts: `prompt` alone, for on-policy rounds;
+    # package.module:Class, a `data.formats.Format` of your own; auto: by the columns of the first row
     format: str = AUTO
     split: str = "train"  # of a hub data set, for training
     eval_split: str = "test"  # of a hub data set, for evaluation
@@ -32,6 +36,7 @@ class DataConfig:
     max_response_tokens: int = 512  # longer responses are cut and lose their end-of-sequence token, and are counted
     max_responses: int | None = None  # keep at most this many of a group, the best and the worst among them
     on_bad_row: str = "error"  # error, or skip: leave malformed rows out and list them in the run folder
+    on_empty: str = "keep"  # answers without words: keep, as the end token alone; drop, leave them out; or error
     shuffle: bool = True  # a new order every epoch, from run.seed
     prompt_template: str = "{prompt}"  # text of a plain prompt; may use {prompt}, {group} and {context}
     belief_template: str = "{id}<{belief}>"  # text of a belief statement; may use {id} and {belief}
@@ -45,15 +50,19 @@ class DataConfig:
     def __post_init__(self):
         if self.format != AUTO:
             find_format(self.format)
-        if isinstance(self.eval, float | int) and not 0 < self.eval < 1:
+        if isinstance(self.eval, float | int) and not isinstance(self.eval, bool) and not 0 < self.eval < 1:
             raise UserError(f"data.eval: {self.eval!r} is neither a path nor a fraction of data.train between 0 and 1")
         if isinstance(self.eval, str) and re.fullmatch(r"[\d.]+ *%?", self.eval):
             raise UserError(f"data.eval: {self.eval!r} is text; a fraction of data.train is a number, without quotes: 0.05")
         for key in ("train", "eval"):
-            if isinstance(getattr(self, key), str) and not getattr(self, key).strip():
-                raise UserError(f"data.{key}: {getattr(self, key)!r} is blank; an environment variable that is not set?")
+            value = getattr(self, key)
+            if isinstance(value, str) and not value.strip():
+                raise UserError(f"data.{key}: {value!r} is blank; an environment variable that is not set?")
+            if value is not None and (key == "train" or isinstance(value, bool) or not isinstance(value, float | int)):
+                members_of(value, f"data.{key}")
         for key, allowed in (
             ("on_bad_row", ("error", "skip")),
+            ("on_empty", ("keep", "drop", "error")),
             ("chat_template", ("auto", "always", "never")),
             ("truncate_prompt", ("left", "right")),
         ):
