@@ -301,6 +301,6 @@ def build(source: ConfigValues, cls: type[T], values: Any, prefix: str) -> T:
         return OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(cls), escaped(values)))
     except ValueError as error:
         message = str(error)
-        named = re.match(rf"{re.escape(prefix)}\w+", message)
+        named = re.match(rf"{re.escape(prefix)}\w+(\.\w+)*", message)
         key = named[0] if named else prefix.rstrip(".")
         raise source.error(key, message.removeprefix(key).lstrip(": ")) from error

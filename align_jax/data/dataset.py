@@ -13,7 +13,7 @@ import numpy as np
 from align_jax.data.arrange import Arrangement, Arranger
 from align_jax.data.config import DataConfig
 from align_jax.data.encode import Encoder
-from align_jax.data.formats import AUTO, Format, spelled
+from align_jax.data.formats import Format, spelled
 from align_jax.data.formats.example import Example
 from align_jax.data.look import Look, read_rows
 from align_jax.data.opened import Opened, open_data
@@ -68,8 +68,8 @@ class GroupDataset:
         ends: bool = False,
         opened: Opened | None = None,
     ):
-        self._by_columns = config.format == AUTO
         self._source, data_format, self.path = opened or open_data(config, which, spool_dir)
+        self._by_columns = data_format.by_columns
         self._check(arrangement, data_format)
         self.format = spelled(data_format)
         self._read, self.bad_rows, look = data_format.read, [], Look()
@@ -80,10 +80,10 @@ class GroupDataset:
             raise UserError(f"no group is left: none of the {len(look.rows)} rows has {arrangement.needs}")
         items, mixed = look.epoch(self._found.items, data_format.shares if which == "train" else None)
         self._found = dataclasses.replace(self._found, items=items)
-        self.notes = [*mixed, *look.notes(), *data_format.notes()]
+        self.notes = [*mixed, *look.notes(), *([] if _is_held_out(config, which) else data_format.notes())]
         self._config, self._ends, self._arrangement = config, ends, arrangement
         self.slots, self.group_names = self._found.slots, look.group_names
-        self.source_names = look.source_names
+        self.source_names = look.source_names if len(look.source_names) > 1 else ()
         self.prompt_ids, self.unit_ids = look.ids([item.row for item in self._found.items])
         self._arranger = Arranger(
             self.example,
@@ -154,6 +154,11 @@ class GroupDataset:
 
     def __repr__(self) -> str:  # grain prints data sets in errors; the contents stay out
         return f"GroupDataset({self.path!r})"
+
+
+def _is_held_out(config: DataConfig, which: str) -> bool:
+    """Whether these are rows of `data.train`, of whose columns was spoken."""
+    return which == "eval" and isinstance(config.eval, float | int)
 
 
 def labelled(group: TokenGroup, tables: dict[str, Any]) -> TokenGroup:

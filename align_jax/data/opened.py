@@ -54,6 +54,7 @@ def open_data(config: DataConfig, which: str, spool_dir: str | Path | None) -> O
     opened = [_open(config, member, key, Path(spool_dir) if spool_dir is not None else None) for member in members]
     labels = [member.called for member in members] if len(members) > 1 else []
     reading = Reading([data_format for _, data_format in opened], labels, config.on_empty)
+    reading.by_columns = len(members) == 1 and config.format == AUTO and members[0].name is members[0].format is None
     source = opened[0][0]
     if labels:
         check_parts(f"data.{key}", reading.parts, labels)

@@ -57,10 +57,11 @@ class Reading(Format):
       on_empty: `keep`, `drop` or `error`.
 
     Attributes:
-      shares: of the data sets of a mixture, else None.
+      shares: of the data sets of a mixture, else None. by_columns: whether the format is known by the columns of the rows.
     """
 
     shares: Shares | None = None
+    by_columns = False
 
     def __init__(self, parts: Sequence[Format], labels: Sequence[str] = (), on_empty: str = "keep"):
         self._parts, self.labels, self._on_empty = tuple(parts), tuple(labels), on_empty
