@@ -55,7 +55,7 @@ class Member:
     def called(self) -> str:
         """What it is called in messages and metrics."""
         end = PurePath(str(self.path)).name
-        plain = self.label or self.name or re.sub(r"\.(jsonl?|parquet|csv|tsv|ndjson|gz)+$", "", end) or end
+        plain = self.label or self.name or re.sub(r"(\.(jsonl?|ndjson|parquet|csv|tsv|arrow|gz))+$", "", end) or end
         return re.sub(r"[/\s]+", "-", plain)
 
 

@@ -67,4 +67,4 @@ def _probabilities(row: Mapping, options: tuple[str, ...]) -> tuple[float, ...] 
 def _tolerance(values: list[float]) -> float:
     """How far from 1 probabilities can sum that were rounded to the digits that these have: half a last digit each."""
     digits = max(len(f"{value:.6f}".rstrip("0").partition(".")[2]) for value in values)
-    return max(_SUM + 1e-6, len(values) * 0.5 * 10.0**-digits)
+    return max(_SUM + 1e-6, len(values) * 0.5 * 10.0**-digits - 1e-6)
