@@ -40,9 +40,12 @@ def open_data(config: DataConfig, which: str, spool_dir: str | Path | None) -> O
     path = config.train if which == "train" or held_out else config.eval
     if path is None:
         raise UserError(f"data.{'train' if held_out else which} is not set")
-    split = config.split if which == "train" or held_out else config.eval_split
-    spool = Path(spool_dir) if spool_dir is not None else None
-    source = open_source(path, split=split, streaming=config.streaming, max_rows=config.max_rows, spool_dir=spool)
+    source = open_source(
+        path, config.part("train" if held_out else which), spool_dir=Path(spool_dir) if spool_dir is not None else None
+    )
+    if held_out and config.eval_split not in (None, "test"):  # the latter stands in configs of before
+        note = f"data.eval_split {config.eval_split} has no effect: data.eval is a fraction of data.train"
+        source.notes = (*source.notes, note)
     data_format = format_of(config, source)
     if fraction is not None:
         source = _part(source, data_format, fraction, held_out)

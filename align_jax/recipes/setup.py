@@ -125,7 +125,10 @@ class Setup:
 
     def opened(self, which: str) -> Opened:
         """`data.train` or `data.eval`, opened."""
-        return open_data(self.config.data, which, self.folder.path / "spool")
+        opened = open_data(self.config.data, which, self.folder.path / "spool")
+        for note in opened.source.notes:
+            say_once(f"data.{which}: {note}")
+        return opened
 
     def dataset(self, which: str, objective: Objective | None = None, opened: Opened | None = None) -> GroupDataset:
         """`data.train` or `data.eval`, arranged for the objective (by default the one that is trained)."""

@@ -356,7 +356,7 @@ def test_prompts_of_any_format_each_once(tmp_path):
     path = tmp_path / "pairs.jsonl"
     path.write_text("".join(json.dumps(row) + "\n" for row in [*pairs, {"prompt": "z"}]))
     config = DataConfig(train=str(path), format="pairs", on_bad_row="skip")
-    found, bad = distinct_prompts(config, "train", tmp_path)
+    found, bad, _ = distinct_prompts(config, "train", tmp_path)
     assert found == [{"prompt": "x"}, {"prompt": "y", "group": "1"}, {"prompt": "y", "group": "2"}]
     assert [b["where"] for b in bad] == [f"{path}:5"]
     with pytest.raises(UserError, match=r"pairs.jsonl:5: field 'chosen' is missing"):
