@@ -242,7 +242,8 @@ def _longest(config: Config) -> int | None:
 
 def report_data(which: str, dataset: GroupDataset, folder: Path) -> None:
     """Says how much data there is and what was left out; lists bad rows in the run folder."""
-    say(f"data.{which}: {dataset.describe()}")
+    for line in (dataset.describe(), *dataset.notes):
+        say(f"data.{which}: {line}")
     if dataset.bad_rows and jax.process_index() == 0:
         lines = "".join(json.dumps(bad) + "\n" for bad in dataset.bad_rows)
         write_whole(folder / f"bad_rows.{which}.jsonl", lines)

@@ -108,6 +108,7 @@ def test_a_look_keeps_no_example():
 
     class Example:
         prompt, group, context, opinion, tools, documents = "p", "", "", None, None, None
+        responses, source, left_out = (), "", 0
 
         def __del__(self):
             seen.append("gone")
