@@ -197,6 +197,8 @@ def _without_evaluations(config: Config) -> tuple[Config, list[str]]:
         "train.patience": (config.train.patience, None),
         "evaluate.training_samples": (config.evaluate.training_samples, 0),
         "checkpoint.best_metric": (metric if (metric or "").startswith("eval/") else None, None),
+        # configs of before hold `test` whether or not it was asked for
+        "data.eval_split": (config.data.eval_split if config.data.eval_split != "test" else None, None),
     }
     lines = []
     for key, (value, off) in needs.items():

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from align_jax.data.arrange import Arrangement, Arranger
-from align_jax.data.config import DataConfig
+from align_jax.data.config import LATER, DataConfig
 from align_jax.data.encode import Encoder
 from align_jax.data.formats import Format, spelled
 from align_jax.data.formats.example import Example
@@ -19,13 +19,13 @@ from align_jax.data.look import Look, read_rows
 from align_jax.data.opened import Opened, open_data
 from align_jax.data.packing.plan import GroupSize, group_size
 from align_jax.data.records import TokenGroup
+from align_jax.data.rendered import Rendered
 from align_jax.data.sources import RowError
 from align_jax.errors import UserError
 
-# Keys of the data section that do not change any token or label.
-# Those that came later, at the value that means what was there before.
-_LATER = {"on_empty": "keep"}
-_HOW = ("workers", "prefetch", "pack", "shuffle", "train", "eval", "split", "eval_split", "streaming", "on_bad_row")
+# Keys of the data section that do not change any token or label, but for the day, which the encoder's key knows if it is printed.
+_HOW = ("workers", "prefetch", "pack", "shuffle", "train", "eval", "split", "eval_split", "subset", "revision", "streaming",
+        "on_bad_row", "date")  # fmt: skip
 _SAMPLE = 256  # groups whose lengths stand for those of all
 
 
@@ -73,8 +73,11 @@ class GroupDataset:
         self._check(arrangement, data_format)
         self.format = spelled(data_format)
         self._read, self.bad_rows, look = data_format.read, [], Look()
-        rows = read_rows(self._source, self._read, config.on_bad_row, self.bad_rows, look.left_out)
+        texts = f"{self._source.digest} {self.format} {config.prompt_template} {config.score}"
+        rendered = Rendered(encoder, texts, None if spool_dir is None else Path(spool_dir))
+        rows = read_rows(self._source, self._read, config.on_bad_row, self.bad_rows, look.left_out, rendered.check)
         self._found = arrangement.survey(look.at(rows), config)
+        rendered.keep()
         look.check_template(config, self.path)
         if not self._found.items:
             raise UserError(f"no group is left: none of the {len(look.rows)} rows has {arrangement.needs}")
@@ -94,7 +97,7 @@ class GroupDataset:
             source_names=self.source_names,
             ends=ends,
         )
-        how = {k: v for k, v in dataclasses.asdict(config).items() if k not in _HOW and _LATER.get(k, ...) != v}
+        how = {k: v for k, v in dataclasses.asdict(config).items() if k not in _HOW and (k not in LATER or v != LATER[k])}
         how["format"] = self.format
         parts = (self._source.digest, encoder.key(), sorted(how.items()), *arrangement.key(), seed, len(look.rows))
         self.fingerprint = hashlib.sha256(repr(parts).encode()).hexdigest()

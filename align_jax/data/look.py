@@ -25,6 +25,7 @@ def read_rows(
     on_bad_row: str,
     bad: list[dict[str, str]],
     left_out: list[str] | None = None,
+    check: Callable[[int, Example], None] | None = None,
 ) -> Iterator[tuple[int, Example]]:
     """Number and example of every row that is not malformed, each read once.
 
@@ -32,6 +33,7 @@ def read_rows(
       on_bad_row: `error` or `skip`.
       bad: `{"where", "reason"}` of each malformed row is added to it.
       left_out: the places of rows that are left out on purpose are added to it.
+      check: raises a RowError for a row that cannot be used though it is well formed.
 
     Raises:
       UserError: a malformed row (unless skipped), or no other is left.
@@ -39,6 +41,8 @@ def read_rows(
     for row in range(len(source)):
         try:
             example = read(source[row])
+            if check is not None:
+                check(row, example)
         except LeftOut:
             if left_out is not None:
                 left_out.append(source.where(row))

@@ -34,6 +34,7 @@ class Concatenated:
         self._starts = np.cumsum([0, *map(len, self._sources)])
         parts = [source.digest for source in self._sources]
         self.digest = hashlib.sha256(repr((parts, key)).encode()).hexdigest()
+        self.notes = tuple(dict.fromkeys(note for source in self._sources for note in source.notes))
 
     def __len__(self) -> int:
         return int(self._starts[-1])

@@ -62,6 +62,9 @@ def open_data(config: DataConfig, which: str, spool_dir: str | Path | None) -> O
         reading.shares = Shares(tuple(labels), weights if weights[0] is not None else None)
         names = [data_format.name for data_format in reading.parts]
         source = Concatenated([part for part, _ in opened], (labels, names, reading.shares.weights))
+    if held_out and config.eval_split not in (None, "test"):  # the latter stands in configs of before
+        note = f"data.eval_split {config.eval_split} has no effect: data.eval is a fraction of data.train"
+        source.notes = (*source.notes, note)
     if fraction is not None:
         source = _part(source, reading, fraction, held_out)
     return Opened(source, reading, " + ".join(map(_path, members)))
@@ -79,23 +82,23 @@ def _open(config: DataConfig, member: Member, key: str, spool_dir: Path | None) 
     split = config.split if key == "train" else config.eval_split
     if known is not None and member.path is None:
         split = known.split if key == "train" else known.eval_split
-    if member.split is None and split is None and known is not None:
+    if member.split is None and split is None and known is not None and member.path is None:
         raise UserError(
             f"data.{key}: {member.name} has no split for evaluation; give data.eval a fraction of data.train, such as 0.05, or "
             "a `split`"
         )
-    inherited = {name: getattr(member, name) or getattr(config, name, None) for name in ("subset", "revision")}
+    inherited = {name: getattr(member, name) or getattr(config, name) for name in ("subset", "revision")}
     if known is not None and member.path is None:
         inherited["subset"] = inherited["subset"] or known.subset
     limits = [limit for limit in (member.limit, config.max_rows) if limit is not None]
-    source = open_source(
-        member.path or known.hub,
+    part = dataclasses.replace(
+        config.part(key),
         split=member.split or split,
         streaming=config.streaming if member.streaming is None else member.streaming,
         max_rows=min(limits, default=None),
-        spool_dir=spool_dir,
-        **{name: value for name, value in inherited.items() if value is not None},
+        **inherited,
     )
+    source = open_source(member.path or known.hub, part, spool_dir=spool_dir)
     chosen = member.format or (known.format if known is not None else config.format)
     data_format = format_of(dataclasses.replace(config, format=chosen), source)
     return data_format.arranged(source), data_format

@@ -14,15 +14,17 @@ from align_jax.data.opened import open_data
 _BESIDE = ("group", "context", "tools", "documents")
 
 
-def distinct_prompts(config: DataConfig, which: str, spool_dir: Path) -> tuple[list[dict[str, Any]], list[dict[str, str]]]:
+def distinct_prompts(
+    config: DataConfig, which: str, spool_dir: Path
+) -> tuple[list[dict[str, Any]], list[dict[str, str]], tuple[str, ...]]:
     """Reads the prompts of a data set, each row and each prompt once, in order.
 
     Args:
       config: the data section. which: `train` or `eval`. spool_dir: where streamed rows are kept.
 
     Returns:
-      `{"prompt"}` of each, with `group`, `context`, `tools` and `documents` where the row has them, and the malformed rows that
-      were skipped.
+      `{"prompt"}` of each, with `group`, `context`, `tools` and `documents` where the row has them; the malformed rows that
+      were skipped; lines about what was read.
 
     Raises:
       UserError: as `GroupDataset` does.
@@ -33,5 +35,5 @@ def distinct_prompts(config: DataConfig, which: str, spool_dir: Path) -> tuple[l
     bad: list[dict[str, str]] = []
     for _, example in read_rows(source, data_format.read, config.on_bad_row, bad):
         more = {name: getattr(example, name) for name in _BESIDE if getattr(example, name)}
-        found.setdefault(repr((plain_key(example), example.tools, example.documents)), {"prompt": example.prompt, **more})
-    return list(found.values()), bad
+        found.setdefault(plain_key(example), {"prompt": example.prompt, **more})
+    return list(found.values()), bad, source.notes

@@ -260,12 +260,13 @@ def prepare_folder(training: Training, begun: int) -> None:
     setup, steps = training.setup, training.steps
     folder, spec = setup.folder, setup.config.optimizer
     if begun and folder.is_run:
-        before = folder.config.train.total_steps(len(training.dataset))
-        old, new = (float(optim.make_schedule(spec, total)(begun)) for total in (before, steps))
+        of_before, before = folder.config.optimizer, folder.config.train.total_steps(len(training.dataset))
+        old, new = (float(optim.make_schedule(o, n)(begun)) for o, n in ((of_before, before), (spec, steps)))
+        ended, ends = of_before.schedule_steps or before, spec.schedule_steps or steps
         if old != new:
             say(
-                f"the {spec.schedule} schedule ends at step {steps} now, not {before}: step {begun + 1} goes on at a learning "
-                f"rate of {new:.3g} instead of {old:.3g}"
+                f"the {spec.schedule} schedule ends at step {ends} now, not {ended}: step {begun + 1} goes on at a learning "
+                f"rate of {new:.3g} instead of {old:.3g}; optimizer.schedule_steps: {ended} keeps it as it was"
             )
     elif not begun and (kept := folder.set_metrics_aside()):
         say(f"{folder.path} held metrics of steps that no checkpoint has; they are kept as {kept}")

@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from align_jax.data.arrange.answers import segment_of
 from align_jax.data.arrange.arranger import Arranger
 from align_jax.data.arrange.base import Arrangement, Filled
 from align_jax.data.arrange.contrast import no_contrast
@@ -14,7 +15,6 @@ from align_jax.data.arrange.labels import Label
 from align_jax.data.arrange.survey import Item
 from align_jax.data.formats import Format, spelled
 from align_jax.data.formats.example import Example
-from align_jax.data.records import Segment
 
 
 @dataclasses.dataclass(frozen=True)
@@ -50,11 +50,11 @@ class Unpaired(Arrangement):
     def fill(self, index: int, item: Item, example: Example, arranger: Arranger) -> Filled:
         own, cut = arranger.segments(example, (item.response,))
         other, stranger = arranger.stranger(index, example)
-        tokens, _ = arranger.answer(stranger, other.response)
+        strange = arranger.answer(stranger, other.response)
         desirable = example.desirable
         if desirable is None:
             desirable = example.scores[item.response] > float(np.mean(example.scores))
-        return Filled([*own, Segment(tokens, 1)], {"desirable": np.asarray(desirable)}, cut)
+        return Filled([*own, segment_of(strange, 1)], {"desirable": np.asarray(desirable)}, cut)
 
     def random_labels(self, slots: int) -> dict[str, Any]:
         return {"desirable": np.asarray(True)}
