@@ -56,10 +56,10 @@ def test_calls_of_tools_are_no_empty_answer(tmp_path):
 
 
 def test_dropped_answers_leave_groups_that_have_contrast(tmp_path):
-    rows = [group("a", "", "b"), group("a", ""), group("", " "), group("c", "d")]
+    rows = [group("a", "", "b"), group("a", ""), group("", " "), group("c", "d"), group("a", "", "b", scores=[1, 2, 1])]
     data = dataset(tmp_path, rows, on_empty="drop")
     assert [len(data[i].segments) for i in range(len(data))] == [2, 2] and data[0].labels["scores"].tolist() == [0, 2]
-    assert data.notes == ["data.on_empty: drop: 1 empty answer left out, and 2 rows of which no answer is left"]
+    assert data.notes == ["data.on_empty: drop: 2 empty answers left out, and 2 rows of which no answer is left"]
     assert "1 rows without two different scores dropped" in data.describe()
 
 
@@ -107,7 +107,7 @@ def test_prompts_are_kept_whatever_their_answers(tmp_path):
 def test_prompts_keep_what_templates_are_given(tmp_path):
     tools = [{"type": "function", "function": {"name": "f"}}]
     rows = [{"prompt": "a", "group": 0, "tools": tools}, {"prompt": "a", "group": 0}, {"prompt": "a", "group": 0}]
-    found, _ = distinct_prompts(DataConfig(train=write_jsonl(tmp_path / "r.jsonl", rows)), "train", tmp_path)
+    found, *_ = distinct_prompts(DataConfig(train=write_jsonl(tmp_path / "r.jsonl", rows)), "train", tmp_path)
     assert found == [{"prompt": "a", "group": "0", "tools": tuple(tools)}, {"prompt": "a", "group": "0"}]
 
 

@@ -9,7 +9,7 @@ from typing import Any
 from align_jax.data.sources import RowError, Source
 
 
-class Joined:
+class JoinedRows:
     """The rows of a source that agree in one column as one row, in the order in which they first appear.
 
     Args:
@@ -27,6 +27,7 @@ class Joined:
             groups.setdefault(key, []).append(number)
         self._groups = list(groups.values())
         self.digest = hashlib.sha256(f"{source.digest} joined by {by}".encode()).hexdigest()
+        self.notes = source.notes
 
     def __len__(self) -> int:
         return len(self._groups)
@@ -39,7 +40,7 @@ class Joined:
         return self._source.where(self._groups[index][0])
 
 
-class Spread:
+class SpreadRows:
     """Every row of a source as the rows that it stands for.
 
     Args:
@@ -57,6 +58,7 @@ class Spread:
                 count = 1
             self._at += [(number, k) for k in range(count)]
         self.digest = hashlib.sha256(f"{source.digest} spread by {name}".encode()).hexdigest()
+        self.notes = source.notes
 
     def __len__(self) -> int:
         return len(self._at)
