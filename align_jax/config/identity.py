@@ -14,10 +14,11 @@ FREE = (
     *("train.steps", "train.epochs"),
     *("model.remat", "model.rows_per_chunk", "model.head_chunk", "model.attention", "train.accumulation_steps"),
     *("train.eval_every", "train.patience", "data.eval", "data.eval_split", "data.workers", "data.prefetch"),
+    "data.date",  # where a template prints it, the rows become other tokens, and a run knows its rows
 )
 
 # Keys that came later, at the value that means what was there before: no run is another one for them.
-LATER: dict[str, Any] = {"model.chat_template": None}
+LATER: dict[str, Any] = {"model.chat_template": None, "data.score": "assistant", "data.control_tokens": "text"}
 
 
 def flat(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import datetime
 import re
 import string
 
@@ -37,6 +38,11 @@ class DataConfig:
     belief_template: str = "{id}<{belief}>"  # text of a belief statement; may use {id} and {belief}
     belief_prior: float = 1.0  # pseudo-count of every belief where its distribution is estimated from the rows
     chat_template: str = "auto"  # always, never, or auto: for conversations, and for plain prompts of a chat tokenizer
+    date: str | None = None  # the day, YYYY-MM-DD, for chat templates that print one; null: that on which the run was started
+    # of a conversation as an answer, which words are scored: the assistant's (those that the template marks as generated, or its
+    # turns), or all of them
+    score: str = "assistant"
+    control_tokens: str = "text"  # control tokens written in prompts and responses: stay text, or become tokens
     truncate_prompt: str = "left"  # which end of a long prompt is cut
     workers: int = 2  # threads that tokenize and pack ahead of the device
     prefetch: int = 4  # batches made ahead
@@ -56,14 +62,24 @@ class DataConfig:
             ("on_bad_row", ("error", "skip")),
             ("chat_template", ("auto", "always", "never")),
             ("truncate_prompt", ("left", "right")),
+            ("score", ("assistant", "all")),
+            ("control_tokens", ("text", "tokens")),
         ):
             if getattr(self, key) not in allowed:
                 raise UserError(f"data.{key}: {getattr(self, key)!r} is not one of {', '.join(allowed)}")
+        _check_date(self.date)
         check_fields("data", self, "max_rows", "max_prompt_tokens", "max_response_tokens", "workers", "prefetch", low=1)
         check_fields("data", self, "max_responses", low=2, hint="or null for all")
         check_fields("data", self, "belief_prior", low=0)
         _check_template("prompt_template", self.prompt_template, _PROMPT_FIELDS, "prompt")
         _check_template("belief_template", self.belief_template, _BELIEF_FIELDS, None)
+
+
+def _check_date(date: str | None) -> None:
+    try:
+        datetime.date.fromisoformat(date or "2000-01-01")
+    except (TypeError, ValueError) as error:
+        raise UserError(f"data.date: {date!r} is no day; write it as YYYY-MM-DD, in quotes") from error
 
 
 def _check_template(key: str, text: str, allowed: set[str], required: str | None) -> None:

@@ -19,11 +19,12 @@ from align_jax.data.look import Look, read_rows
 from align_jax.data.opened import Opened, open_data
 from align_jax.data.packing.plan import GroupSize, group_size
 from align_jax.data.records import TokenGroup
+from align_jax.data.rendered import Rendered
 from align_jax.data.sources import RowError
 from align_jax.errors import UserError
 
-# Keys of the data section that do not change any token or label.
-_HOW = ("workers", "prefetch", "pack", "shuffle", "train", "eval", "split", "eval_split", "streaming", "on_bad_row")
+# Keys of the data section that do not change any token or label, but for the day, which the encoder's key knows if it is printed.
+_HOW = ("workers", "prefetch", "pack", "shuffle", "train", "eval", "split", "eval_split", "streaming", "on_bad_row", "date")
 _SAMPLE = 256  # groups whose lengths stand for those of all
 
 
@@ -69,8 +70,11 @@ class GroupDataset:
         self._check(arrangement, data_format)
         self.format = spelled(data_format)
         self._read, self.bad_rows, look = data_format.read, [], Look()
-        rows = read_rows(self._source, self._read, config.on_bad_row, self.bad_rows)
+        texts = f"{self._source.digest} {self.format} {config.prompt_template} {config.score}"
+        rendered = Rendered(encoder, texts, None if spool_dir is None else Path(spool_dir))
+        rows = read_rows(self._source, self._read, config.on_bad_row, self.bad_rows, rendered.check)
         self._found = arrangement.survey(look.at(rows), config)
+        rendered.keep()
         look.check_template(config, self.path)
         if not self._found.items:
             raise UserError(f"no group is left: none of the {len(look.rows)} rows has {arrangement.needs}")

@@ -15,13 +15,18 @@ from align_jax.errors import UserError
 
 
 def read_rows(
-    source: Source, read: Callable[[Mapping], Example], on_bad_row: str, bad: list[dict[str, str]]
+    source: Source,
+    read: Callable[[Mapping], Example],
+    on_bad_row: str,
+    bad: list[dict[str, str]],
+    check: Callable[[int, Example], None] | None = None,
 ) -> Iterator[tuple[int, Example]]:
     """Number and example of every row that is not malformed, each read once.
 
     Args:
       on_bad_row: `error` or `skip`.
       bad: `{"where", "reason"}` of each malformed row is added to it.
+      check: raises a RowError for a row that cannot be used though it is well formed.
 
     Raises:
       UserError: a malformed row (unless skipped), or no other is left.
@@ -29,6 +34,8 @@ def read_rows(
     for row in range(len(source)):
         try:
             example = read(source[row])
+            if check is not None:
+                check(row, example)
         except RowError as error:
             if on_bad_row == "error":
                 raise UserError(f"{source.where(row)}: {error} (data.on_bad_row: skip leaves such rows out)") from error

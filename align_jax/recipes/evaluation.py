@@ -34,7 +34,7 @@ from align_jax.evaluation import (
 from align_jax.evaluation import samples as sampling
 from align_jax.evaluation.judges import api_key
 from align_jax.evaluation.metrics import Metric, find_metrics
-from align_jax.generation import end_ids, sample_text
+from align_jax.generation import end_ids, response_text, sample_text
 from align_jax.models import Decoder
 from align_jax.objectives import Objective
 from align_jax.recipes.say import say, say_once, watched, watching
@@ -183,7 +183,7 @@ class _Speaker:
         return dict(
             samples=self.samples,
             max_new_tokens=config.evaluate.max_new_tokens,
-            eos_ids=end_ids(setup.encoder.tokenizer, (), setup.source.generation_config),
+            eos_ids=(*setup.encoder.end_ids, *end_ids(setup.encoder.tokenizer, (), setup.source.generation_config)),
             seed=config.run.seed,
             prompt_ids=self.data.units.tolist(),
             mesh=setup.mesh,
@@ -201,9 +201,9 @@ class _Speaker:
         """Responses to every unit, as a data set and as rows."""
         groups, _, rows = self.units()
         sampled = sampling.sample_responses(self.model, [g.prompt for g in groups], **self.options)
-        for row, i in zip(rows, range(len(sampled)), strict=True):
-            tokens = [s.tokens.tolist() for s in sampled[i].segments]
-            row["responses"] = [self.data.setup.encoder.tokenizer.decode(t, skip_special_tokens=True) for t in tokens]
+        tokenizer = self.data.setup.encoder.tokenizer
+        for row, group, i in zip(rows, groups, range(len(sampled)), strict=True):
+            row["responses"] = [response_text(tokenizer, group.prompt, s.tokens.tolist()) for s in sampled[i].segments]
         return sampled, rows
 
     def beliefs(self, judge: Judge | None) -> Spoken:

@@ -76,7 +76,7 @@ def encode_rows(rows: InputRows, encoder: Encoder, shape: ModelConfig) -> list[T
     groups, prompts, responses = [], 0, 0
     for i, example in enumerate(rows.examples):
         try:
-            group, cut, cuts = encode_group(encoder, example, i, ends=ends)
+            group, prompt, answers = encode_group(encoder, example, i, ends=ends)
         except RowError as error:
             raise UserError(f"{rows.where[i]}: {error}") from error
         lengths = [len(segment.tokens) for segment in group.segments]
@@ -86,7 +86,8 @@ def encode_rows(rows: InputRows, encoder: Encoder, shape: ModelConfig) -> list[T
                 f"{rows.where[i]}: the prompt with its longest response has {longest} tokens, more than the {most} of "
                 f"the {what}'s context; lower data.max_prompt_tokens and data.max_response_tokens"
             )
-        prompts, responses = prompts + cut, responses + sum(cuts)
+        cuts = [answer.cut for answer in answers]
+        prompts, responses = prompts + prompt.cut, responses + sum(cuts)
         groups.append(group)
         if not ends:
             rows.columns[i] |= {"lengths": lengths, "truncated": cuts}

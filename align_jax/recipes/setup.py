@@ -137,6 +137,7 @@ class Setup:
                 arrangement=objective.arrangement,
                 seed=self.config.run.seed,
                 ends=objective.head == "score",
+                spool_dir=self.folder.path / "spool",
                 opened=opened,
             )
 

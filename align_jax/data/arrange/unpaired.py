@@ -7,13 +7,12 @@ from typing import Any
 
 import numpy as np
 
-from align_jax.data.arrange.answers import one_score
+from align_jax.data.arrange.answers import one_score, segment_of
 from align_jax.data.arrange.arranger import Arranger
 from align_jax.data.arrange.base import Arrangement, Filled
 from align_jax.data.arrange.labels import Label
 from align_jax.data.arrange.survey import Item
 from align_jax.data.formats.example import Example
-from align_jax.data.records import Segment
 
 
 @dataclasses.dataclass(frozen=True)
@@ -40,11 +39,11 @@ class Unpaired(Arrangement):
     def fill(self, index: int, item: Item, example: Example, arranger: Arranger) -> Filled:
         own, cut = arranger.segments(example, (item.response,))
         other, stranger = arranger.stranger(index, example)
-        tokens, _ = arranger.answer(stranger, other.response)
+        strange = arranger.answer(stranger, other.response)
         desirable = example.desirable
         if desirable is None:
             desirable = example.scores[item.response] > float(np.mean(example.scores))
-        return Filled([*own, Segment(tokens, 1)], {"desirable": np.asarray(desirable)}, cut)
+        return Filled([*own, segment_of(strange, 1)], {"desirable": np.asarray(desirable)}, cut)
 
     def random_labels(self, slots: int) -> dict[str, Any]:
         return {"desirable": np.asarray(True)}

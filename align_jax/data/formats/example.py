@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping
+from typing import Any
 
-Text = str | tuple[Mapping[str, str], ...]  # plain text, or the messages of a conversation
+Text = str | tuple[Mapping[str, Any], ...]  # plain text, or the messages of a conversation
 
 
 @dataclasses.dataclass(frozen=True)
@@ -30,6 +31,7 @@ class Example:
       opinion: the beliefs of the row, else None.
       group, context: optional columns, for templates and for metrics per group of people.
       tokens: ids of every response as a model sampled them, its end token included, else None.
+      tools, documents: what a chat template prints besides the messages, a dict each; None: nothing.
     """
 
     prompt: Text
@@ -40,3 +42,5 @@ class Example:
     group: str = ""
     context: str = ""
     tokens: tuple[tuple[int, ...], ...] | None = None
+    tools: tuple[Mapping[str, Any], ...] | None = None
+    documents: tuple[Mapping[str, Any], ...] | None = None
