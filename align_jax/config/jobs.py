@@ -49,6 +49,12 @@ JOBS = {
         own=("score",),
         reads=(*_EVERY, "reference"),
     ),
+    "data check": Needs(
+        requires=(),
+        files=("data.train", "data.eval"),
+        own=("data",),
+        reads=("model", "objective", "run", "train", "log"),
+    ),
     "bench": Needs(requires=("model", "objective"), own=("bench",), reads=(*_EVERY, "optimizer", "train")),
     "compile": Needs(requires=("model", "objective"), reads=("model", "data", "objective", "optimizer", "mesh", "train")),
 }

@@ -10,8 +10,9 @@ import numpy as np
 
 from align_jax.batch import GroupBatch
 
-_PROMPT_TOKENS, _TOKENS = 60, 80  # that are shown of a prompt (its end) and of a response (its beginning and its end)
-_TAIL = 12  # of a response that is longer, its last ones
+_PROMPT_TOKENS, _TOKENS = 48, 40  # that are shown of a prompt (its end) and of a response (its beginning and its end)
+_TEXTS = 6  # of a group
+_TAIL = 10  # of a response that is longer, its last ones
 DIM, SCORED, OTHER_SCORED, END, PLAIN = "\x1b[2m", "\x1b[32m", "\x1b[92m", "\x1b[7;35m", "\x1b[0m"
 
 
@@ -63,9 +64,10 @@ def shown(batch: GroupBatch, tokenizer: Any, where: Any, color: bool, groups: in
         of_group = [s for s in found if s.group == group]
         prompt = next((s.prompt for s in of_group if not s.parent), of_group[0].prompt)
         lines.append(f"{where(int(batch.rows[group]))}: {len(prompt)} tokens of prompt, {len(of_group)} texts")
-        lines.append(f"  prompt   {_prompt(prompt, tokenizer, color)}")
-        for segment in of_group:
-            lines.append(f"  {_label(batch, segment):<8} {_response(segment, tokenizer, color)}")
+        lines.append(f"  {'prompt':<10} {_prompt(prompt, tokenizer, color)}")
+        for segment in of_group[:_TEXTS]:
+            lines.append(f"  {_label(batch, segment):<10} {_response(segment, tokenizer, color)}")
+        lines += [f"  ... and {len(of_group) - _TEXTS} more"] if len(of_group) > _TEXTS else []
     if len(numbers) > groups:
         lines.append(f"... and {len(numbers) - groups} more groups in this batch")
     return lines
@@ -90,7 +92,13 @@ def _response(segment: _Segment, tokenizer: Any, color: bool) -> str:
     keep = list(range(len(segment.tokens)))
     if len(keep) > _TOKENS:
         keep = [*keep[: _TOKENS - _TAIL], None, *keep[-_TAIL:]]
-    texts = pieces(segment.tokens, [*segment.prompt, *segment.parent], tokenizer)
+    head, context = _TOKENS - _TAIL, [*segment.prompt, *segment.parent]
+    if keep[-1] == len(keep) - 1:
+        texts = dict(enumerate(pieces(segment.tokens, context, tokenizer)))
+    else:
+        texts = dict(enumerate(pieces(segment.tokens[:head], context, tokenizer)))
+        end = segment.tokens[-_TAIL:]
+        texts |= zip(keep[-_TAIL:], pieces(end, segment.tokens[:-_TAIL], tokenizer), strict=True)
     for i in keep:
         if i is None:
             left = f" ... {len(segment.tokens) - _TOKENS} more ... "
@@ -110,13 +118,13 @@ def _response(segment: _Segment, tokenizer: Any, color: bool) -> str:
 
 def pieces(ids: list[int], before: list[int], tokenizer: Any) -> list[str]:
     """The text of each token where it stands, control signs spelled out; a sign of several tokens stands at its last one."""
-    found, start = [], before[-4:]
+    start = before[-4:]  # what is before decides whether a word-mark is a space
+    found, said = [], _decode(start, tokenizer)
     for i in range(len(ids)):
-        head = [*start, *ids[max(0, i - 8) : i]]
-        old, new = _decode(head, tokenizer), _decode([*head, ids[i]], tokenizer)
-        text = new[len(old) :] if new.startswith(old) else _decode([ids[i]], tokenizer)
-        start = start if i < 8 else []
-        found.append(_visible("" if new.endswith("\ufffd") else text if not old.endswith("\ufffd") else new[-1:]))
+        new = _decode([*start, *ids[: i + 1]], tokenizer)
+        whole = not new.endswith("\ufffd") or i == len(ids) - 1
+        found.append(_visible(new[len(said) :]) if whole else "")
+        said = new if whole else said
     return found
 
 

@@ -19,6 +19,7 @@ class Finding:
       text: a sentence for people.
       details: lines below it: places with what stands there.
       count: how many rows, answers or prompts it is about; `details` may list fewer.
+      responses: numbers of the answers that it is about, for pictures.
     """
 
     severity: str
@@ -26,10 +27,17 @@ class Finding:
     text: str
     details: tuple[str, ...] = ()
     count: int = 1
+    responses: tuple[int, ...] = dataclasses.field(default=(), repr=False, compare=False)
 
     def to_json(self) -> dict[str, Any]:
         """As JSON values."""
-        return dataclasses.asdict(self) | {"details": list(self.details)}
+        return {
+            "severity": self.severity,
+            "code": self.code,
+            "text": self.text,
+            "count": self.count,
+            "details": list(self.details),
+        }
 
 
 def percent(part: float, whole: float = 1.0) -> str:

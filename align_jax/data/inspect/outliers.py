@@ -95,8 +95,13 @@ def _same_answers(gathered: Gathered, ranks: np.ndarray) -> list[Finding]:
         refuses = _REFUSAL.search(gathered.answer(int(members[0])).lower()) is not None
         text += f": {_scores(gathered, members, mean)}" + ("; right, if these prompts had to be refused" if refuses else "")
         severity = "warning" if refuses else "problem"
-        findings.append(Finding(severity, "repeated_answer_scored_high", text, _named(gathered, members), len(members)))
+        findings.append(Finding(severity, "repeated_answer_scored_high", text, _named(gathered, members), *_about(members)))
     return findings
+
+
+def _about(members: np.ndarray) -> tuple[int, tuple[int, ...]]:
+    """Of a finding: how many responses, and which."""
+    return len(members), tuple(members.tolist())
 
 
 def _is_unrelated(gathered: Gathered, members: np.ndarray) -> bool:
@@ -116,7 +121,7 @@ def _same_edges(gathered: Gathered, ranks: np.ndarray) -> list[Finding]:
             if not known and mean >= _EDGE_STANDING and above >= _SIGMAS:
                 text = f"answers to {prompts} prompts {what} with the same 30 words, and are scored far above what is usual: "
                 text += _scores(gathered, members, mean)
-                findings.append(Finding("problem", f"same_{what}_scored_high", text, _named(gathered, members), len(members)))
+                findings.append(Finding("problem", f"same_{what}_scored_high", text, _named(gathered, members), *_about(members)))
     return findings
 
 
@@ -151,7 +156,7 @@ def _unrelated_models(gathered: Gathered, ranks: np.ndarray) -> list[Finding]:
         if high and len(set(gathered.text[members].tolist())) > 1 and _is_unrelated(gathered, members):
             text = f"the answers of {name} are no more about their prompts than about others, and yet are scored like real "
             text += f"answers or better: {_scores(gathered, members, mean)}"
-            findings.append(Finding("problem", "unrelated_model_scored_high", text, _named(gathered, members), len(members)))
+            findings.append(Finding("problem", "unrelated_model_scored_high", text, _named(gathered, members), *_about(members)))
     return findings
 
 
@@ -162,7 +167,7 @@ def _unrelated_answers(gathered: Gathered, ranks: np.ndarray) -> list[Finding]:
         return []
     text = f"{len(members)} answers share more words with other prompts than with their own, and are scored far above what is "
     text += f"usual: {_scores(gathered, members, mean)}"
-    return [Finding("problem", "unrelated_scored_high", text, _named(gathered, members), len(members))]
+    return [Finding("problem", "unrelated_scored_high", text, _named(gathered, members), *_about(members))]
 
 
 def _extreme_lengths(gathered: Gathered, ranks: np.ndarray) -> list[Finding]:
@@ -176,11 +181,11 @@ def _extreme_lengths(gathered: Gathered, ranks: np.ndarray) -> list[Finding]:
         if prompts >= _PROMPTS and mean >= _STANDING and above >= _SIGMAS and what == "short":
             text = f"{len(members)} answers are less than a tenth as long as the others, and are scored far above what is usual: "
             text += _scores(gathered, members, mean)
-            findings.append(Finding("problem", "short_scored_high", text, _named(gathered, members), len(members)))
+            findings.append(Finding("problem", "short_scored_high", text, _named(gathered, members), *_about(members)))
         elif prompts >= _PROMPTS and mean >= 0.75 and above >= _SIGMAS:
             text = f"{len(members)} answers are more than ten times as long as the others, and stand above them: "
             text += _scores(gathered, members, mean)
-            findings.append(Finding("note", "long_scored_high", text, _named(gathered, members)[:5], len(members)))
+            findings.append(Finding("note", "long_scored_high", text, _named(gathered, members)[:5], *_about(members)))
     return findings
 
 
@@ -198,4 +203,4 @@ def _far_scores(gathered: Gathered) -> list[Finding]:
     if not len(far):
         return []
     text = f"{len(far)} scores are far off the scale of the others, {low:.4g} to {high:.4g} for nearly all: typing errors?"
-    return [Finding("problem", "score_off_scale", text, tuple(_place(gathered, int(i)) for i in far[:LISTED]), len(far))]
+    return [Finding("problem", "score_off_scale", text, tuple(_place(gathered, int(i)) for i in far[:LISTED]), *_about(far))]

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from align_jax.data.arrange import encode_group
+from align_jax.data.arrange.answers import encode_answer
 from align_jax.data.config import DataConfig
 from align_jax.data.encode import Encoder
 from align_jax.data.formats.example import Example
@@ -33,16 +33,19 @@ class Measured:
     Attributes:
       prompts: tokens of each prompt before it is cut. answers: of each response, end of sequence included.
       refused: `{"where", "reason"}` of rows that the template or the tokenizer refuses.
-      merged: places of responses whose first token would join with the prompt's last; None: not known.
-      control: control token -> places of texts in which it is written out.
+      merged: places of responses of which a token would reach across their boundary. changed: places of rows whose prompt the
+        chat template renders otherwise once an answer follows.
+      control: control token -> places of texts in which it is written out; `kept` whether it stays text there.
       max_prompt, max_answer: the limits of the config.
     """
 
     prompts: np.ndarray
     answers: np.ndarray
     refused: list[dict[str, str]]
-    merged: list[str] | None
+    merged: list[str]
+    changed: list[str]
     control: dict[str, list[str]]
+    kept: bool
     max_prompt: int
     max_answer: int
 
@@ -63,47 +66,60 @@ def measure(
     special = sorted({token for token in tokenizer.all_special_tokens if token.strip()}, key=len, reverse=True)
     pattern = re.compile("|".join(map(re.escape, special))) if special else None
 
-    def one(position: int) -> tuple[str, int, list[int], list[bool], set[str]]:
+    def one(position: int) -> tuple[str, _Tokens | None, set[str]]:
         example = gathered.example(position)
         written = set() if pattern is None else set(pattern.findall("\n".join(_texts(example))))
         try:
-            return "", *_lengths(encoder, example), written
+            return "", _tokens(encoder, example), written
         except (RowError, UserError) as error:
-            return str(error), 0, [], [], written
+            return str(error), None, written
 
-    prompts, answers, refused, merged = [], [], [], []
-    control: dict[str, list[str]] = collections.defaultdict(list)
+    found = Measured(
+        np.empty(0), np.empty(0), [], [], [], {}, config.control_tokens == "text", config.max_prompt_tokens,
+        config.max_response_tokens,
+    )  # fmt: skip
+    prompts: list[int] = []
+    answers: list[int] = []
     with concurrent.futures.ThreadPoolExecutor(config.workers) as pool:
-        for position, (problem, prompt, lengths, joins, written) in enumerate(pool.map(one, range(len(gathered.row)))):
+        for position, (problem, tokens, written) in enumerate(pool.map(one, range(len(gathered.row)))):
             progress(1)
             where = gathered.where(position)
             for token in written:
-                control[token].append(where)
-            if problem:
-                refused.append({"where": where, "reason": problem})
+                found.control.setdefault(token, []).append(where)
+            if tokens is None:
+                found.refused.append({"where": where, "reason": problem})
                 continue
-            prompts.append(prompt)
-            answers += lengths
-            merged += [f"{where}: answer {k}" for k, joined in enumerate(joins) if joined]
-    return Measured(
-        np.asarray(prompts, np.int64), np.asarray(answers, np.int64), refused, merged if _KNOWS_MERGED else None, dict(control),
-        config.max_prompt_tokens, config.max_response_tokens,
-    )  # fmt: skip
+            prompts.append(tokens.prompt)
+            answers += tokens.answers
+            found.changed += [where] if tokens.changed else []
+            found.merged += [f"{where}: answer {k}" for k, joined in enumerate(tokens.merged) if joined]
+    found.prompts, found.answers = np.asarray(prompts, np.int64), np.asarray(answers, np.int64)
+    return found
 
 
 def _texts(example: Example) -> list[str]:
     return [plain(example.prompt), *map(plain, example.responses)]
 
 
-_KNOWS_MERGED = False
+@dataclasses.dataclass(frozen=True)
+class _Tokens:
+    """Of one row: how many tokens, and what its boundaries are like."""
+
+    prompt: int
+    answers: list[int]
+    merged: list[bool]
+    changed: bool
 
 
-def _lengths(encoder: Encoder, example: Example) -> tuple[int, list[int], list[bool]]:
-    """Tokens of the prompt and of every response, and which responses would join tokens with what stands before them."""
-    if not example.responses:
-        return len(encoder.encode_prompt(example.prompt, example.group, example.context)[0]), [], []
-    group, *_ = encode_group(encoder, example)
-    return len(group.prompt), [len(segment.tokens) for segment in group.segments], []
+def _tokens(encoder: Encoder, example: Example) -> _Tokens:
+    prompt = encoder.prompt(example)
+    opinion = example.opinion
+    if opinion is None:
+        answers = [encode_answer(encoder, prompt, example, k) for k in range(len(example.responses))]
+    else:  # as they are trained on: each behind the accepted belief
+        belief, ids = (opinion.accepted, opinion.options[opinion.accepted]), encoder.beliefs(prompt, opinion.options)
+        answers = [encoder.after_belief(prompt, belief, ids[opinion.accepted], text) for text in example.responses]
+    return _Tokens(len(prompt.ids), [len(a.tokens) for a in answers], [a.merged for a in answers], prompt.changed)
 
 
 def token_table(measured: Measured) -> dict[str, Any]:
@@ -112,7 +128,8 @@ def token_table(measured: Measured) -> dict[str, Any]:
         "prompts": _lengths_of(measured.prompts, measured.max_prompt),
         "answers": _lengths_of(measured.answers, measured.max_answer),
         "refused": len(measured.refused),
-        "merged": None if measured.merged is None else len(measured.merged),
+        "merged": len(measured.merged),
+        "changed": len(measured.changed),
         "control": {token: len(places) for token, places in sorted(measured.control.items())},
     }
 
@@ -150,11 +167,17 @@ def token_findings(measured: Measured) -> list[Finding]:
             text += "" if what == "prompts" else "; a cut answer has no end of sequence"
             findings.append(Finding(severity, f"cut_{what}", text, count=found["cut"]))
     if measured.control:
-        lines = tuple(f"{token}: {len(set(at))} rows, first {at[0]}" for token, at in sorted(measured.control.items()))
-        text = "control tokens of this tokenizer are written out in texts; they are kept as text"
-        findings.append(Finding("note", "control_tokens", text, lines, sum(map(len, measured.control.values()))))
+        lines = tuple(f"{token}: {len(at)} rows, first {at[0]}" for token, at in sorted(measured.control.items()))
+        how = "stay text there" if measured.kept else "become control tokens there (data.control_tokens: tokens)"
+        text = f"control tokens of this tokenizer are written out in texts; they {how}"
+        count = len({where for places in measured.control.values() for where in places})
+        findings.append(Finding("note" if measured.kept else "warning", "control_tokens", text, lines, count))
     if measured.merged:
-        text = f"{len(measured.merged)} of {len(measured.answers)} answers begin in the middle of a token that prompt and answer "
-        text += "would share; they are split there"
+        text = f"{len(measured.merged)} of {len(measured.answers)} answers begin within a token that prompt and answer would share; "
+        text += "the prompt keeps its tokens, and the answer is tokenized as a continuation"
         findings.append(Finding("note", "boundaries", text, tuple(measured.merged[:5]), len(measured.merged)))
+    if measured.changed:
+        text = f"the chat template renders {len(measured.changed)} prompts otherwise once an answer follows; what both renderings "
+        text += "share is taken for the prompt, and the rest is scored with the answer"
+        findings.append(Finding("note", "changed_prompts", text, tuple(measured.changed[:3]), len(measured.changed)))
     return findings
