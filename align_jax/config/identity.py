@@ -7,6 +7,7 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
+from align_jax.data.config import LATER as LATER_OF_DATA
 from align_jax.data.formats import AUTO
 
 FREE = (
@@ -18,7 +19,7 @@ FREE = (
 )
 
 # Keys that came later, at the value that means what was there before: no run is another one for them.
-LATER: dict[str, Any] = {"model.chat_template": None, "data.score": "assistant", "data.control_tokens": "text"}
+LATER: dict[str, Any] = {"model.chat_template": None} | {f"data.{key}": value for key, value in LATER_OF_DATA.items()}
 
 
 def flat(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:

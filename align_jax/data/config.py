@@ -10,6 +10,9 @@ import string
 from align_jax.data.formats import AUTO, find_format
 from align_jax.errors import UserError, check_fields
 
+# Keys that came later, at the value that means what was there before: neither runs nor rows are others for them.
+LATER: dict[str, object] = {"score": "assistant", "control_tokens": "text"}
+
 _PROMPT_FIELDS, _BELIEF_FIELDS = {"prompt", "group", "context"}, {"id", "belief"}
 
 

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from align_jax.data.arrange import Arrangement, Arranger
-from align_jax.data.config import DataConfig
+from align_jax.data.config import LATER, DataConfig
 from align_jax.data.encode import Encoder
 from align_jax.data.formats import AUTO, Format, spelled
 from align_jax.data.formats.example import Example
@@ -84,7 +84,8 @@ class GroupDataset:
         self._arranger = Arranger(
             self.example, self._found, encoder, seed=seed, group_names=self.group_names, ends=ends
         )
-        how = {k: v for k, v in dataclasses.asdict(config).items() if k not in _HOW} | {"format": self.format}
+        how = {k: v for k, v in dataclasses.asdict(config).items() if k not in _HOW and (k not in LATER or v != LATER[k])}
+        how["format"] = self.format
         parts = (self._source.digest, encoder.key(), sorted(how.items()), *arrangement.key(), seed, len(look.rows))
         self.fingerprint = hashlib.sha256(repr(parts).encode()).hexdigest()
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import functools
 import hashlib
@@ -190,10 +191,10 @@ class Encoder:
         """The tokens that end an answer: EOS, and what the chat template ends a turn with."""
         ids = {self.eos}
         if self._chat:
-            try:
-                ids.update(self.tokens.ids(self.template.end_of_turn)[-1:])
-            except RowError:
-                pass  # a template that refuses a question with its answer says so of every row
+            # A template that refuses a question with its answer says so of every row.
+            with contextlib.suppress(RowError):
+                end = self.template.end_of_turn
+                ids.update(self.tokens.ids(end)[-1:] if end.endswith(self.tokens.added) else ())
         return tuple(sorted(ids))
 
     def _conversation(self, example: Example) -> Conversation | None:

@@ -19,6 +19,11 @@ from align_jax.errors import UserError
 
 # The answer of a conversation that is rendered to see what a template does; no template changes it.
 _STAND_IN = "\ue0f2answer\ue0f2"
+# transformers lets no function in but its own, which is today's.
+_DAY = (
+    "{% macro strftime_now(format) %}{% if format not in day_formats %}{{ raise_exception('strftime_now: a format that is not "
+    "written out in the template: ' ~ format) }}{% endif %}{{ day_formats[format] }}{% endmacro %}{{ '' }}"
+)
 _REFUSALS = (jinja2.TemplateError, ValueError, TypeError, KeyError, AttributeError, IndexError)
 Message = Mapping[str, Any]
 
@@ -53,7 +58,7 @@ class ChatTemplate:
         self.exists = template is not None
         written = json.dumps(template, ensure_ascii=False) if self.exists else ""
         self._marks_generation = re.search(r"\{%-?\s*generation\s*-?%\}", written) is not None
-        self._knows = {name: name in written for name in ("tool_calls", "tools", "documents")}
+        self._knows = {name: name in written for name in ("tools", "documents", "strftime_now")}
         # An assistant may write what opens and closes a thought or a call; what opens and closes a turn is the template's.
         self._mark = marker(() if keep_control else tokens.special)
         self._mark_others = marker(() if keep_control else (*tokens.special, *tokens.added_in(written)))
@@ -162,16 +167,20 @@ class ChatTemplate:
                 "the data holds conversations, but the tokenizer has no chat template; give a file of one as "
                 "model.chat_template, or use plain text"
             )
-        more = {} if self._date is None else {"strftime_now": self._strftime}
         extras = {name: list(value) for name, value in (("tools", tools), ("documents", documents)) if value}
         try:
+            more = self._on_the_day(extras.get("tools"))
             return self._tokenizer.apply_chat_template([_for_template(m) for m in messages], **extras, **flags, **more)
         except _REFUSALS as error:
             raise RowError(f"the chat template refuses this conversation: {unmarked(str(error)) or type(error).__name__}") from error
 
-    @property
-    def _strftime(self) -> Callable[[str], str]:
-        return datetime.datetime.fromisoformat(self._date).strftime
+    def _on_the_day(self, tools: Any) -> dict[str, Any]:
+        """What makes the template print the day that was given, where it prints today's."""
+        if self._date is None or not self._knows["strftime_now"]:
+            return {}
+        template, day = self._tokenizer.get_chat_template(None, tools), datetime.datetime.fromisoformat(self._date)
+        formats = {a or b for a, b in re.findall(r"'([^'{}]*%[^'{}]*)'|\"([^\"{}]*%[^\"{}]*)\"", template)}
+        return {"chat_template": _DAY + template, "day_formats": {form: day.strftime(form) for form in formats}}
 
     @functools.cached_property
     def _tail(self) -> tuple[str, str]:
@@ -180,14 +189,12 @@ class ChatTemplate:
         start, asked = self.rendered(question), self.rendered(question, add_generation_prompt=True)
         text = self.rendered(joined(question, ({"role": "assistant", "content": _STAND_IN},)))
         tail = text[text.rindex(_STAND_IN) + len(_STAND_IN) :] if _STAND_IN in text else ""
-        at = self._control(tail)
+        at, always_a_header = self._control(tail), start == asked
         if at is None:
-            return tail, ""
+            return tail, "" if always_a_header else tail.rstrip()
         end, token = at
-        always_a_header = start == asked and token != self._tokenizer.eos_token
-        if always_a_header and token in text[: text.find("question")]:  # it opens a turn
-            return tail, ""
-        return tail, tail[:end]
+        opens_a_turn = always_a_header and token != self._tokenizer.eos_token and token in text[: text.find("question")]
+        return tail, "" if opens_a_turn else tail[:end]
 
     def _control(self, text: str) -> tuple[int, str] | None:
         """Where the first control token of a text ends, and the token."""

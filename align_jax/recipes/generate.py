@@ -194,7 +194,7 @@ class _Task:
             raise UserError(f"objective.name: {name_of(config.objective)!r} trains a reward model, which generates nothing")
         with watching("starting: devices, model and tokenizer"):
             setup = Setup.of(config, _model(config))
-        data, shape = config.data or DataConfig(), setup.source.shape
+        data, shape = setup.config.data or DataConfig(), setup.source.shape
         eos_ids = end_ids(setup.source.tokenizer, options.stop_tokens, setup.source.generation_config)
         rows = [unit for row in given for unit in by_group(row, data)]
         encoder = Encoder(setup.source.tokenizer, dataclasses.replace(data, max_prompt_tokens=most), shape.vocab_size)

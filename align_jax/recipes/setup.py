@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import datetime
 import functools
 import json
 from collections.abc import Iterable, Iterator
@@ -24,7 +25,7 @@ from align_jax.files import write_whole
 from align_jax.models.attention import choose_backend
 from align_jax.objectives import Objective
 from align_jax.parallel.mesh import data_shards, make_mesh
-from align_jax.parallel.processes import LargestAhead, largest_anywhere
+from align_jax.parallel.processes import LargestAhead, largest_anywhere, of_first
 from align_jax.recipes.folder import RunFolder
 from align_jax.recipes.say import say, say_once, watched, watching
 from align_jax.recipes.source import ModelSource, reference_model, starting_model
@@ -60,6 +61,7 @@ class Setup:
           UserError: a mesh that does not fit the devices, or a model that cannot be read.
         """
         mesh = make_mesh(*config.mesh_sizes(jax.device_count()))
+        config = on_its_day(config)
         return cls(config, mesh, starting_model(config) if source is None else source)
 
     @property
@@ -211,6 +213,18 @@ class Setup:
         values, hit = cached(path, (len(dataset), dataset.slots), needed, compute)
         say(f"reference log-probs {'reused from' if hit else 'computed and stored in'} {path}")
         return {"ref_logps": values}
+
+
+def on_its_day(config: Config) -> Config:
+    """The config with `data.date`: as given, else that of the run in `run.dir`, else today, the same on every process."""
+    if config.data is None or config.data.date is not None:
+        return config
+    folder = RunFolder(Path(config.run.dir)).newest if config.run.dir else None
+    stored = folder.config.data if folder is not None and folder.is_run else None
+    day = stored.date if stored is not None else None
+    if day is None:
+        day = datetime.date.fromordinal(of_first(datetime.date.today().toordinal())).isoformat()
+    return dataclasses.replace(config, data=dataclasses.replace(config.data, date=day))
 
 
 def _longest(config: Config) -> int | None:
