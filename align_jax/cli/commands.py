@@ -23,7 +23,7 @@ from align_jax.config.source import ConfigValues, Override
 from align_jax.errors import UserError
 
 USAGE_ERROR = 2  # what the user can mend
-STOPPED = 143  # SIGTERM before the work was done
+STOPPED = data.STOPPED
 _OVERRIDES = "[--section.key value ...]"
 
 
@@ -369,6 +369,14 @@ COMMANDS = {
         "Exits with 0 where nothing is wrong, 1 where problems were found, 2 where the data cannot be read.",
         takes_data="DATA",
         computes=False,
+    ),
+    "data convert": Command(
+        data.convert,
+        "write any data as grouped JSONL, Parquet or ArrayRecord; join pairs, add scores",
+        "align-jax data convert pairs.jsonl groups.parquet --join\n"
+        "align-jax data convert uf.jsonl scored.jsonl --reward-model path/to/reward --split 0.05",
+        data.CONVERT,
+        takes_data="INPUT",
     ),
     "experiment": Command(
         experiment,

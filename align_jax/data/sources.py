@@ -66,7 +66,11 @@ def _open_file(file: Path, max_rows: int | None) -> Source:
         return JsonLines(file, max_rows)
     if file.suffix == ".parquet":
         return _open_parquet([file], max_rows)
-    raise UserError(f"{file}: {file.suffix or 'no'} extension; expected .jsonl, .json or .parquet")
+    if file.suffix == ".array_record":
+        from align_jax.data.array_records import ArrayRecords
+
+        return ArrayRecords(file, max_rows)
+    raise UserError(f"{file}: {file.suffix or 'no'} extension; expected .jsonl, .json, .parquet or .array_record")
 
 
 class JsonLines:

@@ -174,7 +174,7 @@ def _of_rows(gathered: Gathered) -> list[Finding]:
         findings.append(Finding("problem", "bad_rows", text, lines, len(gathered.bad)))
     if gathered.unread:
         names = ", ".join(sorted(gathered.unread))
-        text = f"{len(gathered.unread)} of {len(gathered.columns)} columns are not read by format {gathered.format}: {names}"
+        text = f"{len(gathered.unread)} of {len(gathered.columns)} columns {'is' if len(gathered.unread) == 1 else 'are'} not read by format {gathered.format}: {names}"
         findings.append(Finding("note", "columns_not_read", text, count=len(gathered.unread)))
     return findings
 

@@ -27,11 +27,11 @@ def overlap_finding(train: Gathered, held_out: Gathered) -> Finding | None:
     at = [i for i, prompt in enumerate(held_out.prompt.tolist()) if prompt in numbers]
     surveys = held_out.has_beliefs
     why = (
-        "(of questions that many people answer this may be meant)"
+        " (of questions that many people answer this may be meant)"
         if surveys
-        else "an evaluation on what was trained on says little"
+        else ": an evaluation on what was trained on says little"
     )
-    text = f"{len(both)} of {len(held_out.prompt_texts)} prompts of the evaluation are in the training data too, {why}"
+    text = f"{len(both)} of {len(held_out.prompt_texts)} prompts of the evaluation are in the training data too{why}"
     return Finding("note" if surveys else "warning", "overlap", text, tuple(held_out.where(i) for i in at[:3]), len(both))
 
 
