@@ -57,7 +57,8 @@ def _run(name: str, rest: list[str]) -> int:
     if several := _beginning(name):
         if not rest or asks_for_help(rest):
             return _print(help_of_several(several))
-        raise UserError(f"unknown command '{name} {rest[0]}'; {suggest(f'{name} {rest[0]}', several)}give {' or '.join(several)}")
+        given = f"{name} {rest[0]}"
+        raise UserError(f"unknown command {given!r}; {suggest(given, several)}there are {' and '.join(several)}")
     if name in ("-h", "--help", "help"):
         return _print(usage())
     if name in ("-V", "--version", "version"):

@@ -8,7 +8,6 @@ import threading
 from pathlib import Path
 from typing import Any
 
-from align_jax.data.sources import RowError
 from align_jax.errors import UserError
 
 
@@ -17,6 +16,7 @@ class ArrayRecords:
 
     Args:
       file: whose records are UTF-8 text, a JSON object each. max_rows: at most so many are read.
+      refused: what is raised for a record that is none.
 
     Raises:
       UserError: no records, or no such file.
@@ -24,10 +24,10 @@ class ArrayRecords:
 
     notes: tuple[str, ...] = ()
 
-    def __init__(self, file: Path, max_rows: int | None = None):
+    def __init__(self, file: Path, max_rows: int | None = None, refused: type[Exception] = ValueError):
         from array_record.python.array_record_module import ArrayRecordReader
 
-        self.file, self._lock = file, threading.Lock()
+        self.file, self._lock, self._refused = file, threading.Lock(), refused
         with open(file, "rb") as stream:
             self.digest = hashlib.file_digest(stream, "sha256").hexdigest()
         try:
@@ -50,9 +50,9 @@ class ArrayRecords:
         try:
             row = json.loads(record)
         except ValueError as error:
-            raise RowError(f"not JSON, as records must be here: {error}") from error
+            raise self._refused(f"not JSON, as records must be here: {error}") from error
         if not isinstance(row, dict):
-            raise RowError(f"expected a JSON object per record, got {type(row).__name__}")
+            raise self._refused(f"expected a JSON object per record, got {type(row).__name__}")
         return row
 
     def where(self, index: int) -> str:

@@ -18,7 +18,7 @@ Row = dict[str, Any]
 
 
 @dataclasses.dataclass
-class Counts:
+class ConversionCounts:
     """What became of rows.
 
     Attributes:
@@ -54,11 +54,11 @@ def scored(example: Example) -> Example:
     return example
 
 
-def joined(examples: Iterable[Example], counts: Counts) -> list[Example]:
+def joined(examples: Iterable[Example], counts: ConversionCounts) -> list[Example]:
     """One example per prompt (with the same group, context, tools and documents), in the order in which they first occur.
 
-    A response that occurs several times stands once, with the mean of its scores: of pairs, whose scores are 1 and 0, that is the
-    share of its comparisons that it won.
+    A response that occurs several times stands once, with the mean of its scores: of pairs, whose scores are 1 and 0, that is
+    the share of its comparisons that it won.
 
     Raises:
       UserError: rows with beliefs, which are no groups of responses.
@@ -71,7 +71,7 @@ def joined(examples: Iterable[Example], counts: Counts) -> list[Example]:
     return [_one(members, counts) for members in found.values()]
 
 
-def _one(members: list[Example], counts: Counts) -> Example:
+def _one(members: list[Example], counts: ConversionCounts) -> Example:
     counts.joined += len(members) if len(members) > 1 else 0
     at: dict[str, int] = {}
     responses: list[Text] = []
@@ -110,7 +110,7 @@ def held_out(examples: Sequence[Example], fraction: float) -> list[bool]:
     return [key in chosen for key in keys]
 
 
-def rows_as(to: str, examples: Iterable[Example], counts: Counts) -> list[Row]:
+def rows_as(to: str, examples: Iterable[Example], counts: ConversionCounts) -> list[Row]:
     """Examples as rows of a format.
 
     Args:

@@ -69,7 +69,7 @@ def _open_file(file: Path, max_rows: int | None) -> Source:
     if file.suffix == ".array_record":
         from align_jax.data.array_records import ArrayRecords
 
-        return ArrayRecords(file, max_rows)
+        return ArrayRecords(file, max_rows, RowError)
     raise UserError(f"{file}: {file.suffix or 'no'} extension; expected .jsonl, .json, .parquet or .array_record")
 
 

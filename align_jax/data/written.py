@@ -72,8 +72,10 @@ def _parquet(rows: Sequence[Row], path: Path) -> None:
     try:
         table = pyarrow.table({name: pyarrow.array([row.get(name) for row in as_text]) for name in names})
     except (pyarrow.ArrowInvalid, pyarrow.ArrowTypeError) as error:
-        raise UserError(f"{path.suffix}: a column of Parquet has one type, and here is none for all rows: {error}; "
-                        "write .jsonl or .array_record") from error
+        raise UserError(
+            f"{path.suffix}: a column of Parquet has one type, and here is none for all rows: {error}; "
+            "write .jsonl or .array_record"
+        ) from error
     pyarrow.parquet.write_table(table, path)
 
 

@@ -78,7 +78,13 @@ def _lengths_and_scores(axis: Axes, parts: list[DataPart]) -> None:
         known = np.flatnonzero(np.isfinite(gathered.score))
         drawn = rng.permutation(known)[:_POINTS]
         axis.scatter(
-            gathered.characters[drawn] + 1, gathered.score[drawn], s=5, alpha=0.25, linewidths=0, color=_color(part), label=part.name
+            gathered.characters[drawn] + 1,
+            gathered.score[drawn],
+            s=5,
+            alpha=0.25,
+            linewidths=0,
+            color=_color(part),
+            label=part.name,
         )
         marked = sorted({i for f in part.findings if f.severity == "problem" for i in f.responses})
         if marked:

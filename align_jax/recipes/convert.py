@@ -16,7 +16,7 @@ from align_jax.data.formats import Example, find_format, spelled
 from align_jax.data.inspect.gather import Reads
 from align_jax.data.look import read_rows
 from align_jax.data.opened import open_data
-from align_jax.data.regroup import TARGETS, Counts, held_out, joined, rows_as, usual_target
+from align_jax.data.regroup import TARGETS, ConversionCounts, held_out, joined, rows_as, usual_target
 from align_jax.data.sources import open_source
 from align_jax.data.written import ending_of, write_rows
 from align_jax.errors import UserError, check_range
@@ -60,7 +60,7 @@ class Converted:
 
     files: tuple[Path, ...]
     to: str
-    counts: Counts
+    counts: ConversionCounts
 
 
 def convert_data(what: str | os.PathLike, output: str | os.PathLike, *overrides: str, **how: Any) -> Converted:
@@ -96,7 +96,7 @@ def _run(config: Config, output: Path, how: Conversion, stop: Callable[[], bool]
     if config.data is None or config.data.train is None:
         raise UserError("data.train: there is no data to convert")
     files = _files(output, how)
-    counts = Counts()
+    counts = ConversionCounts()
     examples = _read(config, counts)
     to = how.to or usual_target(examples[0])
     if how.join:
@@ -109,7 +109,7 @@ def _run(config: Config, output: Path, how: Conversion, stop: Callable[[], bool]
     parts = [False] * len(examples) if how.split is None else held_out(examples, how.split)
     written = 0
     for file, which in zip(files, (False, True), strict=False):
-        kept, own = [e for e, out in zip(examples, parts, strict=True) if out == which], Counts()
+        kept, own = [e for e, out in zip(examples, parts, strict=True) if out == which], ConversionCounts()
         rows = rows_as(to, kept, own)
         expected = [example for example in kept if not isinstance(TARGETS[to](example), str)]
         write_rows(rows, file, lambda made, rows=rows: _check(made, to, rows))
@@ -136,7 +136,7 @@ def _files(output: Path, how: Conversion) -> list[Path]:
     return files
 
 
-def _read(config: Config, counts: Counts) -> list[Example]:
+def _read(config: Config, counts: ConversionCounts) -> list[Example]:
     opened = open_data(dataclasses.replace(config.data, eval=None), "train", None)
     source, data_format = opened[0], opened[1]
     bad: list[dict[str, str]] = []
@@ -195,7 +195,7 @@ def _say_losses(to: str, examples: Sequence[Example]) -> None:
     if to != "samples" and any(example.tokens is not None for example in examples):
         say(f"--to {to}: the ids that were sampled are left out; the texts are tokenized again")
     if to in ("pairs", "unpaired") and any(len(example.responses) > 2 for example in examples):
-        kept = "the best and the worst response of each group are kept" if to == "pairs" else "above the group's mean is desirable"
+        kept = "the best and the worst response of each group stay" if to == "pairs" else "above the group's mean is desirable"
         say(f"--to {to}: the scores are left out; {kept}")
 
 

@@ -78,8 +78,8 @@ def run(config: Config, tokenizer: Any = None) -> DataReport:
     lines = []
     if known is None:
         lines.append(
-            "Without a tokenizer lengths in tokens, what is cut, boundaries, chat templates and the first batch are not checked; "
-            "--tokenizer PATH, or a config with a model, names one."
+            "Without a tokenizer lengths in tokens, what is cut, boundaries, chat templates and the first batch are not "
+            "checked; --tokenizer PATH, or a config with a model, names one."
         )
     names = [name for name in ("train", "eval") if getattr(data, name) is not None]
     if config.data.train is None:
@@ -133,7 +133,8 @@ def _tokenizer(config: Config, given: Any) -> tuple[Any, int | None]:
     model = config.model
     if given is not None and not isinstance(given, str | os.PathLike):
         return given, None
-    if given is None and (model.config is not None or (model.path is not None and os.path.isdir(os.path.expanduser(model.path)))):
+    local = model.path is not None and os.path.isdir(os.path.expanduser(model.path))
+    if given is None and (model.config is not None or local):
         source = starting_model(config)
         return source.tokenizer, source.shape.vocab_size
     where = given or model.tokenizer or model.path
@@ -174,7 +175,8 @@ def _of_rows(gathered: Gathered) -> list[Finding]:
         findings.append(Finding("problem", "bad_rows", text, lines, len(gathered.bad)))
     if gathered.unread:
         names = ", ".join(sorted(gathered.unread))
-        text = f"{len(gathered.unread)} of {len(gathered.columns)} columns {'is' if len(gathered.unread) == 1 else 'are'} not read by format {gathered.format}: {names}"
+        verb = "is" if len(gathered.unread) == 1 else "are"
+        text = f"{len(gathered.unread)} of {len(gathered.columns)} columns {verb} not read by format {gathered.format}: {names}"
         findings.append(Finding("note", "columns_not_read", text, count=len(gathered.unread)))
     return findings
 

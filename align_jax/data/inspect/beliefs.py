@@ -165,8 +165,8 @@ def _stated(units: list[dict[str, Any]]) -> list[Finding]:
         findings.append(Finding("note", "several_distributions", text, places, len(several)))
     few = [unit for unit in units if "stated" not in unit and sum(unit["counts"]) < _FEW]
     if few:
-        text = f"{len(few)} of {len(units)} prompts have no stated probabilities and fewer than {_FEW} rows to estimate them from"
-        text += "; data.belief_prior decides much of them"
+        text = f"{len(few)} of {len(units)} prompts have no stated probabilities and fewer than {_FEW} rows to estimate them "
+        text += "from; data.belief_prior decides much of them"
         places = tuple(f"{unit['where']}: {sum(unit['counts'])} rows" for unit in few[:3])
         findings.append(Finding("warning", "uncertain_beliefs", text, places, len(few)))
     return findings
@@ -177,8 +177,8 @@ def _balance(units: list[dict[str, Any]]) -> list[Finding]:
     rare = [min(found) for found in shares]
     findings, count = [], sum(value < _RARE for value in rare)
     if count:
-        text = f"{count} of {len(units)} prompts have a belief below {_RARE:.0%} (the rarest {min(rare):.1%}): what is measured "
-        text += "on such minorities has wide intervals"
+        text = f"{count} of {len(units)} prompts have a belief below {_RARE:.0%} (the rarest {min(rare):.1%}): what is "
+        text += "measured on such minorities has wide intervals"
         findings.append(Finding("note", "rare_beliefs", text, count=count))
     one_sided = sum(max(found) > _MAJORITY for found in shares)
     if one_sided:

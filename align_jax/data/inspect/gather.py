@@ -11,7 +11,6 @@ from typing import Any
 import numpy as np
 
 from align_jax.data.encode import plain_key
-from align_jax.data.formats import Format
 from align_jax.data.formats import spelled as name_of_format
 from align_jax.data.formats.example import Example, Opinion
 from align_jax.data.inspect import texts
@@ -148,9 +147,10 @@ def gather(opened: Opened, progress: Callable[[int], None] = lambda count: None)
         _responses(found, example, len(rows["row"]) - 1, (about, around), [models.of(m) for m in models_of(row, example)])
         if not around or around[-1] != about:
             around.append(about)
+    beliefs = any(opinion is not None for opinion in opinions)
     return Gathered(
-        path, source, data_format.read, name_of_format(data_format), any(opinion is not None for opinion in opinions), len(source), bad,
-        dict(columns), {n: c for n, c in columns.items() if n not in read_columns},
+        path, source, data_format.read, name_of_format(data_format), beliefs, len(source), bad, dict(columns),
+        {name: count for name, count in columns.items() if name not in read_columns},
         list(groups), list(models), *(np.asarray(rows[name], np.int64) for name in ("row", "prompt", "unit", "group", "size")),
         opinions, dict(prompts), *_arrays(found),
     )  # fmt: skip

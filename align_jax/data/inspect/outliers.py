@@ -18,6 +18,7 @@ _SIGMAS = 3.0
 _STANDING = 0.6  # the usual one is 1/2
 _EDGE_STANDING = 0.75  # good models have habits: the same last words are no sin
 _UNRELATED = 0.65  # how often an answer shares more words with its prompt than with others; chance is 1/2
+_LONG_TEXT = 200  # characters; the same ones to several prompts are about none of them
 _ANSWERS = 10  # of a model, or unrelated ones, at least
 _FAR = 2.0  # spans of the usual scores beyond them
 _RARE = 0.01  # share of all scores that may be far off and still be outliers
@@ -81,15 +82,16 @@ def _clusters(gathered: Gathered, labels: np.ndarray) -> list[np.ndarray]:
 
 
 def _same_answers(gathered: Gathered, ranks: np.ndarray) -> list[Finding]:
-    findings = []
-    for members in _clusters(gathered, near_duplicates(gathered)):
+    findings, clusters = [], _clusters(gathered, near_duplicates(gathered))
+    for members in clusters:
         mean, above, prompts = sigmas(gathered, ranks, members)
         high = mean >= _STANDING and above >= _SIGMAS
-        # What says nothing about its prompts should stand below the others.
-        nothing = mean >= 0.5 and above >= 1 and _is_unrelated(gathered, members)
-        if gathered.empty[members[0]] or not (high or nothing):
-            continue
         exact = len(set(gathered.text[members].tolist())) == 1
+        # What says nothing about its prompts should stand below the others.
+        long = exact and gathered.characters[members[0]] >= _LONG_TEXT
+        nothing = mean >= 0.5 and (long or above >= 1 and _is_unrelated(gathered, members))
+        if gathered.empty[members[0]] or not (high or nothing) or _is_label(gathered, clusters, members):
+            continue
         text = f"{'the' if exact else 'nearly the'} same answer is given to {prompts} prompts, and "
         text += "scored far above what is usual" if high else "though it is not about them, scored like real answers"
         refuses = _REFUSAL.search(gathered.answer(int(members[0])).lower()) is not None
@@ -97,6 +99,13 @@ def _same_answers(gathered: Gathered, ranks: np.ndarray) -> list[Finding]:
         severity = "warning" if refuses else "problem"
         findings.append(Finding(severity, "repeated_answer_scored_high", text, _named(gathered, members), *_about(members)))
     return findings
+
+
+def _is_label(gathered: Gathered, clusters: list[np.ndarray], members: np.ndarray) -> bool:
+    """Whether the answers beside some are as often repeated: rows whose answers come from a fixed set, such as yes and no."""
+    beside = np.setdiff1d(np.flatnonzero(np.isin(gathered.of, gathered.of[members])), members)
+    repeated = np.isin(beside, np.concatenate(clusters))
+    return len(beside) > 0 and bool(repeated.mean() > 0.5)
 
 
 def _about(members: np.ndarray) -> tuple[int, tuple[int, ...]]:
@@ -121,7 +130,8 @@ def _same_edges(gathered: Gathered, ranks: np.ndarray) -> list[Finding]:
             if not known and mean >= _EDGE_STANDING and above >= _SIGMAS:
                 text = f"answers to {prompts} prompts {what} with the same 30 words, and are scored far above what is usual: "
                 text += _scores(gathered, members, mean)
-                findings.append(Finding("problem", f"same_{what}_scored_high", text, _named(gathered, members), *_about(members)))
+                named = _named(gathered, members)
+                findings.append(Finding("warning", f"same_{what}_scored_high", text, named, *_about(members)))
     return findings
 
 
@@ -156,7 +166,8 @@ def _unrelated_models(gathered: Gathered, ranks: np.ndarray) -> list[Finding]:
         if high and len(set(gathered.text[members].tolist())) > 1 and _is_unrelated(gathered, members):
             text = f"the answers of {name} are no more about their prompts than about others, and yet are scored like real "
             text += f"answers or better: {_scores(gathered, members, mean)}"
-            findings.append(Finding("problem", "unrelated_model_scored_high", text, _named(gathered, members), *_about(members)))
+            named = _named(gathered, members)
+            findings.append(Finding("problem", "unrelated_model_scored_high", text, named, *_about(members)))
     return findings
 
 
@@ -179,8 +190,8 @@ def _extreme_lengths(gathered: Gathered, ranks: np.ndarray) -> list[Finding]:
     for what, members in (("short", np.flatnonzero(ratio < _SHORT)), ("long", np.flatnonzero(ratio > _LONG))):
         mean, above, prompts = sigmas(gathered, ranks, members)
         if prompts >= _PROMPTS and mean >= _STANDING and above >= _SIGMAS and what == "short":
-            text = f"{len(members)} answers are less than a tenth as long as the others, and are scored far above what is usual: "
-            text += _scores(gathered, members, mean)
+            text = f"{len(members)} answers are less than a tenth as long as the others, and are scored far above "
+            text += f"what is usual: {_scores(gathered, members, mean)}"
             findings.append(Finding("problem", "short_scored_high", text, _named(gathered, members), *_about(members)))
         elif prompts >= _PROMPTS and mean >= 0.75 and above >= _SIGMAS:
             text = f"{len(members)} answers are more than ten times as long as the others, and stand above them: "

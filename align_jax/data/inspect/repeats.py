@@ -68,12 +68,11 @@ def _constant(gathered: Gathered) -> list[Finding]:
     if not order:
         return []
     rows = counts[order].sum()
-    lines = tuple(
-        f"{shortened(gathered.answer(int(first[i])))}: {counts[i]} times, to {prompts[i]} prompts" for i in order[:5]
-    )
+    lines = tuple(f"{shortened(gathered.answer(int(first[i])))}: {counts[i]} times, to {prompts[i]} prompts" for i in order[:5])
     share = rows / len(gathered.of)
     text = f"{plural(len(order), 'answer is', 'answers are')} given to {_PROMPTS} prompts or more ({percent(share)} of all)"
-    return [Finding("warning" if share >= _SHARE else "note", "repeated_answers", text, lines, len(order))]
+    # From a fixed set, such as yes and no, they are what is meant.
+    return [Finding("warning" if _SHARE <= share < 0.5 else "note", "repeated_answers", text, lines, len(order))]
 
 
 def _within(gathered: Gathered) -> list[Finding]:

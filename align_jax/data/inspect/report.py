@@ -118,7 +118,7 @@ def _part(part: DataPart, width: int, color: bool) -> Iterator[str]:
         yield table
         yield ""
     if part.batch[0]:
-        note = "scored tokens green, each in its shade; EOS marked" if color else "scored tokens in [brackets], <EOS ...> marked"
+        note = "scored tokens green, each in its shade; EOS marked" if color else "scored tokens in [], EOS marked"
         yield _heading(f"the first batch ({note})", color)
         yield from part.batch[0 if color else 1]
         yield ""
@@ -129,13 +129,14 @@ def _heading(text: str, color: bool) -> str:
 
 
 def _summary(gathered: Gathered) -> str:
-    parts = [f"format {gathered.format}: {plural(gathered.rows, 'row')}", plural(len(gathered.prompt_texts), "different prompt")]
+    prompts = plural(len(gathered.prompt_texts), "different prompt")
+    parts = [f"format {gathered.format}: {plural(gathered.rows, 'row')}", prompts]
     if len(gathered.of):
         low, high = int(gathered.size.min()), int(gathered.size.max())
         parts.append(f"{plural(len(gathered.of), 'answer')}, {low if low == high else f'{low} to {high}'} in each row")
     if gathered.groups:
-        names = ", ".join(sorted(map(str, gathered.groups))[:8])
-        parts.append(f"{plural(len(gathered.groups), 'group')} of people ({names}{', ...' if len(gathered.groups) > 8 else ''})")
+        names = ", ".join([*sorted(map(str, gathered.groups))[:8], *(["..."] if len(gathered.groups) > 8 else [])])
+        parts.append(f"{plural(len(gathered.groups), 'group')} of people ({names})")
     return "; ".join(parts)
 
 
@@ -231,9 +232,7 @@ def _belief_tables(beliefs: dict[str, Any]) -> Iterator[tuple[str, str]]:
         )
         rows.append([shortened(unit["prompt"], 34), str(unit["group"]), str(sum(unit["counts"])), shares])
     title = "beliefs of each prompt (posterior mean and 95% interval), those that agree least with what is stated first"
-    table = tabulate(
-        _with_rest(rows, _UNITS), ["prompt", "group", "rows", "beliefs"], tablefmt="plain", disable_numparse=True
-    )
+    table = tabulate(_with_rest(rows, _UNITS), ["prompt", "group", "rows", "beliefs"], tablefmt="plain", disable_numparse=True)
     yield title, textwrap.indent(table, "  ")
 
 

@@ -10,7 +10,8 @@ from typing import Any
 
 import numpy as np
 
-BANDS, _ROWS = 4, 4  # of the sketch: texts with a Jaccard similarity of 0.9 share a band with probability 0.99, of 0.5 with 0.23
+# Of the sketch: texts with a Jaccard similarity of 0.9 share a band with probability 0.99, of 0.5 with 0.23.
+BANDS, _ROWS = 4, 4
 _SHINGLE = 3  # words
 _EDGE = 30  # words of a beginning or an ending
 _WORD = re.compile(r"\w+|[^\w\s]")

@@ -173,11 +173,11 @@ def token_findings(measured: Measured) -> list[Finding]:
         count = len({where for places in measured.control.values() for where in places})
         findings.append(Finding("note" if measured.kept else "warning", "control_tokens", text, lines, count))
     if measured.merged:
-        text = f"{len(measured.merged)} of {len(measured.answers)} answers begin within a token that prompt and answer would share; "
-        text += "the prompt keeps its tokens, and the answer is tokenized as a continuation"
+        text = f"{len(measured.merged)} of {len(measured.answers)} answers begin within a token that prompt and answer would "
+        text += "share; the prompt keeps its tokens, and the answer is tokenized as a continuation"
         findings.append(Finding("note", "boundaries", text, tuple(measured.merged[:5]), len(measured.merged)))
     if measured.changed:
-        text = f"the chat template renders {len(measured.changed)} prompts otherwise once an answer follows; what both renderings "
-        text += "share is taken for the prompt, and the rest is scored with the answer"
+        text = f"the chat template renders {len(measured.changed)} prompts otherwise once an answer follows; what both "
+        text += "renderings share is taken for the prompt, and the rest is scored with the answer"
         findings.append(Finding("note", "changed_prompts", text, tuple(measured.changed[:3]), len(measured.changed)))
     return findings
