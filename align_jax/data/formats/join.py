@@ -27,6 +27,7 @@ class Joined:
             groups.setdefault(key, []).append(number)
         self._groups = list(groups.values())
         self.digest = hashlib.sha256(f"{source.digest} joined by {by}".encode()).hexdigest()
+        self.notes = source.notes
 
     def __len__(self) -> int:
         return len(self._groups)
@@ -57,6 +58,7 @@ class Spread:
                 count = 1
             self._at += [(number, k) for k in range(count)]
         self.digest = hashlib.sha256(f"{source.digest} spread by {name}".encode()).hexdigest()
+        self.notes = source.notes
 
     def __len__(self) -> int:
         return len(self._at)
