@@ -41,7 +41,7 @@ from align_jax.config.sections import (
 from align_jax.config.source import ConfigValues, Override, dump, escaped, parse_overrides
 from align_jax.data.config import DataConfig
 from align_jax.data.formats import find_format
-from align_jax.data.members import KEYS, Member, is_members
+from align_jax.data.members import Member, is_members
 from align_jax.data.sources import GivenRows, given_rows
 from align_jax.errors import UserError
 from align_jax.models.config import ModelConfig
@@ -367,7 +367,7 @@ def _without_rows(value: Any, key: str, rows: dict[str, GivenRows]) -> Any:
     """A value of `data.train` or `data.eval` with names in place of rows, which are added to `rows`."""
     if value is None or type(value) in (str, int, float, bool):
         return value
-    if isinstance(value, Mapping) and not _is_dataset(value) and (not value or set(map(str, value)) & set(KEYS)):
+    if isinstance(value, Mapping) and not _is_dataset(value) and not _has_splits(value):
         path = _without_rows(value.get("path"), f"{key}.path", rows)
         return {**value, "path": path} if path is not None else dict(value)
     if isinstance(value, list | tuple) and (is_members(value) or any(_is_dataset(item) for item in value)):
@@ -375,6 +375,11 @@ def _without_rows(value: Any, key: str, rows: dict[str, GivenRows]) -> Any:
     found = given_rows(value, key)
     rows[str(found)] = found
     return str(found)
+
+
+def _has_splits(value: Mapping) -> bool:
+    """Whether a dict holds rows of splits, and not the keys of a data set."""
+    return any(_is_dataset(item) or isinstance(item, list | tuple) for item in value.values())
 
 
 def _is_dataset(value: Any) -> bool:
