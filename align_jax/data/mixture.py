@@ -10,7 +10,7 @@ from typing import TypeVar
 
 import numpy as np
 
-from align_jax.data.sources import Joined, Source
+from align_jax.data.sources import Chained, Source
 
 _Item = TypeVar("_Item")
 
@@ -23,7 +23,7 @@ class PartRow(dict):
         self.part = part
 
 
-class Concatenated(Joined):
+class Concatenated(Chained):
     """The rows of several sources, one after the other; each row knows which source it is of.
 
     Args:
