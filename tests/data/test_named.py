@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import datasets
 import pytest
 
@@ -121,6 +123,15 @@ JOINED = ("helpsteer2", "global-opinions")
 def test_there_are_rows_of_every_one():
     assert set(ROWS) | set(JOINED) == set(NAMED)
     assert all(find_format(known.format) for known in NAMED.values())
+
+
+def test_every_one_and_every_format_is_documented():
+    page = (Path(__file__).parents[2] / "docs" / "data.md").read_text()
+    for name, known in NAMED.items():
+        split = ", ".join(filter(None, (known.split, known.eval_split)))
+        subset = f" ({known.subset})" if known.subset else ""
+        assert f"| `{name}` | {known.hub}{subset} | `{known.format}` | {split} |" in page
+    assert all(f"| `{name}` | " in page for name in FORMATS)
 
 
 @pytest.fixture
