@@ -108,6 +108,8 @@ def test_prompts_keep_what_templates_are_given(tmp_path):
     tools = [{"type": "function", "function": {"name": "f"}}]
     rows = [{"prompt": "a", "group": 0, "tools": tools}, {"prompt": "a", "group": 0}, {"prompt": "a", "group": 0}]
     found, *_ = distinct_prompts(DataConfig(train=write_jsonl(tmp_path / "r.jsonl", rows)), "train", tmp_path)
+    weighed = [{"path": str(tmp_path / "r.jsonl"), "weight": 2}, {"path": write_jsonl(tmp_path / "s.jsonl", rows), "weight": 1}]
+    assert distinct_prompts(DataConfig(train=weighed), "train", tmp_path)[2][-1].startswith("weights have no effect")
     assert found == [{"prompt": "a", "group": "0", "tools": tuple(tools)}, {"prompt": "a", "group": "0"}]
 
 

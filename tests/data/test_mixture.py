@@ -10,7 +10,7 @@ import pytest
 from align_jax.config import Config
 from align_jax.data import BatchLoader, DataConfig, Encoder, GroupDataset, RowLayout
 from align_jax.data.arrange import Beliefs, Group, Pair, Unpaired
-from align_jax.data.members import is_members, members_of
+from align_jax.data.members import holds_rows, is_members, members_of
 from align_jax.data.mixture import Shares
 from align_jax.data.opened import open_data
 from align_jax.errors import UserError
@@ -248,6 +248,7 @@ def test_rows_given_in_python_may_be_of_a_mixture(files, tmp_path):
     source, reading, _ = open_data(config.data, "train", None)
     assert len(source) == 14 and reading.labels == ("mine", "x") and reading.read(source[0]).prompt == "z0"
     assert "python-rows-" in config.to_yaml()
+    assert holds_rows(config.data.train) and holds_rows(config_of(rows).data.train) and not holds_rows([{"name": "nectar"}, "a"])
     assert len(open_data(config_of({"path": rows, "limit": 1}).data, "train", None).source) == 1
     assert len(open_data(config_of(rows).data, "train", None).source) == 2
     (tmp_path / "c.yaml").write_text(config.to_yaml())
