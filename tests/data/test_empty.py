@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+
 import pytest
 
 from align_jax.data import DataConfig, Encoder, GroupDataset
@@ -147,4 +149,13 @@ def test_a_row_notes_what_is_read_of_it():
     row = Noted({"a": 1, "b": 2, "c": 3})
     assert row["a"] == row.get("a") == 1 and row.get("d") is None and "c" in row and list(row) == ["a", "b", "c"]
     assert row.read == {"a"}
+    for copied in (
+        lambda row: row | {},
+        lambda row: {} | row,
+        lambda row: row.copy(),
+        dict,
+        lambda row: json.loads(json.dumps(row)),
+    ):
+        other = Noted({"a": 1})
+        assert copied(other) == {"a": 1} and other.read == {"a"}
     assert {**row} == dict(row) == {"a": 1, "b": 2, "c": 3} and row.read == {"a", "b", "c"}

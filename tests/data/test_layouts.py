@@ -25,6 +25,12 @@ def bot(text):
     ("row", "name", "prompt", "answer"),
     [
         ({"messages": [USER, bot("a"), USER, bot("b")]}, "messages", (USER, bot("a"), USER), (bot("b"),)),
+        (
+            {"messages": '[{"role": "User", "content": "hi"}, {"role": "ASSISTANT", "content": "a"}]'},
+            "messages",
+            (USER,),
+            (bot("a"),),
+        ),
         ({"prompt": "hi", "prompt_id": "1", "messages": [USER, bot("a")]}, "messages", (USER,), (bot("a"),)),
         (
             {"conversations": [{"from": "human", "value": "hi"}, {"from": "gpt", "value": "a"}]},
@@ -64,7 +70,7 @@ def test_what_judges_responses_comes_first(row, name):
     [
         ({"messages": [USER, bot("a"), USER]}, "'messages': the last message must be the assistant's, not of 'user'"),
         ({"messages": [bot("a")]}, "the assistant's message is the only one"),
-        ({"messages": "hi"}, "expected a list of messages, got 'hi'"),
+        ({"messages": "hi"}, "'messages': expected a list of objects, or JSON text of one, got 'hi'"),
         ({"messages": []}, "expected a list of messages"),
     ],
 )
@@ -166,6 +172,11 @@ def test_probabilities_that_no_rounding_explains_are_refused(values, said):
     row = opinion(options=OPTIONS[: len(values)], probabilities=values, accept_choice=None, reject_choice=None)
     with pytest.raises(RowError, match=f"numbers that sum to 1.*{said}"):
         FORMATS["gdpo"].read(row)
+
+
+@pytest.mark.parametrize("written", ["yes", "Yes", " yes.", "[yes]", "'yes'"])
+def test_the_name_of_a_choice_may_be_written_with_marks(written):
+    assert FORMATS["gdpo"].read(opinion(accept_choice=written)).opinion.accepted == 1
 
 
 def test_options_may_be_ratings():

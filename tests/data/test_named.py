@@ -180,6 +180,21 @@ def test_the_split_for_evaluation(hub):
         open_data(DataConfig(eval={"name": "nectar"}), "eval", None)
 
 
+def test_streamed_rows_are_limited(tmp_path, monkeypatch):
+    asked = []
+
+    def load(*args, **kwargs):
+        asked.append((args, kwargs))
+        return datasets.Dataset.from_list([ROWS["nectar"][0]] * 5).to_iterable_dataset()
+
+    monkeypatch.setattr(datasets, "load_dataset", load)
+    train = {"name": "nectar", "streaming": True, "limit": 2, "revision": "v1"}
+    source, reading, path = open_data(DataConfig(train=train), "train", tmp_path)
+    assert len(source) == 2 and reading.read(source[1]).scores == (1.0, 2.0, 0.0) and path == "berkeley-nest/Nectar"
+    ((_, kwargs),) = asked
+    assert kwargs["streaming"] is True and kwargs["revision"] == "v1"
+
+
 STEER = [
     {"prompt": "hi", "response": "a", "helpfulness": 3, "correctness": 4, "coherence": 4, "complexity": 2, "verbosity": 2},
     {"prompt": "two\n<extra_id_1>Assistant\nyes\n<extra_id_1>User\nmore", "response": "c", "helpfulness": 0, "verbosity": 1},
