@@ -316,6 +316,7 @@ def test_ids_beyond_the_tokenizer_are_never_sampled(work, beliefs):
     known = len(AutoTokenizer.from_pretrained(work / "tokenizer"))
     assert known < MODEL["vocab_size"] - 50  # a quarter of what a fresh model draws would be beyond it
     row = {"prompt": "city parks", "options": ["yes", "no"]}
-    _, rows = run(work, [row], "--generate.samples", "20", "--generate.tokens", "true", "--generate.beliefs", str(beliefs).lower())
+    options = ("--generate.samples", "20", "--generate.tokens", "true", "--generate.beliefs", str(beliefs).lower())
+    _, rows = run(work, [row], *options)
     drawn = [token for row in rows for tokens in row["tokens"] for token in tokens]
     assert len(drawn) > 50 and max(drawn) < known
