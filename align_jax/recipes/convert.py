@@ -13,9 +13,9 @@ from align_jax.config import Config, load_config
 from align_jax.config.given import data_of
 from align_jax.config.source import parse_overrides
 from align_jax.data.formats import Example, find_format, spelled
-from align_jax.data.inspect.gather import Reads
 from align_jax.data.look import read_rows
 from align_jax.data.opened import open_data
+from align_jax.data.reading import Noted
 from align_jax.data.regroup import TARGETS, ConversionCounts, held_out, joined, rows_as, usual_target
 from align_jax.data.sources import open_source
 from align_jax.data.written import ending_of, write_rows
@@ -140,22 +140,25 @@ def _read(config: Config, counts: ConversionCounts) -> list[Example]:
     opened = open_data(dataclasses.replace(config.data, eval=None), "train", None)
     source, data_format = opened[0], opened[1]
     bad: list[dict[str, str]] = []
+    left_out: list[str] = []
     columns: set[str] = set()
 
     def read(row: Mapping) -> Example:
-        noted = Reads(row)
+        noted = Noted(row)
         example = data_format.read(noted)
-        columns.update(name for name, value in row.items() if value is not None and name not in noted.names)
+        columns.update(name for name, value in row.items() if value is not None and name not in noted.read)
         return example
 
     with watching(f"reading {config.data.train}", len(source), "rows") as watch:
         examples = []
-        for _, example in read_rows(source, read, config.data.on_bad_row, bad):
+        for _, example in read_rows(source, read, config.data.on_bad_row, bad, left_out):
             examples.append(example)
             watch.add()
     counts.rows = len(source)
     if columns:
         say(f"columns that are not kept, since format {spelled(data_format)} does not read them: {', '.join(sorted(columns))}")
+    if left_out:
+        counts.dropped["without an answer that is not empty (data.on_empty: drop)"] = len(left_out)
     if bad:
         counts.dropped[f"malformed, the first: {bad[0]['where']}: {bad[0]['reason']}"] = len(bad)
     return examples

@@ -15,6 +15,7 @@ from align_jax.data.formats import spelled as name_of_format
 from align_jax.data.formats.example import Example, Opinion
 from align_jax.data.inspect import texts
 from align_jax.data.opened import Opened
+from align_jax.data.reading import LeftOut, Noted
 from align_jax.data.sources import RowError, Source
 
 _OTHERS = 5  # prompts before it with which a row's own is compared
@@ -88,22 +89,6 @@ class Gathered:
         return bool(np.isfinite(self.score).any()) and not self.has_beliefs
 
 
-class Reads(dict):
-    """A row that notes which of its columns are read."""
-
-    def __init__(self, row: Mapping):
-        super().__init__(row)
-        self.names: set[str] = set()
-
-    def __getitem__(self, name: str) -> Any:
-        self.names.add(name)
-        return super().__getitem__(name)
-
-    def get(self, name: str, default: Any = None) -> Any:
-        self.names.add(name)
-        return super().get(name, default)
-
-
 class _Numbers(dict):
     """Things that are met, numbered in that order."""
 
@@ -127,13 +112,15 @@ def gather(opened: Opened, progress: Callable[[int], None] = lambda count: None)
         progress(1)
         row = None
         try:
-            row = Reads(source[number])
+            row = Noted(source[number])
             example = data_format.read(row)
+        except LeftOut:
+            continue
         except RowError as error:
             bad.append({"where": source.where(number), "reason": str(error)})
         if row is not None:
+            read_columns |= row.read
             columns.update(name for name, value in row.items() if value is not None)
-            read_columns |= row.names
         if row is None or bad and bad[-1]["where"] == source.where(number):
             continue
         prompt = texts.plain(example.prompt)
