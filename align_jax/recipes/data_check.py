@@ -162,7 +162,7 @@ def _part(config: Config, name: str, opened: Opened, tokenizer: tuple[Any, int |
         with Watch(f"tokenizing data.{name}", len(gathered.row), "rows", show=shows) as watch:
             measured = measure(gathered, tokenizer[0], config.data, watch.add)
         findings += token_findings(measured)
-        batch = _first_batch(config, name, opened, tokenizer)
+        batch = _first_batch(config, name, opened, tokenizer) if len(gathered.of) else batch
     return DataPart(f"data.{name}", gathered, measured, tables, findings, batch)
 
 
@@ -202,8 +202,8 @@ def _first_batch(config: Config, name: str, opened: Opened, tokenizer: tuple[Any
         dataset = GroupDataset(data, name, encoder, **options)
         per_step = config.train.groups_per_step
         loader = BatchLoader(dataset, shards=1, groups_per_step=per_step, seed=config.run.seed, shuffle=data.shuffle)
-        rows = loader.first_rows(1)[:_GROUPS]
-        groups = [dataset[int(i)] for i in rows]
+        rows = list(dict.fromkeys(loader.first_rows(1).tolist()))[:_GROUPS]  # a short data set is there several times
+        groups = [dataset[i] for i in rows]
         layout = RowLayout(pack=data.pack)
         batch = pack_groups(groups, shards=1, groups_per_shard=len(groups), layout=layout, slots=dataset.slots)
     except UserError as error:

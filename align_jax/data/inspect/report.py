@@ -193,6 +193,9 @@ def _score_tables(scores: dict[str, Any]) -> Iterator[tuple[str, str]]:
         return [name, str(found["count"]), _number(found["mean"]), *quantiles, str(found["distinct"])]
 
     rows = [row("all", scores["overall"])]
+    if scores["pairs"]:
+        yield from _length_table(scores["length"])
+        return
     rows += [row(f"group {name}", found) for name, found in scores["by_group"].items() if found["count"]]
     yield "scores", _table(headers, _with_rest(rows, _MODELS))
     values = scores["overall"].get("values")
@@ -205,8 +208,11 @@ def _score_tables(scores: dict[str, Any]) -> Iterator[tuple[str, str]]:
         order = sorted(models, key=lambda name: -(models[name]["standing"] or 0))
         rows = [[*row(name, models[name]), _number(models[name]["standing"])] for name in order]
         yield "scores by who wrote the answer", _table([*headers, "standing"], _with_rest(rows, _MODELS))
-    if scores["length"] is not None:
-        length = scores["length"]
+    yield from _length_table(scores["length"])
+
+
+def _length_table(length: dict[str, Any] | None) -> Iterator[tuple[str, str]]:
+    if length is not None:
         low, high = length["interval"]
         rows = [["within groups", f"{length['within']:.2f}", f"{low:.2f} to {high:.2f}", f"{length['prompts']} prompts"]]
         rows.append(["over all answers", f"{length['overall']:.2f}", "", ""])
