@@ -15,11 +15,16 @@ FREE = (
     *("train.steps", "train.epochs"),
     *("model.remat", "model.rows_per_chunk", "model.head_chunk", "model.attention", "train.accumulation_steps"),
     *("train.eval_every", "train.patience", "data.eval", "data.eval_split", "data.workers", "data.prefetch"),
+    "optimizer.schedule_steps",
     "data.date",  # where a template prints it, the rows become other tokens, and a run knows its rows
 )
 
 # Keys that came later, at the value that means what was there before: no run is another one for them.
-LATER: dict[str, Any] = {"model.chat_template": None} | {f"data.{key}": value for key, value in LATER_OF_DATA.items()}
+LATER: dict[str, Any] = {"model.chat_template": None, "model.revision": None} | {
+    f"data.{key}": value for key, value in LATER_OF_DATA.items()
+}
+# Keys whose default is written in another way now, as it was before.
+_BEFORE: dict[str, Any] = {"data.split": "train"}
 
 
 def flat(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
@@ -32,7 +37,7 @@ def flat(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
 
 def difference(before: Mapping[str, Any], after: Mapping[str, Any], free: tuple[str, ...] = FREE) -> tuple | None:
     """The first dotted key outside `free` on which two configs (as nested dicts) differ, with both values; or None."""
-    old, new = flat(before), flat(after)
+    old, new = _as_before(flat(before)), _as_before(flat(after))
     for key in sorted(old.keys() | new.keys()):
         values = old.get(key), new.get(key)
         if values[0] != values[1] and not _is_free(key, free, *values) and not (key == "data.format" and AUTO in values):
@@ -42,11 +47,15 @@ def difference(before: Mapping[str, Any], after: Mapping[str, Any], free: tuple[
 
 def identity(values: Mapping[str, Any]) -> str:
     """Eight hexadecimal digits that two configs share where they are the same run."""
-    decides = {key: value for key, value in flat(values).items() if not _is_free(key, FREE, value)}
+    decides = {key: value for key, value in _as_before(flat(values)).items() if not _is_free(key, FREE, value)}
     decides = {key: value for key, value in decides.items() if key not in LATER or value != LATER[key]}
     if decides.get("data.format") == AUTO:
         decides["data.format"] = "groups"  # as the default was called before; the rows tell other formats apart
     return hashlib.sha256(json.dumps(decides, sort_keys=True, default=str).encode()).hexdigest()[:8]
+
+
+def _as_before(values: dict[str, Any]) -> dict[str, Any]:
+    return {key: _BEFORE[key] if value is None and key in _BEFORE else value for key, value in values.items()}
 
 
 def _is_free(key: str, free: tuple[str, ...], *values: Any) -> bool:

@@ -37,7 +37,8 @@ class ModelSection:
     """The starting model: a checkpoint, or a fresh one.
 
     Attributes:
-      path: Hugging Face folder or hub id.
+      path: Hugging Face folder or hub id; `ID@REVISION` is a branch, tag or commit, here and wherever a model is named.
+      revision: that of `path`, written apart.
       config: fields of `models.ModelConfig` for a fresh model, instead of `path`.
       tokenizer: folder or hub id; None is `path`.
       chat_template: file with a Jinja template, in place of the tokenizer's own; it is exported with the tokenizer.
@@ -53,6 +54,7 @@ class ModelSection:
     """
 
     path: str | None = None
+    revision: str | None = None
     config: dict[str, Any] | None = None
     tokenizer: str | None = None
     chat_template: str | None = None
@@ -66,9 +68,17 @@ class ModelSection:
     def __post_init__(self):
         if self.path is not None and self.config is not None:
             raise UserError(f"model.config: give model.path (here {self.path!r}) or model.config, not both")
+        if self.revision is not None and (self.path is None or "@" in self.path or not self.revision.strip()):
+            also = f"model.path: {self.path}" if self.path is not None else "a model without model.path"
+            raise UserError(f"model.revision: {self.revision!r} does not go with {also}; it is of a hub id, which has none yet")
         if self.config is not None and "head" in self.config:
             raise UserError("model.config.head: the head follows from objective.name; leave it out")
         check_fields("model", self, "rows_per_chunk", "head_chunk", low=1)
+
+    @property
+    def at(self) -> str | None:
+        """`path` with its revision."""
+        return self.path if self.revision is None else f"{self.path}@{self.revision}"
 
     def fresh_config(self) -> ModelConfig:
         """`config` as a `ModelConfig`, its rope scaling too."""

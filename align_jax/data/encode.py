@@ -160,6 +160,11 @@ class Encoder:
         """A response behind the statement of a belief, whose `ids` are not part of it."""
         return self._cut(*self._behind_belief(prompt, belief, ids, response))
 
+    def encode_response(self, prompt: Text, response: Text) -> tuple[np.ndarray, bool]:
+        """Ids of a response, and whether it was cut: for arrangements of one's own from before `Arranger.segments` did this."""
+        made = self.answer(self.prompt(Example(prompt, (response,))), response)
+        return made.tokens, made.cut
+
     def sample(self, tokens: Sequence[int]) -> Answer:
         """A response that was sampled, with the ids that it was sampled as."""
         if self._vocab_size is not None and max(tokens) >= self._vocab_size:

@@ -1,7 +1,7 @@
 """Hugging Face checkpoints: import into (sharded) device arrays, and export."""
 
 from align_jax.hf.config import hf_config_from_model, model_config_from_hf, stored_head
-from align_jax.hf.files import ADAPTER, TOKENIZER_FILES, resolve_folder
+from align_jax.hf.files import ADAPTER, TOKENIZER_FILES, resolve_folder, split_revision
 from align_jax.hf.load import check_weights, load_config, load_generation_config, load_model, load_weights
 from align_jax.hf.save import save_model
 
@@ -16,6 +16,7 @@ __all__ = [
     "load_weights",
     "model_config_from_hf",
     "resolve_folder",
+    "split_revision",
     "save_model",
     "stored_head",
 ]

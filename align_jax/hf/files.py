@@ -34,10 +34,24 @@ DOWNLOADED = ("model*.safetensors", "*.json", "tokenizer.model", "merges.txt", "
 NOT_DOWNLOADED = ("original/*", "consolidated*", "onnx/*", "gguf/*")
 
 
+def split_revision(where: str) -> tuple[str, str | None]:
+    """A hub id without its revision, and that: `some/model@v1.0` is `some/model` and `v1.0`; None of a folder, or without `@`.
+
+    Raises:
+      UserError: a revision of a folder of this machine.
+    """
+    name, at, revision = where.rpartition("@")
+    if not at or os.path.exists(where):
+        return where, None
+    if os.path.isdir(name):
+        raise UserError(f"{name} is a folder here, which has no revision {revision!r}; models of the hub have (model.revision)")
+    return name, revision
+
+
 def resolve_folder(path: str | os.PathLike) -> Path:
     """The folder of a checkpoint: `path` itself where it is a folder, else the download of the hub id `path`.
 
-    Only safetensors, JSON, tokenizer files and chat templates are downloaded.
+    Only safetensors, JSON, tokenizer files and chat templates are downloaded. `ID@REVISION` is a branch, tag or commit.
 
     Raises:
       UserError: neither a folder nor a hub id that can be reached.
@@ -48,16 +62,18 @@ def resolve_folder(path: str | os.PathLike) -> Path:
         return Path(text)
     if os.path.exists(text):
         raise UserError(f"model path {text} is a file; give the folder that holds config.json and the weights")
+    text, revision = split_revision(text)
     if text.startswith((".", "/", "$")) or text.count("/") > 1 or "\\" in text:
         raise UserError(f"model path {text}: there is no such folder")
+    which = {"allow_patterns": list(DOWNLOADED), "ignore_patterns": list(NOT_DOWNLOADED)}
+    which |= {} if revision is None else {"revision": revision}
     try:
-        folder = huggingface_hub.snapshot_download(
-            text, allow_patterns=list(DOWNLOADED), ignore_patterns=list(NOT_DOWNLOADED)
-        )
+        folder = huggingface_hub.snapshot_download(text, **which)
     except (OSError, HFValidationError) as error:  # the hub's own errors are OSErrors
         reason = str(error).strip().splitlines()
         raise UserError(
-            f"model path {text!r} is no folder here, and as a Hugging Face hub id it cannot be downloaded: "
+            f"model path {text!r} is no folder here, and as a Hugging Face hub id it cannot be downloaded"
+            f"{'' if revision is None else f' at revision {revision!r}'}: "
             f"{type(error).__name__}: {reason[0] if reason else ''}"
         ) from error
     refuse_adapter(Path(folder))

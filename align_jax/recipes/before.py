@@ -51,7 +51,11 @@ def report_warmup(config: Config, steps: int) -> None:
     """Says where the warm-up is longer than the run, and so was cut."""
     asked, given = config.optimizer.warmup_steps or 0, optim.warmup_of(config.optimizer, steps)
     if asked > given:
-        say(f"optimizer.warmup_steps: {asked} is more than the {steps} steps of the run, and was cut to {given}")
+        of = "of optimizer.schedule_steps" if config.optimizer.schedule_steps else "of the run"
+        say(
+            f"optimizer.warmup_steps: {asked} is more than the {config.optimizer.schedule_steps or steps} steps {of}, and was "
+            f"cut to {given}"
+        )
 
 
 def report_context(dataset: GroupDataset, context: int) -> None:

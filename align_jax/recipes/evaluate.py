@@ -15,6 +15,7 @@ import jax
 
 from align_jax.config import Config
 from align_jax.config.jobs import JOBS
+from align_jax.data import DataConfig
 from align_jax.errors import MissingPackage, UserError, optional
 from align_jax.evaluation import Estimate, Judge, Responses, Table, as_json, estimates, stack
 from align_jax.files import write_whole
@@ -134,7 +135,7 @@ def side_by_side(configs: Sequence[Config], names: Sequence[str]) -> Config | No
         say(f"not in one table, since the runs differ in {', '.join(dict.fromkeys(differing))}")
         return None
     columns = {_column(name, names): name for name in names}
-    start = {"start": first.model.path} if first.model.path is not None and first.head == "lm_head" else {}
+    start = {"start": first.model.at} if first.model.path is not None and first.head == "lm_head" else {}
     asked = {c.run.dir for c in configs}  # one, where it was given as an option
     folder = asked.pop() if len(asked) == 1 else os.path.join("runs", f"evaluate-{'-'.join(map(_file_name, columns))}")
     evaluate_ = dataclasses.replace(first.evaluate, models=start | columns)
@@ -182,13 +183,17 @@ def say_leaks(config: Config, models: dict[str, ModelSource]) -> None:
         return
     for name, source in models.items():
         data = source.run.config.data if isinstance(source, TrainedModel) else None
-        keys = ("train", "eval", "max_rows", "split")
-        differing = [key for key in keys if data is not None and getattr(data, key) != getattr(config.data, key)]
+        keys = ("train", "eval", "max_rows", "split", "subset", "revision")
+        differing = [key for key in keys if data is not None and _read(data, key) != _read(config.data, key)]
         if differing:
             say(
                 f"{name}: {source.run.path} was trained with another data.{differing[0]}, "
                 f"{getattr(data, differing[0])!r}: it may have seen the prompts that data.eval={config.data.eval} holds out"
             )
+
+
+def _read(data: DataConfig, key: str) -> Any:
+    return data.part("train").wanted if key == "split" else getattr(data, key)
 
 
 def _without_samples(config: Config) -> Config:

@@ -108,14 +108,20 @@ class EvalData:
     def table(self, responses: Responses) -> Table:
         """What log-probs alone say."""
         same = type(self.objective) is type(self.config.objective)
-        names, further = self.dataset.group_names, self.metrics
-        return measure(responses, self.objective, self.clusters, names, keep_loss=same, further=further)
+        names, sources, further = self.dataset.group_names, self.dataset.source_names, self.metrics
+        return measure(
+            responses, self.objective, self.clusters, names, keep_loss=same, further=further, source_names=sources
+        )
 
     def unit_table(self, metrics: dict) -> Table:
         """A table of metrics of the sampled prompts."""
-        ids = [self.dataset[i].labels.get("group_id", -1) for i in self.units] if self.dataset.group_names else None
-        ids = None if ids is None else np.asarray(ids)
-        return table_of(metrics, self.clusters[self.units], ids, self.dataset.group_names)
+        data = self.dataset
+        labels = [data[i].labels for i in self.units] if data.group_names or data.source_names else []
+        groups = np.asarray([of.get("group_id", -1) for of in labels]) if data.group_names else None
+        sources = np.asarray([of["source_id"] for of in labels]) if data.source_names else None
+        return table_of(
+            metrics, self.clusters[self.units], groups, data.group_names, source_ids=sources, source_names=data.source_names
+        )
 
 
 def cut_in(responses: Responses) -> tuple[int, int]:

@@ -243,7 +243,7 @@ def _run(task: _Task, stop: Callable[[], bool]) -> bool:
 def _model(config: Config) -> ModelSource:
     """The run's newest checkpoint or the starting model, with the tokenizer that the config names."""
     source = current_model(config)
-    tokenizer = config.model.tokenizer or config.model.path
+    tokenizer = config.model.tokenizer or config.model.at
     return source if tokenizer is None else dataclasses.replace(source, tokenizer_at=tokenizer, key="model")
 
 

@@ -28,6 +28,7 @@ from align_jax import hf
 from align_jax.config import Config
 from align_jax.config.identity import FREE
 from align_jax.config.sections import ReferenceConfig, RunConfig, ScoreConfig
+from align_jax.data import DataConfig
 from align_jax.data.prompts import distinct_prompts
 from align_jax.errors import UserError
 from align_jax.files import write_whole
@@ -84,7 +85,7 @@ class Job:
     def with_model(self, number: int, **sections) -> Config:
         """The config of one step, which begins from the model after a round."""
         tokenizer = self.config.model.tokenizer or self.start
-        model = dataclasses.replace(self.config.model, path=self.model(number), config=None, tokenizer=tokenizer)
+        model = dataclasses.replace(self.config.model, path=self.model(number), revision=None, config=None, tokenizer=tokenizer)
         return dataclasses.replace(self.config, model=model, rounds=None, **sections)
 
 
@@ -167,15 +168,17 @@ def _prepare(config: Config, stop: StopSignal) -> Job:
 
 
 def _read_prompts(config: Config, which: str) -> list[dict[str, Any]]:
-    rows, bad = distinct_prompts(config.data, which, Path(config.run.dir) / "spool")
+    rows, bad, notes = distinct_prompts(config.data, which, Path(config.run.dir) / "spool")
     skipped = f", {len(bad)} malformed rows skipped, the first: {bad[0]}" if bad else ""
+    for note in notes:
+        say(f"data.{which}: {note}")
     say(f"data.{which}: {len(rows)} different prompts in {getattr(config.data, which)}{skipped}")
     return rows
 
 
 def _start_folder(config: Config, root: Path) -> str:
     if config.model.path is not None:
-        return config.model.path
+        return config.model.at
     folder = root / "rounds" / "0" / "model"
     if not of_first(folder.exists()):
         setup = Setup.of(config)
@@ -221,7 +224,7 @@ def _sample(job: Job, number: int, prompts: Path, output: Path) -> bool:
 def _score(job: Job, samples: Path, scored: Path) -> bool:
     config = job.config
     options = ScoreConfig(str(samples), str(scored), config.rounds.reward_model, False, config.score.batch_rows)
-    data = dataclasses.replace(config.data, format="groups", max_rows=None, on_bad_row="error")
+    data = dataclasses.replace(_of_own_files(config), format="groups", max_rows=None, on_bad_row="error")
     return score.run(dataclasses.replace(config, rounds=None, score=options, data=data), job.stopped)
 
 
@@ -242,8 +245,13 @@ def _train(job: Job, number: int) -> bool:
 
 
 def _samples_data(config: Config, scored: Path, **more):
-    plain = {"format": "samples", "eval": None, "max_rows": None, "streaming": False, "on_bad_row": "error"}
-    return dataclasses.replace(config.data, train=str(scored), **plain, **more)
+    plain = {"format": "samples", "eval": None, "max_rows": None, "on_bad_row": "error"}
+    return dataclasses.replace(_of_own_files(config), train=str(scored), **plain, **more)
+
+
+def _of_own_files(config: Config) -> DataConfig:
+    """The data section for files that the rounds wrote, which have none of the parts that a data set may have."""
+    return dataclasses.replace(config.data, split=None, eval_split=None, subset=None, revision=None, streaming=False)
 
 
 def _export(job: Job, number: int) -> bool:

@@ -7,6 +7,7 @@ in a file of its own beside the output, so that an interrupted run loses nothing
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import json
 import os
 from collections.abc import Callable, Mapping
@@ -23,7 +24,7 @@ from align_jax.errors import UserError
 from align_jax.files import INDEX, ResultsFile, check_apart
 from align_jax.parallel.processes import on_first
 from align_jax.parallel.stop import StopSignal
-from align_jax.recipes.say import say, speaking, watching
+from align_jax.recipes.say import say, say_once, speaking, watching
 from align_jax.recipes.score_passes import InputRows, Pass, part_of, policy_passes, reward_pass, run_pass, values_of
 
 REQUIRED = JOBS["score"].requires
@@ -109,7 +110,9 @@ def _remove_parts(passes: list[Pass], output: str) -> None:
 def read_rows(config: Config) -> InputRows:
     """Reads and checks the input; with `data.on_bad_row: skip`, malformed rows are left out and said."""
     data = config.data or DataConfig()
-    source = open_source(config.score.input, split=data.split, streaming=False, max_rows=data.max_rows)
+    source = open_source(config.score.input, dataclasses.replace(data.part("score"), streaming=False))
+    for note in source.notes:
+        say_once(f"score.input: {note}")
     rows, bad, read = InputRows([], [], [], [], source.digest), [], _format(data, source).read_responses
     for i in range(len(source)):
         where = source.where(i)

@@ -125,7 +125,10 @@ class Setup:
 
     def opened(self, which: str) -> Opened:
         """`data.train` or `data.eval`, opened."""
-        return open_data(self.config.data, which, self.folder.path / "spool")
+        opened = open_data(self.config.data, which, self.folder.path / "spool")
+        for note in opened.source.notes:
+            say_once(f"data.{which}: {note}")
+        return opened
 
     def dataset(self, which: str, objective: Objective | None = None, opened: Opened | None = None) -> GroupDataset:
         """`data.train` or `data.eval`, arranged for the objective (by default the one that is trained)."""
@@ -239,7 +242,8 @@ def _longest(config: Config) -> int | None:
 
 def report_data(which: str, dataset: GroupDataset, folder: Path) -> None:
     """Says how much data there is and what was left out; lists bad rows in the run folder."""
-    say(f"data.{which}: {dataset.describe()}")
+    for line in (dataset.describe(), *dataset.notes):
+        say(f"data.{which}: {line}")
     if dataset.bad_rows and jax.process_index() == 0:
         lines = "".join(json.dumps(bad) + "\n" for bad in dataset.bad_rows)
         write_whole(folder / f"bad_rows.{which}.jsonl", lines)

@@ -175,12 +175,12 @@ def starting_model(config: Config) -> ModelSource:
       UserError: see `hf.resolve_folder` and `hf.load_config`.
     """
     model, head, seed = config.model, config.head, config.run.seed
-    tokenizer, template = model.tokenizer or model.path, model.chat_template
+    tokenizer, template = model.tokenizer or model.at, model.chat_template
     if model.path is None:
         shape = dataclasses.replace(model.fresh_config(), head=head)
         return FreshModel(shape=shape, tokenizer_at=tokenizer, key="model", chat_template=template, seed=seed)
     # A reward model may start from a language model.
-    stored = _stored(model.path, head, "model", None if head == "score" else head)
+    stored = _stored(model.at, head, "model", None if head == "score" else head)
     return dataclasses.replace(stored, tokenizer_at=tokenizer, chat_template=template, seed=seed)
 
 
@@ -257,11 +257,14 @@ def check_same_shape(source: ModelSource, start: ModelSource) -> None:
 
 
 def load_tokenizer(where: str | os.PathLike, key: str) -> Any:
-    """The tokenizer of a folder or hub id; `key` is what the config calls it, for errors."""
+    """The tokenizer of a folder or hub id (with `@REVISION`, of that); `key` is what the config calls it, for errors."""
     from transformers import AutoTokenizer
 
     try:
-        return AutoTokenizer.from_pretrained(os.path.expanduser(where))
+        name, revision = hf.split_revision(os.path.expanduser(where))
+        return AutoTokenizer.from_pretrained(name, **({} if revision is None else {"revision": revision}))
+    except UserError as error:
+        raise UserError(f"{key}: {error}") from error
     except (OSError, ValueError) as error:
         raise UserError(f"{key}: no tokenizer can be loaded from {where}: {str(error).splitlines()[0]}") from error
 

@@ -16,6 +16,7 @@ from align_jax.config.jobs import JOBS
 from align_jax.cost.compilations import so_far
 from align_jax.data import BatchLoader, GroupDataset
 from align_jax.errors import UserError
+from align_jax.objectives.by_source import told_apart
 from align_jax.parallel.mesh import put_batch
 from align_jax.parallel.stop import StopSignal
 from align_jax.recipes.announced import AnnouncedStep
@@ -209,7 +210,7 @@ def _train(training: Training, measure: Callable | None, stop: StopSignal, told:
             setup.mesh,
             training.where,
             setup.scorer,
-            config.objective,
+            told_apart(config.objective, training.dataset.source_names),
             training.optimizer,
             seed=config.run.seed,
             horizon=optim.Horizon.of(config.optimizer, steps),
@@ -259,12 +260,13 @@ def prepare_folder(training: Training, begun: int) -> None:
     setup, steps = training.setup, training.steps
     folder, spec = setup.folder, setup.config.optimizer
     if begun and folder.is_run:
-        before = folder.config.train.total_steps(len(training.dataset))
-        old, new = (float(optim.make_schedule(spec, total)(begun)) for total in (before, steps))
+        of_before, before = folder.config.optimizer, folder.config.train.total_steps(len(training.dataset))
+        old, new = (float(optim.make_schedule(o, n)(begun)) for o, n in ((of_before, before), (spec, steps)))
+        ended, ends = of_before.schedule_steps or before, spec.schedule_steps or steps
         if old != new:
             say(
-                f"the {spec.schedule} schedule ends at step {steps} now, not {before}: step {begun + 1} goes on at a learning "
-                f"rate of {new:.3g} instead of {old:.3g}"
+                f"the {spec.schedule} schedule ends at step {ends} now, not {ended}: step {begun + 1} goes on at a learning "
+                f"rate of {new:.3g} instead of {old:.3g}; optimizer.schedule_steps: {ended} keeps it as it was"
             )
     elif not begun and (kept := folder.set_metrics_aside()):
         say(f"{folder.path} held metrics of steps that no checkpoint has; they are kept as {kept}")

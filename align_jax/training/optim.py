@@ -32,6 +32,8 @@ class OptimizerConfig:
       warmup_steps: optimizer steps of linear warm-up; None is 0, or what `warmup_ratio` says.
       warmup_ratio: the same as a fraction of all steps.
       final_ratio: learning rate at the end over the peak; None is 0; `constant` has none.
+      schedule_steps: optimizer steps that the schedule is made for; None is all steps of the run. Beyond it the rate stays at
+        what it is at the end; a run that is made longer keeps its rates where this is the former number of steps.
       clip_norm: gradients are scaled down to this global L2 norm; None is off.
     """
 
@@ -42,6 +44,7 @@ class OptimizerConfig:
     warmup_steps: int | None = None
     warmup_ratio: float | None = None
     final_ratio: float | None = None
+    schedule_steps: int | None = None
     clip_norm: float | None = 1.0
 
     def rescale(self) -> optax.GradientTransformation:
@@ -53,12 +56,15 @@ class OptimizerConfig:
         _check(self, "warmup_steps", low=0)
         _check(self, "warmup_ratio", low=0, high=1, open_high=True)
         _check(self, "final_ratio", low=0, high=1)
+        _check(self, "schedule_steps", low=1, hint="or null for the steps of the run")
         if self.schedule not in get_args(SCHEDULES):
             raise UserError(f"optimizer.schedule: {self.schedule!r} is not one of {', '.join(get_args(SCHEDULES))}")
         if self.warmup_steps is not None and self.warmup_ratio is not None:
             raise UserError("optimizer.warmup_ratio: give warmup_steps or warmup_ratio, not both")
         if self.schedule == "constant" and self.final_ratio is not None:
             raise UserError("optimizer.final_ratio: the constant schedule does not use it; remove it")
+        if self.schedule == "constant" and self.schedule_steps is not None and not (self.warmup_steps or self.warmup_ratio):
+            raise UserError("optimizer.schedule_steps: the constant schedule without warm-up does not use it; remove it")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -182,7 +188,8 @@ OPTIMIZERS: dict[str, type[OptimizerConfig]] = {cls.name: cls for cls in (AdamW,
 
 
 def warmup_of(spec: OptimizerConfig, total_steps: int) -> int:
-    """Steps of warm-up of a run: those asked for, or where the run has fewer steps, a tenth of it."""
+    """Steps of warm-up of a run: those asked for, or where its schedule has fewer steps, a tenth of it."""
+    total_steps = spec.schedule_steps or total_steps
     asked = spec.warmup_steps or round((spec.warmup_ratio or 0.0) * total_steps)
     return asked if asked <= total_steps else -(-total_steps // 10)
 
@@ -205,6 +212,7 @@ class Horizon:
     @classmethod
     def of(cls, spec: OptimizerConfig, total_steps: int) -> Horizon:
         """That of a run with these options and this many steps."""
+        total_steps = spec.schedule_steps or total_steps
         warmup, one = warmup_of(spec, total_steps), np.float32(1)
         return cls(np.float32(warmup), one / np.float32(max(warmup, 1)), one / np.float32(max(total_steps - warmup, 1)))
 
@@ -217,8 +225,8 @@ def make_schedule(spec: OptimizerConfig, total_steps: int) -> optax.Schedule:
         peak * (t + 1) / w                                          for t < w
         peak * (f + (1 - f) * shape(p)),  p = (t - w) / (T - w)     after, where f is `final_ratio`
 
-    `shape(p)` is `1 - p` (linear) or `(1 + cos(pi p)) / 2` (cosine). The first step already learns. A warm-up longer than
-    the run is cut, see `warmup_of`.
+    `shape(p)` is `1 - p` (linear) or `(1 + cos(pi p)) / 2` (cosine). The first step already learns. T is `schedule_steps` where
+    that is set; after it p stays 1. A warm-up longer than T is cut, see `warmup_of`.
 
     Args:
       spec: the optimizer's options.
@@ -232,6 +240,7 @@ def make_schedule(spec: OptimizerConfig, total_steps: int) -> optax.Schedule:
     """
     if total_steps < 1:
         raise UserError(f"train.steps: a run has at least one step, got {total_steps}")
+    total_steps = spec.schedule_steps or total_steps
     warmup = warmup_of(spec, total_steps)
 
     def learning_rate(count: jax.typing.ArrayLike) -> jax.Array:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import copy
+
 import pytest
 
 from align_jax.config import Config
-from align_jax.config.identity import difference
+from align_jax.config.identity import difference, identity
 
 BASE = {"model": {"path": "a/model"}, "data": {"train": "rows.jsonl"}, "objective": {"name": "dpo"}}
 
@@ -42,10 +44,26 @@ def test_what_is_held_out_makes_another_run_and_a_file_to_evaluate_on_does_not()
 def test_a_key_that_came_later_makes_no_other_run_at_its_default():
     before = Config.of(BASE).to_dict()
     del before["model"]["chat_template"]
-    from align_jax.config.identity import identity
-
     assert identity(before) == identity(Config.of(BASE).to_dict())
     assert identity(before) != identity(Config.of(BASE, "model.chat_template=chat.jinja").to_dict())
+
+
+@pytest.mark.parametrize("key", ["model.revision", "data.subset", "data.revision", "optimizer.schedule_steps"])
+def test_a_run_of_before_goes_on_without_the_keys_that_came_later(key):
+    now = Config.of({"model": {"path": "some/model"}, **BASE}).to_dict()
+    before = copy.deepcopy(now)
+    section, _, name = key.partition(".")
+    del before[section][name]
+    before["data"] |= {"split": "train", "eval_split": "test"}  # as the defaults were written
+    assert identity(before) == identity(now) and difference(before, now) is None
+
+
+def test_another_part_of_the_data_is_another_run():
+    whole = Config.of(BASE)
+    for override in ("data.split=dev", "data.subset=en", "data.revision=v1"):
+        other = Config.of(BASE, override)
+        assert other.run.dir != whole.run.dir and difference(whole.to_dict(), other.to_dict())[0] == override.partition("=")[0]
+    assert Config.of(BASE, "data.split=train").run.dir == whole.run.dir
 
 
 @pytest.mark.parametrize(

@@ -69,7 +69,7 @@ def test_rows_are_read_once_before_the_first_group(tmp_path, reads, format_, row
 
 def test_prompts_are_read_once(tmp_path, reads):
     path = write_jsonl(tmp_path / "rows.jsonl", [*GROUPS, {"prompt": "p1"}])
-    found, bad = prompts.distinct_prompts(DataConfig(train=path, format="groups", on_bad_row="skip"), "train", tmp_path)
+    found, bad, _ = prompts.distinct_prompts(DataConfig(train=path, format="groups", on_bad_row="skip"), "train", tmp_path)
     assert dict(reads) == dict.fromkeys(range(41), 1)
     assert [row["prompt"] for row in found] == [f"p{i}" for i in range(7)] and len(bad) == 1
 
@@ -108,6 +108,7 @@ def test_a_look_keeps_no_example():
 
     class Example:
         prompt, group, context, opinion, tools, documents = "p", "", "", None, None, None
+        responses, source, left_out = (), "", 0
 
         def __del__(self):
             seen.append("gone")

@@ -325,6 +325,27 @@ def test_hub_id_downloads_only_what_is_read(folder, monkeypatch):
     load_model("some/model")
 
 
+def test_a_revision_is_downloaded_and_only_hub_ids_have_one(folder, tmp_path, monkeypatch):
+    asked = []
+
+    def download(repo_id, *, revision=None, **_):
+        asked.append((repo_id, revision))
+        if revision == "absent":
+            raise huggingface_hub.errors.OfflineModeIsEnabled("offline")
+        return str(folder)
+
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", download)
+    load_model("some/model@v1.0")
+    load_model("some/model")
+    assert set(asked) == {("some/model", "v1.0"), ("some/model", None)}
+    with pytest.raises(UserError, match="hub id it cannot be downloaded at revision 'absent': OfflineModeIsEnabled"):
+        load_config("some/model@absent")
+    with pytest.raises(UserError, match="is a folder here, which has no revision 'v1'"):
+        load_config(f"{folder}@v1")
+    folder.rename(odd := tmp_path / "model@home")
+    assert resolve_folder(odd) == odd
+
+
 @pytest.mark.parametrize("found", ["here", "hub"])
 def test_an_adapter_is_no_model(tmp_path, monkeypatch, found):
     (tmp_path / "adapter_config.json").write_text('{"base_model_name_or_path": "meta-llama/Llama-3.2-1B", "r": 16}')

@@ -1,9 +1,11 @@
 """The life of a run: stopped, saved, refused, resumed with more steps, ended early; and what its folder holds then."""
 
+import shutil
 import signal
 import subprocess
 import sys
 
+import numpy as np
 import pytest
 
 import align_jax
@@ -171,6 +173,22 @@ def test_more_steps_compile_nothing_and_what_becomes_of_the_schedule_is_said(wor
     assert len(rates) == 9 and rates[-1] == pytest.approx(1e-2 * 0.067, rel=0.01)  # the last but one of the cosine to step 9
     assert train(config, *common, "--train.steps", 5) == 0
     assert "has 9 steps already, and train.steps is 5: nothing to do" in capsys.readouterr().err
+
+
+@pytest.mark.slow
+def test_more_steps_keep_their_rates_where_the_schedule_keeps_its_length(world, capsys):  # noqa: F811
+    folder, config = world
+    common = ("--run.dir", folder / "kept", *NO_EVAL, "--optimizer.schedule", "cosine", "--train.steps")
+    assert train(config, *common, 4, "--checkpoint.save_every", 2) == 0
+    capsys.readouterr()
+    assert train(config, *common, 6) == 0
+    assert "optimizer.schedule_steps: 4 keeps it as it was" in capsys.readouterr().err
+    shutil.rmtree(folder / "kept")
+    assert train(config, *common, 4) == 0
+    assert train(config, *common, 6, "--optimizer.schedule_steps", 4) == 0
+    assert "schedule ends" not in capsys.readouterr().err
+    rates = [line["learning_rate"] for line in read_metrics(folder / "kept" / "metrics.jsonl")]
+    assert rates == pytest.approx([1e-2 * (1 + np.cos(np.pi * min(t, 4) / 4)) / 2 for t in range(6)], abs=1e-9)
 
 
 def test_without_evaluations_what_needs_them_is_off_and_said(world, capsys):  # noqa: F811

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import huggingface_hub
 import pytest
 from transformers import AutoTokenizer
 
 from align_jax.config import Config
 from align_jax.errors import UserError
-from align_jax.recipes.source import starting_model
+from align_jax.recipes.source import model_at, starting_model
 from tests.data.toys import CHAT, char_tokenizer
+from tests.hf import models
 
 SHAPE = dict(vocab_size=130, width=16, mlp_width=24, layers=2, heads=4, kv_heads=2, head_size=4)
 
@@ -34,3 +36,41 @@ def test_a_template_that_is_none(tmp_path):
     (tmp_path / "bad.jinja").write_text("{% for m in messages %}\n{{ m }", encoding="utf-8")
     with pytest.raises(UserError, match=r"bad\.jinja:2: not a Jinja template"):
         tokenizer_of(tmp_path, str(tmp_path / "bad.jinja"))
+
+
+def test_a_revision_goes_to_the_hub_for_weights_and_tokenizer(tmp_path, monkeypatch):
+    asked = []
+    folder = models.save(models.torch_model("llama2"), tmp_path / "model")
+    char_tokenizer().save_pretrained(folder)
+
+    def download(repo_id, *, revision=None, **_):
+        asked.append((repo_id, revision))
+        return str(folder)
+
+    def tokenizer_at(name, revision=None, **_):
+        asked.append((name, revision))
+        return char_tokenizer()
+
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", download)
+    monkeypatch.setattr(AutoTokenizer, "from_pretrained", tokenizer_at)
+    source = starting_model(Config.of({"model": {"path": "some/model", "revision": "v1"}}))
+    assert source.tokenizer is not None and source.describe() == "some/model@v1"
+    assert model_at("some/model@v2", "lm_head", "reference.path").describe() == "some/model@v2"
+    assert asked == [("some/model", "v1"), ("some/model", "v1"), ("some/model", "v2")]
+
+
+@pytest.mark.parametrize(
+    ("model", "message"),
+    [
+        ({"config": SHAPE, "revision": "v1"}, "model.revision: 'v1' does not go with a model without model.path"),
+        ({"path": "some/model@v2", "revision": "v1"}, "model.revision: 'v1' does not go with model.path: some/model@v2"),
+    ],
+)
+def test_a_revision_of_nothing_is_refused(model, message):
+    with pytest.raises(UserError, match=message):
+        Config.of({"model": model})
+
+
+def test_a_revision_of_a_folder_is_refused(tmp_path):
+    with pytest.raises(UserError, match="is a folder here, which has no revision 'v1'"):
+        starting_model(Config.of({"model": {"path": str(tmp_path), "revision": "v1"}}))

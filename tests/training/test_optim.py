@@ -178,6 +178,38 @@ def test_schedule_formula(kind, warmup):
     np.testing.assert_allclose(jax.jit(schedule)(jnp.int32(7)), want[7], rtol=1e-6)
 
 
+@pytest.mark.parametrize("kind", ["constant", "linear", "cosine"])
+@pytest.mark.parametrize("warmup", [{"warmup_steps": 4}, {"warmup_ratio": 0.2}, {"warmup_steps": 30}])
+@pytest.mark.parametrize("total", [12, 20, 50])
+def test_a_schedule_of_its_own_length_is_that_of_a_run_of_this_length(kind, warmup, total):
+    options = {"learning_rate": 3.0, "schedule": kind, "final_ratio": None if kind == "constant" else 0.1, **warmup}
+    spec = optim.AdamW(**options, schedule_steps=20)
+    schedule, whole = (optim.make_schedule(s, n) for s, n in ((spec, total), (optim.AdamW(**options), 20)))
+    rates = [float(schedule(t)) for t in range(60)]
+    assert rates == [float(whole(t)) for t in range(60)]
+    assert rates[20:] == [pytest.approx(3.0 if kind == "constant" else 0.3)] * 40  # beyond its end
+    ours, theirs = optim.Horizon.of(spec, total), optim.Horizon.of(optim.AdamW(**options), 20)
+    assert ours == theirs
+
+
+def test_the_schedules_own_length_reaches_the_updates_with_and_without_a_horizon():
+    spec = optim.Lion(learning_rate=1.0, schedule="linear", clip_norm=None, b1=0.0, b2=0.0, schedule_steps=2)
+    moved = sum(lr * np.sign(_gradients(step)["norm"]) for step, lr in enumerate([1.0, 0.5, 0.0]))
+    np.testing.assert_allclose(_run(spec, steps=3, total=9)[0]["norm"], PARAMS["norm"] - moved, atol=1e-6)
+    transform, params = optim.make_optimizer(spec, 9), jax.tree.map(jnp.asarray, PARAMS)
+    state, horizon = transform.init(params), optim.Horizon.of(spec, 7)
+    for step in range(3):
+        updates, state = transform.update(_gradients(step), state, params, horizon=horizon)
+        params = optax.apply_updates(params, updates)
+    np.testing.assert_allclose(params["norm"], PARAMS["norm"] - moved, atol=1e-6)
+
+
+def test_a_length_that_has_no_effect_is_refused():
+    with pytest.raises(UserError, match="optimizer.schedule_steps: the constant schedule without warm-up does not use it"):
+        optim.AdamW(schedule="constant", schedule_steps=5)
+    assert optim.AdamW(schedule="constant", schedule_steps=5, warmup_ratio=0.1).schedule_steps == 5
+
+
 def test_the_schedule_reaches_the_updates():
     spec = optim.Lion(learning_rate=1.0, schedule="linear", clip_norm=None, b1=0.0, b2=0.0)
     params, _ = _run(spec, steps=3, total=4)
@@ -197,6 +229,7 @@ def test_zero_gradients_stay_finite():
     [
         (optim.AdamW, {"learning_rate": 0.0}, "learning_rate: 0.0"),
         (optim.AdamW, {"b2": 1.0}, "b2: 1.0"),
+        (optim.AdamW, {"schedule_steps": 0}, "schedule_steps: 0"),
         (optim.AdamW, {"weight_decay": -0.1}, "weight_decay: -0.1"),
         (optim.Lion, {"b1": -1.0}, "b1: -1.0"),
         (optim.RMSprop, {"momentum": 1.5}, "momentum: 1.5"),

@@ -23,7 +23,7 @@ class Arranger:
       survey: what the arrangement's own `survey` gave.
       encoder: text to tokens; its `config` is the `data` section.
       seed: decides which responses `max_responses` keeps and which completions are mismatched.
-      group_names: values of the `group` column, sorted.
+      group_names: values of the `group` column, sorted. source_names: of a mixture's data sets.
       ends: as `TokenGroup.ends`.
     """
 
@@ -35,10 +35,12 @@ class Arranger:
         *,
         seed: int,
         group_names: Sequence[str] = (),
+        source_names: Sequence[str] = (),
         ends: bool = False,
     ):
         self.example, self.survey, self.encoder, self.seed, self.ends = example, survey, encoder, seed, ends
         self.group_ids = {name: i for i, name in enumerate(group_names)}
+        self.source_ids = {name: i for i, name in enumerate(source_names)}
 
     def answer(self, example: Example, which: int) -> Answer:
         """One response as tokens."""

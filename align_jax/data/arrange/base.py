@@ -124,6 +124,8 @@ class Arrangement:
         labels = {**filled.labels, "truncated": np.asarray([prompt.cut, filled.cut], np.int32)}
         if arranger.group_ids:
             labels["group_id"] = np.asarray(arranger.group_ids.get(example.group, -1), np.int32)
+        if arranger.source_ids:
+            labels["source_id"] = np.asarray(arranger.source_ids[example.source], np.int32)
         slots = len(filled.segments) if filled.slots is None else filled.slots
         per_response = tuple(name for name, label in wanted.items() if label.per_response)
         return TokenGroup(index, prompt.ids, tuple(filled.segments), slots, labels, arranger.ends, per_response)

@@ -6,7 +6,9 @@ import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
-Text = str | tuple[Mapping[str, Any], ...]  # plain text, or the messages of a conversation
+# Plain text, or the messages of a conversation: `role`, `content` (text, or parts of type text), and what else a chat template
+# may use, such as `tool_calls`; keys without a value are left out
+Text = str | tuple[Mapping[str, Any], ...]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -31,7 +33,9 @@ class Example:
       opinion: the beliefs of the row, else None.
       group, context: optional columns, for templates and for metrics per group of people.
       tokens: ids of every response as a model sampled them, its end token included, else None.
-      tools, documents: what a chat template prints besides the messages, a dict each; None: nothing.
+      tools, documents: what a chat template is given beside the messages, else None.
+      source: the label of the data set that the row is of, in a mixture of several.
+      left_out: how many empty responses were left out (`data.on_empty: drop`).
     """
 
     prompt: Text
@@ -44,3 +48,5 @@ class Example:
     tokens: tuple[tuple[int, ...], ...] | None = None
     tools: tuple[Mapping[str, Any], ...] | None = None
     documents: tuple[Mapping[str, Any], ...] | None = None
+    source: str = ""
+    left_out: int = 0

@@ -8,6 +8,7 @@ import threading
 from pathlib import Path
 from typing import Any
 
+from align_jax.data.sources.base import RowError
 from align_jax.errors import UserError
 
 
@@ -15,8 +16,7 @@ class ArrayRecords:
     """Records by number; none is kept in memory.
 
     Args:
-      file: whose records are UTF-8 text, a JSON object each. max_rows: at most so many are read.
-      refused: what is raised for a record that is none.
+      file: whose records are UTF-8 text, a JSON object each.
 
     Raises:
       UserError: no records, or no such file.
@@ -24,20 +24,19 @@ class ArrayRecords:
 
     notes: tuple[str, ...] = ()
 
-    def __init__(self, file: Path, max_rows: int | None = None, refused: type[Exception] = ValueError):
+    def __init__(self, file: Path):
         from array_record.python.array_record_module import ArrayRecordReader
 
-        self.file, self._lock, self._refused = file, threading.Lock(), refused
+        self.file, self._lock = file, threading.Lock()
         with open(file, "rb") as stream:
             self.digest = hashlib.file_digest(stream, "sha256").hexdigest()
         try:
             self._reader = ArrayRecordReader(str(file))
-            count = self._reader.num_records()
+            self._count = self._reader.num_records()
         except (RuntimeError, ValueError) as error:
             raise UserError(f"{file}: cannot be read as ArrayRecord: {error}") from error
-        if not count:
+        if not self._count:
             raise UserError(f"{file} has no records; an ArrayRecord file with a JSON object per record is expected")
-        self._count = count if max_rows is None else min(count, max_rows)
 
     def __len__(self) -> int:
         return self._count
@@ -50,9 +49,9 @@ class ArrayRecords:
         try:
             row = json.loads(record)
         except ValueError as error:
-            raise self._refused(f"not JSON, as records must be here: {error}") from error
+            raise RowError(f"not JSON, as records must be here: {error}") from error
         if not isinstance(row, dict):
-            raise self._refused(f"expected a JSON object per record, got {type(row).__name__}")
+            raise RowError(f"expected a JSON object per record, got {type(row).__name__}")
         return row
 
     def where(self, index: int) -> str:

@@ -20,11 +20,20 @@ def rows_of(source):
     return [source[i] for i in range(len(source))]
 
 
-@pytest.mark.parametrize("kind", ["jsonl", "json", "gz", "parquet", "parquet folder", "saved", "saved dict"])
+KINDS = ["jsonl", "json", "json list", "json data", "gz", "arrow", "parquet", "parquet folder", "saved", "saved dict"]
+
+
+@pytest.mark.parametrize("kind", KINDS)
 def test_every_kind_of_file_gives_the_same_rows(tmp_path, kind):
     table = datasets.Dataset.from_list(ROWS)
     if kind in ("jsonl", "json"):
         path = write_jsonl(tmp_path / f"d.{kind}", ROWS)
+    elif kind in ("json list", "json data"):
+        path = tmp_path / "d.json"
+        path.write_text(json.dumps(ROWS if kind == "json list" else {"version": 1, "data": ROWS}, indent=2))
+    elif kind == "arrow":
+        table.save_to_disk(tmp_path / "saved")
+        (path := tmp_path / "d.arrow").write_bytes((tmp_path / "saved" / "data-00000-of-00001.arrow").read_bytes())
     elif kind == "gz":
         path = tmp_path / "d.jsonl.gz"
         path.write_bytes(gzip.compress("\n".join(json.dumps(r) for r in ROWS).encode()))
@@ -42,7 +51,7 @@ def test_every_kind_of_file_gives_the_same_rows(tmp_path, kind):
     source = open_source(str(path), split="train")
     assert rows_of(source) == ROWS
     assert source[5] == ROWS[5] and source[1] == ROWS[1]
-    assert str(path) in source.where(1)
+    assert str(path) in source.where(1) and source.where(0) != source.where(1)
     assert len(open_source(str(path), split="train", max_rows=2)) == 2
     assert open_source(str(path), split="train").digest == source.digest
 
@@ -71,7 +80,13 @@ def test_broken_lines_have_their_place(tmp_path):
     ("name", "content", "message"),
     [
         ("d.jsonl", b"", "d.jsonl is empty"),
-        ("d.csv", b"a,b", "d.csv: .csv extension; expected .jsonl"),
+        ("d.xlsx", b"a,b", "d.xlsx: .xlsx extension; expected .jsonl"),
+        ("d.csv", b"a,b\n1,2,3\n", "d.csv: cannot be read as CSV: .*Expected 2 columns, got 3"),
+        ("d.csv", b"", "d.csv: cannot be read as CSV"),
+        ("d.arrow", b"nonsense", "d.arrow: cannot be read as Arrow"),
+        ("d.jsonl", '{"a": 1}'.encode("utf-16"), "d.jsonl: text in UTF-16; write it as UTF-8: iconv -f UTF-16"),
+        ("d.json", '[{"a": 1}]'.encode("utf-16-le"), "d.json: text in UTF-16; write it as UTF-8"),
+        ("d.json", b"[]", "d.json is empty; expected a list"),
         ("d.parquet", b"nonsense", "d.parquet: cannot be read as Parquet"),
         ("d.jsonl.gz", b"nonsense", "d.jsonl.gz: not a whole gzip file"),
         ("d.jsonl.gz", gzip.compress(b"{}" * 99)[:-9], "d.jsonl.gz: not a whole gzip file"),
@@ -92,30 +107,3 @@ def test_a_split_that_is_not_there_is_named(tmp_path):
     datasets.DatasetDict({"train": datasets.Dataset.from_list(ROWS)}).save_to_disk(tmp_path / "d")
     with pytest.raises(UserError, match="no split 'test'; it has train"):
         open_source(str(tmp_path / "d"), split="test")
-
-
-def test_hub_ids_load_and_stream_through_a_local_copy(tmp_path, monkeypatch):
-    calls = []
-
-    def load(name, *, split, streaming=False):
-        calls.append((name, split, streaming))
-        table = datasets.Dataset.from_list(ROWS)
-        return table.to_iterable_dataset() if streaming else table
-
-    monkeypatch.setattr(datasets, "load_dataset", load)
-    assert rows_of(open_source("some/data", split="test")) == ROWS
-    streamed = {"split": "test", "streaming": True, "spool_dir": tmp_path}
-    assert rows_of(open_source("some/data", max_rows=4, **streamed)) == ROWS[:4]
-    assert rows_of(open_source("some/data", max_rows=2, **streamed)) == ROWS[:2]  # not the four kept before
-    assert rows_of(open_source("some/data", **streamed)) == ROWS
-    assert calls == [("some/data", "test", False)] + [("some/data", "test", True)] * 3
-    assert not list(tmp_path.glob("*.tmp"))
-
-
-def test_a_hub_that_cannot_be_reached_is_one_line(monkeypatch):
-    def load(name, **_):
-        raise ConnectionError("offline")
-
-    monkeypatch.setattr(datasets, "load_dataset", load)
-    with pytest.raises(UserError, match="some/data: neither a file nor .* offline"):
-        open_source("some/data", split="train")

@@ -1,0 +1,174 @@
+"""Rows of JSON files: an object per line, or one document with a list of them."""
+
+from __future__ import annotations
+
+import codecs
+import gzip
+import hashlib
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from align_jax.data.sources.base import RowError, Source
+from align_jax.data.sources.plain import broken_text
+from align_jax.errors import UserError
+
+_LISTS = ("data", "rows")  # keys of a document below which its rows stand
+_WIDE = {codecs.BOM_UTF16_LE: "UTF-16", codecs.BOM_UTF16_BE: "UTF-16"}
+
+
+def open_json(file: Path, max_rows: int | None = None) -> Source:
+    """A JSON file, also one that gzip has packed, whatever its ending says: lines of objects, a list, or `{"data": [...]}`.
+
+    Raises:
+      UserError: it is empty, not text in UTF-8, or not a whole gzip file.
+    """
+    data = _decompressed(file) if file.suffix == ".gz" else None
+    start = (data or b"")[:65536] if data is not None else _head(file)
+    encoding = _WIDE.get(start[:2]) or ("UTF-16" if b"\x00" in start[:4] else None)
+    if encoding:
+        name = file.name.removesuffix(".gz")
+        raise UserError(f"{file}: text in {encoding}; write it as UTF-8: iconv -f {encoding} -t UTF-8 {name} > utf8-{name}")
+    document = _document(file, data, start)
+    if document is not None:
+        return JsonRows(file, *document, max_rows)
+    return JsonLines(file, max_rows, data)
+
+
+def _head(file: Path) -> bytes:
+    with open(file, "rb") as stream:
+        return stream.read(65536)
+
+
+def _decompressed(file: Path) -> bytes:
+    try:
+        return gzip.decompress(file.read_bytes())
+    except (OSError, EOFError) as error:
+        raise UserError(f"{file}: not a whole gzip file: {error}") from error
+
+
+def _document(file: Path, data: bytes | None, start: bytes) -> tuple[list, str] | None:
+    """The rows and the digest of a file that is one JSON document, or objects over several lines; None: a row per line."""
+    first = start.removeprefix(codecs.BOM_UTF8).lstrip()
+    if first[:1] not in (b"[", b"{"):
+        return None
+    if first[:1] == b"{" and _is_row(first, whole=len(start) < 65536):
+        return None
+    content = data if data is not None else file.read_bytes()
+    try:
+        values = list(_values(content.decode("utf-8-sig")))
+    except ValueError:
+        return None  # read by lines, where mistakes have a place
+    one = values[0] if len(values) == 1 else None
+    below = next((one[key] for key in _LISTS if isinstance(one.get(key), list)), None) if isinstance(one, dict) else None
+    rows = below if below is not None else one if isinstance(one, list) else values
+    if not all(isinstance(row, dict) for row in rows):
+        return None
+    return rows, hashlib.sha256(content).hexdigest()
+
+
+def _is_row(first: bytes, whole: bool) -> bool:
+    """Whether the first line is a row; one that is longer than what was read of it counts as one."""
+    line, newline, _ = first.partition(b"\n")
+    if not newline and not whole:
+        return not line.startswith(tuple(f'{{"{key}": [{{'.encode() for key in _LISTS))
+    try:
+        row = json.loads(line)
+    except ValueError:
+        return False
+    return not any(isinstance(row.get(key), list) and all(isinstance(v, dict) for v in row[key]) for key in _LISTS)
+
+
+def _values(text: str) -> Iterator[Any]:
+    """JSON values one after the other."""
+    decoder, at = json.JSONDecoder(), 0
+    while at < len(text):
+        if text[at].isspace():
+            at += 1
+            continue
+        value, at = decoder.raw_decode(text, at)
+        yield value
+
+
+class JsonRows:
+    """Rows of a JSON document, in memory."""
+
+    notes: tuple[str, ...] = ()
+
+    def __init__(self, file: Path, rows: list[dict], digest: str, max_rows: int | None = None):
+        self.file, self.digest = file, digest
+        self._rows = [json.dumps(row) for row in rows[:max_rows]]  # every reader gets rows of its own
+        if not rows:
+            raise UserError(f"{file} is empty; expected a list of JSON objects")
+
+    def __len__(self) -> int:
+        return len(self._rows)
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        row = json.loads(self._rows[index])
+        if problem := broken_text(row):
+            raise RowError(problem)
+        return row
+
+    def where(self, index: int) -> str:
+        return f"{self.file} row {index}"
+
+
+class JsonLines:
+    """One JSON object per line; only the offsets of the lines are kept in memory.
+
+    Args:
+      file: where the lines stand. max_rows: at most so many are read.
+      data: the content, where the file is packed.
+    """
+
+    notes: tuple[str, ...] = ()
+
+    def __init__(self, file: Path, max_rows: int | None = None, data: bytes | None = None):
+        self.file, self._data = file, data
+        digest, offset = hashlib.sha256(), 0
+        self._lines: list[tuple[int, int]] = []  # (offset, number of the line)
+        for number, line in enumerate(self._read_lines(), start=1):
+            digest.update(line)
+            if line.strip():
+                if max_rows is not None and len(self._lines) == max_rows:
+                    break
+                self._lines.append((offset, number))
+            offset += len(line)
+        self.digest = digest.hexdigest()
+        if not self._lines:
+            raise UserError(f"{file} is empty; expected one JSON object per line")
+
+    def _read_lines(self) -> Iterator[bytes]:
+        if self._data is not None:
+            yield from self._data.splitlines(keepends=True)
+        else:
+            with open(self.file, "rb") as stream:
+                yield from stream
+
+    def __len__(self) -> int:
+        return len(self._lines)
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        start = self._lines[index][0]
+        if self._data is not None:
+            end = self._data.find(b"\n", start)
+            line = self._data[start : end if end >= 0 else None]
+        else:
+            # A handle of its own: several threads read at once.
+            with open(self.file, "rb") as stream:
+                stream.seek(start)
+                line = stream.readline()
+        try:
+            row = json.loads(line)
+        except ValueError as error:
+            raise RowError(f"not JSON: {error}") from error
+        if not isinstance(row, dict):
+            raise RowError(f"expected a JSON object per line, got {type(row).__name__}")
+        if (b"\\u" in line or b"\xed" in line) and (problem := broken_text(row)):
+            raise RowError(problem)
+        return row
+
+    def where(self, index: int) -> str:
+        return f"{self.file}:{self._lines[index][1]}"

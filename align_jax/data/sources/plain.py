@@ -1,0 +1,82 @@
+"""Values of rows as plain ones, which JSON can hold: what Arrow, numpy and pandas have besides becomes text or numbers."""
+
+from __future__ import annotations
+
+import base64
+import datetime
+import decimal
+import json
+import uuid
+from collections.abc import Mapping
+from typing import Any
+
+from align_jax.data.sources.base import RowError
+
+
+def plain(value: Any) -> Any:
+    """A copy made of dicts, lists, texts, numbers, true, false and None.
+
+    Dates and times become ISO text, durations seconds, bytes the text that they are in UTF-8 (else base64), arrays lists.
+
+    Raises:
+      RowError: a value that has no such form.
+    """
+    if value is None or type(value) in (str, bool, int, float):
+        return value
+    if isinstance(value, Mapping):
+        return {str(key): plain(inner) for key, inner in value.items()}
+    if isinstance(value, list | tuple | set | frozenset):
+        return [plain(inner) for inner in value]
+    if type(value).__name__ == "NaTType":  # of pandas, no time
+        return None
+    if isinstance(value, datetime.date | datetime.time):
+        return value.isoformat()
+    if isinstance(value, datetime.timedelta):
+        return value.total_seconds()
+    if isinstance(value, decimal.Decimal):
+        return int(value) if value.is_finite() and value == value.to_integral_value() else float(value)
+    if isinstance(value, bytes | bytearray):
+        return _text(bytes(value))
+    if isinstance(value, uuid.UUID):
+        return str(value)
+    for base in (str, int, float):
+        if isinstance(value, base):  # an enum, a numpy float
+            return base(value)
+    return _of_array(value)
+
+
+def _text(value: bytes) -> str:
+    try:
+        return value.decode("utf-8")
+    except UnicodeDecodeError:
+        return base64.b64encode(value).decode("ascii")
+
+
+def _of_array(value: Any) -> Any:
+    if type(value).__module__ == "numpy" and getattr(value, "dtype", None) is not None and value.dtype.kind in "mM":
+        return str(value) if value.ndim == 0 else [plain(inner) for inner in value]
+    if callable(getattr(value, "tolist", None)):  # numpy, torch, jax
+        return plain(value.tolist())
+    raise RowError(f"a value of type {type(value).__module__}.{type(value).__name__}; expected text, numbers, lists or dicts")
+
+
+def plain_row(row: Mapping[str, Any]) -> dict[str, Any]:
+    """A row of plain values; RowError names the column that has none."""
+    result = {}
+    for column, value in row.items():
+        try:
+            result[str(column)] = plain(value)
+        except RowError as error:
+            raise RowError(f"column {column!r}: {error}") from error
+    return result
+
+
+def broken_text(row: Any) -> str | None:
+    """What is wrong with text that no UTF-8 can hold (JSON can), or None."""
+    text = json.dumps(row, ensure_ascii=False)
+    try:
+        text.encode("utf-8")
+    except UnicodeEncodeError as error:
+        before = text[max(0, error.start - 20) : error.start]
+        return f"half a character (\\u{ord(text[error.start]):04x}) after {before!r}; an emoji that was cut in two?"
+    return None
