@@ -13,7 +13,6 @@ from align_jax.config import Config, load_config
 from align_jax.config.given import data_of
 from align_jax.config.source import Override, parse_overrides
 from align_jax.data import BatchLoader, Encoder, GroupDataset, RowLayout, pack_groups
-from align_jax.data.formats import FORMATS, spelled
 from align_jax.data.inspect.batches import shown
 from align_jax.data.inspect.beliefs import belief_findings, belief_tables
 from align_jax.data.inspect.findings import LISTED, Finding
@@ -168,7 +167,7 @@ def _part(config: Config, name: str, opened: Opened, tokenizer: tuple[Any, int |
 
 def _of_rows(gathered: Gathered) -> list[Finding]:
     """Rows that cannot be read, and columns that are not."""
-    findings = []
+    findings = [Finding("note", "of_the_source", note) for note in gathered.source.notes]
     if gathered.bad:
         text = f"{len(gathered.bad)} of {gathered.rows} rows are malformed"
         lines = tuple(f"{bad['where']}: {bad['reason']}" for bad in gathered.bad[:LISTED])
@@ -181,11 +180,10 @@ def _of_rows(gathered: Gathered) -> list[Finding]:
     return findings
 
 
-def _objective(config: Config, format_name: str) -> type[Objective] | Objective | None:
+def _objective(config: Config, usual: str | None) -> Objective | None:
     """What is trained, or what is usual for such data."""
     if config.objective is not None:
         return config.objective
-    usual = getattr(FORMATS.get(format_name), "evaluated_as", None)
     return None if usual is None else find_objective(usual)()
 
 
@@ -194,7 +192,7 @@ def _first_batch(config: Config, name: str, opened: Opened, tokenizer: tuple[Any
     data = config.data
     try:
         encoder = Encoder(tokenizer[0], data, tokenizer[1])
-        objective = _objective(config, spelled(opened.format))
+        objective = _objective(config, opened.format.evaluated_as)
         if objective is None:
             return [], []
         ends = objective.head == "score"

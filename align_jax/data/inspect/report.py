@@ -54,6 +54,8 @@ class DataPart:
             "prompts": len(gathered.prompt_texts),
             "responses": len(gathered.of),
             "sizes": {str(size): count for size, count in _sizes(gathered).items()},
+            "sources": gathered.sources,
+            "rows_left_out": gathered.left_out,
             "columns": gathered.columns,
             "columns_not_read": gathered.unread,
             **self.tables,
@@ -134,6 +136,10 @@ def _summary(gathered: Gathered) -> str:
     if len(gathered.of):
         low, high = int(gathered.size.min()), int(gathered.size.max())
         parts.append(f"{plural(len(gathered.of), 'answer')}, {low if low == high else f'{low} to {high}'} in each row")
+    if gathered.sources:
+        parts.append("rows of " + ", ".join(f"{name}: {count}" for name, count in gathered.sources.items()))
+    if gathered.left_out:
+        parts.append(f"{plural(gathered.left_out, 'row')} left out, whose answers are empty (data.on_empty: drop)")
     if gathered.groups:
         names = ", ".join([*sorted(map(str, gathered.groups))[:8], *(["..."] if len(gathered.groups) > 8 else [])])
         parts.append(f"{plural(len(gathered.groups), 'group')} of people ({names})")
