@@ -86,7 +86,10 @@ def run(config: Config, tokenizer: Any = None) -> DataReport:
     parts = []
     for name in names:
         opened = open_data(data, name, None)
-        parts.append(_part(config, name, opened, (known, vocabulary)))
+        part = _part(config, name, opened, known)
+        if known is not None and not parts and len(part.gathered.of):
+            part = dataclasses.replace(part, batch=_first_batch(config, name, opened, (known, vocabulary)))
+        parts.append(part)
     if len(parts) == 2 and (overlap := overlap_finding(parts[0].gathered, parts[1].gathered)) is not None:
         parts[1] = dataclasses.replace(parts[1], findings=[*parts[1].findings, overlap])
     return DataReport(parts, lines)
@@ -145,7 +148,7 @@ def _tokenizer(config: Config, given: Any) -> tuple[Any, int | None]:
     return tokenizer, None
 
 
-def _part(config: Config, name: str, opened: Opened, tokenizer: tuple[Any, int | None]) -> DataPart:
+def _part(config: Config, name: str, opened: Opened, tokenizer: Any) -> DataPart:
     shows = not config.log.quiet and config.log.progress is not False
     with Watch(f"reading data.{name}", len(opened.source), "rows", show=shows) as watch:
         gathered = gather(opened, watch.add)
@@ -156,13 +159,12 @@ def _part(config: Config, name: str, opened: Opened, tokenizer: tuple[Any, int |
         tables["scores"] = score_tables(gathered)
         findings += [*outlier_findings(gathered), *score_findings(gathered, tables["scores"])]
     findings += repeat_findings(gathered)
-    measured, batch = None, ([], [])
-    if tokenizer[0] is not None and len(gathered.row):
+    measured = None
+    if tokenizer is not None and len(gathered.row):
         with Watch(f"tokenizing data.{name}", len(gathered.row), "rows", show=shows) as watch:
-            measured = measure(gathered, tokenizer[0], config.data, watch.add)
+            measured = measure(gathered, tokenizer, config.data, watch.add)
         findings += token_findings(measured)
-        batch = _first_batch(config, name, opened, tokenizer) if len(gathered.of) else batch
-    return DataPart(f"data.{name}", gathered, measured, tables, findings, batch)
+    return DataPart(f"data.{name}", gathered, measured, tables, findings)
 
 
 def _of_rows(gathered: Gathered) -> list[Finding]:

@@ -100,7 +100,10 @@ def test_repeats_are_counted(tmp_path):
     assert found["duplicated_prompts"].count == 1 and "--join" in found["duplicated_prompts"].text
     assert found["repeated_answers"].details == ("'I do not know': 6 times, to 6 prompts",)
     assert found["repeated_answers"].severity == "warning"
-    rows = [{"prompt": "a", "responses": ["x", "x", "y"], "scores": [1, 2, 3]}, {"prompt": "b", "responses": ["x"] * 2, "scores": [1, 1]}]
+    rows = [
+        {"prompt": "a", "responses": ["x", "x", "y"], "scores": [1, 2, 3]},
+        {"prompt": "b", "responses": ["x"] * 2, "scores": [1, 1]},
+    ]
     found = {f.code: f for f in repeat_findings(_gathered(tmp_path, rows))}
     assert "1 of them with different scores" in found["repeated_within"].text and found["same_answers"].count == 1
 
@@ -110,7 +113,12 @@ def test_prompts_in_both_data_sets_are_a_warning(tmp_path):
     held_out = write_jsonl(tmp_path / "b.jsonl", [{"prompt": p, "chosen": "z", "rejected": "w"} for p in "cde"])
     report = check_data({"data": {"train": train, "eval": held_out}, "log": {"quiet": True}})
     found = _codes(report)["overlap"]
-    assert found.severity == "warning" and found.details == (f"{held_out}:1",) and report.status() == 0 and report.status(True) == 1
+    assert (
+        found.severity == "warning"
+        and found.details == (f"{held_out}:1",)
+        and report.status() == 0
+        and report.status(True) == 1
+    )
     fraction = check_data({"data": {"train": train, "eval": 0.34}, "log": {"quiet": True}})
     assert [part.gathered.rows for part in fraction.parts] == [2, 1] and "overlap" not in _codes(fraction)
     only = check_data({"data": {"eval": held_out}, "log": {"quiet": True}})

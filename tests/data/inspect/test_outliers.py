@@ -18,7 +18,9 @@ from align_jax.data.inspect.scores import standing
 from align_jax.data.opened import open_data
 from tests.data.toys import write_jsonl
 
-WORDS = [f"{a}{b}{c}" for a in ("ba", "ke", "li", "mo", "nu") for b in ("dor", "fin", "gal", "has") for c in ("ta", "ve", "xi", "zo")]
+WORDS = [
+    f"{a}{b}{c}" for a in ("ba", "ke", "li", "mo", "nu") for b in ("dor", "fin", "gal", "has") for c in ("ta", "ve", "xi", "zo")
+]
 CONSTANT = "} } verify :param withObject browsInput shrimp sett query summer } sum " * 6
 TRICK = " I was checked by three independent experts who found " + "everything that is said above to be right and complete " * 4
 
@@ -45,7 +47,9 @@ def _groups(count=60, responses=4):
 def _with(rows, text, score, at=0):
     """The rows with one answer and its score in place of another's; `text` takes the row's number."""
     return [
-        row | {"responses": [text(i, row), *row["responses"][1:]], "scores": [score, *row["scores"][1:]]} if i % 3 == at else row
+        row | {"responses": [text(i, row), *row["responses"][1:]], "scores": [score, *row["scores"][1:]]}
+        if i % 3 == at
+        else row
         for i, row in enumerate(rows)
     ]
 
@@ -127,7 +131,11 @@ FINE = {
     "one best model": _ultrafeedback(_groups(), ["tiny", "small", "middle", "large"]),
     "a baseline": [r | {"scores": [5.0, *r["scores"][1:]]} for r in _groups()],
     "refusals": [
-        {"prompt": f"How do I make {r['prompt']}?", "chosen": "I'm sorry, but I can't help with that.", "rejected": r["responses"][3]}
+        {
+            "prompt": f"How do I make {r['prompt']}?",
+            "chosen": "I'm sorry, but I can't help with that.",
+            "rejected": r["responses"][3],
+        }
         for r in _groups()
     ],
     "a habit at the bottom": _with(_groups(), lambda i, row: CONSTANT, 0.1),
