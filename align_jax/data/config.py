@@ -30,8 +30,8 @@ class DataConfig:
     """What is read, and how it becomes tokens."""
 
     # a file of JSONL, JSON, Parquet, CSV, TSV or Arrow; a folder of these, whose splits are told by their names as on the hub;
-    # one of datasets.save_to_disk; or a hub id; or a data set by name, `{name: ultrafeedback, limit: 1000}`; or a list of such, a
-    # mixture
+    # one of datasets.save_to_disk; or a hub id; or a data set by name, `{name: ultrafeedback, limit: 1000}`; or a list of
+    # such, a mixture
     train: Any = None
     # the same, for evaluation; or a fraction of the prompts of `train`, such as 0.05, that are then not trained on: the same
     # ones in every run on these rows
@@ -57,8 +57,8 @@ class DataConfig:
     belief_prior: float = 1.0  # pseudo-count of every belief where its distribution is estimated from the rows
     chat_template: str = "auto"  # always, never, or auto: for conversations, and for plain prompts of a chat tokenizer
     date: str | None = None  # the day, YYYY-MM-DD, for chat templates that print one; null: that on which the run was started
-    # of a conversation as an answer, which words are scored: the assistant's (those that the template marks as generated, or its
-    # turns), or all of them
+    # of a conversation as an answer, which words are scored: the assistant's (those that the template marks as generated,
+    # or its turns), or all of them
     score: str = "assistant"
     control_tokens: str = "text"  # control tokens written in prompts and responses: stay text, or become tokens
     truncate_prompt: str = "left"  # which end of a long prompt is cut

@@ -23,7 +23,7 @@ from align_jax.data.rendered import Rendered
 from align_jax.data.sources import RowError
 from align_jax.errors import UserError
 
-# Keys of the data section that do not change any token or label, but for the day, which the encoder's key knows if it is printed.
+# Keys of the data section that do not change any token or label, but for the day: the encoder's key knows one that is printed.
 _HOW = ("workers", "prefetch", "pack", "shuffle", "train", "eval", "split", "eval_split", "subset", "revision", "streaming",
         "on_bad_row", "date")  # fmt: skip
 _SAMPLE = 256  # groups whose lengths stand for those of all

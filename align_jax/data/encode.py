@@ -59,9 +59,9 @@ class Encoder:
     """Turns prompts, beliefs and responses into the token ids that a model would have seen.
 
     Plain text: the prompt's ids are the tokenizer's own call on it; a response is what both together have more, and EOS. A
-    conversation: ids are those of the chat template, from where the generation prompt ends to the end of the answer's turn. Where a
-    token would reach across the boundary, the prompt keeps its ids, so that all its responses share them, and the response is
-    encoded as a continuation. Control tokens that are written in a text stay text.
+    conversation: ids are those of the chat template, from where the generation prompt ends to the end of the answer's turn.
+    Where a token would reach across the boundary, the prompt keeps its ids, so that all its responses share them, and the
+    response is encoded as a continuation. Control tokens that are written in a text stay text.
 
     Args:
       tokenizer: a transformers tokenizer with an end-of-sequence token.
@@ -150,8 +150,8 @@ class Encoder:
             for k, other in enumerate(found):
                 if i != k and other[: len(ids)].tolist() == ids.tolist():
                     raise RowError(
-                        f"field 'options': the statement of {options[k]!r} begins with that of {options[i]!r}, so that the beliefs "
-                        f"are not exclusive; end statements with a mark, such as data.belief_template: "
+                        f"field 'options': the statement of {options[k]!r} begins with that of {options[i]!r}, so that the "
+                        f"beliefs are not exclusive; end statements with a mark, such as data.belief_template: "
                         f"'{self.config.belief_template.rstrip()}.' or '{{id}}<{{belief}}>'"
                     )
         return found
@@ -219,13 +219,13 @@ class Encoder:
 
     def _plain(self, example: Example) -> str:
         text, bos = self._plain_words(example, self._mark), self.tokenizer.bos_token
-        while bos and self.tokens.prefix and (text.startswith(bos) or unmarked(text) != text and text.startswith(self._mark(bos))):
-            # Some data sets write the beginning of the sequence out.
-            text = text.removeprefix(bos).removeprefix(self._mark(bos))
+        if bos and self.tokens.prefix:  # some data sets write the beginning of the sequence out
+            while text.startswith((bos, self._mark(bos))):
+                text = text.removeprefix(bos).removeprefix(self._mark(bos))
         return text
 
     def _begin(self, conversation: Conversation, example: Example) -> tuple[str, bool]:
-        """The text of a conversation that is the same before all answers, and whether the prompt alone is rendered otherwise."""
+        """The text of a conversation before all answers, and whether the prompt alone is rendered otherwise."""
         answers = [as_answer(response) for response in example.responses] if example.tokens is None else []
         firsts = {answer[0]["role"] for answer in answers}
         if len(firsts) > 1:
@@ -288,16 +288,17 @@ class Encoder:
         return self.config.score == "assistant" and any(message["role"] != "assistant" for message in answer)
 
     def _scored(self, prompt: Prompt, answer: Sequence[Any], whole: str, count: int) -> np.ndarray:
+        found, at = np.zeros(count, bool), len(prompt.whole)
         mask = self.template.assistant_mask(prompt.conversation, answer)
-        at = len(prompt.whole)
-        if mask is not None and self.tokens.ids(self.template.rendered(joined(prompt.conversation, answer)))[:at] == [*prompt.whole]:
-            found = np.zeros(count, bool)
+        whole_ids = [] if mask is None else self.tokens.ids(self.template.rendered(joined(prompt.conversation, answer)))
+        if mask is not None and whole_ids[:at] == [*prompt.whole]:
             kept = np.asarray(mask[at : at + count], bool)
             found[: len(kept)] = kept
             return found
-        found = np.zeros(count, bool)
         for span in self.template.spans(prompt.conversation, answer, whole):
-            begin, end = (len(self.tokens.after(prompt.whole, prompt.text, whole[len(prompt.text) : place])[0]) for place in span)
+            begin, end = (
+                len(self.tokens.after(prompt.whole, prompt.text, whole[len(prompt.text) : place])[0]) for place in span
+            )
             found[begin:end] = True
         return found
 

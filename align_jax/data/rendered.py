@@ -1,4 +1,4 @@
-"""Every conversation of a data set rendered once, before anyone pays for a step, so that none is refused in the middle of a run."""
+"""Every conversation of a data set rendered once, before anyone pays for a step: none is refused in the middle of a run."""
 
 from __future__ import annotations
 

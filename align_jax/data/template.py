@@ -107,8 +107,8 @@ class ChatTemplate:
         if not common or len(common) < len(needed):
             raise RowError(
                 "the chat template does not render this conversation as prompt + answer: with the answer it prints "
-                f"{_excerpt(whole, len(common))} where the prompt alone has {_excerpt(start, len(common))}; give another template "
-                "(model.chat_template), or set data.chat_template to never where prompts are plain text"
+                f"{_excerpt(whole, len(common))} where the prompt alone has {_excerpt(start, len(common))}; give another "
+                "template (model.chat_template), or set data.chat_template to never where prompts are plain text"
             )
         return common
 
@@ -132,14 +132,14 @@ class ChatTemplate:
                 end = self._end_of_turn(whole, begin)
             if end <= begin:
                 raise RowError(
-                    f"message {len(with_it.messages) - 1}: its words cannot be found in what the chat template renders, so that they "
-                    "cannot be scored alone; data.score: all scores every word of the answer"
+                    f"message {len(with_it.messages) - 1}: its words cannot be found in what the chat template renders, so "
+                    "that they cannot be scored alone; data.score: all scores every word of the answer"
                 )
             found.append((begin, end))
         return found
 
     def assistant_mask(self, conversation: Conversation, answer: Sequence[Message]) -> list[int] | None:
-        """Of each token of the rendered conversation whether the template marks it as the assistant's; None: it has no marks."""
+        """Whether the template marks each token of the rendered conversation as the assistant's; None: it has no marks."""
         if not self._marks_generation:
             return None
         flags = {"return_assistant_tokens_mask": True, "return_dict": True, "tokenize": True}
@@ -172,7 +172,8 @@ class ChatTemplate:
             more = self._on_the_day(extras.get("tools"))
             return self._tokenizer.apply_chat_template([_for_template(m) for m in messages], **extras, **flags, **more)
         except _REFUSALS as error:
-            raise RowError(f"the chat template refuses this conversation: {unmarked(str(error)) or type(error).__name__}") from error
+            reason = unmarked(str(error)) or type(error).__name__
+            raise RowError(f"the chat template refuses this conversation: {reason}") from error
 
     def _on_the_day(self, tools: Any) -> dict[str, Any]:
         """What makes the template print the day that was given, where it prints today's."""
@@ -233,7 +234,8 @@ class ChatTemplate:
         for name, given in (("tools", conversation.tools), ("documents", conversation.documents)):
             if given and not self._knows[name]:
                 raise RowError(
-                    f"field {name!r}: the chat template prints none; give one that does (model.chat_template), or leave them out"
+                    f"field {name!r}: the chat template prints none; give one that does (model.chat_template), or leave them "
+                    "out"
                 )
 
     def _check_calls(self, messages: Sequence[Message], text: str) -> None:
@@ -241,9 +243,10 @@ class ChatTemplate:
             for call in message.get("tool_calls") or ():
                 name = (call.get("function") or call).get("name") if isinstance(call, Mapping) else None
                 if name is None or str(name) not in text:
+                    of = "" if name is None else f" of {name!r}"
                     raise RowError(
-                        f"message {i}: the chat template leaves out its tool call{'' if name is None else f' of {name!r}'}; give a "
-                        "template that prints tool calls (model.chat_template)"
+                        f"message {i}: the chat template leaves out its tool call{of}; give a template that prints tool calls "
+                        "(model.chat_template)"
                     )
         last = messages[-1] if messages else {}
         thought = last.get("reasoning_content") if last.get("role") == "assistant" else None

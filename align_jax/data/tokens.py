@@ -1,4 +1,4 @@
-"""Text to token ids as the tokenizer itself gives them, also in the middle of a text, where data never becomes a control token."""
+"""Text to token ids as the tokenizer itself gives them, also in the middle of a text; data never becomes a control token."""
 
 from __future__ import annotations
 
@@ -51,8 +51,8 @@ class TextTokens:
     def after(self, before: Sequence[int], text: str, more: str) -> tuple[list[int], bool]:
         """Ids of `more` as a continuation of a text, and whether a token would have merged across the boundary.
 
-        The ids of both together, less those of the text; where these do not begin with those of the text, `more` as what follows
-        a text: without the word-mark that a tokenizer puts before a text of its own. Decoded, both ids give both texts.
+        The ids of both together, less those of the text; where these do not begin with those of the text, `more` as what
+        follows a text: without the word-mark that a tokenizer puts before a text of its own. Decoded, both ids give both texts.
 
         Args:
           before: ids of `text`, without `prefix`. text, more: may hold marked tokens.

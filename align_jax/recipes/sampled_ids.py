@@ -13,8 +13,8 @@ from align_jax.terminal import plural
 
 
 class SampledIds:
-    """The ids that responses were sampled as (`tokens` of the rows that `align-jax generate` writes), where they are those of this
-    tokenizer: a text may be tokenized otherwise than it was sampled.
+    """The ids that responses were sampled as (`tokens` of the rows that `align-jax generate` writes), where they are those of
+    this tokenizer: a text may be tokenized otherwise than it was sampled.
 
     Args:
       encoder: of the model that scores.
@@ -37,7 +37,7 @@ class SampledIds:
         self._used += len(ids)
         prompt = self._encoder.prompt(example)
         self._differ += sum(
-            self._without_end(self._encoder.answer(prompt, text).tokens.tolist()) != self._without_end(self._encoder.sample(of).tokens)
+            self._without_end(self._encoder.answer(prompt, text).tokens) != self._without_end(self._encoder.sample(of).tokens)
             for text, of in zip(example.responses, ids, strict=True)
         )
         return sampled
@@ -50,11 +50,12 @@ class SampledIds:
         lines = []
         if self._used:
             lines.append(
-                f"{plural(self._used, 'response')} scored by the ids that were sampled (column tokens), {self._differ} of which their "
-                "text would be tokenized to otherwise"
+                f"{plural(self._used, 'response')} scored by the ids that were sampled (column tokens); the texts of "
+                f"{self._differ} would become other ids"
             )
         if self._others:
-            lines.append(f"{plural(self._others, 'row')} with a column tokens that is not of this tokenizer: their texts are scored")
+            rows = plural(self._others, "row")
+            lines.append(f"{rows} with a column tokens that is not of this tokenizer: their texts are scored")
         return lines
 
     def _are_of(self, example: Example, ids: Any, reasons: Sequence[str]) -> bool:

@@ -14,7 +14,8 @@ from align_jax.data.tokens import TextTokens  # noqa: E402
 from tests.data.tokenizers_of_each_kind import CORPUS, KINDS, TEMPLATES, TURNS, tokenizer  # noqa: E402
 
 WORDS = sorted({word for line in CORPUS for word in line.split(" ")})
-PIECES = st.sampled_from([*WORDS, " ", "  ", "\n", "\n\n", "\t", ",", ".", "n't", "'", "é", "好", "🙂", "1", "0x", "▁", "<", ">", "s>"])
+ODD = [" ", "  ", "\n", "\n\n", "\t", ",", ".", "n't", "'", "é", "好", "🙂", "1", "0x", "▁", "<", ">", "s>"]
+PIECES = st.sampled_from([*WORDS, *ODD])
 TEXTS = st.lists(PIECES, max_size=8).map(" ".join) | st.lists(PIECES, max_size=8).map("".join)
 PROMPTS = TEXTS.filter(str.strip)
 SETTINGS = settings(max_examples=60, deadline=None, derandomize=True, database=None)
@@ -58,7 +59,8 @@ def test_conversations(kind, template):
     @SETTINGS
     @given(PROMPTS, PROMPTS, TEXTS)
     def check(first, second, response):
-        messages = [{"role": "user", "content": first}, {"role": "assistant", "content": second}, {"role": "user", "content": second}]
+        turns = (("user", first), ("assistant", second), ("user", second))
+        messages = [{"role": role, "content": content} for role, content in turns]
         encoder, start, answer = encoded(tok, tuple(messages), response)
         whole = [*messages, {"role": "assistant", "content": response}]
         oracle = tok.apply_chat_template(whole, tokenize=True, return_dict=False)
@@ -96,7 +98,8 @@ def test_control_tokens_in_texts_stay_text(kind):
             if tok is plain:
                 assert [t for t in start.ids.tolist()[1:] if t in special] == []
             else:
-                expected = tok.apply_chat_template([{"role": "user", "content": "x"}], add_generation_prompt=True, return_dict=False)
+                flags = {"add_generation_prompt": True, "return_dict": False}
+                expected = tok.apply_chat_template([{"role": "user", "content": "x"}], **flags)
                 assert [t for t in start.ids.tolist() if t in special] == [t for t in expected if t in special]
             if kind != "llama_2" and "▁" not in prompt + response:
                 text = tok.decode([*start.ids.tolist()[tok is plain :], *answer.tokens.tolist()[:-1]])

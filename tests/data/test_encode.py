@@ -174,7 +174,8 @@ def test_of_a_conversation_as_an_answer_the_assistants_words_are_scored(marks):
     chat = CHAT
     if marks:
         written = "{{ m['content'] }}{% if m['role'] == 'assistant' %}{{ eos_token }}\n{% endif %}"
-        spoken = "{% if m['role'] == 'assistant' %}{% generation %}{{ m['content'] }}{{ eos_token }}{% endgeneration %}\n{% else %}"
+        said = "{% generation %}{{ m['content'] }}{{ eos_token }}{% endgeneration %}"
+        spoken = f"{{% if m['role'] == 'assistant' %}}{said}\n{{% else %}}"
         chat = CHAT.replace(written, spoken + "{{ m['content'] }}{% endif %}")
     tokenizer = char_tokenizer(chat=chat)
     made = answer(Encoder(tokenizer, DataConfig()), USER, TALK)

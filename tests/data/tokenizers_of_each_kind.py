@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import json
 
 from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
 from transformers import PreTrainedTokenizerFast
@@ -22,10 +23,9 @@ def _byte_fallback(vocab_size: int = 700, **how) -> Tokenizer:
     core = Tokenizer(models.BPE(unk_token="<unk>", byte_fallback=True, fuse_unk=True))
     core.normalizer, core.pre_tokenizer = how.get("normalizer"), how.get("pre_tokenizer")
     bytes_ = [f"<0x{i:02X}>" for i in range(256)]
-    core.train_from_iterator(CORPUS, trainers.BpeTrainer(vocab_size=vocab_size, special_tokens=[*SPECIAL, *bytes_], show_progress=False))
+    trainer = trainers.BpeTrainer(vocab_size=vocab_size, special_tokens=[*SPECIAL, *bytes_], show_progress=False)
+    core.train_from_iterator(CORPUS, trainer)
     # Bytes are pieces of the vocabulary, no control tokens.
-    import json
-
     spec = json.loads(core.to_str())
     spec["added_tokens"] = [token for token in spec["added_tokens"] if token["content"] in SPECIAL]
     return Tokenizer.from_str(json.dumps(spec))
@@ -70,6 +70,7 @@ TURNS = ("<|im_start|>", "<|im_end|>", "<|start_header_id|>", "<|end_header_id|>
          "<start_of_turn>", "<end_of_turn>")  # fmt: skip
 
 # name -> (template, EOS). Written for these tests: they print what the templates of those models print.
+# ruff: noqa: E501
 TEMPLATES = {
     "llama_2": (
         "{% if messages[0]['role'] == 'system' %}{% set first = '<<SYS>>\n' ~ messages[0]['content'] ~ '\n<</SYS>>\n\n' %}"

@@ -22,7 +22,9 @@ def encode_answer(encoder: Encoder, prompt: Prompt, example: Example, which: int
     return encoder.answer(prompt, example.responses[which], belief)
 
 
-def encode_group(encoder: Encoder, example: Example, row: int = 0, *, ends: bool = False) -> tuple[TokenGroup, Prompt, list[Answer]]:
+def encode_group(
+    encoder: Encoder, example: Example, row: int = 0, *, ends: bool = False
+) -> tuple[TokenGroup, Prompt, list[Answer]]:
     """All responses of an example as a group; the prompt and the responses say what was cut of them."""
     prompt = encoder.prompt(example)
     answers = [encode_answer(encoder, prompt, example, k) for k in range(len(example.responses))]

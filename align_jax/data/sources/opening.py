@@ -16,8 +16,8 @@ def open_source(path: str, part: Part | None = None, *, spool_dir: Path | None =
     """Opens a file, a folder or a hub id.
 
     Args:
-      path: `.jsonl`, `.json`, `.csv` or `.tsv` (also `.gz` of these), `.parquet`, `.arrow` or `.array_record`; a folder of such files, whose
-        splits are told by their names or by its README.md; one that `datasets.save_to_disk` wrote; else a hub id.
+      path: `.jsonl`, `.json`, `.csv` or `.tsv` (also `.gz` of these), `.parquet`, `.arrow` or `.array_record`; a folder of such
+        files, whose splits are told by their names or by its README.md; one that `datasets.save_to_disk` wrote; else a hub id.
       part: which part of it is read; or the fields of `Part` by name, such as `split` and `max_rows`.
       spool_dir: where the rows of a streamed hub data set are kept.
 
