@@ -135,8 +135,8 @@ def format_of(config: DataConfig, source: Source) -> Format:
 
 
 def _part(source: Source, data_format: Format, fraction: float, held_out: bool) -> Source:
-    """The rows whose prompts are held out, or the others; of each data set of a mixture so many. Rows of one prompt stay together,
-    malformed ones are not held out.
+    """The rows whose prompts are held out, or the others; of each data set of a mixture so many. Rows of one prompt stay
+    together, malformed ones are not held out.
     """
     prompts: list[bytes | None] = []
     distinct: dict[int, set[bytes]] = {}
