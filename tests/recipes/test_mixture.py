@@ -47,8 +47,8 @@ def config(tmp_path_factory):
 
 
 def lines(run):
-    found = read_metrics(run / "metrics.jsonl")
-    return [{name: value for name, value in line.items() if not name.startswith(TIMING_PREFIXES)} for line in found]
+    lines = read_metrics(run / "metrics.jsonl")
+    return [{k: v for k, v in line.items() if not k.startswith(TIMING_PREFIXES)} for line in lines]
 
 
 @pytest.mark.slow
