@@ -85,7 +85,7 @@ def run(config: Config, tokenizer: Any = None) -> DataReport:
         names = ["eval"]
     parts = []
     for name in names:
-        opened = open_data(data, name, None)
+        opened = open_data(data, name, spool_of(config))
         part = _part(config, name, opened, known)
         if known is not None and not parts and len(part.gathered.of):
             part = dataclasses.replace(part, batch=_first_batch(config, name, opened, (known, vocabulary)))
@@ -93,6 +93,13 @@ def run(config: Config, tokenizer: Any = None) -> DataReport:
     if len(parts) == 2 and (overlap := overlap_finding(parts[0].gathered, parts[1].gathered)) is not None:
         parts[1] = dataclasses.replace(parts[1], findings=[*parts[1].findings, overlap])
     return DataReport(parts, lines)
+
+
+def spool_of(config: Config) -> Path:
+    """Where streamed rows are kept: in the run's folder, or without one in the user's cache."""
+    if config.run.dir is not None:
+        return Path(config.run.dir) / "spool"
+    return Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "align_jax" / "spool"
 
 
 def write_report(report: DataReport, folder: Path) -> list[str]:
