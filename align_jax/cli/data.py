@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import sys
@@ -41,8 +42,14 @@ def check(request: Any) -> int:
     from align_jax.recipes import data_check as recipe
 
     given = request.given
+    if given["plot"] is not None:
+        recipe.check_picture(Path(given["plot"]))
+    if given["out"] is not None:
+        Path(given["out"]).mkdir(parents=True, exist_ok=True)
     report = recipe.run(request.config(), given["tokenizer"])
     width = columns(sys.stdout)
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")  # data may hold what this terminal cannot show
     if given["json"]:
         print(json.dumps(report.to_json(), ensure_ascii=False))
     else:

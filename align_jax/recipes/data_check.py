@@ -30,6 +30,7 @@ from align_jax.recipes.source import load_tokenizer, read_template, starting_mod
 from align_jax.terminal import Watch
 
 _GROUPS = 8  # of the first batch
+_PICTURES = (".png", ".pdf", ".svg", ".jpg")
 
 
 def check_data(what: Any, *overrides: str, tokenizer: Any = None) -> DataReport:
@@ -125,6 +126,13 @@ def write_report(report: DataReport, folder: Path) -> list[str]:
     return []
 
 
+def check_picture(path: Path) -> None:
+    """UserError for a picture that cannot be drawn, before anything else is done."""
+    optional("matplotlib", "plots", "a picture of the data")
+    if path.suffix.lower() not in _PICTURES:
+        raise UserError(f"--plot: {path}: the ending says what is drawn; expected {', '.join(_PICTURES)}")
+
+
 def plot(report: DataReport, path: Path) -> None:
     """Draws a report.
 
@@ -189,11 +197,9 @@ def _of_rows(gathered: Gathered) -> list[Finding]:
     return findings
 
 
-def _objective(config: Config, usual: str | None) -> Objective | None:
+def _objective(config: Config, usual: str | None) -> Objective:
     """What is trained, or what is usual for such data."""
-    if config.objective is not None:
-        return config.objective
-    return None if usual is None else find_objective(usual)()
+    return config.objective if config.objective is not None else find_objective(usual or "sft")()
 
 
 def _first_batch(config: Config, name: str, opened: Opened, tokenizer: tuple[Any, int | None]) -> tuple[list[str], list[str]]:
@@ -202,8 +208,6 @@ def _first_batch(config: Config, name: str, opened: Opened, tokenizer: tuple[Any
     try:
         encoder = Encoder(tokenizer[0], data, tokenizer[1])
         objective = _objective(config, opened.format.evaluated_as)
-        if objective is None:
-            return [], []
         ends = objective.head == "score"
         options = {"arrangement": objective.arrangement, "seed": config.run.seed, "ends": ends, "opened": opened}
         dataset = GroupDataset(data, name, encoder, **options)

@@ -226,8 +226,13 @@ def _far_scores(gathered: Gathered) -> list[Finding]:
     span = high - low
     if span <= 0:
         return []
-    far = known[(scores < low - _FAR * span) | (scores > high + _FAR * span)]
-    if not len(far):
+    beyond = (scores < low - _FAR * span) | (scores > high + _FAR * span)
+    if not beyond.any():
+        return []
+    # Of a distribution with a long tail, such as votes, others lie between; of mistakes none do.
+    usual, far = np.sort(scores[~beyond]), known[beyond]
+    gaps = [(usual[0] - found if found < usual[0] else found - usual[-1]) for found in scores[beyond]]
+    if min(gaps) < span:
         return []
     text = f"{len(far)} scores are far off the scale of the others, {low:.4g} to {high:.4g} for nearly all: typing errors?"
     return [Finding("problem", "score_off_scale", text, tuple(_place(gathered, int(i)) for i in far[:LISTED]), *_about(far))]
