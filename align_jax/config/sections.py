@@ -91,7 +91,9 @@ class ReferenceConfig:
 
     Attributes:
       path: Hugging Face folder, hub id or run folder; None is the starting model.
-      cache_dir: folder of its log-probs; None is `.align_jax/` beside local data, else the user's cache.
+      cache_dir: folder of its log-probs; None is `align_jax/reference` in the user's cache folder (`$XDG_CACHE_HOME`, or
+        `~/.cache`). Each file is called by a hash of weights, rows, templates, lengths, types, JAX's version and the kind of
+        device, so that nothing is used that would be another now; all of it may be deleted at any time.
     """
 
     path: str | None = None

@@ -11,7 +11,7 @@ from align_jax.generation.api import generate, stream
 from align_jax.generation.beliefs import BeliefResult, BeliefSample, belief_logps, generate_beliefs, stream_beliefs
 from align_jax.generation.sampling import Sampling
 from align_jax.generation.slots import Sample
-from align_jax.generation.text import StopStrings, end_ids, response_text, sample_text
+from align_jax.generation.text import StopStrings, absent_ids, end_ids, response_text, sample_text
 
 __all__ = [
     "BeliefResult",
@@ -19,6 +19,7 @@ __all__ = [
     "Sample",
     "Sampling",
     "StopStrings",
+    "absent_ids",
     "belief_logps",
     "end_ids",
     "generate",

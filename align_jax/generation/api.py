@@ -31,6 +31,7 @@ def stream(
     max_new_tokens: int,
     sampling: Sampling = Sampling(),  # noqa: B008 (frozen)
     eos_ids: Iterable[int] = (),
+    never: Iterable[int] = (),
     stop: Stop | None = None,
     seed: int = 0,
     prompt_ids: Sequence[int] | None = None,
@@ -50,6 +51,8 @@ def stream(
       max_new_tokens: of each sample; fewer where the model's context ends before.
       sampling: temperature and filters.
       eos_ids: tokens that end a text.
+      never: tokens that are not drawn, such as those that the tokenizer does not have (`text.absent_ids`); log-probs remain
+        the model's own, over all tokens.
       stop: called on the host as `stop(tokens so far, how many of them are new)`; returns how many tokens to keep, or
         None to go on (`text.StopStrings`).
       seed: of all randomness.
@@ -68,8 +71,8 @@ def stream(
         Request(i, list(prompt), int(key), tuple(range(samples)), max_new_tokens)
         for i, (prompt, key) in enumerate(zip(prompts, ids, strict=True))
     ]
-    options = {"sampling": sampling, "eos_ids": eos_ids, "stop": stop, "seed": seed, "mesh": mesh, "rows": rows}
-    yield from by_prompt(run_requests(model, requests, **options), len(prompts), samples, progress)
+    how = {"sampling": sampling, "eos_ids": eos_ids, "never": never, "stop": stop, "seed": seed, "mesh": mesh, "rows": rows}
+    yield from by_prompt(run_requests(model, requests, **how), len(prompts), samples, progress)
 
 
 def by_prompt(

@@ -120,6 +120,7 @@ def stream_beliefs(
     belief_temperature: float = 1.0,
     sampling: Sampling = Sampling(),  # noqa: B008 (frozen)
     eos_ids: Iterable[int] = (),
+    never: Iterable[int] = (),
     stop: Stop | None = None,
     seed: int = 0,
     prompt_ids: Sequence[int] | None = None,
@@ -157,7 +158,8 @@ def stream_beliefs(
         for i, prompt in enumerate(prompts)
         for b in np.unique(drawn[i]).tolist()
     ]
-    results = run_requests(model, requests, sampling=sampling, eos_ids=eos_ids, stop=stop, seed=seed, mesh=mesh, rows=rows)
+    how = {"sampling": sampling, "eos_ids": eos_ids, "never": never, "stop": stop, "seed": seed, "mesh": mesh, "rows": rows}
+    results = run_requests(model, requests, **how)
     for i, texts in by_prompt(results, len(prompts), samples, progress):
         yield i, _result(logps[i], drawn[i].tolist(), texts)
 

@@ -11,6 +11,7 @@ from functools import partial
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from align_jax.generation.sampling import Sampling, penalize, sample
 from align_jax.models import Decoder, ModelConfig
@@ -24,6 +25,7 @@ class Program:
 
     Attributes:
       config, dtype: of the model. sampling: how tokens are drawn. eos_ids: tokens that end a text. steps: of a call.
+      never: of tokens that are not drawn, (first, one past the last) of each run of them.
     """
 
     config: ModelConfig
@@ -31,6 +33,7 @@ class Program:
     sampling: Sampling
     eos_ids: tuple[int, ...]
     steps: int
+    never: tuple[tuple[int, int], ...] = ()
 
     def model(self, params: dict) -> Decoder:
         return Decoder(self.config, params, dtype=self.dtype)
@@ -118,6 +121,14 @@ def grow(device: Device, *, length: int) -> Device:
     return dataclasses.replace(device, cache=grow_ring(device.cache, length))
 
 
+def _in_runs(runs: tuple[tuple[int, int], ...], size: int) -> np.ndarray:
+    """Bool `[size]`, True in the runs (first, one past the last)."""
+    found = np.zeros(size, bool)
+    for first, end in runs:
+        found[first:end] = True
+    return found
+
+
 @partial(jax.jit, static_argnames="program", donate_argnames="device")
 def decode(
     params: dict, device: Device, rows: RowStates, key: jax.Array, clock: jax.Array, *, program: Program
@@ -149,6 +160,8 @@ def decode(
         hidden, cache = decode_step(model, cache, where, clock + i)
         logits = constrain(model.logits(hidden), "shards", None, "vocab")
         scores = logits if seen is None else penalize(logits, seen, program.sampling.repetition_penalty)
+        if program.never:
+            scores = jnp.where(_in_runs(program.never, program.config.vocab_size), -jnp.inf, scores)
         token = sample(scores, fold_each(keys, rows.steps), program.sampling)
         chosen = jnp.take_along_axis(logits, token[..., None], axis=-1)[..., 0]
         logp = chosen - jax.nn.logsumexp(logits, axis=-1)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import itertools
 from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
 
@@ -51,6 +52,7 @@ def run_requests(
     *,
     sampling: Sampling,
     eos_ids: Iterable[int] = (),
+    never: Iterable[int] = (),
     stop: Stop | None = None,
     seed: int = 0,
     mesh: Mesh | None = None,
@@ -62,13 +64,13 @@ def run_requests(
     mesh nor on what else is in the batch (to the rounding of the logits).
 
     Args:
-      eos_ids: tokens that end a text.
+      eos_ids: tokens that end a text. never: tokens that are not drawn, see `text.absent_ids`; log-probs are the model's own.
       stop: called as `stop(tokens so far, how many of them are new)`; returns how many to keep, or None to go on.
       mesh: where the weights are; None is the default device.
       rows: samples in flight, over all devices.
 
     Raises:
-      UserError: a prompt that is empty or leaves no room in the model's context.
+      UserError: a prompt that is empty or leaves no room in the model's context; no token that may be drawn.
     """
     if rows < 1:
         raise UserError(f"rows must be at least 1, got {rows}")
@@ -80,7 +82,7 @@ def run_requests(
     requests = _spread(requests, shards)
     geometry = _geometry(requests, shards, rows)
     eos_ids = tuple(sorted(set(map(int, eos_ids))))
-    program = device.Program(model.config, str(model.dtype), sampling, eos_ids, STEPS)
+    program = device.Program(model.config, str(model.dtype), sampling, eos_ids, STEPS, _runs(model, never, eos_ids))
     yield from _Run(model.weights(), program, geometry, seed, mesh).all(requests, stop)
 
 
@@ -158,6 +160,17 @@ def _fit(model: Decoder, request: Request) -> Request:
             f"{model.config.max_length}; shorten it to at most {model.config.max_length - 1}"
         )
     return dataclasses.replace(request, max_new_tokens=min(request.max_new_tokens, room))
+
+
+def _runs(model: Decoder, never: Iterable[int], eos_ids: tuple[int, ...]) -> tuple[tuple[int, int], ...]:
+    """(first, one past the last) of each run of ids that are not drawn: thousands of ids are few runs. Ends of texts stay."""
+    vocab = model.config.vocab_size
+    ids = sorted({int(token) for token in never if 0 <= token < vocab} - set(eos_ids))
+    if len(ids) == vocab:
+        raise UserError(f"never: all {vocab} tokens of the model's vocabulary are excluded; none is left to be drawn")
+    starts = [token for before, token in itertools.pairwise([-2, *ids]) if token != before + 1]
+    ends = [token + 1 for token, after in itertools.pairwise([*ids, vocab + 1]) if token + 1 != after]
+    return tuple(zip(starts, ends, strict=True))
 
 
 def _spread(requests: list[Request], shards: int) -> list[Request]:

@@ -66,6 +66,15 @@ def end_ids(tokenizer, stop_tokens: Iterable[str] = (), generation_config: dict 
     return tuple(sorted(ids))
 
 
+def absent_ids(tokenizer, vocab_size: int) -> tuple[int, ...]:
+    """Ids of a model's vocabulary that the tokenizer does not have, so that no text comes of them.
+
+    Vocabularies are padded to a round number; nothing was trained for these ids, and some models give them a weight.
+    """
+    present = set(tokenizer.get_vocab().values()) | set(getattr(tokenizer, "added_tokens_decoder", {}))
+    return tuple(token for token in range(vocab_size) if token not in present)
+
+
 def response_text(tokenizer, prompt: Sequence[int], tokens: Sequence[int]) -> str:
     """What the response adds to the text of its prompt, special tokens left out.
 

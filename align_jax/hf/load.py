@@ -26,6 +26,7 @@ from align_jax.hf.files import Checkpoint, read_json, resolve_folder
 from align_jax.models import Decoder, ModelConfig, weight_shardings
 from align_jax.models.layouts import Layout
 from align_jax.models.weights import Path, Weight, rows
+from align_jax.terminal import plural
 
 _COMPARED_BYTES = 64 << 20
 
@@ -96,7 +97,8 @@ def load_weights(
       Nested dict of jax.Arrays, see `align_jax.models.weight_shapes`.
 
     Raises:
-      UserError: a missing, unexpected, duplicated or misshapen tensor, by name; see also `Checkpoint`.
+      UserError: a missing, unexpected, duplicated or misshapen tensor, or one with weights that are not finite, by name; see
+        also `Checkpoint`.
     """
     dtype = resolve_dtype(param_dtype, "param_dtype")
     checkpoint = Checkpoint(resolve_folder(path))
@@ -155,11 +157,13 @@ def _some(found: list[str]) -> str:
 def _check_tied(checkpoint: Checkpoint) -> None:
     embed, head = "model.embed_tokens.weight", "lm_head.weight"
     shape = checkpoint.shapes[embed]
-    equal = checkpoint.shapes[head] == shape and checkpoint.dtype(head) == checkpoint.dtype(embed)
+    # Tools that convert a checkpoint may have left one of the two in another type.
+    coarser = min(checkpoint.dtype(embed), checkpoint.dtype(head), key=lambda dtype: jnp.finfo(dtype).nmant)
+    equal = checkpoint.shapes[head] == shape
     step = max(1, _COMPARED_BYTES // (shape[1] * checkpoint.dtype(embed).itemsize))
     for start in range(0, shape[0], step):
         rows = (slice(start, min(start + step, shape[0])), slice(0, shape[1]))
-        equal = equal and checkpoint.read(embed, rows).tobytes() == checkpoint.read(head, rows).tobytes()
+        equal = equal and len({checkpoint.read(name, rows).astype(coarser).tobytes() for name in (embed, head)}) == 1
     if not equal:
         raise UserError(
             f"{checkpoint.folder}: config.json ties the embeddings, but {head!r} differs from {embed!r}; "
@@ -186,12 +190,24 @@ def _load(
     for tensor in names.tensors_of(weight, config):
         piece = _put(checkpoint, tensor, put_as)
         if stacked is None:
-            return jax.block_until_ready(_convert(layout, shape, dtype, sharding)(piece))
-        stacked = _write(layout, sharding)(stacked, piece, np.int32(tensor.layer))
+            whole, wrong = _convert(layout, shape, dtype, sharding)(piece)
+            _check_finite(checkpoint, tensor.name, dtype, wrong)
+            return whole
+        stacked, wrong = _write(layout, sharding)(stacked, piece, np.int32(tensor.layer))
         # The next piece is read only when this one has left the host.
+        _check_finite(checkpoint, tensor.name, dtype, wrong)
         jax.block_until_ready(stacked)
         del piece
     return stacked
+
+
+def _check_finite(checkpoint: Checkpoint, name: str, dtype: np.dtype, wrong: jax.Array) -> None:
+    """UserError where a tensor has weights that are not finite; waits until they were counted."""
+    if count := int(wrong):
+        raise UserError(
+            f"tensor {name!r} in {checkpoint.file(name)} has {plural(count, 'weight')} that {'is' if count == 1 else 'are'} "
+            f"NaN or infinite in {dtype}, and so would be what is computed; mend the checkpoint"
+        )
 
 
 def _stored_sharding(
@@ -228,15 +244,28 @@ def _zeros(shape: tuple[int, ...], dtype: np.dtype, sharding: Sharding | None):
 
 @functools.lru_cache(maxsize=256)
 def _convert(layout: Layout, shape: tuple[int, ...], dtype: np.dtype, sharding: Sharding | None):
-    return jax.jit(lambda piece: layout.to_ours(piece, shape).astype(dtype), out_shardings=sharding)
+    def convert(piece: jax.Array) -> tuple[jax.Array, jax.Array]:
+        ours = layout.to_ours(piece, shape).astype(dtype)
+        return ours, _not_finite(ours)
+
+    return jax.jit(convert, out_shardings=_beside_count(sharding))
 
 
 @functools.lru_cache(maxsize=256)
 def _write(layout: Layout, sharding: Sharding | None):
-    """The program that writes a piece into layer `layer` of a stacked array, in place."""
+    """The program that writes a piece into layer `layer` of a stacked array, in place, and counts what is not finite."""
 
-    def write(stacked: jax.Array, piece: jax.Array, layer: jax.Array) -> jax.Array:
+    def write(stacked: jax.Array, piece: jax.Array, layer: jax.Array) -> tuple[jax.Array, jax.Array]:
         ours = layout.to_ours(piece, stacked.shape[1:]).astype(stacked.dtype)
-        return jax.lax.dynamic_update_index_in_dim(stacked, ours, layer, axis=0)
+        return jax.lax.dynamic_update_index_in_dim(stacked, ours, layer, axis=0), _not_finite(ours)
 
-    return jax.jit(write, donate_argnums=0, out_shardings=sharding)
+    return jax.jit(write, donate_argnums=0, out_shardings=_beside_count(sharding))
+
+
+def _not_finite(weights: jax.Array) -> jax.Array:
+    return jnp.sum(~jnp.isfinite(weights), dtype=jnp.int32)
+
+
+def _beside_count(sharding: Sharding | None):
+    """The shardings of an array and of a number that every process reads."""
+    return None if sharding is None else (sharding, NamedSharding(sharding.mesh, PartitionSpec()))

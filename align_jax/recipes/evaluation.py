@@ -34,7 +34,7 @@ from align_jax.evaluation import (
 from align_jax.evaluation import samples as sampling
 from align_jax.evaluation.judges import api_key
 from align_jax.evaluation.metrics import Metric, find_metrics
-from align_jax.generation import end_ids, response_text, sample_text
+from align_jax.generation import absent_ids, end_ids, response_text, sample_text
 from align_jax.models import Decoder
 from align_jax.objectives import Objective
 from align_jax.recipes.say import say, say_once, watched, watching
@@ -190,6 +190,7 @@ class _Speaker:
             samples=self.samples,
             max_new_tokens=config.evaluate.max_new_tokens,
             eos_ids=(*setup.encoder.end_ids, *end_ids(setup.encoder.tokenizer, (), setup.source.generation_config)),
+            never=absent_ids(setup.encoder.tokenizer, setup.source.shape.vocab_size),
             seed=config.run.seed,
             prompt_ids=self.data.units.tolist(),
             mesh=setup.mesh,

@@ -23,7 +23,7 @@ from align_jax.data.encode import Prompt
 from align_jax.data.formats import Example, as_text, find_format
 from align_jax.errors import UserError
 from align_jax.files import ResultsFile, check_apart
-from align_jax.generation import Sample, Sampling, StopStrings, end_ids, sample_text, stream, stream_beliefs
+from align_jax.generation import Sample, Sampling, StopStrings, absent_ids, end_ids, sample_text, stream, stream_beliefs
 from align_jax.generation.prompts import PromptRow, read_prompts, write_model_outputs
 from align_jax.models import Decoder, ModelConfig
 from align_jax.objectives import name_of
@@ -89,6 +89,7 @@ def _texts(model: Decoder, prompts: Sequence[Any], tokenizer: Any, options: dict
         max_new_tokens=asked.max_new_tokens,
         sampling=sampling_of(asked),
         eos_ids=(*encoder.end_ids, *end_ids(tokenizer, asked.stop_tokens)),
+        never=absent_ids(tokenizer, model.config.vocab_size),
         stop=stops if stops.strings else None,
         rows=asked.rows,
         **here,
@@ -340,6 +341,7 @@ class _Work:
             max_new_tokens=options.max_new_tokens,
             sampling=sampling_of(options),
             eos_ids=self.eos_ids,
+            never=absent_ids(stops.tokenizer, self.setup.source.shape.vocab_size),
             stop=stops if stops.strings else None,
             seed=config.run.seed,
             prompt_ids=ids,

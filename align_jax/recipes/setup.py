@@ -29,7 +29,7 @@ from align_jax.parallel.processes import LargestAhead, largest_anywhere, of_firs
 from align_jax.recipes.folder import RunFolder
 from align_jax.recipes.say import say, say_once, watched, watching
 from align_jax.recipes.source import ModelSource, reference_model, starting_model
-from align_jax.scoring.reference import cache_file, cache_key, cached, compute_reference
+from align_jax.scoring.reference import cache_key, cache_of, cached, compute_reference
 from align_jax.scoring.scorer import FixedScorer, Scorer
 
 # Attention without a kernel: small products and a softmax in memory take this much longer for an operation than the rest does
@@ -205,7 +205,9 @@ class Setup:
             # Others round differently, and at step one policy and reference are to agree exactly.
             program=(jax.__version__, self.mesh.devices.flat[0].platform),
         )
-        path = cache_file(key, dataset.path, config.reference.cache_dir)
+        cache = cache_of(key, dataset.path, config.reference.cache_dir, self.folder.path)
+        if cache.note:
+            say_once(cache.note)
 
         def compute(table: np.ndarray) -> np.ndarray:
             weights = self.load(reference)[0]
@@ -213,8 +215,9 @@ class Setup:
                 self.under(weights).batch, watched("reference log-probs", batches, len(needed)), table
             )
 
-        values, hit = cached(path, (len(dataset), dataset.slots), needed, compute)
-        say(f"reference log-probs {'reused from' if hit else 'computed and stored in'} {path}")
+        values, found = cached(cache, (len(dataset), dataset.slots), needed, compute)
+        said = f"computed and stored in {cache.file}" if found is None else f"reused from {found}"
+        say(f"reference log-probs {said}")
         return {"ref_logps": values}
 
 

@@ -1,7 +1,14 @@
-"""Reference log-probs: computed once by a sharded pass, kept on disk beside the data, joined to batches by row."""
+"""Reference log-probs: computed once by a sharded pass, kept on disk, joined to batches by row.
+
+They are kept by a key, a hash of all that decides them: the reference's weights (their content, wherever they lie) and its
+shape, what the rows hold and how they become tokens (templates, lengths, arrangement, seed), the types of activations and of
+weights, the version of JAX and the kind of device. Any of these that changes makes another file; where the data lies, how the
+run is called and how many devices there are do not.
+"""
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import json
 import os
@@ -64,48 +71,82 @@ def cache_key(**parts) -> str:
     return hashlib.sha256(json.dumps(parts, sort_keys=True, default=str).encode()).hexdigest()[:24]
 
 
-def cache_file(key: str, data: str | None, cache_dir: str | None) -> Path:
-    """Where the log-probs with this key are kept.
+@dataclasses.dataclass(frozen=True)
+class Cache:
+    """Where the log-probs of a key are kept.
 
-    `cache_dir` where it is set; else a folder `.align_jax` beside the data; else, where the data is not a local file or
-    its folder is read-only, `~/.cache/align_jax/reference`.
+    Attributes:
+      file: that is read and written. before: another one that is read, where an earlier version kept them; or None.
+      note: why it is not the folder that it should be, or empty.
     """
-    if cache_dir is not None:
-        return Path(cache_dir) / f"{key}.npy"
-    if data is not None and Path(data).exists():
-        beside = Path(data).resolve().parent
-        if os.access(beside, os.W_OK):
-            return beside / ".align_jax" / f"{key}.npy"
-    home = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache"))
-    return home / "align_jax" / "reference" / f"{key}.npy"
+
+    file: Path
+    before: Path | None = None
+    note: str = ""
+
+
+def cache_of(key: str, data: str | None, cache_dir: str | None, run_dir: Path) -> Cache:
+    """Where the log-probs with this key are kept: `KEY.npy` in `cache_dir`, by default in the user's cache folder.
+
+    That is `$XDG_CACHE_HOME/align_jax/reference`, or `~/.cache/align_jax/reference`. Where it cannot be written, the run's own
+    folder `reference` takes its place. Earlier versions kept them beside local data, in `.align_jax`.
+
+    Args:
+      key: of `cache_key`. data: what is read, a path or a hub id. cache_dir: as it was asked for. run_dir: the run's folder.
+    """
+    name = f"{key}.npy"
+    folder = Path(cache_dir).expanduser() if cache_dir is not None else user_cache()
+    before = None
+    if cache_dir is None and data is not None and Path(data).expanduser().exists():
+        before = Path(data).expanduser().resolve().parent / ".align_jax" / name
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
+            return Cache(folder / name, before)
+    except OSError as error:
+        own = run_dir / "reference"
+        why = f"{folder} cannot be written ({error.strerror}): reference log-probs are kept in {own}"
+        return Cache(own / name, folder / name if (folder / name).is_file() else before, why)
+
+
+def user_cache() -> Path:
+    """The folder of log-probs where none is given."""
+    home = os.environ.get("XDG_CACHE_HOME") or os.path.join(os.path.expanduser("~"), ".cache")
+    return Path(home) / "align_jax" / "reference"
 
 
 def cached(
-    path: Path, shape: tuple[int, int], needed: np.ndarray, compute: Callable[[np.ndarray], np.ndarray]
-) -> tuple[np.ndarray, bool]:
-    """The table at `path` with at least the needed rows; what is missing is computed and written there.
+    cache: Cache, shape: tuple[int, int], needed: np.ndarray, compute: Callable[[np.ndarray], np.ndarray]
+) -> tuple[np.ndarray, Path | None]:
+    """The table of a cache with at least the needed rows; what is missing is computed and written there.
 
     Args:
-      path: where it is kept. shape: `(rows, K)`.
+      cache: where it is kept. shape: `(rows, K)`.
       needed: int row numbers.
       compute: table -> table with the needed rows known.
 
     Returns:
-      The table, and whether all that is needed came from the disk.
+      The table, and the file that all that is needed came from; None where some was computed.
     """
-    table = _read(path, shape)
+    table, source = _read(cache.file, shape), cache.file
+    if cache.before is not None and not known(table)[needed].all():
+        older = _read(cache.before, shape)
+        if known(older)[needed].all():
+            table, source = older, cache.before
+        else:
+            table = np.where(known(table)[:, None], table, older)
     if jax.process_count() > 1:
         # The disks may differ, and all processes must take the same branch.
         table = np.asarray(multihost_utils.broadcast_one_to_all(table))
     if known(table)[needed].all():
-        return table, True
+        return table, source
     result = compute(table)
     if jax.process_index() == 0:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.NamedTemporaryFile(dir=path.parent, suffix=".npy", delete=False) as file:
+        cache.file.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.NamedTemporaryFile(dir=cache.file.parent, suffix=".npy", delete=False) as file:
             np.save(file, result)
-        os.replace(file.name, path)
-    return result, False
+        os.replace(file.name, cache.file)
+    return result, None
 
 
 def _read(path: Path, shape: tuple[int, int]) -> np.ndarray:

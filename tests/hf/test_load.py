@@ -359,6 +359,59 @@ def test_generation_config(folder, tmp_path):
     assert load_generation_config(tmp_path) is None
 
 
+@pytest.mark.parametrize("mesh", [None, (2, 2, 2)])
+@pytest.mark.parametrize(
+    ("name", "at", "value"),
+    [
+        ("model.layers.1.self_attn.q_proj.weight", (0, 0), np.inf),
+        ("model.layers.0.mlp.down_proj.weight", (-1, -1), np.nan),
+        ("model.embed_tokens.weight", (3, 2), -np.inf),
+        ("model.norm.weight", (0,), np.nan),
+    ],
+)
+def test_a_weight_that_is_not_finite_is_named(folder, mesh, name, at, value):
+    def spoil(tensors):
+        tensors[name] = tensors[name].copy()
+        tensors[name][at] = value
+
+    config, _ = load_config(folder)
+    shardings = mesh and weight_shardings(config, make_mesh(*mesh))
+    load_weights(folder, config, shardings)
+    _edit(folder, spoil)
+    with pytest.raises(UserError, match=rf"tensor '{name}' in .*model.safetensors has 1 weight that is NaN or infinite in f"):
+        load_weights(folder, config, shardings)
+
+
+def test_weights_too_large_for_their_type_are_counted(folder):
+    _edit(folder, lambda tensors: tensors.update({"model.norm.weight": np.full_like(tensors["model.norm.weight"], 1e6)}))
+    config, _ = load_config(folder)
+    load_weights(folder, config, param_dtype="bfloat16")
+    count = config.width
+    with pytest.raises(UserError, match=f"'model.norm.weight' .* has {count} weights that are NaN or infinite in float16"):
+        load_weights(folder, config, param_dtype="float16")
+
+
+@pytest.mark.parametrize("coarse", [ml_dtypes.bfloat16, np.float16])
+@pytest.mark.parametrize("which", ["lm_head.weight", "model.embed_tokens.weight"])
+def test_a_tied_head_of_another_precision_is_the_embedding(tmp_path, coarse, which):
+    folder = models.save(models.torch_model("llama3.2"), tmp_path / "tied")
+    plain = load_model(folder)
+
+    def copy(tensors, nudge=0.0):
+        tensors["lm_head.weight"] = tensors["model.embed_tokens.weight"] * np.float32(1 + nudge)
+        tensors[which] = tensors[which].astype(coarse)
+
+    original = (folder / "model.safetensors").read_bytes()
+    _edit(folder, copy)
+    loaded = load_model(folder)
+    if which == "lm_head.weight":
+        assert np.array_equal(loaded.embed[...], plain.embed[...])
+    (folder / "model.safetensors").write_bytes(original)
+    _edit(folder, lambda tensors: copy(tensors, 0.02))
+    with pytest.raises(UserError, match="config.json ties the embeddings, but 'lm_head.weight' differs"):
+        load_model(folder)
+
+
 def test_unknown_sharding_is_refused(folder):
     config, _ = load_config(folder)
     shardings = weight_shardings(config, make_mesh(2, 2, 2))

@@ -13,12 +13,14 @@ from types import SimpleNamespace
 import jax
 import pytest
 import yaml
+from transformers import AutoTokenizer
 
 import align_jax
 from align_jax import cli
 from align_jax.config import Config
 from align_jax.errors import UserError
 from align_jax.experiments import opinions
+from align_jax.generation import generate
 from align_jax.models import Decoder, ModelConfig, init_weights
 from align_jax.recipes.evaluate import say_leaks, side_by_side
 from align_jax.recipes.evaluation import EvalData
@@ -212,6 +214,20 @@ def test_without_samples_or_a_checkpoint(world, capsys):
 
 
 @pytest.mark.slow
+def test_ids_beyond_the_tokenizer_are_never_sampled(world, monkeypatch):
+    folder, drawn = world, []
+
+    def kept(*args, **options):
+        drawn.extend(token for of_prompt in generate(*args, **options) for s in of_prompt for token in s.tokens.tolist())
+        return generate(*args, **options)
+
+    monkeypatch.setattr("align_jax.evaluation.samples.generate", kept)
+    known = len(AutoTokenizer.from_pretrained(folder / "tokenizer"))
+    larger = ("--model.config.vocab_size", known + 70, "--reference.cache_dir", folder / "masked")
+    assert evaluate(folder / "sets.yaml", "--run.dir", folder / "masked", *larger) == 0
+    assert len(drawn) > 50 and max(drawn) < known
+
+
 def test_an_endpoint_that_is_not_there_keeps_the_rest(world, capsys):
     url = "http://127.0.0.1:9/v1"
     dead = ("--evaluate.judge", url, "--evaluate.judge_model", "m", "--evaluate.plots", "false", "--evaluate.resamples", 9)

@@ -11,6 +11,7 @@ from pathlib import Path
 import jax
 import numpy as np
 import pytest
+from transformers import AutoTokenizer
 
 from align_jax import cli, hf
 from align_jax.experiments.opinions import write_tokenizer
@@ -308,3 +309,14 @@ def test_other_weights_are_other_results(work, capsys):
     assert said.count("held results of other settings") == 1 and said.count("has 1 of 1 prompts already") == 1
     for n in (1, 2):  # the same text, but another row
         assert run(work, [{"prompt": "city parks", "id": n}])[1][0]["id"] == n
+
+
+@pytest.mark.parametrize("beliefs", [False, True])
+def test_ids_beyond_the_tokenizer_are_never_sampled(work, beliefs):
+    known = len(AutoTokenizer.from_pretrained(work / "tokenizer"))
+    assert known < MODEL["vocab_size"] - 50  # a quarter of what a fresh model draws would be beyond it
+    row = {"prompt": "city parks", "options": ["yes", "no"]}
+    options = ("--generate.samples", "20", "--generate.tokens", "true", "--generate.beliefs", str(beliefs).lower())
+    _, rows = run(work, [row], *options)
+    drawn = [token for row in rows for tokens in row["tokens"] for token in tokens]
+    assert len(drawn) > 50 and max(drawn) < known

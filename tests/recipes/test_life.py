@@ -179,7 +179,7 @@ def test_more_steps_compile_nothing_and_what_becomes_of_the_schedule_is_said(wor
 def test_more_steps_keep_their_rates_where_the_schedule_keeps_its_length(world, capsys):  # noqa: F811
     folder, config = world
     common = ("--run.dir", folder / "kept", *NO_EVAL, "--optimizer.schedule", "cosine", "--train.steps")
-    assert train(config, *common, 4, "--checkpoint.save_every", 2) == 0
+    assert train(config, *common, 4) == 0
     capsys.readouterr()
     assert train(config, *common, 6) == 0
     assert "optimizer.schedule_steps: 4 keeps it as it was" in capsys.readouterr().err

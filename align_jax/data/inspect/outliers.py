@@ -109,10 +109,13 @@ def _refuses(gathered: Gathered, members: np.ndarray) -> bool:
 
 
 def _is_label(gathered: Gathered, clusters: list[np.ndarray], members: np.ndarray) -> bool:
-    """Whether the answers beside some are as often repeated: rows whose answers come from a fixed set, such as yes and no."""
+    """Whether the answers beside some are as often repeated: rows whose answers come from a fixed set, such as yes and
+    no, or whose prompts are variants of one.
+    """
     beside = np.setdiff1d(np.flatnonzero(np.isin(gathered.of, gathered.of[members])), members)
-    repeated = np.isin(beside, np.concatenate(clusters))
-    return len(beside) > 0 and bool(repeated.mean() > 0.5)
+    if not clusters or not len(beside):
+        return False
+    return bool(np.isin(beside, np.concatenate(clusters)).mean() > 0.5)
 
 
 def _about(members: np.ndarray) -> tuple[int, tuple[int, ...]]:
@@ -129,12 +132,13 @@ def _is_unrelated(gathered: Gathered, members: np.ndarray) -> bool:
 def _same_edges(gathered: Gathered, ranks: np.ndarray) -> list[Finding]:
     """Answers with one long beginning or ending: a trick that is put in front of, or behind, what is said."""
     findings, whole = [], near_duplicates(gathered)
+    repeated = _clusters(gathered, whole)
     for side, what in ((0, "begin"), (1, "end")):
         labels = gathered.edges[:, side]
         for members in _clusters(gathered, labels):
             mean, above, prompts = sigmas(gathered, ranks, members)
             known = labels[members[0]] == 0 or len(set(whole[members].tolist())) == 1
-            if not known and mean >= _EDGE_STANDING and above >= _SIGMAS:
+            if not known and not _is_label(gathered, repeated, members) and mean >= _EDGE_STANDING and above >= _SIGMAS:
                 text = f"answers to {prompts} prompts {what} with the same 30 words, and are scored far above what is usual: "
                 text += _scores(gathered, members, ranks)
                 named = _named(gathered, members)

@@ -43,7 +43,7 @@ def _prompts(gathered: Gathered) -> list[Finding]:
     most = int(np.argmax(counts))
     question = shortened(_prompt(gathered, int(first[most])))
     text = f"{again} of {len(counts)} prompts stand in several rows, one in {counts[most]}: {question}"
-    joined = "; `align-jax data convert --join` makes one group of pairs with the same prompt"
+    joined = "; `align-jax data convert --join` makes one group of those with the same prompt"
     pairs = len(gathered.size) > 0 and (gathered.size == 2).all()
     return [Finding("note", "duplicated_prompts", text + (joined if pairs else ""), count=again)]
 

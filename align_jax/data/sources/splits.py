@@ -40,7 +40,8 @@ def splits_of(files: Iterable[str]) -> dict[str, list[str]]:
         if shard := _SHARD.fullmatch(file):
             found.setdefault(shard[1], []).append(file)
     if found:
-        return found
+        usual = [split for split in _WORDS if split in found]
+        return {split: found[split] for split in (*usual, *sorted(found.keys() - _WORDS.keys()))}
     for parts_of in (lambda file: PurePath(file).parts[:-1], lambda file: PurePath(file).parts[-1:]):
         for split, pattern in _PATTERNS.items():
             named = [file for file in files if any(pattern.fullmatch(part) for part in parts_of(file))]
