@@ -25,7 +25,7 @@ CHECK = (
 CONVERT = (
     Argument("INPUT", "a data file or folder, a hub id or known name, or a config whose data.train it is"),
     Argument("OUTPUT", "the file to write: .jsonl, .jsonl.gz, .parquet or .array_record"),
-    Argument("--to", "groups, pairs, unpaired, samples, prompts or gdpo; by default what loses nothing", "FORMAT"),
+    Argument("--to", "groups, pairs, unpaired, completions, samples, prompts or gdpo; by default what loses nothing", "FORMAT"),
     Argument("--join", "make one group of all rows of a prompt; of pairs, a response's score is the share that it won"),
     Argument("--reward-model", "score the responses anew: a folder, a hub id or a run folder", "PATH"),
     Argument("--split", "a fraction of the prompts goes to OUTPUT.eval, the rest to OUTPUT.train", "FRACTION", float),

@@ -31,7 +31,7 @@ class Conversion:
     """How data is converted.
 
     Attributes:
-      to: groups, pairs, unpaired, samples, prompts or gdpo; None: what loses nothing, groups for most.
+      to: groups, pairs, unpaired, completions, samples, prompts or gdpo; None: what loses nothing, groups for most.
       join: make one group of all rows of a prompt.
       reward_model: folder, hub id or run folder of a model whose scores take the place of those that are there.
       split: a fraction of the prompts that goes to a second file: OUTPUT.train and OUTPUT.eval.
