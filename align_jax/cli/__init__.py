@@ -13,7 +13,7 @@ from collections.abc import Sequence
 
 from align_jax.cli.arguments import Given, asks_for_help, parse
 from align_jax.cli.commands import COMMANDS, USAGE_ERROR, Command, Invocation
-from align_jax.cli.help import help_of, usage, version
+from align_jax.cli.help import help_of, help_of_several, usage, version
 from align_jax.config.early import check_early
 from align_jax.config.packaged import packaged_configs
 from align_jax.config.source import ConfigValues, parse_overrides
@@ -28,7 +28,7 @@ INTERRUPTED, PIPE_CLOSED = 130, 141  # Ctrl-C; nobody reads the output
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs one command; returns the exit status."""
-    name, *rest = list(sys.argv[1:] if argv is None else argv) or ["--help"]
+    name, rest = _named(list(sys.argv[1:] if argv is None else argv) or ["--help"])
     try:
         status = _run(name, rest)
         if sys.stdout is not None:  # closed by who started it
@@ -45,9 +45,20 @@ def main(argv: Sequence[str] | None = None) -> int:
         return INTERRUPTED
 
 
+def _named(words: list[str]) -> tuple[str, list[str]]:
+    """The command, which may be two words, and what follows it."""
+    count = 2 if " ".join(words[:2]) in COMMANDS else 1
+    return " ".join(words[:count]), words[count:]
+
+
 def _run(name: str, rest: list[str]) -> int:
-    if name == "help" and rest[:1] and rest[0] in COMMANDS:
-        name, rest = rest[0], ["--help"]
+    if name == "help" and rest and (known := _named(rest)[0]) and (known in COMMANDS or _beginning(known)):
+        name, rest = known, ["--help"]
+    if several := _beginning(name):
+        if not rest or asks_for_help(rest):
+            return _print(help_of_several(several))
+        given = f"{name} {rest[0]}"
+        raise UserError(f"unknown command {given!r}; {suggest(given, several)}there are {' and '.join(several)}")
     if name in ("-h", "--help", "help"):
         return _print(usage())
     if name in ("-V", "--version", "version"):
@@ -79,6 +90,11 @@ def _run(name: str, rest: list[str]) -> int:
             prepare_process()
             importlib.import_module("align_jax.recipes.jobs")
         return command.run(request)
+
+
+def _beginning(word: str) -> list[str]:
+    """The commands of two words that begin with this one."""
+    return [name for name in COMMANDS if name.startswith(f"{word} ")]
 
 
 def _shows_progress(request: Invocation) -> bool:

@@ -12,17 +12,18 @@ import textwrap
 from collections.abc import Callable
 from typing import Any
 
+from align_jax.cli import data
 from align_jax.cli.arguments import Argument, Given, whole_number
 from align_jax.config import describe
 from align_jax.config.early import check_early
-from align_jax.config.given import config_of
+from align_jax.config.given import config_of, data_of
 from align_jax.config.jobs import JOBS
 from align_jax.config.packaged import copy_config, destination, packaged_configs, purpose
 from align_jax.config.source import ConfigValues, Override
 from align_jax.errors import UserError
 
 USAGE_ERROR = 2  # what the user can mend
-STOPPED = 143  # SIGTERM before the work was done
+STOPPED = data.STOPPED
 _OVERRIDES = "[--section.key value ...]"
 
 
@@ -35,6 +36,7 @@ class Command:
       about: a line. more: what else there is to say of it. example: that works, given the files in it.
       arguments: its own; where one is CONFIG.yaml, keys of the config may be given, too.
       takes_folders: in place of a config: the folder of a run or a model, or a hub id.
+      takes_data: the argument that is data, or a config that names some; else empty.
       unless: what makes some required keys superfluous.
       computes: whether it needs the devices, and so JAX.
       passes_on: what stands behind its first argument is another program's.
@@ -46,13 +48,14 @@ class Command:
     arguments: tuple[Argument, ...] = ()
     more: str = ""
     takes_folders: bool = False
+    takes_data: str = ""
     unless: str = ""
     computes: bool = True
     passes_on: bool = False
 
     @property
     def reads_config(self) -> bool:
-        return any(argument.name == "CONFIG.yaml" for argument in self.arguments)
+        return bool(self.takes_data) or any(argument.name == "CONFIG.yaml" for argument in self.arguments)
 
     @property
     def long(self) -> str:
@@ -83,8 +86,11 @@ class Invocation:
         """
         if not command.reads_config:
             return cls(given, [])
-        words = given["config.yaml"]
-        read = [config_of(word, name, command.takes_folders) for word in (words if isinstance(words, list) else [words])]
+        words = given[command.takes_data.lower() or "config.yaml"]
+        if command.takes_data:
+            read = [data_of(words, name)]
+        else:
+            read = [config_of(word, name, command.takes_folders) for word in (words if isinstance(words, list) else [words])]
         requires, files = (JOBS[name].requires, JOBS[name].files) if not given.values.get("prompt") else (("model",), ())
         for source, follows in read:
             check_early(source, [*follows, *given.overrides], requires, files)
@@ -353,6 +359,24 @@ COMMANDS = {
             Argument("--responses", "of a prompt; data.max_responses by default, else 4", "N", whole_number),
             _JSON,
         ),
+    ),
+    "data check": Command(
+        data.check,
+        "look at data before training on it: scores, repeats, outliers, lengths",
+        "align-jax data check train.jsonl --tokenizer path/to/llama --plot data.png\n"
+        "align-jax data check mine.yaml --strict --out checked",
+        data.CHECK,
+        "Exits with 0 where nothing is wrong, 1 where problems were found, 2 where the data cannot be read.",
+        takes_data="DATA",
+        computes=False,
+    ),
+    "data convert": Command(
+        data.convert,
+        "write any data as grouped JSONL, Parquet or ArrayRecord; join pairs, add scores",
+        "align-jax data convert pairs.jsonl groups.parquet --join\n"
+        "align-jax data convert uf.jsonl scored.jsonl --reward-model path/to/reward --split 0.05",
+        data.CONVERT,
+        takes_data="INPUT",
     ),
     "experiment": Command(
         experiment,

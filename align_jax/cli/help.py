@@ -29,7 +29,7 @@ def version() -> str:
 
 def usage() -> str:
     """All commands, a line each."""
-    lines = [f"  {name:<11} {command.about}" for name, command in COMMANDS.items()]
+    lines = [f"  {name:<12} {command.about}" for name, command in COMMANDS.items()]
     return "\n".join(
         [
             "usage: align-jax COMMAND ...",
@@ -41,6 +41,12 @@ def usage() -> str:
             "align-jax COMMAND --help says all of a command; align-jax --version says which version this is.",
         ]
     )
+
+
+def help_of_several(names: list[str]) -> str:
+    """The usage of commands that begin with the same word."""
+    lines = [f"  align-jax {name:<14} {COMMANDS[name].about}" for name in names]
+    return "\n".join(["usage:", *lines, "", f"`align-jax {names[0]} --help` says all of the first."])
 
 
 def help_of(name: str) -> str:

@@ -130,8 +130,15 @@ def _problems(source: ConfigValues, schema: Schema) -> Iterator[UserError]:
         else:
             yield from _of_choice(source, schema.choices[section], section)
     for key, cls in schema.nested.items():
-        if isinstance(source.get(key), dict):
-            yield from _of_class(source, cls, key, key)
+        for place in _nested_places(source, key):
+            yield from _of_class(source, cls, place, place)
+
+
+def _nested_places(source: ConfigValues, key: str) -> list[str]:
+    """Where the keys of a dataclass stand: at a key, or at the items of its list."""
+    value = source.get(key)
+    items = {f"{key}.{i}": item for i, item in enumerate(value)} if isinstance(value, list) else {key: value}
+    return [place for place, item in items.items() if isinstance(item, dict)]
 
 
 def _of_choice(source: ConfigValues, choice: Choice, section: str) -> Iterator[UserError]:
@@ -267,8 +274,10 @@ def _classes(source: ConfigValues, schema: Schema) -> Iterator[tuple[str, type]]
         elif cls := schema.choices[section].find(source.values[section]["name"]):
             yield f"{section}.", cls
     for key, cls in schema.nested.items():
-        if source.get(key) is not None and source.get("model.path") is None:  # with both, ModelSection says so
-            yield f"{key}.", cls
+        if key == "model.config" and source.get("model.path") is not None:  # with both, ModelSection says so
+            continue
+        for place in _nested_places(source, key):
+            yield f"{place}.", cls
 
 
 def _missing(cls: type, values: Mapping[str, Any], prefix: str = "") -> Iterator[str]:
@@ -292,6 +301,6 @@ def build(source: ConfigValues, cls: type[T], values: Any, prefix: str) -> T:
         return OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(cls), escaped(values)))
     except ValueError as error:
         message = str(error)
-        named = re.match(rf"{re.escape(prefix)}\w+", message)
+        named = re.match(rf"{re.escape(prefix)}\w+(\.\w+)*", message)
         key = named[0] if named else prefix.rstrip(".")
         raise source.error(key, message.removeprefix(key).lstrip(": ")) from error

@@ -16,6 +16,7 @@ from align_jax.config.describe import markdown
 from align_jax.config.keys import FILE, REQUIRED, Key, KnownKeys, KnownSection, Option, choice_files
 from align_jax.config.load import SECTIONS, Config
 from align_jax.config.meaning import meaning, summary
+from align_jax.data.members import Member
 from align_jax.models.config import ModelConfig
 from align_jax.objectives import OBJECTIVES
 from align_jax.training.optim import OPTIMIZERS, AdamW
@@ -30,7 +31,7 @@ _NAMED: dict[str, tuple[str, Mapping[str, type], str]] = {
     "optimizer": ("How weights follow gradients: `name` chooses how; only its keys are accepted.", OPTIMIZERS, AdamW.name),
 }
 # Keys whose values are keys of a dataclass that their type does not name, and which of them a config may not set.
-_NESTED = {"model.config": (ModelConfig, ("head",))}
+_NESTED = {"model.config": (ModelConfig, ("head",)), "data.train": (Member, ())}
 _YAML = {"None": "null", "True": "true", "False": "false"}
 _ROOT = Path(__file__).parents[2]
 

@@ -33,8 +33,15 @@ def check_early(
     source.resolve()
     check.check(source, _schema())
     check.require(source, source.values, [key for key in requires if key != "run.dir" or not _names_its_folder(source)])
-    missing = [key for key in files if _is_missing(key, source.get(key))]
-    check.refuse([source.error(key, f"{source.get(key)}: no such file or folder") for key in missing])
+    missing = [place for key in files for place in _paths(source, key) if _is_missing(key, source.get(place))]
+    check.refuse([source.error(place, f"{source.get(place)}: no such file or folder") for place in missing])
+
+
+def _paths(source: ConfigValues, key: str) -> list[str]:
+    """Where the paths of a key stand: at it, or at the data sets that it has as keys or as a list."""
+    value = source.get(key)
+    places = [f"{key}.{i}" for i in range(len(value))] if isinstance(value, list) else [key]
+    return [f"{place}.path" if isinstance(source.get(place), dict) else place for place in places]
 
 
 def _names_its_folder(source: ConfigValues) -> bool:
@@ -46,7 +53,9 @@ def _names_its_folder(source: ConfigValues) -> bool:
 def _schema() -> Schema:
     sections = {section.name: stand_in(section.name) for section in known().sections if not section.choices}
     choices = {section.name: _choice(section.name) for section in known().sections if section.choices}
-    return Schema(sections, choices, {"model.config": stand_in("model.config")})
+    data = stand_in("data.train")
+    nested = {"model.config": stand_in("model.config"), "data.train": data, "data.eval": data}
+    return Schema(sections, choices, nested)
 
 
 def _choice(section: str) -> Choice:

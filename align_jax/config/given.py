@@ -6,7 +6,7 @@ import json
 import re
 from pathlib import Path
 
-from align_jax.config.source import ConfigValues, Override
+from align_jax.config.source import ConfigValues, Override, escaped
 from align_jax.errors import UserError
 
 
@@ -75,3 +75,17 @@ def _is_hub_id(word: str) -> bool:
     owner = word.partition("/")[0]
     here = any(Path(place).exists() for place in (word, owner, f"{word}.yaml"))
     return re.fullmatch(r"[\w-][\w.-]*/[\w-][\w.-]*", word) is not None and not here and not word.endswith((".yaml", ".yml"))
+
+
+def data_of(word: str, command: str) -> tuple[ConfigValues, list[Override]]:
+    """The values of a config file or a run folder; of anything else, a config whose `data.train` it is.
+
+    Args:
+      word: a data file, a folder of data or a hub id; or a config's file or a run's folder. command: that it was given to.
+
+    Raises:
+      UserError: a config that cannot be read.
+    """
+    if word.endswith((".yaml", ".yml")) or (Path(word) / "config.yaml").exists():
+        return config_of(word, command)
+    return ConfigValues("DATA", escaped({"data": {"train": word}}), {}), []

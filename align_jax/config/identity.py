@@ -7,6 +7,7 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
+from align_jax.data.config import LATER as LATER_OF_DATA
 from align_jax.data.formats import AUTO
 
 FREE = (
@@ -15,14 +16,12 @@ FREE = (
     *("model.remat", "model.rows_per_chunk", "model.head_chunk", "model.attention", "train.accumulation_steps"),
     *("train.eval_every", "train.patience", "data.eval", "data.eval_split", "data.workers", "data.prefetch"),
     "optimizer.schedule_steps",
+    "data.date",  # where a template prints it, the rows become other tokens, and a run knows its rows
 )
 
 # Keys that came later, at the value that means what was there before: no run is another one for them.
-LATER: dict[str, Any] = {
-    "model.chat_template": None,
-    "model.revision": None,
-    "data.subset": None,
-    "data.revision": None,
+LATER: dict[str, Any] = {"model.chat_template": None, "model.revision": None} | {
+    f"data.{key}": value for key, value in LATER_OF_DATA.items()
 }
 # Keys whose default is written in another way now, as it was before.
 _BEFORE: dict[str, Any] = {"data.split": "train"}

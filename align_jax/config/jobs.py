@@ -49,6 +49,13 @@ JOBS = {
         own=("score",),
         reads=(*_EVERY, "reference"),
     ),
+    "data check": Needs(
+        requires=(),
+        files=("data.train", "data.eval"),
+        own=("data",),
+        reads=("model", "objective", "run", "train", "log"),
+    ),
+    "data convert": Needs(requires=(), files=("data.train",), own=("data",), reads=("model", "score", "mesh", "log")),
     "bench": Needs(requires=("model", "objective"), own=("bench",), reads=(*_EVERY, "optimizer", "train")),
     "compile": Needs(requires=("model", "objective"), reads=("model", "data", "objective", "optimizer", "mesh", "train")),
 }

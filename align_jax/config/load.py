@@ -41,6 +41,7 @@ from align_jax.config.sections import (
 from align_jax.config.source import ConfigValues, Override, dump, escaped, parse_overrides
 from align_jax.data.config import DataConfig
 from align_jax.data.formats import find_format
+from align_jax.data.members import Member, is_members
 from align_jax.data.sources import GivenRows, given_rows
 from align_jax.errors import UserError
 from align_jax.models.config import ModelConfig
@@ -295,7 +296,7 @@ def _schema() -> Schema:
         "objective": Choice(tuple(OBJECTIVES), find_objective, own=True),
         "optimizer": Choice(tuple(OPTIMIZERS), OPTIMIZERS.__getitem__, AdamW.name),
     }
-    return Schema(SECTIONS, choices, {"model.config": ModelConfig})
+    return Schema(SECTIONS, choices, {"model.config": ModelConfig, "data.train": Member, "data.eval": Member})
 
 
 def _from_source(source: ConfigValues, overrides: Iterable[Override]) -> Config:
@@ -350,20 +351,53 @@ def _own_folder(config: Config) -> str | None:
 
 
 def _rows_in(source: ConfigValues) -> dict[str, GivenRows]:
-    """The data that stands among the values as rows, dotted key -> rows; in the values a name takes their place.
+    """The data that stands among the values as rows, by the name that takes their place in the values.
 
     Raises:
       UserError: rows that cannot be read.
     """
-    rows, data = {}, source.values.get("data")
-    for name in ("train", "eval"):
-        if isinstance(data, dict) and data.get(name) is not None and type(data[name]) not in (str, int, float):
-            rows[f"data.{name}"] = given_rows(data[name], f"data.{name}")
-            data[name] = str(rows[f"data.{name}"])
+    rows: dict[str, GivenRows] = {}
+    data = source.values.get("data")
+    for name in ("train", "eval") if isinstance(data, dict) else ():
+        data[name] = _without_rows(data.get(name), f"data.{name}", rows)
     return rows
 
 
-def _with_rows(config: Config, rows: Mapping[str, Any]) -> Config:
-    """The config with rows from Python in place of the names that stand for them, unless an override took their place."""
-    given = {key.partition(".")[2]: value for key, value in rows.items() if key not in config.source.overridden}
-    return dataclasses.replace(config, data=dataclasses.replace(config.data, **given)) if given else config
+def _without_rows(value: Any, key: str, rows: dict[str, GivenRows]) -> Any:
+    """A value of `data.train` or `data.eval` with names in place of rows, which are added to `rows`."""
+    if value is None or type(value) in (str, int, float, bool):
+        return value
+    if isinstance(value, Mapping) and not _is_dataset(value) and not _has_splits(value):
+        path = _without_rows(value.get("path"), f"{key}.path", rows)
+        return {**value, "path": path} if path is not None else dict(value)
+    if isinstance(value, list | tuple) and (is_members(value) or any(_is_dataset(item) for item in value)):
+        return [_without_rows(item, f"{key}.{i}", rows) for i, item in enumerate(value)]
+    found = given_rows(value, key)
+    rows[str(found)] = found
+    return str(found)
+
+
+def _has_splits(value: Mapping) -> bool:
+    """Whether a dict holds rows of splits, and not the keys of a data set."""
+    return any(_is_dataset(item) or isinstance(item, list | tuple) for item in value.values())
+
+
+def _is_dataset(value: Any) -> bool:
+    return type(value).__module__.startswith("datasets.")
+
+
+def _with_rows(config: Config, rows: Mapping[str, GivenRows]) -> Config:
+    """The config with rows from Python in place of the names that stand for them."""
+
+    def given(value: Any) -> Any:
+        if isinstance(value, dict):
+            return {key: given(item) for key, item in value.items()}
+        if isinstance(value, list):
+            return [given(item) for item in value]
+        return rows.get(value, value) if isinstance(value, str) else value
+
+    if not rows:
+        return config
+    return dataclasses.replace(
+        config, data=dataclasses.replace(config.data, train=given(config.data.train), eval=given(config.data.eval))
+    )

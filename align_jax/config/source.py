@@ -134,17 +134,17 @@ class ConfigValues:
         return UserError(f"{self.where(key)}: {key} is required: {what_to_give}")
 
     def override(self, overrides: Iterable[Override]) -> None:
-        """Sets values; the last one wins, and takes the place of what the file says of keys that exclude it.
-
-        """
+        """Sets values; the last one wins, and takes the place of what the file says of keys that exclude it."""
         for key, value in overrides:
             *parents, last = key.split(".")
-            target = self.values
-            for parent in parents:
-                if not isinstance(target.get(parent), dict):
-                    target[parent] = {}
-                target = target[parent]
-            if last in target and key not in self.overridden:
+            target: Any = self.values
+            for depth, parent in enumerate(parents):
+                place = _place(target, parent, f"--{key}", parents[:depth])
+                if isinstance(target, dict) and not isinstance(target.get(place), dict | list):
+                    target[place] = {}
+                target = target[place]
+            last = _place(target, last, f"--{key}", parents)
+            if (isinstance(target, list) or last in target) and key not in self.overridden:
                 self.before[key] = target[last]
             target[last] = value
             self.overridden.add(key)
@@ -157,7 +157,10 @@ class ConfigValues:
         """The value of a dotted key; None where there is none."""
         value: Any = self.values
         for part in key.split("."):
-            value = value.get(part) if isinstance(value, dict) else None
+            if isinstance(value, list):
+                value = value[int(part)] if part.isdecimal() and int(part) < len(value) else None
+            else:
+                value = value.get(part) if isinstance(value, dict) else None
         return value
 
     def displace(self, key: str, reason: str) -> None:
@@ -180,12 +183,28 @@ class ConfigValues:
             raise self.error(key, reason) from error
 
 
+def _place(target: Any, part: str, option: str, parents: Sequence[str]) -> Any:
+    """A part of a dotted key as the key of a mapping, or as the number of an item of a list."""
+    key = ".".join(parents)
+    if isinstance(target, list):
+        if not part.isdecimal() or int(part) >= len(target):
+            raise UserError(f"{option}: {key} is a list of {len(target)}, numbered from 0; {part!r} is none of them")
+        return int(part)
+    if not isinstance(target, dict):
+        raise UserError(f"{option}: {key} is {target!r}, which has no key {part!r}; in the file, write it with its keys")
+    return part
+
+
 def _plain(value: Any) -> Any:
     return os.fspath(value) if isinstance(value, os.PathLike) else value
 
 
 def _key_lines(node: yaml.Node | None, name: str, prefix: str = "") -> Iterator[tuple[str, int]]:
     """(dotted key, line) of every key of a YAML mapping; UserError for a key written twice."""
+    if isinstance(node, yaml.SequenceNode):
+        for i, item in enumerate(node.value):
+            yield f"{prefix}{i}", item.start_mark.line + 1
+            yield from _key_lines(item, name, f"{prefix}{i}.")
     if not isinstance(node, yaml.MappingNode):
         return
     seen: dict[str, int] = {}
@@ -214,6 +233,8 @@ def dump(values: Mapping[str, Any]) -> str:
 
 def _texts(value: Any) -> Any:
     """Rows given in Python by the name that stands for them."""
+    if isinstance(value, list):
+        return [_texts(item) for item in value]
     if isinstance(value, dict):
         return {key: _texts(item) for key, item in value.items()}
     return str(value) if isinstance(value, str) else value

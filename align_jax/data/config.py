@@ -3,12 +3,24 @@
 from __future__ import annotations
 
 import dataclasses
+import datetime
 import re
 import string
+from typing import Any
 
 from align_jax.data.formats import AUTO, find_format
+from align_jax.data.members import members_of
 from align_jax.data.sources import Part
 from align_jax.errors import UserError, check_fields
+
+# Keys that came later, at the value that means what was there before: neither runs nor rows are others for them.
+LATER: dict[str, object] = {
+    "subset": None,
+    "revision": None,
+    "on_empty": "keep",
+    "score": "assistant",
+    "control_tokens": "text",
+}
 
 _PROMPT_FIELDS, _BELIEF_FIELDS = {"prompt", "group", "context"}, {"id", "belief"}
 
@@ -18,14 +30,15 @@ class DataConfig:
     """What is read, and how it becomes tokens."""
 
     # a file of JSONL, JSON, Parquet, CSV, TSV or Arrow; a folder of these, whose splits are told by their names as on the hub;
-    # one of datasets.save_to_disk; or a hub id
-    train: str | None = None
+    # one of datasets.save_to_disk; or a hub id; or a data set by name, `{name: ultrafeedback, limit: 1000}`; or a list of
+    # such, a mixture
+    train: Any = None
     # the same, for evaluation; or a fraction of the prompts of `train`, such as 0.05, that are then not trained on: the same
     # ones in every run on these rows
-    eval: str | float | int | None = None
-    # groups, ultrafeedback, pairs, unpaired or gdpo; samples: groups with the ids that were sampled in `tokens`, of the same
-    # tokenizer; prompts: `prompt` alone, for on-policy rounds; package.module:Class, a `data.formats.Format` of your own; auto:
-    # by the columns of the first row
+    eval: Any = None
+    # groups, ultrafeedback, pairs, unpaired, gdpo, messages, completions and others of docs/data.md; samples: groups with the
+    # ids that were sampled in `tokens`, of the same tokenizer; prompts: `prompt` alone, for on-policy rounds;
+    # package.module:Class, a `data.formats.Format` of your own; auto: by the columns of the first row
     format: str = AUTO
     split: str | None = None  # what of `train` is trained on, where it has splits; null is train
     eval_split: str | None = None  # what of `eval` is evaluated on, where it has splits; null is test
@@ -37,11 +50,17 @@ class DataConfig:
     max_response_tokens: int = 512  # longer responses are cut and lose their end-of-sequence token, and are counted
     max_responses: int | None = None  # keep at most this many of a group, the best and the worst among them
     on_bad_row: str = "error"  # error, or skip: leave malformed rows out and list them in the run folder
+    on_empty: str = "keep"  # answers without words: keep, as the end token alone; drop, leave them out; or error
     shuffle: bool = True  # a new order every epoch, from run.seed
     prompt_template: str = "{prompt}"  # text of a plain prompt; may use {prompt}, {group} and {context}
     belief_template: str = "{id}<{belief}>"  # text of a belief statement; may use {id} and {belief}
     belief_prior: float = 1.0  # pseudo-count of every belief where its distribution is estimated from the rows
     chat_template: str = "auto"  # always, never, or auto: for conversations, and for plain prompts of a chat tokenizer
+    date: str | None = None  # the day, YYYY-MM-DD, for chat templates that print one; null: that on which the run was started
+    # of a conversation as an answer, which words are scored: the assistant's (those that the template marks as generated,
+    # or its turns), or all of them
+    score: str = "assistant"
+    control_tokens: str = "text"  # control tokens written in prompts and responses: stay text, or become tokens
     truncate_prompt: str = "left"  # which end of a long prompt is cut
     workers: int = 2  # threads that tokenize and pack ahead of the device
     prefetch: int = 4  # batches made ahead
@@ -50,20 +69,30 @@ class DataConfig:
     def __post_init__(self):
         if self.format != AUTO:
             find_format(self.format)
-        if isinstance(self.eval, float | int) and not 0 < self.eval < 1:
+        if isinstance(self.eval, float | int) and not isinstance(self.eval, bool) and not 0 < self.eval < 1:
             raise UserError(f"data.eval: {self.eval!r} is neither a path nor a fraction of data.train between 0 and 1")
         if isinstance(self.eval, str) and re.fullmatch(r"[\d.]+ *%?", self.eval):
             raise UserError(f"data.eval: {self.eval!r} is text; a fraction of data.train is a number, without quotes: 0.05")
-        for key in ("train", "eval", "split", "eval_split", "subset", "revision"):
+        for key in ("split", "eval_split", "subset", "revision"):
             if isinstance(getattr(self, key), str) and not getattr(self, key).strip():
                 raise UserError(f"data.{key}: {getattr(self, key)!r} is blank; an environment variable that is not set?")
+        for key in ("train", "eval"):
+            value = getattr(self, key)
+            if isinstance(value, str) and not value.strip():
+                raise UserError(f"data.{key}: {value!r} is blank; an environment variable that is not set?")
+            if value is not None and (key == "train" or isinstance(value, bool) or not isinstance(value, float | int)):
+                members_of(value, f"data.{key}")
         for key, allowed in (
             ("on_bad_row", ("error", "skip")),
+            ("on_empty", ("keep", "drop", "error")),
             ("chat_template", ("auto", "always", "never")),
             ("truncate_prompt", ("left", "right")),
+            ("score", ("assistant", "all")),
+            ("control_tokens", ("text", "tokens")),
         ):
             if getattr(self, key) not in allowed:
                 raise UserError(f"data.{key}: {getattr(self, key)!r} is not one of {', '.join(allowed)}")
+        _check_date(self.date)
         check_fields("data", self, "max_rows", "max_prompt_tokens", "max_response_tokens", "workers", "prefetch", low=1)
         check_fields("data", self, "max_responses", low=2, hint="or null for all")
         check_fields("data", self, "belief_prior", low=0)
@@ -75,6 +104,13 @@ class DataConfig:
         split = self.eval_split if which == "eval" else self.split
         apart = isinstance(self.eval, str) and self.eval != self.train and self.train is not None
         return Part(which, split, self.subset, self.revision, self.streaming, self.max_rows, shared=apart or which == "score")
+
+
+def _check_date(date: str | None) -> None:
+    try:
+        datetime.date.fromisoformat(date or "2000-01-01")
+    except (TypeError, ValueError) as error:
+        raise UserError(f"data.date: {date!r} is no day; write it as YYYY-MM-DD, in quotes") from error
 
 
 def _check_template(key: str, text: str, allowed: set[str], required: str | None) -> None:

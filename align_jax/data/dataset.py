@@ -11,20 +11,21 @@ from typing import Any
 import numpy as np
 
 from align_jax.data.arrange import Arrangement, Arranger
-from align_jax.data.config import DataConfig
+from align_jax.data.config import LATER, DataConfig
 from align_jax.data.encode import Encoder
-from align_jax.data.formats import AUTO, Format, spelled
+from align_jax.data.formats import Format, spelled
 from align_jax.data.formats.example import Example
 from align_jax.data.look import Look, read_rows
 from align_jax.data.opened import Opened, open_data
 from align_jax.data.packing.plan import GroupSize, group_size
 from align_jax.data.records import TokenGroup
+from align_jax.data.rendered import Rendered
 from align_jax.data.sources import RowError
 from align_jax.errors import UserError
 
-# Keys of the data section that do not change any token or label.
+# Keys of the data section that do not change any token or label, but for the day: the encoder's key knows one that is printed.
 _HOW = ("workers", "prefetch", "pack", "shuffle", "train", "eval", "split", "eval_split", "subset", "revision", "streaming",
-        "on_bad_row")  # fmt: skip
+        "on_bad_row", "date")  # fmt: skip
 _SAMPLE = 256  # groups whose lengths stand for those of all
 
 
@@ -43,6 +44,8 @@ class GroupDataset:
 
     Attributes:
       path: what is read. format: the name of its format. slots: K. group_names: values of the `group` column.
+      source_names: the data sets of a mixture, if it is one.
+      notes: lines for the user: shares of a mixture, empty answers, columns that are not read.
       bad_rows: `{"where", "reason"}` of each malformed row that was skipped.
       prompt_ids, unit_ids: int `[groups]`; groups with one prompt (and context) have the same `prompt_ids`, those that also
         share `group` and options the same `unit_ids`. Prompts are numbered in the order of their texts.
@@ -65,29 +68,43 @@ class GroupDataset:
         ends: bool = False,
         opened: Opened | None = None,
     ):
-        self._by_columns = config.format == AUTO
         self._source, data_format, self.path = opened or open_data(config, which, spool_dir)
+        self._by_columns = data_format.by_columns
         self._check(arrangement, data_format)
         self.format = spelled(data_format)
         self._read, self.bad_rows, look = data_format.read, [], Look()
-        rows = read_rows(self._source, self._read, config.on_bad_row, self.bad_rows)
+        texts = f"{self._source.digest} {self.format} {config.prompt_template} {config.score}"
+        rendered = Rendered(encoder, texts, None if spool_dir is None else Path(spool_dir))
+        rows = read_rows(self._source, self._read, config.on_bad_row, self.bad_rows, look.left_out, rendered.check)
         self._found = arrangement.survey(look.at(rows), config)
+        rendered.keep()
         look.check_template(config, self.path)
         if not self._found.items:
             raise UserError(f"no group is left: none of the {len(look.rows)} rows has {arrangement.needs}")
+        items, mixed = look.epoch(self._found.items, data_format.shares if which == "train" else None)
+        self._found = dataclasses.replace(self._found, items=items)
+        self.notes = [*mixed, *look.notes(), *([] if _is_held_out(config, which) else data_format.notes())]
         self._config, self._ends, self._arrangement = config, ends, arrangement
         self.slots, self.group_names = self._found.slots, look.group_names
+        self.source_names = look.source_names if len(look.source_names) > 1 else ()
         self.prompt_ids, self.unit_ids = look.ids([item.row for item in self._found.items])
         self._arranger = Arranger(
-            self.example, self._found, encoder, seed=seed, group_names=self.group_names, ends=ends
+            self.example,
+            self._found,
+            encoder,
+            seed=seed,
+            group_names=self.group_names,
+            source_names=self.source_names,
+            ends=ends,
         )
-        how = {k: v for k, v in dataclasses.asdict(config).items() if k not in _HOW} | {"format": self.format}
+        how = {k: v for k, v in dataclasses.asdict(config).items() if k not in _HOW and (k not in LATER or v != LATER[k])}
+        how["format"] = self.format
         parts = (self._source.digest, encoder.key(), sorted(how.items()), *arrangement.key(), seed, len(look.rows))
         self.fingerprint = hashlib.sha256(repr(parts).encode()).hexdigest()
 
     def _check(self, arrangement: Arrangement, data_format: Format) -> None:
         """UserError where the format cannot serve, with the columns where it was known by them."""
-        problem = arrangement.refusal(data_format)
+        problem = next(filter(None, map(arrangement.refusal, data_format.parts)), None)
         if problem is not None and self._by_columns:
             problem = f"{self.path}: by the columns of its first row ({', '.join(data_format.columns)}): {problem}"
         if problem is not None:
@@ -140,6 +157,11 @@ class GroupDataset:
 
     def __repr__(self) -> str:  # grain prints data sets in errors; the contents stay out
         return f"GroupDataset({self.path!r})"
+
+
+def _is_held_out(config: DataConfig, which: str) -> bool:
+    """Whether these are rows of `data.train`, of whose columns was spoken."""
+    return which == "eval" and isinstance(config.eval, float | int)
 
 
 def labelled(group: TokenGroup, tables: dict[str, Any]) -> TokenGroup:

@@ -1,26 +1,67 @@
-"""Text to tokens: templates, exactly one BOS, EOS once, truncation that is counted."""
+"""From what was said to token ids: the tokens that a model would have seen, and which of them are scored."""
 
 from __future__ import annotations
 
+import contextlib
+import dataclasses
+import functools
 import hashlib
 from collections.abc import Sequence
 from typing import Any
 
-import jinja2
 import numpy as np
 
 from align_jax.data.config import DataConfig
 from align_jax.data.formats.example import Example, Text
 from align_jax.data.sources import RowError
+from align_jax.data.template import ChatTemplate, Conversation, joined
+from align_jax.data.tokens import TextTokens, marker, unmarked
 from align_jax.errors import UserError
 
 
-class Encoder:
-    """Turns prompts, beliefs and responses into token ids.
+@dataclasses.dataclass(frozen=True)
+class Prompt:
+    """A prompt as tokens, and what its answers are joined to.
 
-    Prompt, belief statement and response are tokenized apart and joined as ids, so the boundaries between them are
-    lengths and nothing in a text can be mistaken for one. A tokenizer that puts a space before whatever it is given
-    (SentencePiece) puts one before a plain response too: it then begins as it would after a space.
+    Attributes:
+      ids: int32 `[m]`, cut to `max_prompt_tokens`. cut: whether it was.
+      text: what it was rendered as, control tokens in the data marked.
+      whole: ids of `text`, nothing cut, without what the tokenizer puts before a text of its own.
+      conversation: what a chat template rendered; None for plain text.
+      changed: whether the template renders it otherwise when an answer follows, so that it is what both have in common.
+    """
+
+    ids: np.ndarray
+    cut: bool
+    text: str
+    whole: tuple[int, ...]
+    conversation: Conversation | None = None
+    changed: bool = False
+
+
+@dataclasses.dataclass(frozen=True)
+class Answer:
+    """A response as tokens.
+
+    Attributes:
+      tokens: int32 `[n]`, its end included unless it was cut to `max_response_tokens`. cut: whether it was.
+      scored: bool `[n]`, which of them are; None: all.
+      merged: whether a token of prompt and answer together would have reached across their boundary.
+    """
+
+    tokens: np.ndarray
+    cut: bool
+    scored: np.ndarray | None = None
+    merged: bool = False
+
+
+class Encoder:
+    """Turns prompts, beliefs and responses into the token ids that a model would have seen.
+
+    Plain text: the prompt's ids are the tokenizer's own call on it; a response is what both together have more, and EOS. A
+    conversation: ids are those of the chat template, from where the generation prompt ends to the end of the answer's turn.
+    Where a token would reach across the boundary, the prompt keeps its ids, so that all its responses share them, and the
+    response is encoded as a continuation. Control tokens that are written in a text stay text.
 
     Args:
       tokenizer: a transformers tokenizer with an end-of-sequence token.
@@ -33,159 +74,300 @@ class Encoder:
 
     def __init__(self, tokenizer: Any, config: DataConfig, vocab_size: int | None = None):
         self.tokenizer, self.config, self._vocab_size = tokenizer, config, vocab_size
-        self.bos, self.eos = tokenizer.bos_token_id, tokenizer.eos_token_id
-        has_template = getattr(tokenizer, "chat_template", None) is not None
+        self.eos = tokenizer.eos_token_id
         if self.eos is None:
             raise UserError("the tokenizer has no end-of-sequence token, which ends every response")
-        if config.chat_template == "always" and not has_template:
+        self.tokens = TextTokens(tokenizer, vocab_size)
+        keep = config.control_tokens == "tokens"
+        self.template = ChatTemplate(self.tokens, config.date, keep)
+        if config.chat_template == "always" and not self.template.exists:
             raise UserError("data.chat_template is 'always', but the tokenizer has no chat template")
-        self._chat = has_template and config.chat_template != "never"
-        # Without a template every special token is ours, and "</s>" in a text is text. One mode for all texts: switching it
-        # would change the tokenizer under the other threads.
-        self._split_special = not has_template
-        self._beliefs: dict[str, np.ndarray] = {}
-        # Also the first call, before there are threads: it may change the tokenizer's own settings, later ones do not.
-        self._inserts_space = self._ids("\na")[-1:] != self._ids("a")
+        self._chat = self.template.exists and config.chat_template != "never"
+        self._mark = marker(() if keep else self.tokens.special)
+        # Also before there are threads: what is found once about tokenizer and template.
+        _ = self.tokens.continuation("a")
 
     def key(self) -> str:
-        """A hash of all that decides the tokens of a text."""
+        """A hash of all that decides the tokens of a text; of a template, what it renders on the day it is given."""
         backend = getattr(self.tokenizer, "backend_tokenizer", None)
         vocabulary = backend.to_str() if backend is not None else repr(sorted(self.tokenizer.get_vocab().items()))
-        parts = (vocabulary, str(self.tokenizer.chat_template), self.bos, self.eos, self.config.chat_template)
-        return hashlib.sha256(repr(parts).encode()).hexdigest()
+        parts = [vocabulary, str(self.tokenizer.chat_template), self.tokens.prefix, self.eos, self.config.chat_template]
+        try:
+            parts.append(self.template.key(as_conversation("question")))
+        except RowError as error:
+            parts.append(str(error))
+        # Boundaries came to be those of the joint text with version 2.
+        return hashlib.sha256(repr(("boundaries 2", *parts)).encode()).hexdigest()
 
-    def encode_prompt(self, prompt: Text, group: str = "", context: str = "") -> tuple[np.ndarray, bool]:
-        """Token ids `[m]` of a prompt, BOS first, and whether it was cut to `max_prompt_tokens`."""
-        ids = self._ids(self._render_prompt(prompt, group, context))
-        if self.bos is not None:
-            # Templates may hold BOS already, even twice.
-            first = next((i for i, token in enumerate(ids) if token != self.bos), len(ids))
-            ids = [self.bos, *ids[first:]]
-        if not ids:
+    def prompt(self, example: Example) -> Prompt:
+        """The prompt of an example, the same for all its responses.
+
+        Raises:
+          RowError: no tokens, or a conversation that the chat template refuses.
+        """
+        conversation = self._conversation(example)
+        if conversation is None:
+            text, changed = self._plain(example), False
+        else:
+            text, changed = self._begin(conversation, example)
+        own = [] if conversation is not None else self.tokens.prefix
+        whole = self.tokens.ids(text)
+        if not own and not whole:
             raise RowError("field 'prompt' has no tokens")
-        most = self.config.max_prompt_tokens
-        if len(ids) <= most:
-            return np.asarray(ids, np.int32), False
-        if self.config.truncate_prompt == "right":
-            return np.asarray(ids[:most], np.int32), True
-        head = ids[:1] if ids[0] == self.bos else []
-        return np.asarray([*head, *ids[len(ids) - most + len(head) :]], np.int32), True
+        ids, cut = self._cut_prompt([*own, *whole], len(own) or int(whole[0] == self.tokenizer.bos_token_id))
+        return Prompt(ids, cut, text, tuple(whole), conversation, changed)
 
-    def encode_response(self, prompt: Text, response: Text, before: np.ndarray | None = None) -> tuple[np.ndarray, bool]:
-        """Token ids `[n]` of a response, EOS last, and whether it was cut to `max_response_tokens`.
+    def answer(self, prompt: Prompt, response: Text, belief: tuple[int, str] | None = None) -> Answer:
+        """A response to a prompt.
 
         Args:
-          prompt: what it answers (a chat template may need it).
-          response: the text.
-          before: ids that are part of the response and stand before the text (a belief statement).
+          response: plain text, or the messages of a conversation.
+          belief: number and words of the belief whose statement stands before it, as a part of it.
         """
-        ids = self._response_ids(prompt, response)
-        if not ids or ids[-1] != self.eos:
-            ids.append(self.eos)
-        ids = [*(before.tolist() if before is not None else ()), *ids]
-        most = self.config.max_response_tokens
-        return np.asarray(ids[:most], np.int32), len(ids) > most
+        if belief is None:
+            return self._cut(*self._joined(prompt, prompt.whole, prompt.text, response))
+        first = self.belief(prompt, *belief)
+        tokens, merged, scored = self._behind_belief(prompt, belief, first, response)
+        scored = None if scored is None else np.concatenate([np.ones(len(first), bool), scored])
+        return self._cut([*first.tolist(), *tokens], merged, scored)
 
-    def cut_sample(self, tokens: Sequence[int]) -> tuple[np.ndarray, bool]:
-        """Token ids `[n]` of a response that was sampled, and whether it was cut to `max_response_tokens`."""
+    def belief(self, prompt: Prompt, number: int, words: str) -> np.ndarray:
+        """Ids of a belief statement that begins an answer, int32 `[n]`, the same whatever follows."""
+        added = self._belief_text(prompt, self._statement(number, words))[len(prompt.text) :]
+        ids, _ = self.tokens.after(prompt.whole, prompt.text, added)
+        if not ids:
+            raise RowError(f"field 'options': the statement of belief {words!r} has no tokens")
+        return np.asarray(ids, np.int32)
+
+    def beliefs(self, prompt: Prompt, options: Sequence[str]) -> list[np.ndarray]:
+        """Ids of the statements of all beliefs about a prompt.
+
+        Raises:
+          RowError: one begins with another, so that they are not exclusive and their probabilities add to more than one.
+        """
+        found = [self.belief(prompt, number, words) for number, words in enumerate(options)]
+        for i, ids in enumerate(found):
+            for k, other in enumerate(found):
+                if i != k and other[: len(ids)].tolist() == ids.tolist():
+                    raise RowError(
+                        f"field 'options': the statement of {options[k]!r} begins with that of {options[i]!r}, so that the "
+                        f"beliefs are not exclusive; end statements with a mark, such as data.belief_template: "
+                        f"'{self.config.belief_template.rstrip()}.' or '{{id}}<{{belief}}>'"
+                    )
+        return found
+
+    def after_belief(self, prompt: Prompt, belief: tuple[int, str], ids: np.ndarray, response: Text) -> Answer:
+        """A response behind the statement of a belief, whose `ids` are not part of it."""
+        return self._cut(*self._behind_belief(prompt, belief, ids, response))
+
+    def encode_response(self, prompt: Text, response: Text) -> tuple[np.ndarray, bool]:
+        """Ids of a response, and whether it was cut: for arrangements of one's own from before `Arranger.segments` did this."""
+        made = self.answer(self.prompt(Example(prompt, (response,))), response)
+        return made.tokens, made.cut
+
+    def sample(self, tokens: Sequence[int]) -> Answer:
+        """A response that was sampled, with the ids that it was sampled as."""
         if self._vocab_size is not None and max(tokens) >= self._vocab_size:
             raise RowError(
                 f"field 'tokens': the vocabulary ends at {self._vocab_size - 1}, got {max(tokens)}; data.format groups "
                 "reads the texts instead"
             )
-        most = self.config.max_response_tokens
-        return np.asarray(tokens[:most], np.int32), len(tokens) > most
+        return self._cut(list(tokens), False, None)
 
-    def encode_belief(self, number: int, belief: str) -> np.ndarray:
-        """Token ids of a belief statement, the same whatever text follows."""
-        statement = self.config.belief_template.format(id=number, belief=belief)
-        if statement not in self._beliefs:
-            ids = self._ids(statement)
-            if not ids:
-                raise RowError(f"field 'options': the statement of belief {belief!r} has no tokens")
-            self._beliefs[statement] = np.asarray(ids, np.int32)
-        return self._beliefs[statement]
+    def check(self, example: Example) -> None:
+        """RowError where the chat template refuses the example's prompt or one of its responses; nothing is tokenized."""
+        conversation = self._conversation(example)
+        if conversation is None:
+            return
+        text, _ = self._begin(conversation, example)
+        for response in example.responses if example.tokens is None else ():
+            answer = as_answer(response)
+            whole = self._whole(conversation, text, answer)
+            if self._parts(answer):
+                self.template.spans(conversation, answer, whole)
 
-    def _ids(self, text: str) -> list[int]:
-        ids = self.tokenizer(text, add_special_tokens=False, split_special_tokens=self._split_special)["input_ids"]
-        if self._vocab_size is not None and ids and max(ids) >= self._vocab_size:
-            token = self.tokenizer.convert_ids_to_tokens(max(ids))
-            raise UserError(
-                f"the tokenizer gives token {token!r} the number {max(ids)}, but the model's vocabulary ends at "
-                f"{self._vocab_size - 1}; use the tokenizer that belongs to the model (model.tokenizer)"
-            )
-        return ids
+    @property
+    def renders(self) -> bool:
+        """Whether there is a chat template that may refuse a row."""
+        return self.template.exists
 
-    def _render_prompt(self, prompt: Text, group: str, context: str) -> str:
+    @functools.cached_property
+    def end_ids(self) -> tuple[int, ...]:
+        """The tokens that end an answer: EOS, and what the chat template ends a turn with."""
+        ids = {self.eos}
+        if self._chat:
+            # A template that refuses a question with its answer says so of every row.
+            with contextlib.suppress(RowError):
+                end = self.template.end_of_turn
+                ids.update(self.tokens.ids(end)[-1:] if end.endswith(self.tokens.added) else ())
+        return tuple(sorted(ids))
+
+    def _conversation(self, example: Example) -> Conversation | None:
+        """What a chat template renders; None where prompt and responses are plain text."""
+        prompt = example.prompt
+        messages = next((r for r in example.responses if not isinstance(r, str)), None)
+        extras = example.tools is not None or example.documents is not None
+        if isinstance(prompt, str) and not self._chat and messages is None and not extras:
+            return None
         if isinstance(prompt, str):
-            prompt = self.config.prompt_template.format(prompt=prompt, group=group, context=context)
-        if isinstance(prompt, str) and not self._chat:
-            bos = self.tokenizer.bos_token
-            while bos and prompt.startswith(bos):
-                prompt = prompt.removeprefix(bos)
-            return prompt
-        return self._begin(as_messages(prompt))
+            prompt = ({"role": "user", "content": self._plain_words(example)},)
+        return Conversation(tuple(prompt), example.tools, example.documents)
 
-    def _response_ids(self, prompt: Text, response: Text) -> list[int]:
-        if isinstance(response, str) and isinstance(prompt, str) and not self._chat:
-            # Some data sets write the end of the sequence out.
-            return self._ids(response.removesuffix(self.tokenizer.eos_token))
-        start, text = self._render_turn(prompt, response)
-        if self._inserts_space:
-            # Such a tokenizer puts a space before whatever it is given; within a conversation there is none.
-            before, whole = self._ids(start), self._ids(start + text)
-            if whole[: len(before)] == before:
-                return whole[len(before) :]
-        return self._ids(text)
+    def _plain_words(self, example: Example, mark: Any = lambda text: text) -> str:
+        words = {name: mark(getattr(example, name)) for name in ("prompt", "group", "context")}
+        return self.config.prompt_template.format(**words)
 
-    def _render_turn(self, prompt: Text, response: Text) -> tuple[str, str]:
-        """The rendered prompt, and what the template adds to it for the response."""
-        messages = as_messages(prompt)
-        start = self._begin(messages)
-        answer = [{"role": "assistant", "content": response}] if isinstance(response, str) else list(response)
-        whole = self._apply(_joined(messages, answer), add_generation_prompt=False)
-        if not whole.startswith(start):
-            raise UserError(
-                "the tokenizer's chat template does not render a conversation as prompt + response: it changes the prompt "
-                "when the response follows. Set data.chat_template to 'never', or mend the template"
+    def _plain(self, example: Example) -> str:
+        text, bos = self._plain_words(example, self._mark), self.tokenizer.bos_token
+        if bos and self.tokens.prefix:  # some data sets write the beginning of the sequence out
+            while text.startswith((bos, self._mark(bos))):
+                text = text.removeprefix(bos).removeprefix(self._mark(bos))
+        return text
+
+    def _begin(self, conversation: Conversation, example: Example) -> tuple[str, bool]:
+        """The text of a conversation before all answers, and whether the prompt alone is rendered otherwise."""
+        answers = [as_answer(response) for response in example.responses] if example.tokens is None else []
+        firsts = {answer[0]["role"] for answer in answers}
+        if len(firsts) > 1:
+            raise RowError(f"the responses begin with messages of different roles: {', '.join(sorted(firsts))}")
+        speaks = firsts != {"user"}
+        start = self.template.prompt(conversation, answers=speaks)
+        if all(self.template.whole(conversation, answer).startswith(start) for answer in answers):
+            return start, False
+        return self.template.shared(conversation, start, answers=speaks), True
+
+    def _whole(self, conversation: Conversation, text: str, answer: Sequence[Any]) -> str:
+        whole = self.template.whole(conversation, answer)
+        if not whole.startswith(text):
+            raise RowError(
+                "the chat template renders the prompt otherwise before this answer: "
+                f"{unmarked(whole[:200])!r} does not begin with {unmarked(text[:200])!r}"
             )
-        text = whole[len(start) :]
-        end = self.tokenizer.eos_token
-        # Templates may end a turn with EOS and a newline: the model stops at EOS.
-        return start, text.rstrip() if end and text.rstrip().endswith(end) else text
+        return whole
 
-    def _begin(self, messages: list[dict]) -> str:
-        """The rendered prompt; where the assistant has begun its turn, the response continues it."""
-        if messages[-1]["role"] == "assistant":
-            return self._apply(messages, continue_final_message=True)
-        return self._apply(messages, add_generation_prompt=True)
+    def _behind_belief(
+        self, prompt: Prompt, belief: tuple[int, str], ids: np.ndarray, response: Text
+    ) -> tuple[list[int], bool, np.ndarray | None]:
+        statement = self._statement(*belief)
+        text = self._belief_text(prompt, statement)
+        return self._joined(prompt, (*prompt.whole, *ids.tolist()), text, response, statement)
 
-    def _apply(self, messages: list[dict], **options: bool) -> str:
-        if getattr(self.tokenizer, "chat_template", None) is None:
-            raise UserError(
-                "the data holds conversations, but the tokenizer has no chat template; give a file of one as "
-                "model.chat_template, or use plain text"
+    def _joined(
+        self, prompt: Prompt, before: Sequence[int], text: str, response: Text, statement: str = ""
+    ) -> tuple[list[int], bool, np.ndarray | None]:
+        """Ids behind `before`, whose text is `text`; whether a token would have merged; which of them are scored.
+
+        Args:
+          statement: of a belief, with which `text` ends and the answer of a conversation begins.
+        """
+        if prompt.conversation is None:
+            if not isinstance(response, str):
+                raise RowError("the response is a conversation, but the prompt is plain text")
+            words = response.removesuffix(self.tokenizer.eos_token)  # some data sets write the end of the sequence out
+            ids, merged = self.tokens.after(before, text, self._mark(words))
+            return ids if ids[-1:] == [self.eos] else [*ids, self.eos], merged, None
+        answer = _stating(as_answer(response), statement)
+        answer = _without_end(answer, self.tokenizer.eos_token)
+        whole = self._whole(prompt.conversation, prompt.text, answer)
+        if not whole.startswith(text):  # a blank text, and a template that strips the statement
+            whole = text + self.template.end_of_turn
+        ids, merged = self.tokens.after(before, text, whole[len(text) :])
+        scored = self._scored(prompt, answer, whole, len(ids)) if self._parts(answer) else None
+        if ids and (ids[-1] in self._ends or ids[-1] in self.end_ids):
+            return ids, merged, scored
+        return [*ids, self.eos], merged, scored if scored is None else np.append(scored, True)
+
+    @functools.cached_property
+    def _ends(self) -> frozenset[int]:
+        """The control tokens that a template may end a turn with."""
+        others = (self.tokenizer.unk_token_id, self.tokenizer.bos_token_id, self.tokenizer.pad_token_id)
+        return self.tokens.special_ids - {token for token in others if token != self.eos}
+
+    def _parts(self, answer: Sequence[Any]) -> bool:
+        """Whether an answer has words that are not the assistant's, and they are not scored."""
+        return self.config.score == "assistant" and any(message["role"] != "assistant" for message in answer)
+
+    def _scored(self, prompt: Prompt, answer: Sequence[Any], whole: str, count: int) -> np.ndarray:
+        found, at = np.zeros(count, bool), len(prompt.whole)
+        mask = self.template.assistant_mask(prompt.conversation, answer)
+        whole_ids = [] if mask is None else self.tokens.ids(self.template.rendered(joined(prompt.conversation, answer)))
+        if mask is not None and whole_ids[:at] == [*prompt.whole]:
+            kept = np.asarray(mask[at : at + count], bool)
+            found[: len(kept)] = kept
+            return found
+        for span in self.template.spans(prompt.conversation, answer, whole):
+            begin, end = (
+                len(self.tokens.after(prompt.whole, prompt.text, whole[len(prompt.text) : place])[0]) for place in span
             )
-        try:
-            return self.tokenizer.apply_chat_template(messages, tokenize=False, **options)
-        except (jinja2.TemplateError, ValueError) as error:  # a ValueError where there is nothing to continue
-            raise RowError(f"the chat template refuses this conversation: {error}") from error
+            found[begin:end] = True
+        return found
+
+    def _statement(self, number: int, words: str) -> str:
+        return self.config.belief_template.format(id=number, belief=words)
+
+    def _belief_text(self, prompt: Prompt, statement: str) -> str:
+        """Prompt and belief statement as they are rendered, whatever follows."""
+        if prompt.conversation is None:
+            return prompt.text + self._mark(statement)
+        behind = "\ue0f3"
+        whole = self._whole(prompt.conversation, prompt.text, _stating(as_answer(behind), statement))
+        return whole[: whole.rindex(behind)]
+
+    def _cut(self, tokens: list[int], merged: bool, scored: np.ndarray | None) -> Answer:
+        most = self.config.max_response_tokens
+        kept = None if scored is None else scored[:most]
+        return Answer(np.asarray(tokens[:most], np.int32), len(tokens) > most, kept, merged)
+
+    def _cut_prompt(self, ids: list[int], head: int) -> tuple[np.ndarray, bool]:
+        most = self.config.max_prompt_tokens
+        if len(ids) <= most:
+            return np.asarray(ids, np.int32), False
+        if self.config.truncate_prompt == "right":
+            return np.asarray(ids[:most], np.int32), True
+        first = ids[:head]
+        return np.asarray([*first, *ids[len(ids) - most + len(first) :]][-most:], np.int32), True
 
 
-def as_messages(text: Text) -> list[dict]:
+def as_conversation(text: Text) -> Conversation:
     """A conversation; plain text is what the user said."""
-    return [{"role": "user", "content": text}] if isinstance(text, str) else [dict(m) for m in text]
+    return Conversation(({"role": "user", "content": text},) if isinstance(text, str) else tuple(text))
 
 
-def _joined(messages: list[dict], answer: list[dict]) -> list[dict]:
-    """The conversation, in which an answer continues a turn that the assistant has begun."""
-    if not messages[-1]["role"] == answer[0]["role"] == "assistant":
-        return [*messages, *answer]
-    whole = {**answer[0], "content": messages[-1]["content"] + answer[0]["content"]}
-    return [*messages[:-1], whole, *answer[1:]]
+def as_answer(response: Text) -> tuple[Any, ...]:
+    """The messages of a response; plain text is what the assistant said."""
+    return ({"role": "assistant", "content": response},) if isinstance(response, str) else tuple(response)
+
+
+def is_empty(response: Text) -> bool:
+    """Whether a response says and does nothing: blank text, and no call and no thought."""
+    if isinstance(response, str):
+        return not response.strip()
+    return not any(_says(message) for message in response)
+
+
+def _says(message: Any) -> bool:
+    content = message.get("content")
+    said = content.strip() if isinstance(content, str) else content
+    return bool(said or message.get("tool_calls") or (message.get("reasoning_content") or "").strip())
+
+
+def _stating(answer: Sequence[Any], statement: str) -> tuple[Any, ...]:
+    """An answer that begins with a statement."""
+    if not statement:
+        return tuple(answer)
+    return ({**answer[0], "content": statement + (answer[0].get("content") or "")}, *answer[1:])
+
+
+def _without_end(answer: Sequence[Any], end: str) -> tuple[Any, ...]:
+    """An answer without the end of the sequence, which some data sets write out."""
+    content = answer[-1].get("content")
+    if not isinstance(content, str) or not content.endswith(end):
+        return tuple(answer)
+    return (*answer[:-1], {**answer[-1], "content": content.removesuffix(end)})
 
 
 def plain_key(example: Example) -> str:
     """What makes two rows rows of the same prompt: prompt, context, group and, where it has them, the options."""
     options = example.opinion.options if example.opinion is not None else None
-    return repr((example.prompt, example.context, example.group, options))
+    extras = tuple(e for e in (example.tools, example.documents) if e is not None)
+    return repr((example.prompt, example.context, example.group, options, *extras))

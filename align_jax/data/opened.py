@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 from collections.abc import Mapping
 from pathlib import Path
@@ -10,15 +11,19 @@ from typing import NamedTuple
 from align_jax.data.config import DataConfig
 from align_jax.data.encode import plain_key
 from align_jax.data.formats import AUTO, Format, find_format, recognized
+from align_jax.data.members import Member, members_of
+from align_jax.data.mixture import Concatenated, Shares
+from align_jax.data.named import find_named
+from align_jax.data.reading import Reading, check_parts
 from align_jax.data.sources import RowError, Selected, Source, open_source
 from align_jax.errors import UserError
 
 
 class Opened(NamedTuple):
-    """Rows, what they mean, and the path that they are of."""
+    """Rows, what they mean, and the path that they are of (of a mixture, all that it consists of)."""
 
     source: Source
-    format: Format
+    format: Reading
     path: str
 
 
@@ -37,19 +42,66 @@ def open_data(config: DataConfig, which: str, spool_dir: str | Path | None) -> O
     """
     fraction = config.eval if isinstance(config.eval, float | int) else None
     held_out = which == "eval" and fraction is not None
-    path = config.train if which == "train" or held_out else config.eval
-    if path is None:
-        raise UserError(f"data.{'train' if held_out else which} is not set")
-    source = open_source(
-        path, config.part("train" if held_out else which), spool_dir=Path(spool_dir) if spool_dir is not None else None
-    )
+    key = "train" if which == "train" or held_out else "eval"
+    value = getattr(config, key)
+    if value is None:
+        raise UserError(f"data.{key} is not set")
+    members = members_of(value, f"data.{key}")
+    if key == "eval" and any(member.weight is not None for member in members):
+        raise UserError(
+            "data.eval: an evaluation takes every row once, and gives the metrics of each data set; leave `weight` out"
+        )
+    opened = [_open(config, member, key, Path(spool_dir) if spool_dir is not None else None) for member in members]
+    labels = [member.called for member in members] if len(members) > 1 else []
+    reading = Reading([data_format for _, data_format in opened], labels, config.on_empty)
+    reading.by_columns = len(members) == 1 and config.format == AUTO and members[0].name is members[0].format is None
+    source = opened[0][0]
+    if labels:
+        check_parts(f"data.{key}", reading.parts, labels)
+        weights = tuple(member.weight for member in members)
+        reading.shares = Shares(tuple(labels), weights if weights[0] is not None else None)
+        names = [data_format.name for data_format in reading.parts]
+        source = Concatenated([part for part, _ in opened], (labels, names, reading.shares.weights))
     if held_out and config.eval_split not in (None, "test"):  # the latter stands in configs of before
         note = f"data.eval_split {config.eval_split} has no effect: data.eval is a fraction of data.train"
         source.notes = (*source.notes, note)
-    data_format = format_of(config, source)
     if fraction is not None:
-        source = _part(source, data_format, fraction, held_out)
-    return Opened(source, data_format, path)
+        source = _part(source, reading, fraction, held_out)
+    return Opened(source, reading, " + ".join(map(_path, members)))
+
+
+def _path(member: Member) -> str:
+    return str(member.path) if member.path is not None else find_named(member.name, "name").hub
+
+
+def _open(config: DataConfig, member: Member, key: str, spool_dir: Path | None) -> tuple[Source, Format]:
+    """The rows of one data set, a row a group, and their format."""
+    known = find_named(member.name, f"data.{key}.name") if member.name is not None else None
+    if known is not None and AUTO != config.format != known.format and member.format is None:
+        raise UserError(f"data.format: {config.format!r}, but {member.name} has format {known.format!r}; leave data.format out")
+    split = config.split if key == "train" else config.eval_split
+    if known is not None and member.path is None:
+        split = known.split if key == "train" else known.eval_split
+    if member.split is None and split is None and known is not None and member.path is None:
+        raise UserError(
+            f"data.{key}: {member.name} has no split for evaluation; give data.eval a fraction of data.train, such as 0.05, or "
+            "a `split`"
+        )
+    inherited = {name: getattr(member, name) or getattr(config, name) for name in ("subset", "revision")}
+    if known is not None and member.path is None:
+        inherited["subset"] = inherited["subset"] or known.subset
+    limits = [limit for limit in (member.limit, config.max_rows) if limit is not None]
+    part = dataclasses.replace(
+        config.part(key),
+        split=member.split or split,
+        streaming=config.streaming if member.streaming is None else member.streaming,
+        max_rows=min(limits, default=None),
+        **inherited,
+    )
+    source = open_source(member.path or known.hub, part, spool_dir=spool_dir)
+    chosen = member.format or (known.format if known is not None else config.format)
+    data_format = format_of(dataclasses.replace(config, format=chosen), source)
+    return data_format.arranged(source), data_format
 
 
 def format_of(config: DataConfig, source: Source) -> Format:

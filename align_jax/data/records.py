@@ -15,11 +15,18 @@ class Segment:
       tokens: int32 `[n]`, n >= 1.
       slot: the response slot k that its log-prob belongs to; -1 where it is not scored.
       parent: index of another segment of the group that this one continues; -1 for the prompt alone.
+      scored: bool `[n]`, which tokens its log-prob is the sum over (the assistant's, of a conversation); None: all.
     """
 
     tokens: np.ndarray
     slot: int
     parent: int = -1
+    scored: np.ndarray | None = None
+
+    @property
+    def length(self) -> int:
+        """How many tokens are scored."""
+        return len(self.tokens) if self.scored is None else int(np.sum(self.scored))
 
 
 @dataclasses.dataclass(frozen=True)

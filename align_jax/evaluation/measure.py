@@ -47,6 +47,7 @@ def measure(
     *,
     keep_loss: bool = True,
     further: Sequence[Metric] | None = None,
+    source_names: Sequence[str] = (),
 ) -> Table:
     """Everything that log-probs alone say.
 
@@ -56,6 +57,7 @@ def measure(
       clusters: int, the cluster of every row of the data set (`responses.rows` are its indices).
       group_names: of `responses.labels["group_id"]`.
       keep_loss: False leaves the losses out, where they are not those that were trained.
+      source_names: of `responses.labels["source_id"]`, the data sets of a mixture.
       further: metrics beside the objective's own; None is those of `evaluation/metrics/`.
 
     Raises:
@@ -70,4 +72,6 @@ def measure(
             metrics |= metric.measure(responses, beta)
         elif type(metric).__module__.partition(".")[0] != __name__.partition(".")[0]:
             raise UserError(f"evaluate.metrics: {type(metric).__name__} needs the labels {lacking}, which this data has not")
-    return table_of(metrics, clusters[responses.rows], responses.labels.get("group_id"), group_names)
+    labels = responses.labels
+    sources = {"source_ids": labels.get("source_id"), "source_names": source_names}
+    return table_of(metrics, clusters[responses.rows], labels.get("group_id"), group_names, **sources)

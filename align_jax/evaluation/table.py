@@ -7,6 +7,8 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
+from align_jax.objectives.by_source import by_source
+
 Sums = dict[str, tuple[np.ndarray, np.ndarray]]  # name -> (sums [n], weights [n])
 
 # Metrics that are also given for each group of people, and which of the groups is the worst.
@@ -40,14 +42,24 @@ class Table:
         return derived({name: float(s.sum() / weights[name]) for name, s in self.sums.items() if weights[name] > 0})
 
 
-def table_of(metrics: Mapping[str, tuple], clusters: np.ndarray, group_ids=None, group_names: Sequence[str] = ()) -> Table:
-    """A table with the metrics of `BY_GROUP` repeated for each group of people.
+def table_of(
+    metrics: Mapping[str, tuple],
+    clusters: np.ndarray,
+    group_ids=None,
+    group_names: Sequence[str] = (),
+    *,
+    source_ids=None,
+    source_names: Sequence[str] = (),
+) -> Table:
+    """A table with the metrics of `BY_GROUP` repeated for each group of people, and others for each data set of a mixture.
 
     Args:
       metrics: name -> (sums `[n]`, weights `[n]`). clusters: int `[n]`.
-      group_ids: int `[n]`, numbers of `group_names`, or None.
+      group_ids: int `[n]`, numbers of `group_names`, or None. source_ids: the same of `source_names`.
     """
     pairs: Sums = {n: (np.asarray(s, np.float64), np.asarray(w, np.float64)) for n, (s, w) in metrics.items()}
+    if source_ids is not None:
+        pairs |= by_source(pairs, np.asarray(source_ids), source_names, np.where)
     if group_ids is not None and len(group_names) > 1:
         for name in [name for name in BY_GROUP if name in pairs]:
             for i, group in enumerate(group_names):

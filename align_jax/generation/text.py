@@ -80,12 +80,14 @@ def response_text(tokenizer, prompt: Sequence[int], tokens: Sequence[int]) -> st
 
     Decoded together with the prompt, because tokenizers drop the space in front of a text's first word.
     """
-    before = tokenizer.decode(list(prompt), skip_special_tokens=True)
-    whole = tokenizer.decode([*prompt, *tokens], skip_special_tokens=True)
+    # Cleaning up would take the space before a comma away, which was sampled.
+    exactly = {"skip_special_tokens": True, "clean_up_tokenization_spaces": False}
+    before = tokenizer.decode(list(prompt), **exactly)
+    whole = tokenizer.decode([*prompt, *tokens], **exactly)
     if whole.startswith(before):
         return whole[len(before) :]
     # The prompt ended inside a character: its bytes and the response's make one.
-    return tokenizer.decode(list(tokens), skip_special_tokens=True)
+    return tokenizer.decode(list(tokens), **exactly)
 
 
 def sample_text(tokenizer, prompt: Sequence[int], sample) -> str:

@@ -17,9 +17,7 @@ def prepare_process() -> None:
     Raises:
       UserError: a JAX_NUM_PROCESSES or JAX_PROCESS_ID that is not a number.
     """
-    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
-    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-    os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")  # that PyTorch is not there, which nothing here needs
+    quieter()
     import jax
 
     warnings.filterwarnings("ignore", message="Some donated buffers were not usable")  # the CPU backend donates nothing
@@ -30,6 +28,13 @@ def prepare_process() -> None:
     if _launched_on_several_hosts():
         with Watch("waiting for the other processes"):
             jax.distributed.initialize(**_processes())
+
+
+def quieter() -> None:
+    """Keeps packages from saying what nobody needs to know; before they are imported."""
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")  # that PyTorch is not there, which nothing here needs
 
 
 def _launched_on_several_hosts() -> bool:

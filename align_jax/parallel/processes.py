@@ -38,11 +38,11 @@ def on_first(work: Callable[[], object], what: str) -> None:
         raise UserError(f"{what}: the first process failed; its own message says why")
 
 
-def of_first(value: bool) -> bool:
-    """The first process's value, on every process; all must call."""
+def of_first(value: int) -> int:
+    """The first process's value (a bool, or a number below 2^31), on every process; all must call."""
     if jax.process_count() == 1:
         return value
-    return bool(multihost_utils.broadcast_one_to_all(np.asarray(value)))
+    return type(value)(multihost_utils.broadcast_one_to_all(np.asarray(value)))
 
 
 def largest_anywhere(sizes: tuple[int, ...]) -> tuple[int, ...]:

@@ -34,7 +34,7 @@ from align_jax.evaluation import (
 from align_jax.evaluation import samples as sampling
 from align_jax.evaluation.judges import api_key
 from align_jax.evaluation.metrics import Metric, find_metrics
-from align_jax.generation import absent_ids, end_ids, sample_text
+from align_jax.generation import absent_ids, end_ids, response_text, sample_text
 from align_jax.models import Decoder
 from align_jax.objectives import Objective
 from align_jax.recipes.say import say, say_once, watched, watching
@@ -108,14 +108,20 @@ class EvalData:
     def table(self, responses: Responses) -> Table:
         """What log-probs alone say."""
         same = type(self.objective) is type(self.config.objective)
-        names, further = self.dataset.group_names, self.metrics
-        return measure(responses, self.objective, self.clusters, names, keep_loss=same, further=further)
+        names, sources, further = self.dataset.group_names, self.dataset.source_names, self.metrics
+        return measure(
+            responses, self.objective, self.clusters, names, keep_loss=same, further=further, source_names=sources
+        )
 
     def unit_table(self, metrics: dict) -> Table:
         """A table of metrics of the sampled prompts."""
-        ids = [self.dataset[i].labels.get("group_id", -1) for i in self.units] if self.dataset.group_names else None
-        ids = None if ids is None else np.asarray(ids)
-        return table_of(metrics, self.clusters[self.units], ids, self.dataset.group_names)
+        data = self.dataset
+        labels = [data[i].labels for i in self.units] if data.group_names or data.source_names else []
+        groups = np.asarray([of.get("group_id", -1) for of in labels]) if data.group_names else None
+        sources = np.asarray([of["source_id"] for of in labels]) if data.source_names else None
+        return table_of(
+            metrics, self.clusters[self.units], groups, data.group_names, source_ids=sources, source_names=data.source_names
+        )
 
 
 def cut_in(responses: Responses) -> tuple[int, int]:
@@ -183,7 +189,7 @@ class _Speaker:
         return dict(
             samples=self.samples,
             max_new_tokens=config.evaluate.max_new_tokens,
-            eos_ids=end_ids(setup.encoder.tokenizer, (), setup.source.generation_config),
+            eos_ids=(*setup.encoder.end_ids, *end_ids(setup.encoder.tokenizer, (), setup.source.generation_config)),
             never=absent_ids(setup.encoder.tokenizer, setup.source.shape.vocab_size),
             seed=config.run.seed,
             prompt_ids=self.data.units.tolist(),
@@ -202,9 +208,9 @@ class _Speaker:
         """Responses to every unit, as a data set and as rows."""
         groups, _, rows = self.units()
         sampled = sampling.sample_responses(self.model, [g.prompt for g in groups], **self.options)
-        for row, i in zip(rows, range(len(sampled)), strict=True):
-            tokens = [s.tokens.tolist() for s in sampled[i].segments]
-            row["responses"] = [self.data.setup.encoder.tokenizer.decode(t, skip_special_tokens=True) for t in tokens]
+        tokenizer = self.data.setup.encoder.tokenizer
+        for row, group, i in zip(rows, groups, range(len(sampled)), strict=True):
+            row["responses"] = [response_text(tokenizer, group.prompt, s.tokens.tolist()) for s in sampled[i].segments]
         return sampled, rows
 
     def beliefs(self, judge: Judge | None) -> Spoken:

@@ -19,6 +19,8 @@ from align_jax.config import Config, words
 from align_jax.config.jobs import JOBS
 from align_jax.config.sections import GenerateConfig
 from align_jax.data import DataConfig, Encoder
+from align_jax.data.encode import Prompt
+from align_jax.data.formats import Example, as_text, find_format
 from align_jax.errors import UserError
 from align_jax.files import ResultsFile, check_apart
 from align_jax.generation import Sample, Sampling, StopStrings, absent_ids, end_ids, sample_text, stream, stream_beliefs
@@ -78,7 +80,7 @@ def _texts(model: Decoder, prompts: Sequence[Any], tokenizer: Any, options: dict
         raise UserError(f"generate has no option {unknown[0]!r}; {near}it has seed, mesh, {', '.join(sorted(known))}")
     asked = GenerateConfig(**options)
     encoder = Encoder(tokenizer, DataConfig(max_prompt_tokens=sys.maxsize), model.config.vocab_size)
-    encoded = [encoder.encode_prompt(prompt)[0].tolist() for prompt in prompts]
+    encoded = [_prompt_of(prompt, encoder, f"prompt {i}").ids.tolist() for i, prompt in enumerate(prompts)]
     stops = StopStrings(tokenizer, asked.stop)
     samples = generation.generate(
         model,
@@ -86,7 +88,7 @@ def _texts(model: Decoder, prompts: Sequence[Any], tokenizer: Any, options: dict
         samples=asked.samples,
         max_new_tokens=asked.max_new_tokens,
         sampling=sampling_of(asked),
-        eos_ids=end_ids(tokenizer, asked.stop_tokens),
+        eos_ids=(*encoder.end_ids, *end_ids(tokenizer, asked.stop_tokens)),
         never=absent_ids(tokenizer, model.config.vocab_size),
         stop=stops if stops.strings else None,
         rows=asked.rows,
@@ -193,11 +195,12 @@ class _Task:
             raise UserError(f"objective.name: {name_of(config.objective)!r} trains a reward model, which generates nothing")
         with watching("starting: devices, model and tokenizer"):
             setup = Setup.of(config, _model(config))
-        data, shape = config.data or DataConfig(), setup.source.shape
+        data, shape = setup.config.data or DataConfig(), setup.source.shape
         eos_ids = end_ids(setup.source.tokenizer, options.stop_tokens, setup.source.generation_config)
         rows = [unit for row in given for unit in by_group(row, data)]
         encoder = Encoder(setup.source.tokenizer, dataclasses.replace(data, max_prompt_tokens=most), shape.vocab_size)
-        return cls(setup, rows, [encode(row, encoder, options, shape) for row in rows], eos_ids)
+        encoded = [encode(row, encoder, options, shape) for row in rows]
+        return cls(setup, rows, encoded, tuple(sorted({*eos_ids, *encoder.end_ids})))
 
     def work(self) -> _Work:
         """Loads the model."""
@@ -279,15 +282,10 @@ def encode(row: PromptRow, encoder: Encoder, options: GenerateConfig, shape: Mod
       UserError: it leaves no room in the context, or it has no such beliefs; names file and line.
     """
     values = row.values
-    texts = {key: values.get(key) or "" for key in ("group", "context")}
-    for key, value in texts.items():
-        if not isinstance(value, str):
-            raise UserError(f"{row.where}: `{key}` must be text, got {value!r}")
-    try:
-        prompt = encoder.encode_prompt(values["prompt"], **texts)[0].tolist()
-    except ValueError as error:
-        raise UserError(f"{row.where}: {error}") from error
-    beliefs, fixed = _beliefs(row, encoder) if options.beliefs else ([], None)
+    example = find_format("prompts").read(values)
+    start = _prompt_of(example, encoder, row.where)
+    prompt = start.ids.tolist()
+    beliefs, fixed = _beliefs(row, start, encoder) if options.beliefs else ([], None)
     room = shape.max_length - len(prompt) - max(map(len, beliefs), default=0)
     if room < 1:
         what = "the prompt with its longest belief" if beliefs else "the prompt"
@@ -298,7 +296,17 @@ def encode(row: PromptRow, encoder: Encoder, options: GenerateConfig, shape: Mod
     return Encoded(prompt, beliefs, fixed)
 
 
-def _beliefs(row: PromptRow, encoder: Encoder) -> tuple[list[list[int]], int | None]:
+def _prompt_of(prompt: Any, encoder: Encoder, where: str) -> Prompt:
+    """A prompt (text, messages or an example) as tokens; UserError with its place where it cannot be one."""
+    try:
+        if not isinstance(prompt, Example):
+            prompt = Example(prompt if isinstance(prompt, str) else as_text(prompt, "prompt"), ())
+        return encoder.prompt(prompt)
+    except ValueError as error:
+        raise UserError(f"{where}: {error}") from error
+
+
+def _beliefs(row: PromptRow, prompt: Prompt, encoder: Encoder) -> tuple[list[list[int]], int | None]:
     options = row.values.get("options")
     if not isinstance(options, list) or not options or not all(isinstance(o, str) for o in options):
         raise UserError(f"{row.where}: generate.beliefs needs `options`, a list of the beliefs, got {options!r}")
@@ -309,7 +317,10 @@ def _beliefs(row: PromptRow, encoder: Encoder) -> tuple[list[list[int]], int | N
         fixed = int(fixed)
     if fixed is not None and (isinstance(fixed, (bool, str)) or fixed not in range(len(options))):
         raise UserError(f"{row.where}: `belief` {fixed!r} is not one of the options {options} or a number below {len(options)}")
-    return [encoder.encode_belief(n, option).tolist() for n, option in enumerate(options)], fixed
+    try:
+        return [ids.tolist() for ids in encoder.beliefs(prompt, options)], fixed
+    except ValueError as error:
+        raise UserError(f"{row.where}: {error}") from error
 
 
 @dataclasses.dataclass(frozen=True)

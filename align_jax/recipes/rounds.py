@@ -40,7 +40,7 @@ from align_jax.recipes import generate, onpolicy, score
 from align_jax.recipes.export import export_model
 from align_jax.recipes.folder import RunFolder
 from align_jax.recipes.say import part_of_a_job, say, say_plainly, speaking
-from align_jax.recipes.setup import Setup
+from align_jax.recipes.setup import Setup, on_its_day
 from align_jax.recipes.source import model_at, trained_model
 from align_jax.recipes.summary import rounds_table, with_interval
 from align_jax.recipes.train import REQUIRED, train
@@ -119,6 +119,7 @@ def rounds(config: Config, stop: StopSignal | None = None) -> Rounds:
     """
     config.require(*REQUIRED, "rounds")
     config, _ = config.for_training()
+    config = on_its_day(config)
     with contextlib.ExitStack() as stack:
         stack.enter_context(speaking(config.log.quiet, config.log.progress))
         stop = stack.enter_context(StopSignal(tell=say)) if stop is None else stop

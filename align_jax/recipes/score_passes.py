@@ -20,6 +20,7 @@ from align_jax.errors import UserError
 from align_jax.files import ResultsFile
 from align_jax.models import ModelConfig
 from align_jax.objectives import name_of
+from align_jax.recipes.sampled_ids import SampledIds
 from align_jax.recipes.say import say, watching
 from align_jax.recipes.setup import Setup
 from align_jax.recipes.source import ModelSource, TrainedModel, current_model, model_at
@@ -74,9 +75,12 @@ def encode_rows(rows: InputRows, encoder: Encoder, shape: ModelConfig) -> list[T
     ends, most = shape.head == "score", shape.max_length
     what = "reward model" if ends else "model"
     groups, prompts, responses = [], 0, 0
+    ids = SampledIds(encoder) if not ends else None
     for i, example in enumerate(rows.examples):
         try:
-            group, cut, cuts = encode_group(encoder, example, i, ends=ends)
+            # A reward model reads texts, with a tokenizer of its own.
+            example = dataclasses.replace(example, tokens=None) if ids is None else ids.of(example, rows.values[i])
+            group, prompt, answers = encode_group(encoder, example, i, ends=ends)
         except RowError as error:
             raise UserError(f"{rows.where[i]}: {error}") from error
         lengths = [len(segment.tokens) for segment in group.segments]
@@ -86,10 +90,13 @@ def encode_rows(rows: InputRows, encoder: Encoder, shape: ModelConfig) -> list[T
                 f"{rows.where[i]}: the prompt with its longest response has {longest} tokens, more than the {most} of "
                 f"the {what}'s context; lower data.max_prompt_tokens and data.max_response_tokens"
             )
-        prompts, responses = prompts + cut, responses + sum(cuts)
+        cuts = [answer.cut for answer in answers]
+        prompts, responses = prompts + prompt.cut, responses + sum(cuts)
         groups.append(group)
         if not ends:
             rows.columns[i] |= {"lengths": lengths, "truncated": cuts}
+    for line in [] if ids is None else ids.lines():
+        say(line)
     if prompts or responses:
         limits = f"{encoder.config.max_prompt_tokens} and {encoder.config.max_response_tokens} tokens"
         say(f"for the {what}, cut to {limits}: {plural(prompts, 'prompt')} and {plural(responses, 'response')}")
@@ -133,8 +140,8 @@ def reward_pass(config: Config, rows: InputRows) -> Pass:
     """The pass of `score.reward_model`; that of a run takes the texts as its run did, with the run's `data` section."""
     key, numbers = "score.reward_model", config.model
     source = model_at(config.score.reward_model, "score", key)
-    data = source.run.config.data if isinstance(source, TrainedModel) else config.data or DataConfig()
     setup = Setup.of(config, source)
+    data = source.run.config.data if isinstance(source, TrainedModel) else setup.config.data or DataConfig()
     encoder = Encoder(source.tokenizer, data, source.shape.vocab_size)
     groups = encode_rows(rows, encoder, source.shape)
 

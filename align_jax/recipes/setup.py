@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import datetime
 import functools
 import json
 from collections.abc import Iterable, Iterator
@@ -24,7 +25,7 @@ from align_jax.files import write_whole
 from align_jax.models.attention import choose_backend
 from align_jax.objectives import Objective
 from align_jax.parallel.mesh import data_shards, make_mesh
-from align_jax.parallel.processes import LargestAhead, largest_anywhere
+from align_jax.parallel.processes import LargestAhead, largest_anywhere, of_first
 from align_jax.recipes.folder import RunFolder
 from align_jax.recipes.say import say, say_once, watched, watching
 from align_jax.recipes.source import ModelSource, reference_model, starting_model
@@ -60,6 +61,7 @@ class Setup:
           UserError: a mesh that does not fit the devices, or a model that cannot be read.
         """
         mesh = make_mesh(*config.mesh_sizes(jax.device_count()))
+        config = on_its_day(config)
         return cls(config, mesh, starting_model(config) if source is None else source)
 
     @property
@@ -140,6 +142,7 @@ class Setup:
                 arrangement=objective.arrangement,
                 seed=self.config.run.seed,
                 ends=objective.head == "score",
+                spool_dir=self.folder.path / "spool",
                 opened=opened,
             )
 
@@ -218,6 +221,18 @@ class Setup:
         return {"ref_logps": values}
 
 
+def on_its_day(config: Config) -> Config:
+    """The config with `data.date`: as given, else that of the run in `run.dir`, else today, the same on every process."""
+    if config.data is None or config.data.date is not None:
+        return config
+    folder = RunFolder(Path(config.run.dir)).newest if config.run.dir else None
+    stored = folder.config.data if folder is not None and folder.is_run else None
+    day = stored.date if stored is not None else None
+    if day is None:
+        day = datetime.date.fromordinal(of_first(datetime.date.today().toordinal())).isoformat()
+    return dataclasses.replace(config, data=dataclasses.replace(config.data, date=day))
+
+
 def _longest(config: Config) -> int | None:
     """Tokens of the longest prompt row and response row together, with their padding; None: any number."""
     data, bench = config.data or DataConfig(), config.bench
@@ -230,7 +245,8 @@ def _longest(config: Config) -> int | None:
 
 def report_data(which: str, dataset: GroupDataset, folder: Path) -> None:
     """Says how much data there is and what was left out; lists bad rows in the run folder."""
-    say(f"data.{which}: {dataset.describe()}")
+    for line in (dataset.describe(), *dataset.notes):
+        say(f"data.{which}: {line}")
     if dataset.bad_rows and jax.process_index() == 0:
         lines = "".join(json.dumps(bad) + "\n" for bad in dataset.bad_rows)
         write_whole(folder / f"bad_rows.{which}.jsonl", lines)

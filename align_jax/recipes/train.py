@@ -16,6 +16,7 @@ from align_jax.config.jobs import JOBS
 from align_jax.cost.compilations import so_far
 from align_jax.data import BatchLoader, GroupDataset
 from align_jax.errors import UserError
+from align_jax.objectives.by_source import told_apart
 from align_jax.parallel.mesh import put_batch
 from align_jax.parallel.stop import StopSignal
 from align_jax.recipes.announced import AnnouncedStep
@@ -209,7 +210,7 @@ def _train(training: Training, measure: Callable | None, stop: StopSignal, told:
             setup.mesh,
             training.where,
             setup.scorer,
-            config.objective,
+            told_apart(config.objective, training.dataset.source_names),
             training.optimizer,
             seed=config.run.seed,
             horizon=optim.Horizon.of(config.optimizer, steps),

@@ -54,11 +54,16 @@ def sum_over_responses(
 
 
 def one_slot_per_token(batch: GroupBatch) -> GroupBatch:
-    """The batch with R slots in place of each, R the length of its rows: one for every target of the response, in order."""
+    """The batch with R slots in place of each, R the length of its rows: one for every target of the response, in order.
+
+    Targets that are not scored have a slot too, with nothing in it.
+    """
     slots, length = jnp.asarray(batch.slots), batch.slots.shape[-1]
-    at = jnp.arange(length)
-    begins = jnp.concatenate([jnp.ones_like(slots[..., :1], bool), slots[..., 1:] != slots[..., :-1]], axis=-1)
-    first = jax.lax.cummax(jnp.where(begins, at, 0), axis=slots.ndim - 1)
+    at, segments, last = jnp.arange(length), jnp.asarray(batch.segments), slots.ndim - 1
+    latest = jax.lax.cummax(jnp.where(slots >= 0, at, -1), axis=last)
+    before = jnp.concatenate([jnp.full_like(latest[..., :1], -1), latest[..., :-1]], axis=-1)  # the scored target before
+    same = (before >= 0) & (jnp.take_along_axis(segments, jnp.maximum(before, 0), axis=-1) == segments)
+    first = jax.lax.cummax(jnp.where((slots >= 0) & ~same, at, 0), axis=last)
     mask = jnp.repeat(jnp.asarray(batch.mask), length, axis=1)
     return dataclasses.replace(batch, slots=jnp.where(slots < 0, -1, slots * length + at - first), mask=mask)
 

@@ -78,7 +78,7 @@ def test_pair_takes_best_against_worst_and_drops_what_has_no_contrast(tmp_path):
     assert len(data) == 2 and data.slots == 2
     assert texts(data[0]) == {0: "b0</s>", 1: "a0</s>"} and data[0].labels["scores"].tolist() == [3, 1]
     assert texts(data[1]) == {0: "b3</s>", 1: "a3</s>"} and data[1].row == 1 and "rows.jsonl:4" in data.where(1)
-    assert "2 rows without two different scores dropped" in data.describe()
+    assert "2 rows without two different scores and texts dropped" in data.describe()
     assert "2 of the groups have one score for all responses" in dataset(tmp_path, GROUPS, "groups", "group").describe()
     with pytest.raises(UserError, match="none of the 1 rows has two different scores"):
         dataset(tmp_path, GROUPS[1:2], "groups", "pair")

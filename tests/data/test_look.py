@@ -107,7 +107,8 @@ def test_a_look_keeps_no_example():
     look, seen = Look(), []
 
     class Example:
-        prompt, group, context, opinion = "p", "", "", None
+        prompt, group, context, opinion, tools, documents = "p", "", "", None, None, None
+        responses, source, left_out = (), "", 0
 
         def __del__(self):
             seen.append("gone")

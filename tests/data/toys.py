@@ -13,7 +13,7 @@ CHAT = (
 )
 
 
-def char_tokenizer(*, bos="<s>", eos="</s>", pad=None, adds_bos=False, chat=None, spaces=False):
+def char_tokenizer(*, bos="<s>", eos="</s>", pad=None, adds_bos=True, chat=None, spaces=False):
     """One token a character. `adds_bos`: its post-processor puts BOS in front. `spaces`: SentencePiece's leading space."""
     special = ["<unk>", *dict.fromkeys(t for t in (bos, eos, pad) if t)]
     vocab = {token: i for i, token in enumerate([*special, "▁", *(chr(c) for c in range(32, 127)), "\n"])}
@@ -23,7 +23,7 @@ def char_tokenizer(*, bos="<s>", eos="</s>", pad=None, adds_bos=False, chat=None
     core.pre_tokenizer = pre_tokenizers.Split("", "isolated")
     core.decoder = decoders.Fuse()
     core.add_special_tokens(special)
-    if adds_bos:
+    if adds_bos and bos:
         core.post_processor = processors.TemplateProcessing(single=f"{bos} $A", special_tokens=[(bos, vocab[bos])])
     made = PreTrainedTokenizerFast(tokenizer_object=core, unk_token="<unk>", bos_token=bos, eos_token=eos, pad_token=pad)
     if chat is not None:

@@ -192,7 +192,7 @@ def test_logps_are_those_of_the_model(model):
 class Letters:
     """A tokenizer of one letter a token, without special tokens."""
 
-    def decode(self, tokens, skip_special_tokens=True):
+    def decode(self, tokens, **exactly):
         return "".join(chr(64 + t) for t in tokens)
 
     def encode(self, text, add_special_tokens=False):
@@ -202,7 +202,7 @@ class Letters:
 class Words(Letters):
     """Letters 1 to 26 begin a word; like sentencepiece's, it drops the space in front of the first."""
 
-    def decode(self, tokens, skip_special_tokens=True):
+    def decode(self, tokens, **exactly):
         return "".join(" " * (t <= 26) + chr(64 + t).lower() for t in tokens).removeprefix(" ")
 
     def encode(self, text, add_special_tokens=False):

@@ -149,13 +149,14 @@ def test_a_run_keeps_what_it_promises(world, whole):
 def test_the_kl_is_the_mean_log_ratio_of_what_was_sampled(world, whole):
     import align_jax
     from align_jax.data import Encoder
+    from align_jax.data.formats import Example
 
     folder, _ = world
     from transformers import AutoTokenizer
 
     encoder = Encoder(AutoTokenizer.from_pretrained(folder / "tokenizer"), DataConfig(max_prompt_tokens=8))
     scored = rows(whole / "rounds" / "2" / "eval_scored.jsonl")
-    prompts = [encoder.encode_prompt(row["prompt"])[0].tolist() for row in scored]
+    prompts = [encoder.prompt(Example(row["prompt"], ())).ids.tolist() for row in scored]
     batch = align_jax.make_groups(prompts, [row["tokens"] for row in scored])
     last, start = (align_jax.load_model(whole / "rounds" / str(n) / "model", dtype="float32") for n in (2, 0))
     ratios = align_jax.response_logps(last, batch) - align_jax.response_logps(start, batch)

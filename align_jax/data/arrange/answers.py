@@ -6,30 +6,35 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from align_jax.data.encode import Encoder
+from align_jax.data.encode import Answer, Encoder, Prompt
 from align_jax.data.formats.example import Example, Text
 from align_jax.data.records import Segment, TokenGroup
 
 
-def encode_answer(encoder: Encoder, example: Example, which: int) -> tuple[np.ndarray, bool]:
-    """Token ids of one response, after the belief that it states where it has one, and whether it was cut."""
+def encode_answer(encoder: Encoder, prompt: Prompt, example: Example, which: int) -> Answer:
+    """One response as tokens, after the belief that it states where it has one."""
     if example.tokens is not None:
-        return encoder.cut_sample(example.tokens[which])
-    before, opinion = None, example.opinion
+        return encoder.sample(example.tokens[which])
+    belief, opinion = None, example.opinion
     if opinion is not None:
         number = opinion.accepted if which == 0 else opinion.rejected
-        before = encoder.encode_belief(number, opinion.options[number])
-    return encoder.encode_response(example.prompt, example.responses[which], before)
+        belief = number, opinion.options[number]
+    return encoder.answer(prompt, example.responses[which], belief)
 
 
 def encode_group(
     encoder: Encoder, example: Example, row: int = 0, *, ends: bool = False
-) -> tuple[TokenGroup, bool, list[bool]]:
-    """All responses of an example as a group, whether the prompt was cut, and which responses were."""
-    prompt, cut = encoder.encode_prompt(example.prompt, example.group, example.context)
-    answers = [encode_answer(encoder, example, k) for k in range(len(example.responses))]
-    segments = tuple(Segment(tokens, k) for k, (tokens, _) in enumerate(answers))
-    return TokenGroup(row, prompt, segments, len(segments), ends=ends), cut, [was_cut for _, was_cut in answers]
+) -> tuple[TokenGroup, Prompt, list[Answer]]:
+    """All responses of an example as a group; the prompt and the responses say what was cut of them."""
+    prompt = encoder.prompt(example)
+    answers = [encode_answer(encoder, prompt, example, k) for k in range(len(example.responses))]
+    segments = tuple(segment_of(answer, k) for k, answer in enumerate(answers))
+    return TokenGroup(row, prompt.ids, segments, len(segments), ends=ends), prompt, answers
+
+
+def segment_of(answer: Answer, slot: int, parent: int = -1) -> Segment:
+    """A response in a slot."""
+    return Segment(answer.tokens, slot, parent, answer.scored)
 
 
 def one_score(example: Example) -> bool:
@@ -50,4 +55,4 @@ def subset(scores: Sequence[float], most: int | None, seed: tuple[int, int]) -> 
 
 def characters(text: Text) -> int:
     """Length of a text before anything is cut."""
-    return len(text) if isinstance(text, str) else sum(len(message["content"]) for message in text)
+    return len(text) if isinstance(text, str) else sum(len(message.get("content") or "") for message in text)

@@ -7,9 +7,9 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
-from align_jax.data.arrange.answers import encode_answer
+from align_jax.data.arrange.answers import encode_answer, segment_of
 from align_jax.data.arrange.survey import Item, Survey
-from align_jax.data.encode import Encoder
+from align_jax.data.encode import Answer, Encoder
 from align_jax.data.formats.example import Example
 from align_jax.data.records import Segment
 from align_jax.errors import UserError
@@ -23,7 +23,7 @@ class Arranger:
       survey: what the arrangement's own `survey` gave.
       encoder: text to tokens; its `config` is the `data` section.
       seed: decides which responses `max_responses` keeps and which completions are mismatched.
-      group_names: values of the `group` column, sorted.
+      group_names: values of the `group` column, sorted. source_names: of a mixture's data sets.
       ends: as `TokenGroup.ends`.
     """
 
@@ -35,19 +35,22 @@ class Arranger:
         *,
         seed: int,
         group_names: Sequence[str] = (),
+        source_names: Sequence[str] = (),
         ends: bool = False,
     ):
         self.example, self.survey, self.encoder, self.seed, self.ends = example, survey, encoder, seed, ends
         self.group_ids = {name: i for i, name in enumerate(group_names)}
+        self.source_ids = {name: i for i, name in enumerate(source_names)}
 
-    def answer(self, example: Example, which: int) -> tuple[np.ndarray, bool]:
-        """Token ids of one response, and whether it was cut."""
-        return encode_answer(self.encoder, example, which)
+    def answer(self, example: Example, which: int) -> Answer:
+        """One response as tokens."""
+        return encode_answer(self.encoder, self.encoder.prompt(example), example, which)
 
     def segments(self, example: Example, keep: Sequence[int]) -> tuple[list[Segment], int]:
         """Responses of an example in slots 0, 1, ..., and how many of them were cut."""
-        encoded = [self.answer(example, i) for i in keep]
-        return [Segment(tokens, k) for k, (tokens, _) in enumerate(encoded)], sum(cut for _, cut in encoded)
+        prompt = self.encoder.prompt(example)
+        answers = [encode_answer(self.encoder, prompt, example, i) for i in keep]
+        return [segment_of(answer, k) for k, answer in enumerate(answers)], sum(answer.cut for answer in answers)
 
     def stranger(self, index: int, example: Example) -> tuple[Item, Example]:
         """An item with another prompt: the next of a cycle through all items, so that each is (nearly) one other's."""

@@ -116,17 +116,19 @@ class Arrangement:
         """A group as tokens, with the labels that every arrangement has: what was cut, and the number of its `group`."""
         item = arranger.survey.items[index]
         example = arranger.example(item.row)
-        prompt, cut = arranger.encoder.encode_prompt(example.prompt, example.group, example.context)
+        prompt = arranger.encoder.prompt(example)
         filled, wanted = self.fill(index, item, example, arranger), self.labels
         if filled.labels.keys() != wanted.keys():
             made, said = sorted(filled.labels), sorted(wanted)
             raise ValueError(f"{type(self).__name__}.fill gives the labels {made}, but its `labels` are {said}")
-        labels = {**filled.labels, "truncated": np.asarray([cut, filled.cut], np.int32)}
+        labels = {**filled.labels, "truncated": np.asarray([prompt.cut, filled.cut], np.int32)}
         if arranger.group_ids:
             labels["group_id"] = np.asarray(arranger.group_ids.get(example.group, -1), np.int32)
+        if arranger.source_ids:
+            labels["source_id"] = np.asarray(arranger.source_ids[example.source], np.int32)
         slots = len(filled.segments) if filled.slots is None else filled.slots
         per_response = tuple(name for name, label in wanted.items() if label.per_response)
-        return TokenGroup(index, prompt, tuple(filled.segments), slots, labels, arranger.ends, per_response)
+        return TokenGroup(index, prompt.ids, tuple(filled.segments), slots, labels, arranger.ends, per_response)
 
     def sizes(self, slots: int) -> dict[str, int]:
         """Sizes of the named axes of labels in a group of K slots."""

@@ -5,18 +5,18 @@ from __future__ import annotations
 import collections
 import dataclasses
 from collections.abc import Iterable, Iterator, Sequence
-from typing import Any
 
 import numpy as np
 
 from align_jax import registry
+from align_jax.data.arrange.answers import segment_of
 from align_jax.data.arrange.arranger import Arranger
 from align_jax.data.arrange.base import Arrangement, Filled
 from align_jax.data.arrange.labels import Label
 from align_jax.data.arrange.survey import Item, Survey
 from align_jax.data.config import DataConfig
 from align_jax.data.encode import plain_key
-from align_jax.data.formats.example import Example
+from align_jax.data.formats.example import Example, Text
 from align_jax.data.records import Segment
 
 TEXTS = {"dpo": 2, "kto": 3, "mpo": None}  # preference -> texts of a group; None: as many as there are
@@ -91,25 +91,29 @@ class Beliefs(Arrangement):
     def fill(self, index: int, item: Item, example: Example, arranger: Arranger) -> Filled:
         opinion, survey = example.opinion, arranger.survey
         count, slots = survey.beliefs, survey.slots
-        beliefs = [Segment(arranger.encoder.encode_belief(i, o), i) for i, o in enumerate(opinion.options)]
-        texts, scores = self._texts(index, item, example, arranger)
-        segments = beliefs + [Segment(t, count + i, opinion.accepted) for i, (t, _) in enumerate(texts)]
+        prompt = arranger.encoder.prompt(example)
+        statements = arranger.encoder.beliefs(prompt, opinion.options)
+        beliefs = [Segment(ids, i) for i, ids in enumerate(statements)]
+        chosen, scores = self._texts(index, item, example, arranger)
+        belief = opinion.accepted, opinion.options[opinion.accepted]
+        texts = [arranger.encoder.after_belief(prompt, belief, statements[opinion.accepted], text) for text in chosen]
+        segments = beliefs + [segment_of(text, count + i, opinion.accepted) for i, text in enumerate(texts)]
         targets = opinion.probabilities if opinion.probabilities is not None else survey.targets[plain_key(example)]
         labels = {"target_probs": _padded(targets, count), "chosen_belief": np.asarray(opinion.accepted, np.int32)}
         if self.preference == "mpo":
             labels["text_scores"] = _padded(scores, slots - count)
-        return Filled(segments, labels, sum(cut for _, cut in texts), slots)
+        return Filled(segments, labels, sum(text.cut for text in texts), slots)
 
-    def _texts(self, index: int, item: Item, example: Example, arranger: Arranger) -> tuple[list[Any], list[float]]:
-        encode = arranger.encoder.encode_response
+    def _texts(self, index: int, item: Item, example: Example, arranger: Arranger) -> tuple[list[Text], list[float]]:
+        """The texts of a group, and a score of each."""
         if self.preference == "mpo":
             sets = ((item.accepted, 0), (item.rejected, 1))
             chosen = [(arranger.example(row).responses[which], 1.0 - which) for rows, which in sets for row in rows]
-            return [encode(example.prompt, text) for text, _ in chosen], [score for _, score in chosen]
-        texts = [encode(example.prompt, text) for text in example.responses]
+            return [text for text, _ in chosen], [score for _, score in chosen]
+        texts = list(example.responses)
         if self.preference == "kto":
             _, stranger = arranger.stranger(index, example)
-            texts.append(encode(example.prompt, stranger.responses[0]))
+            texts.append(stranger.responses[0])
         return texts, [1.0, 0.0]
 
 

@@ -8,9 +8,10 @@ from typing import Any
 
 import numpy as np
 
-from align_jax.data.arrange.answers import characters, one_score, subset
+from align_jax.data.arrange.answers import characters, subset
 from align_jax.data.arrange.arranger import Arranger
 from align_jax.data.arrange.base import Arrangement, Filled
+from align_jax.data.arrange.contrast import no_contrast
 from align_jax.data.arrange.labels import Label
 from align_jax.data.arrange.survey import Item
 from align_jax.data.formats.example import Example
@@ -45,7 +46,11 @@ class Group(Scored):
     name = "group"
 
     def is_level(self, example: Example) -> bool:
-        return one_score(example)
+        return no_contrast(example)
+
+    def items(self, row: int, example: Example) -> list[Item]:
+        """A group without contrast is kept, and counted, unless it lost that with its empty answers."""
+        return [] if example.left_out and no_contrast(example) else [Item(row)]
 
     def fill(self, index: int, item: Item, example: Example, arranger: Arranger) -> Filled:
         keep = subset(example.scores, arranger.encoder.config.max_responses, (arranger.seed, index))

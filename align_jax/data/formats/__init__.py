@@ -25,7 +25,8 @@ def find_format(name: str) -> Format:
 
 
 def recognized(row: Mapping, where: str) -> Format:
-    """The format whose columns a row has: of several that one with the most which can read it; prompts alone are the last.
+    """The format whose columns a row has: of several that one with the most which can read it; those that judge responses come
+    first, prompts alone are the last.
 
     Args:
       row: the first one. where: its place, for errors.
@@ -36,14 +37,18 @@ def recognized(row: Mapping, where: str) -> Format:
     there = {name for name, value in row.items() if value is not None}
     fitting = [f for f in FORMATS.values() if f.columns and there.issuperset(f.columns)]
     if not fitting:
-        known = "; ".join(f"{name}: {', '.join(f.columns)}" for name, f in FORMATS.items() if f.columns)
-        raise UserError(
-            f"{where}: data.format is auto, but the columns with a value, {', '.join(sorted(there)) or '(none)'}, are those of "
-            f"no format; the formats and their columns are: {known}"
-        )
-    fitting.sort(key=lambda f: -len(f.columns))
+        raise UserError(f"{where}: data.format is auto, but the columns with a value, {_no_format(there)}")
+    fitting.sort(key=lambda f: (f.responses == 0, not f.judged, -len(f.columns)))
     # A malformed row is that of the format with the most columns, and not a prompt with columns that mean nothing.
     return next((f for f in fitting if f.responses != 0 and _reads(f, row)), fitting[0])
+
+
+def _no_format(there: set[str]) -> str:
+    named = f"{', '.join(sorted(map(str, there))) or '(none)'}, are those of no format"
+    if "text" in there:
+        return f"{named}: plain text (`text`) says nowhere where a prompt ends; give `prompt` and `completion`, or `messages`"
+    known = "; ".join(f"{name}: {', '.join(f.columns)}" for name, f in FORMATS.items() if f.columns)
+    return f"{named}; the formats and their columns are: {known}"
 
 
 def _reads(data_format: Format, row: Mapping) -> bool:
@@ -56,4 +61,4 @@ def _reads(data_format: Format, row: Mapping) -> bool:
 
 def spelled(data_format: Format) -> str:
     """The name under which `find_format` finds it."""
-    return registry.spelled(data_format, __name__)
+    return registry.spelled(data_format.representative, __name__)

@@ -7,7 +7,9 @@ from collections.abc import Mapping
 from typing import ClassVar
 
 from align_jax.data.formats.example import Example
-from align_jax.data.sources import RowError
+from align_jax.data.formats.fields import said
+from align_jax.data.formats.messages import objects, with_system
+from align_jax.data.sources import RowError, Source
 
 
 class Format:
@@ -19,6 +21,7 @@ class Format:
         that is trained.
       responses: how many responses every row has: 0 for prompts alone, 2 for pairs; None for any number.
       has_beliefs: whether rows have `Example.opinion`.
+      judged: whether rows say how good a response is, by scores, a label or what it stands against.
       columns: that every row has, by which `data.format: auto` knows it; none: it is never chosen so.
     """
 
@@ -27,9 +30,26 @@ class Format:
     evaluated_as: ClassVar[str | None] = None
     responses: ClassVar[int | None] = None
     has_beliefs: ClassVar[bool] = False
+    judged: ClassVar[bool] = True
+
+    @property
+    def parts(self) -> tuple[Format, ...]:
+        """The formats that rows have: this one, or those of a mixture."""
+        return (self,)
+
+    @property
+    def representative(self) -> Format:
+        """The format by whose name rows like these are evaluated: this one, or one of a mixture."""
+        return self
+
+    def arranged(self, source: Source) -> Source:
+        """The source with a row for every group, where its own rows are parts of one, or several."""
+        return source
 
     def parse(self, row: Mapping) -> Example:
-        """The columns of this format as an example; RowError names what is malformed. `group` and `context` are added."""
+        """The columns of this format as an example; RowError names what is malformed. `group`, `context`, `system`, `tools` and
+        `documents` are added.
+        """
         raise TypeError(f"{type(self).__name__} does not define `parse`")
 
     def read(self, row: Mapping) -> Example:
@@ -53,5 +73,12 @@ def completed(example: Example, row: Mapping) -> Example:
     for i, response in enumerate(example.responses):
         if not isinstance(response, str) and response[-1]["role"] != "assistant":
             raise RowError(f"response {i}: the last message must be the assistant's, not of {response[-1]['role']!r}")
-    group, context = (str(row.get(name) or "") for name in ("group", "context"))
-    return dataclasses.replace(example, group=group, context=context)
+    found: dict = {name: said(row.get(name)) for name in ("group", "context")}
+    for name in ("tools", "documents"):
+        given = objects(row.get(name), name)
+        found[name] = getattr(example, name) if given is None else tuple(given)
+    system = row.get("system")
+    if system is not None and not isinstance(system, str):
+        raise RowError(f"field 'system': expected text, got {type(system).__name__}")
+    prompt = with_system(example.prompt, system) if system and system.strip() else example.prompt
+    return dataclasses.replace(example, prompt=prompt, **found)

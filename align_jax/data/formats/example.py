@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping
+from typing import Any
 
-Text = str | tuple[Mapping[str, str], ...]  # plain text, or the messages of a conversation
+# Plain text, or the messages of a conversation: `role`, `content` (text, or parts of type text), and what else a chat template
+# may use, such as `tool_calls`; keys without a value are left out
+Text = str | tuple[Mapping[str, Any], ...]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -30,6 +33,9 @@ class Example:
       opinion: the beliefs of the row, else None.
       group, context: optional columns, for templates and for metrics per group of people.
       tokens: ids of every response as a model sampled them, its end token included, else None.
+      tools, documents: what a chat template is given beside the messages, else None.
+      source: the label of the data set that the row is of, in a mixture of several.
+      left_out: how many empty responses were left out (`data.on_empty: drop`).
     """
 
     prompt: Text
@@ -40,3 +46,7 @@ class Example:
     group: str = ""
     context: str = ""
     tokens: tuple[tuple[int, ...], ...] | None = None
+    tools: tuple[Mapping[str, Any], ...] | None = None
+    documents: tuple[Mapping[str, Any], ...] | None = None
+    source: str = ""
+    left_out: int = 0

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import decimal
+import math
+import numbers
 from collections.abc import Mapping
 from typing import Any
 
 from align_jax.data.formats.example import Text
+from align_jax.data.formats.messages import conversation, short
 from align_jax.data.sources import RowError
 
 _LARGEST = 3.4e38  # of float32, in which scores travel
@@ -25,29 +29,47 @@ def text(row: Mapping, name: str) -> Text:
 
 def as_text(value: Any, name: str) -> Text:
     """Plain text that is not blank, or a list of messages with `role` and `content`."""
+    if isinstance(value, str) and not value.strip():
+        raise RowError(f"field {name!r} is empty")
+    return as_response(value, name)
+
+
+def response(row: Mapping, name: str) -> Text:
+    """A field with an answer."""
+    return as_response(field(row, name), name)
+
+
+def as_response(value: Any, name: str) -> Text:
+    """Text or a list of messages; text may be blank, which is an empty answer: the end token alone."""
     if isinstance(value, str):
-        if not value.strip():
-            raise RowError(f"field {name!r} is empty")
-        return value
+        return value if value.strip() else ""
     if isinstance(value, list | tuple) and value:
-        for message in value:
-            if not (isinstance(message, Mapping) and all(isinstance(message.get(k), str) for k in ("role", "content"))):
-                raise RowError(f"field {name!r}: a message needs text in 'role' and 'content', got {message!r}")
-        return tuple({"role": m["role"], "content": m["content"]} for m in value)
+        return conversation(value, name)
     raise RowError(f"field {name!r}: expected text or a list of messages, got {short(value)}")
-
-
-def short(value: Any) -> str:
-    """A value for an error, cut to a line."""
-    spelled = repr(value)
-    return spelled if len(spelled) < 60 else spelled[:57] + "..."
 
 
 def number(value: Any, name: str) -> float:
     """A finite number that float32 holds."""
-    if isinstance(value, bool) or not isinstance(value, int | float) or not abs(value) <= _LARGEST:
+    is_number = isinstance(value, numbers.Real | decimal.Decimal) and not isinstance(value, bool)
+    if not is_number or not abs(value) <= _LARGEST:
         raise RowError(f"field {name!r}: expected a finite number, got {value!r}")
     return float(value)
+
+
+def whole(value: Any) -> int | None:
+    """The whole number that a value is or says (`0`, `0.0`, `"0"`), or None."""
+    if isinstance(value, str) and value.strip().isdecimal():
+        return int(value)
+    is_number = isinstance(value, numbers.Real) and not isinstance(value, bool)
+    return int(value) if is_number and math.isfinite(value) and value == int(value) else None
+
+
+def said(value: Any) -> str:
+    """A value of a column such as `group` as text: 0 and false are values, None and blank text are none."""
+    if value is None or (isinstance(value, float) and math.isnan(value)):  # pandas writes NaN where there is none
+        return ""
+    number = None if isinstance(value, str) else whole(value)  # 1 and 1.0 are one group
+    return str(value if number is None else number)
 
 
 def items(row: Mapping, name: str) -> list:

@@ -6,8 +6,10 @@ from collections.abc import Mapping
 
 from align_jax.data.formats.base import Format
 from align_jax.data.formats.example import Example, Opinion
-from align_jax.data.formats.fields import as_text, field, items, number, short, text
+from align_jax.data.formats.fields import as_text, field, items, number, response, said, short, text, whole
 from align_jax.data.sources import RowError
+
+_SUM = 1e-2  # what sums are off by in files that do not round
 
 
 class BeliefRows(Format):
@@ -23,26 +25,29 @@ class BeliefRows(Format):
     has_beliefs = True
 
     def parse(self, row: Mapping) -> Example:
-        options = tuple(str(as_text(o, f"options[{i}]")) for i, o in enumerate(items(row, "options")))
+        options = tuple(_option(o, f"options[{i}]") for i, o in enumerate(items(row, "options")))
         if len(options) < 2 or len(set(options)) != len(options):
             raise RowError(f"field 'options': expected at least two different beliefs, got {short(list(options))}")
         chosen = {name: _choice(row, name, options) for name in ("accept_choice_id", "reject_choice_id")}
         return Example(
             text(row, "prompt"),
-            (text(row, "accept_response"), text(row, "reject_response")),
+            (response(row, "accept_response"), response(row, "reject_response")),
             (1.0, 0.0),
             opinion=Opinion(options, _probabilities(row, options), chosen["accept_choice_id"], chosen["reject_choice_id"]),
         )
 
 
+def _option(value: object, name: str) -> str:
+    """A belief as text; a number (a rating, also 0) is one."""
+    return str(as_text(said(value) if isinstance(value, int | float) else value, name))
+
+
 def _choice(row: Mapping, name: str, options: tuple[str, ...]) -> int:
-    value = field(row, name)
-    if isinstance(value, str) and value.isdigit():
-        value = int(value)
-    if isinstance(value, bool) or not isinstance(value, int) or not 0 <= value < len(options):
-        raise RowError(f"field {name!r}: {value!r} is not the number of one of the {len(options)} options, from 0")
+    value = whole(field(row, name))
+    if value is None or not 0 <= value < len(options):
+        raise RowError(f"field {name!r}: {row[name]!r} is not the number of one of the {len(options)} options, from 0")
     written = row.get(name.removesuffix("_id"))
-    if written is not None and written != options[value]:
+    if written is not None and said(written) != options[value]:
         raise RowError(f"field {name.removesuffix('_id')!r}: {written!r} is not option {value}, {options[value]!r}")
     return value
 
@@ -51,6 +56,15 @@ def _probabilities(row: Mapping, options: tuple[str, ...]) -> tuple[float, ...] 
     if row.get("probabilities") is None:
         return None
     values = [number(p, f"probabilities[{i}]") for i, p in enumerate(items(row, "probabilities"))]
-    if len(values) != len(options) or min(values) < 0 or abs(sum(values) - 1) > 1e-2:
-        raise RowError(f"field 'probabilities': expected {len(options)} numbers that sum to 1, got {short(values)}")
+    off = abs(sum(values) - 1)
+    if len(values) != len(options) or min(values) < 0 or off >= _tolerance(values):
+        near = f"; these sum to {sum(values):.4g}" if len(values) == len(options) and off >= _tolerance(values) else ""
+        near += ": percentages? divide them by 100" if near and abs(sum(values) - 100) < 2 else ""
+        raise RowError(f"field 'probabilities': expected {len(options)} numbers that sum to 1, got {short(values)}{near}")
     return tuple(p / sum(values) for p in values)
+
+
+def _tolerance(values: list[float]) -> float:
+    """How far from 1 probabilities can sum that were rounded to the digits that these have: half a last digit each."""
+    digits = max(len(f"{value:.6f}".rstrip("0").partition(".")[2]) for value in values)
+    return max(_SUM + 1e-6, len(values) * 0.5 * 10.0**-digits)

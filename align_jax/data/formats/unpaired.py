@@ -6,7 +6,7 @@ from collections.abc import Mapping
 
 from align_jax.data.formats.base import Format
 from align_jax.data.formats.example import Example
-from align_jax.data.formats.fields import field, text
+from align_jax.data.formats.fields import field, response, text
 from align_jax.data.sources import RowError
 
 
@@ -22,4 +22,4 @@ class UnpairedRows(Format):
         label = field(row, "label")
         if not isinstance(label, bool) and label not in (0, 1):
             raise RowError(f"field 'label': expected true or false, got {label!r}")
-        return Example(text(row, "prompt"), (text(row, "completion"),), desirable=bool(label))
+        return Example(text(row, "prompt"), (response(row, "completion"),), desirable=bool(label))

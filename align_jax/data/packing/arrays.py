@@ -10,7 +10,7 @@ import numpy as np
 from align_jax.batch import GroupBatch
 from align_jax.data.config import DataConfig
 from align_jax.data.encode import Encoder
-from align_jax.data.formats.example import Text
+from align_jax.data.formats.example import Example, Text
 from align_jax.data.formats.fields import as_text
 from align_jax.data.packing.layout import RowLayout, fit, packed_plans, split
 from align_jax.data.packing.plan import GroupSize, Shape, ShardPlan, Unit, group_size, longest, plan_single
@@ -108,7 +108,7 @@ class _Writer:
             for segment in group.segments:
                 if segment.slot >= 0:
                     self.mask[d, g, segment.slot] = True
-                    self.lengths[d, g, segment.slot] = len(segment.tokens)
+                    self.lengths[d, g, segment.slot] = segment.length
 
     def _write_prompts(self, arrays: dict[str, np.ndarray], groups: Sequence[TokenGroup], plan: ShardPlan) -> dict[int, int]:
         """Returns the number of every group's prompt within its row."""
@@ -136,6 +136,8 @@ class _Writer:
             segment += 1
             numbers[index] = segment
             targets, prefix, slots = own.tokens, len(group.prompt), np.full(len(own.tokens), own.slot)
+            if own.scored is not None:
+                slots = np.where(own.scored, own.slot, -1)
             if group.ends:
                 targets, slots = np.append(targets, 0), np.append(np.full(len(targets), -1), own.slot)
             first = group.prompt[-1]
@@ -230,7 +232,7 @@ def make_groups(
         raise ValueError(f"{len(prompts)} prompts, {len(responses)} lists of responses{count}: the numbers must be equal")
     if len(prompts) == 0:
         raise ValueError("make_groups needs at least one prompt")
-    prompts, responses = _as_tokens(prompts, responses, tokenizer)
+    prompts, responses, scored = _as_tokens(prompts, responses, tokenizer)
     groups = []
     for g, (prompt, answers) in enumerate(zip(prompts, responses, strict=True)):
         if len(prompt) == 0 or len(answers) == 0 or any(len(tokens) == 0 for tokens in answers):
@@ -238,7 +240,10 @@ def make_groups(
             raise ValueError(f"group {g} has an empty {what}")
         if scores is not None and np.shape(scores[g]) != (len(answers),):
             raise ValueError(f"group {g} has {len(answers)} responses, but scores of shape {np.shape(scores[g])}")
-        segments = tuple(Segment(np.asarray(tokens, np.int32), k) for k, tokens in enumerate(answers))
+        segments = tuple(
+            Segment(np.asarray(tokens, np.int32), k, scored=of)
+            for k, (tokens, of) in enumerate(zip(answers, scored[g], strict=True))
+        )
         labels = {} if scores is None else {"scores": np.asarray(scores[g], np.float32)}
         tokens = np.asarray(prompt, np.int32)
         groups.append(TokenGroup(g, tokens, segments, len(answers), labels, ends, per_response=tuple(labels)))
@@ -246,22 +251,26 @@ def make_groups(
     return pack_groups(groups, shards=1, groups_per_shard=len(groups), layout=layout)
 
 
-def _as_tokens(prompts: Sequence, responses: Sequence, tokenizer: Any) -> tuple[Sequence, Sequence]:
-    """Prompts and responses as token lists."""
+def _as_tokens(prompts: Sequence, responses: Sequence, tokenizer: Any) -> tuple[Sequence, Sequence, Sequence]:
+    """Prompts and responses as token lists, and which tokens of each response are scored."""
     if tokenizer is None:
         texts = [value for group in (prompts, *responses) for value in group if isinstance(value, str | Mapping)]
         if texts or any(isinstance(value, str) for value in (*prompts, *responses)):
             raise ValueError("make_groups: prompts or responses are texts; give tokenizer=..., or lists of token ids")
-        return prompts, responses
+        return prompts, responses, [[None] * len(group) for group in responses]
     encoder = Encoder(tokenizer, DataConfig(max_prompt_tokens=_UNCUT, max_response_tokens=_UNCUT))
-    encoded, answers = [], []
+    encoded, answers, scored = [], [], []
     for g, (prompt, texts) in enumerate(zip(prompts, responses, strict=True)):
         if isinstance(texts, str):
             raise ValueError(f"group {g}: responses are a list of texts per prompt, [G][K], not one text")
         try:
             whole = prompt if isinstance(prompt, str) else as_text(prompt, "prompt")
-            encoded.append(encoder.encode_prompt(whole)[0])
-            answers.append([encoder.encode_response(whole, text)[0] for text in texts])
+            given = tuple(t if isinstance(t, str) else as_text(t, f"responses[{k}]") for k, t in enumerate(texts))
+            start = encoder.prompt(Example(whole, given))
+            made = [encoder.answer(start, text) for text in given]
         except RowError as error:
             raise UserError(f"group {g}: {error}") from error
-    return encoded, answers
+        encoded.append(start.ids)
+        answers.append([answer.tokens for answer in made])
+        scored.append([answer.scored for answer in made])
+    return encoded, answers, scored

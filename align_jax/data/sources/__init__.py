@@ -1,6 +1,6 @@
 """Where rows come from: random access, a name for every row's place, and a hash of the content."""
 
-from align_jax.data.sources.base import Joined, Part, RowError, Selected, Source
+from align_jax.data.sources.base import Chained, Part, RowError, Selected, Source
 from align_jax.data.sources.given import GivenRows, given_rows
 from align_jax.data.sources.json_files import JsonLines
 from align_jax.data.sources.opening import open_source
@@ -8,7 +8,7 @@ from align_jax.data.sources.plain import broken_text
 
 __all__ = [
     "GivenRows",
-    "Joined",
+    "Chained",
     "JsonLines",
     "Part",
     "RowError",

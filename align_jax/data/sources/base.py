@@ -117,7 +117,7 @@ class Selected:
         return self._source.where(self._rows[index])
 
 
-class Joined:
+class Chained:
     """The rows of several sources, one after the other; their columns may differ.
 
     Args:

@@ -6,8 +6,9 @@ from collections import Counter
 from collections.abc import Iterable
 from pathlib import Path, PurePath
 
+from align_jax.data.sources.array_records import ArrayRecords
 from align_jax.data.sources.arrow import open_tables
-from align_jax.data.sources.base import Joined, Part, Source, at_most
+from align_jax.data.sources.base import Chained, Part, Source, at_most
 from align_jax.data.sources.json_files import open_json
 from align_jax.data.sources.splits import chosen_configuration, matching, splits_of
 from align_jax.errors import UserError
@@ -15,6 +16,7 @@ from align_jax.terminal import plural
 
 TABLES = (".parquet", ".arrow", ".csv", ".tsv")
 JSON = (".jsonl", ".json", ".ndjson")
+RECORDS = (".array_record",)
 _KINDS = {".ndjson": ".jsonl", ".json": ".jsonl"}  # which are read as one
 _ABOUT = {"config.json", "dataset_info.json", "dataset_infos.json", "dataset_dict.json", "state.json"}  # no rows
 
@@ -24,7 +26,7 @@ def kind_of(name: str) -> str | None:
     path = PurePath(name.removesuffix(".gz"))
     ending = path.suffix.lower()
     packed = name.endswith(".gz")
-    known = (*JSON, ".csv", ".tsv") if packed else (*JSON, *TABLES)
+    known = (*JSON, ".csv", ".tsv") if packed else (*JSON, *TABLES, *RECORDS)
     return _KINDS.get(ending, ending) if ending in known else None
 
 
@@ -34,10 +36,13 @@ def open_files(files: list[Path], name: str) -> Source:
     Args:
       files: at least one. name: what they are together.
     """
-    if kind_of(files[0].name) in TABLES:
+    kind = kind_of(files[0].name)
+    if kind in TABLES:
         return open_tables(files, name)
+    if kind in RECORDS:
+        return ArrayRecords(files[0]) if len(files) == 1 else Chained([ArrayRecords(file) for file in files])
     full = [file for file in files if file.stat().st_size] or files[:1]  # a shard may be without rows
-    return open_json(full[0]) if len(full) == 1 else Joined([open_json(file) for file in full])
+    return open_json(full[0]) if len(full) == 1 else Chained([open_json(file) for file in full])
 
 
 def open_folder(folder: Path, part: Part) -> Source:
@@ -103,7 +108,7 @@ def _of_one_kind(folder: Path, files: list[str], notes: list[str]) -> list[str]:
     kinds = {file: kind_of(file) for file in files}
     unknown = [file for file, kind in kinds.items() if kind is None]
     if unknown and len(unknown) == len(files):
-        raise UserError(f"{folder}: {unknown[0]}: expected {', '.join((*JSON, *TABLES))}")
+        raise UserError(f"{folder}: {unknown[0]}: expected {', '.join((*JSON, *TABLES, *RECORDS))}")
     counts = Counter(kind for kind in kinds.values() if kind)
     best = ".parquet" if ".parquet" in counts else max(sorted(counts), key=counts.__getitem__)
     others = [file for file in files if kinds[file] != best]

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from align_jax.data.sources.arrow import is_saved, open_saved
 from align_jax.data.sources.base import Part, Source, at_most
-from align_jax.data.sources.folders import JSON, TABLES, kind_of, open_files, open_folder
+from align_jax.data.sources.folders import JSON, RECORDS, TABLES, kind_of, open_files, open_folder
 from align_jax.data.sources.given import GivenRows
 from align_jax.data.sources.hub import open_hub
 from align_jax.errors import UserError
@@ -16,8 +16,8 @@ def open_source(path: str, part: Part | None = None, *, spool_dir: Path | None =
     """Opens a file, a folder or a hub id.
 
     Args:
-      path: `.jsonl`, `.json`, `.csv` or `.tsv` (also `.gz` of these), `.parquet` or `.arrow`; a folder of such files, whose
-        splits are told by their names or by its README.md; one that `datasets.save_to_disk` wrote; else a hub id.
+      path: `.jsonl`, `.json`, `.csv` or `.tsv` (also `.gz` of these), `.parquet`, `.arrow` or `.array_record`; a folder of such
+        files, whose splits are told by their names or by its README.md; one that `datasets.save_to_disk` wrote; else a hub id.
       part: which part of it is read; or the fields of `Part` by name, such as `split` and `max_rows`.
       spool_dir: where the rows of a streamed hub data set are kept.
 
@@ -34,14 +34,14 @@ def open_source(path: str, part: Part | None = None, *, spool_dir: Path | None =
         return _open_file(file, part)
     if file.is_dir():
         return open_saved(file, part) if is_saved(file) else open_folder(file, part)
-    if file.is_absolute() or file.suffix in (*JSON, *TABLES, ".gz") or path.startswith((".", "~")):
+    if file.is_absolute() or file.suffix in (*JSON, *TABLES, *RECORDS, ".gz") or path.startswith((".", "~")):
         raise UserError(f"{file}: no such file or folder")
     return open_hub(path, part, spool_dir)
 
 
 def _open_file(file: Path, part: Part) -> Source:
     if kind_of(file.name) is None:
-        expected = f"{', '.join((*JSON, *TABLES))}, or .gz of those with text"
+        expected = f"{', '.join((*JSON, *TABLES, *RECORDS))}, or .gz of those with text"
         raise UserError(f"{file}: {file.suffix or 'no'} extension; expected {expected}")
     notes = part.of_local(str(file)) + part.of_whole(f"{file}, a single file,")
     source = open_files([file], str(file))

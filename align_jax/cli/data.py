@@ -1,0 +1,68 @@
+"""The commands about data: `align-jax data check` and `align-jax data convert`."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from pathlib import Path
+from typing import Any
+
+from align_jax.cli.arguments import Argument
+
+STOPPED = 143  # SIGTERM before the work was done
+
+CHECK = (
+    Argument("DATA", "a data file or folder, a hub id, or a config (YAML) or run folder whose data it is"),
+    Argument("--tokenizer", "folder or hub id; without it, and without a model in the config, no tokens are checked", "PATH"),
+    Argument("--json", "print one JSON object instead of text"),
+    Argument("--plot", "draw a picture: .png, .pdf or .svg", "FILE"),
+    Argument("--out", "a folder for report.txt, report.json, report.png and lists of all bad rows", "DIR"),
+    Argument("--strict", "exit with 1 for warnings, too"),
+)
+
+CONVERT = (
+    Argument("INPUT", "a data file or folder, a hub id, or a config whose data.train it is"),
+    Argument("OUTPUT", "the file to write: .jsonl, .jsonl.gz, .parquet or .array_record"),
+    Argument("--to", "groups, pairs, unpaired, samples, prompts or gdpo; by default what loses nothing", "FORMAT"),
+    Argument("--join", "make one group of all rows of a prompt; of pairs, a response's score is the share that it won"),
+    Argument("--reward-model", "score the responses anew: a folder, a hub id or a run folder", "PATH"),
+    Argument("--split", "a fraction of the prompts goes to OUTPUT.eval, the rest to OUTPUT.train", "FRACTION", float),
+    Argument("--force", "replace files that are there"),
+)
+
+
+def check(request: Any) -> int:
+    """`align-jax data check`; 0 where nothing is wrong, 1 where problems were found."""
+    from align_jax.parallel.distributed import quieter
+    from align_jax.terminal import PREFIX, columns, write_line
+
+    quieter()
+    from align_jax.recipes import data_check as recipe
+
+    given = request.given
+    report = recipe.run(request.config(), given["tokenizer"])
+    width = columns(sys.stdout)
+    if given["json"]:
+        print(json.dumps(report.to_json(), ensure_ascii=False))
+    else:
+        print(report.text(width or 100, color=bool(width) and not os.environ.get("NO_COLOR")))
+    lines = recipe.write_report(report, Path(given["out"])) if given["out"] is not None else []
+    if given["plot"] is not None:
+        recipe.plot(report, Path(given["plot"]))
+    for line in lines:
+        write_line(PREFIX + line)
+    return report.status(given["strict"])
+
+
+def convert(request: Any) -> int:
+    """`align-jax data convert`; 143 where SIGTERM ended the scoring, which goes on next time."""
+    from align_jax.parallel.stop import StopSignal
+    from align_jax.recipes import convert as recipe
+
+    given = request.given
+    names = ("to", "join", "reward_model", "split", "force")
+    how = recipe.Conversion(**{name: given[name] for name in names})
+    with StopSignal() as stop:
+        done = recipe.run(request.config(), Path(given["output"]), how, stop.requested)
+    return 0 if done is not None else STOPPED

@@ -1,0 +1,71 @@
+"""Rows that are not yet one group each: several of them joined, or one of them spread."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+from align_jax.data.sources import RowError, Source
+
+
+class Joined:
+    """The rows of a source that agree in one column as one row, in the order in which they first appear.
+
+    Args:
+      source: all rows. by: the column. columns: those whose values become lists; of others, the first row's are kept.
+    """
+
+    def __init__(self, source: Source, by: str, columns: Sequence[str]):
+        self._source, self._columns = source, columns
+        groups: dict[Any, list[int]] = {}
+        for number in range(len(source)):
+            try:
+                key = repr(source[number].get(by))
+            except RowError:
+                key = number  # said where it is read
+            groups.setdefault(key, []).append(number)
+        self._groups = list(groups.values())
+        self.digest = hashlib.sha256(f"{source.digest} joined by {by}".encode()).hexdigest()
+        self.notes = source.notes
+
+    def __len__(self) -> int:
+        return len(self._groups)
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        rows = [self._source[number] for number in self._groups[index]]
+        return rows[0] | {name: [row.get(name) for row in rows] for name in self._columns}
+
+    def where(self, index: int) -> str:
+        return self._source.where(self._groups[index][0])
+
+
+class Spread:
+    """Every row of a source as the rows that it stands for.
+
+    Args:
+      source: all rows. parts: row -> its rows; it may raise RowError, which is said where the row is read.
+      name: what is done, for the digest.
+    """
+
+    def __init__(self, source: Source, parts: Callable[[Mapping], Sequence[dict[str, Any]]], name: str):
+        self._source, self._parts = source, parts
+        self._at: list[tuple[int, int]] = []
+        for number in range(len(source)):
+            try:
+                count = len(parts(source[number]))
+            except RowError:
+                count = 1
+            self._at += [(number, k) for k in range(count)]
+        self.digest = hashlib.sha256(f"{source.digest} spread by {name}".encode()).hexdigest()
+        self.notes = source.notes
+
+    def __len__(self) -> int:
+        return len(self._at)
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        number, k = self._at[index]
+        return self._parts(self._source[number])[k]
+
+    def where(self, index: int) -> str:
+        return self._source.where(self._at[index][0])

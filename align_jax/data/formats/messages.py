@@ -1,0 +1,155 @@
+"""Conversations of a row: messages as chat templates take them, whatever layout they are written in."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from typing import Any
+
+from align_jax.data.formats.example import Text
+from align_jax.data.sources import RowError
+
+# ShareGPT's words for who speaks
+_ROLES = {
+    **{"human": "user", "gpt": "assistant", "chatgpt": "assistant", "bing": "assistant", "bard": "assistant"},
+    **{"function_call": "assistant", "observation": "tool", "function_response": "tool"},
+}
+# What an assistant may give in place of words
+_INSTEAD = ("tool_calls", "reasoning_content", "thinking", "function_call")
+
+
+def conversation(value: Any, name: str) -> tuple[Mapping[str, Any], ...]:
+    """A list of messages, each whole: `role`, `content`, and what else it has a value for.
+
+    Args:
+      value: list of messages with `role` and `content`, or with ShareGPT's `from` and `value`. name: its field, for errors.
+
+    Raises:
+      RowError: a message without a role, or whose content is neither text nor made of text.
+    """
+    messages = list(value)
+    if not messages:
+        raise RowError(f"field {name!r}: expected text or a list of messages, got an empty list")
+    return tuple(_message(message, f"{name}[{i}]") for i, message in enumerate(messages))
+
+
+def short(value: Any) -> str:
+    """A value for an error, cut to a line."""
+    spelled = repr(value)
+    return spelled if len(spelled) < 60 else spelled[:57] + "..."
+
+
+def _message(message: Any, name: str) -> dict[str, Any]:
+    if not isinstance(message, Mapping):
+        raise RowError(f"field {name!r}: a message needs 'role' and 'content', got {short(message)}")
+    if message.get("role") is None and message.get("from") is not None:
+        message = {"role": message["from"], "content": message.get("value")} | _rest(message, "from", "value")
+    role = message.get("role")
+    if not isinstance(role, str) or not role.strip():
+        raise RowError(f"field {name!r}: a message needs text in 'role' and 'content', got {short(dict(message))}")
+    found = {"role": _ROLES.get(role, role)}
+    content = _content(message.get("content"), name)
+    more = {key: _given(key, value, name) for key, value in _rest(message, "role", "content").items()}
+    more = {key: value for key, value in more.items() if value is not None and value != []}
+    if content is None and not any(more.get(key) for key in _INSTEAD):
+        if found["role"] != "assistant":
+            raise RowError(f"field {name!r}: a message needs text in 'role' and 'content', got {short(dict(message))}")
+        content = ""  # an empty answer
+    return found | ({} if content is None else {"content": content}) | more
+
+
+def _rest(message: Mapping, *read: str) -> dict[str, Any]:
+    return {key: value for key, value in message.items() if key not in read and value is not None}
+
+
+def _given(key: str, value: Any, name: str) -> Any:
+    """A value without the keys that Arrow filled with None; calls of tools may be JSON text."""
+    return objects(value, f"{name}.{key}") if key == "tool_calls" else without_none(value)
+
+
+def _content(value: Any, name: str) -> str | list[dict[str, str]] | None:
+    if value is None or isinstance(value, str):
+        return value
+    if not isinstance(value, list | tuple):
+        raise RowError(f"field {name!r}: a message needs text in 'role' and 'content', got {short(value)}")
+    parts = [without_none(part) if isinstance(part, Mapping) else part for part in value]
+    for part in parts:
+        kind = part.get("type", "text") if isinstance(part, Mapping) else type(part).__name__
+        if kind != "text" or not isinstance(part.get("text"), str):
+            raise RowError(f"field {name!r}: its content has a part of type {kind!r}; only text is read: {short(part)}")
+    return [{"type": "text", "text": part["text"]} for part in parts] or None
+
+
+def without_none(value: Any) -> Any:
+    """The value without keys that are None, at any depth: a struct of Arrow has every key of every row."""
+    if isinstance(value, Mapping):
+        return {key: without_none(inner) for key, inner in value.items() if inner is not None}
+    return [without_none(inner) for inner in value] if isinstance(value, list | tuple) else value
+
+
+def objects(value: Any, name: str) -> list[dict[str, Any]] | None:
+    """A list of objects, or JSON text of one; each may be JSON text itself. None where it is empty.
+
+    Raises:
+      RowError: anything else.
+    """
+    found = _parsed(value, name) if isinstance(value, str) else without_none(value)
+    if not found:
+        return None
+    if not isinstance(found, list):
+        raise RowError(f"field {name!r}: expected a list of objects, or JSON text of one, got {short(value)}")
+    items = [_parsed(item, name) if isinstance(item, str) else item for item in found]
+    for item in items:
+        if not isinstance(item, Mapping):
+            raise RowError(f"field {name!r}: expected a list of objects, or JSON text of one; it has {short(item)}")
+    return items
+
+
+def _parsed(text: str, name: str) -> Any:
+    if not text.strip():
+        return None
+    try:
+        return json.loads(text)
+    except ValueError as error:
+        raise RowError(f"field {name!r}: expected a list of objects, or JSON text of one, got {short(text)}") from error
+
+
+def words(message: Mapping[str, Any]) -> str:
+    """The text of a message's content, its parts joined."""
+    content = message.get("content") or ""
+    return content if isinstance(content, str) else "".join(part["text"] for part in content)
+
+
+def is_empty(response: Text) -> bool:
+    """Whether an answer says nothing: blank text, or messages with no words, no calls of tools and no thoughts."""
+    if isinstance(response, str):
+        return not response.strip()
+    return not any(words(message).strip() or any(message.get(key) for key in _INSTEAD) for message in response)
+
+
+def last_answer(messages: tuple[Mapping[str, Any], ...], name: str) -> tuple[Text, Text]:
+    """The last turn of the assistant, and all that stands before it.
+
+    Raises:
+      RowError: another one has the last word, or the assistant alone speaks.
+    """
+    if messages[-1]["role"] != "assistant":
+        raise RowError(f"field {name!r}: the last message must be the assistant's, not of {messages[-1]['role']!r}")
+    if len(messages) < 2:
+        raise RowError(f"field {name!r}: the assistant's message is the only one; nothing that it answers stands before it")
+    return messages[:-1], messages[-1:]
+
+
+def with_system(prompt: Text, system: str) -> Text:
+    """The prompt as a conversation that a system turn opens.
+
+    Raises:
+      RowError: it has another one.
+    """
+    first = {"role": "system", "content": system}
+    messages = ({"role": "user", "content": prompt},) if isinstance(prompt, str) else prompt
+    if messages[0]["role"] != "system":
+        return (first, *messages)
+    if words(messages[0]).strip() != system.strip():
+        raise RowError(f"field 'system': the conversation has another system turn, {short(words(messages[0]))}")
+    return messages

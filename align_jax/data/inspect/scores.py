@@ -1,0 +1,138 @@
+"""Scores: their distribution, how they stand within a group, groups without contrast, and whether length explains them."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from scipy import stats
+
+from align_jax.data.inspect.findings import Finding, percent
+from align_jax.data.inspect.gather import Gathered
+
+QUANTILES = (0, 5, 25, 50, 75, 95, 100)
+_LEVEL = 0.5  # share of groups without contrast from which it is a warning
+_DISTINCT = 20  # values that are counted one by one, at most
+
+
+def described(values: np.ndarray) -> dict[str, Any]:
+    """Count, mean, quantiles and distinct values of some numbers; NaN left out."""
+    values = values[np.isfinite(values)]
+    if not len(values):
+        return {"count": 0}
+    distinct, counts = np.unique(values, return_counts=True)
+    found = {"count": len(values), "mean": float(values.mean()), "std": float(values.std()), "distinct": len(distinct)}
+    found["quantiles"] = dict(zip(map(str, QUANTILES), np.percentile(values, QUANTILES).tolist(), strict=True))
+    if len(distinct) <= _DISTINCT:
+        found["values"] = dict(zip(map(str, distinct.tolist()), counts.tolist(), strict=True))
+    return found
+
+
+def standing(gathered: Gathered) -> np.ndarray:
+    """Where each response stands among its row's: (mid-rank - 1/2) / K, so 1/2 on average; of rows with one response, among
+    all those.
+
+    Returns:
+      float64 `[responses]`; NaN where there is no score.
+    """
+    result = np.full(len(gathered.of), np.nan)
+    for members in np.split(np.arange(len(gathered.of)), np.cumsum(gathered.size)[:-1]):
+        scores = gathered.score[members]
+        if len(members) > 1 and np.isfinite(scores).all():
+            result[members] = (stats.rankdata(scores) - 0.5) / len(members)
+    single = gathered.size[gathered.of] == 1
+    if single.any() and np.isfinite(gathered.score[single]).all():
+        result[single] = (stats.rankdata(gathered.score[single]) - 0.5) / single.sum()
+    return result
+
+
+def length_correlation(gathered: Gathered) -> dict[str, Any] | None:
+    """How far longer answers have higher scores: Spearman's rank correlation within groups, its mean over prompts with a 95%
+    interval (prompts are the unit), and over all responses; None where nothing contrasts.
+    """
+    by_prompt: dict[int, list[float]] = {}
+    for position, members in enumerate(np.split(np.arange(len(gathered.of)), np.cumsum(gathered.size)[:-1])):
+        scores, lengths = gathered.score[members], gathered.characters[members]
+        if len(set(scores.tolist())) > 1 and len(set(lengths.tolist())) > 1 and np.isfinite(scores).all():
+            value = float(np.corrcoef(stats.rankdata(scores), stats.rankdata(lengths))[0, 1])
+            by_prompt.setdefault(int(gathered.prompt[position]), []).append(value)
+    values = np.asarray([np.mean(found) for found in by_prompt.values()])
+    if len(values) < 2:
+        return None
+    half = 1.96 * values.std(ddof=1) / np.sqrt(len(values))
+    known = np.isfinite(gathered.score)
+    overall = stats.spearmanr(gathered.score[known], gathered.characters[known]).statistic
+    within = float(values.mean())
+    interval = [max(-1.0, within - half), min(1.0, within + half)]
+    return {"within": within, "interval": [float(v) for v in interval], "overall": float(overall), "prompts": len(values)}
+
+
+def level_rows(gathered: Gathered) -> np.ndarray:
+    """Positions of the rows with several responses that all have one score."""
+    parts = np.split(gathered.score, np.cumsum(gathered.size)[:-1])
+    return np.asarray([i for i, part in enumerate(parts) if len(part) > 1 and len(set(part.tolist())) == 1], np.int64)
+
+
+def score_tables(gathered: Gathered) -> dict[str, Any]:
+    """Scores overall, by the `group` column and by who wrote the responses."""
+    position = standing(gathered)
+    tables: dict[str, Any] = {"overall": described(gathered.score), "length": length_correlation(gathered)}
+    of_group = gathered.group[gathered.of] if len(gathered.of) else gathered.of
+    tables["by_group"] = {name: described(gathered.score[of_group == i]) for i, name in enumerate(gathered.groups)}
+    tables["by_model"] = {
+        name: described(gathered.score[gathered.model == i]) | {"standing": _mean(position[gathered.model == i])}
+        for i, name in enumerate(gathered.models)
+    }
+    return tables
+
+
+def _mean(values: np.ndarray) -> float | None:
+    known = values[np.isfinite(values)]
+    return float(known.mean()) if len(known) else None
+
+
+def score_findings(gathered: Gathered, tables: dict[str, Any]) -> list[Finding]:
+    """What is to say of contrast, constant scores and length."""
+    findings, several = [], int((gathered.size > 1).sum())
+    level = level_rows(gathered)
+    if len(level):
+        findings.append(
+            Finding(
+                "warning" if len(level) >= _LEVEL * several else "note",
+                "no_contrast",
+                f"{len(level)} of {several} groups ({percent(len(level), several)}) have one score for all answers: they give "
+                "no contrast, and objectives of pairs leave them out",
+                tuple(gathered.where(int(i)) for i in level[:3]),
+                len(level),
+            )
+        )
+    if tables["overall"].get("distinct") == 1:
+        findings.append(Finding("problem", "constant_score", f"every score is {gathered.score[0]:g}; nothing can be learned"))
+    findings += _constant_models(gathered)
+    length = tables["length"]
+    if length is not None and length["interval"][0] > 0.2:
+        findings.append(
+            Finding(
+                "note",
+                "length_correlation",
+                f"longer answers have higher scores: rank correlation {_interval(length)} within groups; a model trained on "
+                "this will write longer ones, see length/controlled_accuracy in `align-jax evaluate`",
+            )
+        )
+    return findings
+
+
+def _interval(length: dict[str, Any]) -> str:
+    low, high = length["interval"]
+    return f"{length['within']:.2f} ({low:.2f} to {high:.2f})"
+
+
+def _constant_models(gathered: Gathered) -> list[Finding]:
+    """Models whose answers all have one score, while others' differ: a judge's baseline, or scores that were not computed."""
+    findings = []
+    for i, name in enumerate(gathered.models):
+        scores = gathered.score[gathered.model == i]
+        if len(scores) >= 10 and len(set(scores.tolist())) == 1 and 0 < np.mean(gathered.score < scores[0]) < 1:
+            text = f"all {len(scores)} answers of {name} have the score {scores[0]:g}: the judge's baseline?"
+            findings.append(Finding("note", "constant_model", text, count=len(scores)))
+    return findings

@@ -1,0 +1,111 @@
+"""Several data sets as one: their rows one after the other, and how often each group stands in an epoch."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+from collections.abc import Mapping, Sequence
+from typing import TypeVar
+
+import numpy as np
+
+from align_jax.data.sources import Source
+
+_Item = TypeVar("_Item")
+
+
+class PartRow(dict):
+    """A row of a mixture, and the number of the data set that it is of."""
+
+    def __init__(self, row: Mapping, part: int):
+        super().__init__(row)
+        self.part = part
+
+
+class Concatenated:
+    """The rows of several sources, one after the other; each row knows which source it is of.
+
+    Args:
+      sources: of the mixture. key: what else decides its rows and their shares, for the digest.
+    """
+
+    def __init__(self, sources: Sequence[Source], key: object):
+        self._sources = list(sources)
+        self._starts = np.cumsum([0, *map(len, self._sources)])
+        parts = [source.digest for source in self._sources]
+        self.digest = hashlib.sha256(repr((parts, key)).encode()).hexdigest()
+        self.notes = tuple(dict.fromkeys(note for source in self._sources for note in source.notes))
+
+    def __len__(self) -> int:
+        return int(self._starts[-1])
+
+    def _at(self, index: int) -> tuple[int, int]:
+        if not 0 <= index < len(self):
+            raise IndexError(index)
+        part = int(np.searchsorted(self._starts, index, side="right")) - 1
+        return part, int(index - self._starts[part])
+
+    def __getitem__(self, index: int) -> PartRow:
+        part, row = self._at(index)
+        return PartRow(self._sources[part][row], part)
+
+    def where(self, index: int) -> str:
+        part, row = self._at(index)
+        return self._sources[part].where(row)
+
+
+@dataclasses.dataclass(frozen=True)
+class Shares:
+    """What an epoch of a mixture takes of its data sets.
+
+    Attributes:
+      labels: what each is called. weights: relative shares of the groups of an epoch; None takes every group once.
+    """
+
+    labels: tuple[str, ...]
+    weights: tuple[float, ...] | None
+
+    def epoch(self, items: Sequence[_Item], sources: np.ndarray) -> list[_Item]:
+        """The groups of an epoch, those of each data set spread evenly over it.
+
+        With weights w, N_i groups of data set i occur `n_i = w_i max_j(N_j / w_j)` times together: the data set with the most
+        groups for its weight once each, others more often, no two groups of one data set differing by more than one.
+
+        Args:
+          items: every group once. sources: int `[items]`, the data set of each.
+        """
+        counts = np.bincount(sources, minlength=len(self.labels))
+        wanted = self._wanted(counts)
+        places, chosen = [], []
+        for i, count in enumerate(counts):
+            own = np.flatnonzero(sources == i)
+            if not len(own):
+                continue
+            # The remainder is drawn, so that it is not always the first rows of a file
+            extra = np.random.default_rng((17, i)).permutation(count)[: wanted[i] % count]
+            repeated = np.concatenate([np.tile(own, wanted[i] // count), own[np.sort(extra)]])
+            chosen.append(repeated)
+            places.append((np.arange(len(repeated)) + 0.5) / len(repeated))
+        order = np.argsort(np.concatenate(places), kind="stable") if places else []
+        return [items[i] for i in np.concatenate(chosen)[order]] if len(order) else []
+
+    def _wanted(self, counts: np.ndarray) -> np.ndarray:
+        if self.weights is None:
+            return counts
+        weights = np.where(counts > 0, self.weights, 0.0)
+        most = np.max(counts[counts > 0] / weights[counts > 0], initial=0.0)
+        return np.maximum(counts, np.round(weights * most).astype(int))
+
+    def describe(self, sources: np.ndarray) -> str:
+        """How many groups there are of each data set, how often they occur in an epoch, and their share of it.
+
+        Args:
+          sources: int `[items]`, the data set of every group, each once.
+        """
+        counts = np.bincount(sources, minlength=len(self.labels))
+        wanted = self._wanted(counts)
+        said = []
+        for label, count, n in zip(self.labels, counts, wanted, strict=True):
+            times = f" x {n / count:.3g}" if n != count else ""
+            said.append(f"{label} {count}{times} ({n / max(1, wanted.sum()):.1%})")
+        return f"groups of an epoch: {', '.join(said)}"

@@ -1,0 +1,56 @@
+"""Every conversation of a data set rendered once, before anyone pays for a step: none is refused in the middle of a run."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from pathlib import Path
+
+from align_jax.data.encode import Encoder
+from align_jax.data.formats.example import Example
+from align_jax.data.sources import RowError
+from align_jax.files import write_whole
+
+
+class Rendered:
+    """Which rows of a data set the chat template refuses.
+
+    What was found is kept in a folder, so that the next start on the same rows renders none.
+
+    Args:
+      encoder: whose template renders.
+      digest: of the rows, and of all else that decides which texts they are.
+      folder: where the result is kept; None keeps nothing.
+    """
+
+    def __init__(self, encoder: Encoder, digest: str, folder: Path | None):
+        self._encoder, self._refused = encoder, {}
+        key = hashlib.sha256(f"{digest} {encoder.key()}".encode()).hexdigest()[:24]
+        self._file = folder / f"rendered-{key}.json" if encoder.renders and folder is not None else None
+        self._known = self._load()
+
+    def check(self, number: int, example: Example) -> None:
+        """RowError where the template refuses row `number`."""
+        if not self._encoder.renders:
+            return
+        if self._known is not None:
+            if (reason := self._known.get(str(number))) is not None:
+                raise RowError(reason)
+            return
+        try:
+            self._encoder.check(example)
+        except RowError as error:
+            self._refused[str(number)] = str(error)
+            raise
+
+    def keep(self) -> None:
+        """Writes down which rows are refused; for when all were checked."""
+        if self._file is not None and self._known is None:
+            self._file.parent.mkdir(parents=True, exist_ok=True)
+            write_whole(self._file, json.dumps(self._refused, ensure_ascii=False))
+
+    def _load(self) -> dict[str, str] | None:
+        try:
+            return json.loads(self._file.read_text(encoding="utf-8")) if self._file is not None else None
+        except (OSError, ValueError):
+            return None  # not there yet, or cut short: all are rendered again

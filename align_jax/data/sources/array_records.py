@@ -1,0 +1,58 @@
+"""Rows of an ArrayRecord file, the format of grain: a JSON object per record."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import threading
+from pathlib import Path
+from typing import Any
+
+from align_jax.data.sources.base import RowError
+from align_jax.errors import UserError
+
+
+class ArrayRecords:
+    """Records by number; none is kept in memory.
+
+    Args:
+      file: whose records are UTF-8 text, a JSON object each.
+
+    Raises:
+      UserError: no records, or no such file.
+    """
+
+    notes: tuple[str, ...] = ()
+
+    def __init__(self, file: Path):
+        from array_record.python.array_record_module import ArrayRecordReader
+
+        self.file, self._lock = file, threading.Lock()
+        with open(file, "rb") as stream:
+            self.digest = hashlib.file_digest(stream, "sha256").hexdigest()
+        try:
+            self._reader = ArrayRecordReader(str(file))
+            self._count = self._reader.num_records()
+        except (RuntimeError, ValueError) as error:
+            raise UserError(f"{file}: cannot be read as ArrayRecord: {error}") from error
+        if not self._count:
+            raise UserError(f"{file} has no records; an ArrayRecord file with a JSON object per record is expected")
+
+    def __len__(self) -> int:
+        return self._count
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        if not 0 <= index < self._count:
+            raise IndexError(index)
+        with self._lock:
+            (record,) = self._reader.read([index])
+        try:
+            row = json.loads(record)
+        except ValueError as error:
+            raise RowError(f"not JSON, as records must be here: {error}") from error
+        if not isinstance(row, dict):
+            raise RowError(f"expected a JSON object per record, got {type(row).__name__}")
+        return row
+
+    def where(self, index: int) -> str:
+        return f"{self.file} record {index}"

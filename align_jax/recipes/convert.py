@@ -1,0 +1,218 @@
+"""Data of any readable layout as one file of another: grouped, joined, scored, split."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import os
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from align_jax.config import Config, load_config
+from align_jax.config.given import data_of
+from align_jax.config.source import parse_overrides
+from align_jax.data.formats import Example, find_format, spelled
+from align_jax.data.inspect.gather import Reads
+from align_jax.data.look import read_rows
+from align_jax.data.opened import open_data
+from align_jax.data.regroup import TARGETS, ConversionCounts, held_out, joined, rows_as, usual_target
+from align_jax.data.sources import open_source
+from align_jax.data.written import ending_of, write_rows
+from align_jax.errors import UserError, check_range
+from align_jax.recipes.say import say, speaking, watching
+from align_jax.recipes.score_passes import InputRows, part_of, reward_pass, run_pass, values_of
+from align_jax.registry import suggest
+
+
+@dataclasses.dataclass(frozen=True)
+class Conversion:
+    """How data is converted.
+
+    Attributes:
+      to: groups, pairs, unpaired, samples, prompts or gdpo; None: what loses nothing, groups for most.
+      join: make one group of all rows of a prompt.
+      reward_model: folder, hub id or run folder of a model whose scores take the place of those that are there.
+      split: a fraction of the prompts that goes to a second file: OUTPUT.train and OUTPUT.eval.
+      force: replace files that are there.
+    """
+
+    to: str | None = None
+    join: bool = False
+    reward_model: str | None = None
+    split: float | None = None
+    force: bool = False
+
+    def __post_init__(self):
+        if self.to is not None and self.to not in TARGETS:
+            near = suggest(self.to, TARGETS)
+            raise UserError(f"--to: {self.to!r} is none of the formats that are written; {near}there are {', '.join(TARGETS)}")
+        check_range("--split", self.split, 0, 1, open_low=True, open_high=True)
+
+
+@dataclasses.dataclass(frozen=True)
+class Converted:
+    """What was written.
+
+    Attributes:
+      files: which. to: the format of their rows. counts: what became of the rows.
+    """
+
+    files: tuple[Path, ...]
+    to: str
+    counts: ConversionCounts
+
+
+def convert_data(what: str | os.PathLike, output: str | os.PathLike, *overrides: str, **how: Any) -> Converted:
+    """Writes data as JSONL (`.jsonl`, `.jsonl.gz`), Parquet or ArrayRecord (`.array_record`), by the ending of the output.
+
+        convert_data("pairs.jsonl", "groups.parquet", join=True)
+        convert_data("HuggingFaceH4/ultrafeedback_binarized", "uf.jsonl", "data.split=train_prefs")
+
+    Args:
+      what: a data file, folder or hub id, or a config whose `data.train` it is.
+      overrides: `data.key=value`. how: the fields of `Conversion`.
+
+    Raises:
+      UserError: a malformed row (file and line), a file that is there already, rows that the output cannot hold.
+    """
+    options = parse_overrides([f"--{text.removeprefix('--')}" for text in overrides])
+    try:
+        conversion = Conversion(**how)
+    except TypeError as error:
+        names = ", ".join(field.name for field in dataclasses.fields(Conversion))
+        raise UserError(f"convert_data: {error}; the options are {names}") from error
+    source, follows = data_of(os.fspath(what), "data convert")
+    return run(load_config(source, [*follows, *options]), Path(output), conversion)
+
+
+def run(config: Config, output: Path, how: Conversion, stop: Callable[[], bool] = lambda: False) -> Converted | None:
+    """Converts `data.train` of a config, see `convert_data`; None where `stop` ended the scoring, which goes on next time."""
+    with speaking(config.log.quiet, config.log.progress):
+        return _run(config, output, how, stop)
+
+
+def _run(config: Config, output: Path, how: Conversion, stop: Callable[[], bool]) -> Converted | None:
+    if config.data is None or config.data.train is None:
+        raise UserError("data.train: there is no data to convert")
+    files = _files(output, how)
+    counts = ConversionCounts()
+    examples = _read(config, counts)
+    to = how.to or usual_target(examples[0])
+    if how.join:
+        examples = joined(examples, counts)
+    if how.reward_model is not None:
+        examples = _rescored(config, examples, output, (how.reward_model, stop))
+        if examples is None:
+            return None
+    _say_losses(to, examples)
+    parts = [False] * len(examples) if how.split is None else held_out(examples, how.split)
+    written = 0
+    for file, which in zip(files, (False, True), strict=False):
+        kept, own = [e for e, out in zip(examples, parts, strict=True) if out == which], ConversionCounts()
+        rows = rows_as(to, kept, own)
+        expected = [example for example in kept if not isinstance(TARGETS[to](example), str)]
+        write_rows(rows, file, lambda made, rows=rows: _check(made, to, rows))
+        written += own.groups
+        counts.dropped.update(own.dropped)
+        say(f"{file}: {len(rows)} rows, format {to}" + (f", of {len(expected)} groups" if len(expected) != len(rows) else ""))
+    counts.groups = written
+    for line in counts.describe():
+        say(line)
+    if how.reward_model is not None:
+        _remove_part(output)
+    return Converted(tuple(files), to, counts)
+
+
+def _files(output: Path, how: Conversion) -> list[Path]:
+    """The files that are written; none may be there, unless it may be replaced."""
+    ending = ending_of(output)
+    stem = output.name.removesuffix(ending)
+    names = [output.name] if how.split is None else [f"{stem}.{part}{ending}" for part in ("train", "eval")]
+    files = [output.with_name(name) for name in names]
+    for file in files:
+        if file.exists() and not how.force:
+            raise UserError(f"{file} is there already; --force replaces it")
+    return files
+
+
+def _read(config: Config, counts: ConversionCounts) -> list[Example]:
+    opened = open_data(dataclasses.replace(config.data, eval=None), "train", None)
+    source, data_format = opened[0], opened[1]
+    bad: list[dict[str, str]] = []
+    columns: set[str] = set()
+
+    def read(row: Mapping) -> Example:
+        noted = Reads(row)
+        example = data_format.read(noted)
+        columns.update(name for name, value in row.items() if value is not None and name not in noted.names)
+        return example
+
+    with watching(f"reading {config.data.train}", len(source), "rows") as watch:
+        examples = []
+        for _, example in read_rows(source, read, config.data.on_bad_row, bad):
+            examples.append(example)
+            watch.add()
+    counts.rows = len(source)
+    if columns:
+        say(f"columns that are not kept, since format {spelled(data_format)} does not read them: {', '.join(sorted(columns))}")
+    if bad:
+        counts.dropped[f"malformed, the first: {bad[0]['where']}: {bad[0]['reason']}"] = len(bad)
+    return examples
+
+
+def _rescored(
+    config: Config, examples: list[Example], output: Path, model: tuple[str, Callable[[], bool]]
+) -> list[Example] | None:
+    """The examples with scores of a reward model; None where it was stopped."""
+    path, stop = model
+    bare = [dataclasses.replace(example, scores=None, desirable=None, tokens=None) for example in examples]
+    if any(example.opinion is not None for example in bare):
+        raise UserError("--reward-model: rows with beliefs are no groups of responses to be scored")
+    if any(not example.responses for example in bare):
+        raise UserError("--reward-model: the rows have no responses")
+    digest = hashlib.sha256(repr(bare).encode(errors="surrogatepass")).hexdigest()
+    places = [f"group {i}" for i in range(len(bare))]
+    rows = InputRows([{} for _ in bare], places, bare, [{} for _ in bare], digest)
+    score = dataclasses.replace(config.score, reward_model=path, output=str(output))
+    one = reward_pass(dataclasses.replace(config, score=score), rows)
+    if not run_pass(one, str(output), stop):
+        return None
+    values = values_of(one, str(output))
+    return [dataclasses.replace(e, scores=tuple(v), desirable=None) for e, v in zip(examples, values, strict=True)]
+
+
+def _remove_part(output: Path) -> None:
+    part = part_of(str(output), "scores")
+    for path in (part, part.with_name(part.name + ".settings.json")):
+        path.unlink(missing_ok=True)
+
+
+def _say_losses(to: str, examples: Sequence[Example]) -> None:
+    """Says what rows of a format do not hold."""
+    if to != "gdpo" and any(example.opinion is not None for example in examples):
+        say(f"--to {to}: the beliefs and their probabilities are left out")
+    if to != "samples" and any(example.tokens is not None for example in examples):
+        say(f"--to {to}: the ids that were sampled are left out; the texts are tokenized again")
+    if to in ("pairs", "unpaired") and any(len(example.responses) > 2 for example in examples):
+        kept = "the best and the worst response of each group stay" if to == "pairs" else "above the group's mean is desirable"
+        say(f"--to {to}: the scores are left out; {kept}")
+
+
+def _check(file: Path, to: str, rows: Sequence[dict[str, Any]]) -> None:
+    """Reads what was written again: it must be the same examples.
+
+    Raises:
+      UserError: it is not.
+    """
+    source, data_format = open_source(str(file), split="train"), find_format(to)
+    for number, row in enumerate(rows):
+        if data_format.read(source[number]) != data_format.read(row):
+            raise UserError(
+                f"row {number} would be read otherwise from {file.suffix} than it was ({row['prompt']!r:.80}); write .jsonl"
+            )
+    if len(source) != len(rows):
+        raise UserError(f"{file.name}: {len(source)} rows are read of {len(rows)} that were written")
+
+
+__all__ = ["Conversion", "Converted", "convert_data", "run"]

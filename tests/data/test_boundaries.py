@@ -1,0 +1,122 @@
+"""The tokens that a model would have seen, against the tokenizer's own calls, over tokenizers of each kind and many texts."""
+
+from __future__ import annotations
+
+import pytest
+
+hypothesis = pytest.importorskip("hypothesis", reason="hypothesis is not installed")
+from hypothesis import given, settings  # noqa: E402
+from hypothesis import strategies as st  # noqa: E402
+
+from align_jax.data import DataConfig, Encoder  # noqa: E402
+from align_jax.data.formats.example import Example  # noqa: E402
+from align_jax.data.tokens import TextTokens  # noqa: E402
+from tests.data.tokenizers_of_each_kind import CORPUS, KINDS, TEMPLATES, TURNS, tokenizer  # noqa: E402
+
+WORDS = sorted({word for line in CORPUS for word in line.split(" ")})
+ODD = [" ", "  ", "\n", "\n\n", "\t", ",", ".", "n't", "'", "é", "好", "🙂", "1", "0x", "▁", "<", ">", "s>"]
+PIECES = st.sampled_from([*WORDS, *ODD])
+TEXTS = st.lists(PIECES, max_size=8).map(" ".join) | st.lists(PIECES, max_size=8).map("".join)
+PROMPTS = TEXTS.filter(str.strip)
+SETTINGS = settings(max_examples=60, deadline=None, derandomize=True, database=None)
+
+
+def encoded(tok, prompt, response, **config):
+    encoder = Encoder(tok, DataConfig(**config, max_prompt_tokens=10**6, max_response_tokens=10**6))
+    start = encoder.prompt(Example(prompt, (response,)))
+    return encoder, start, encoder.answer(start, response)
+
+
+@pytest.mark.parametrize("bos", [True, False], ids=["bos", "no bos"])
+@pytest.mark.parametrize("kind", KINDS)
+def test_plain_text(kind, bos):
+    tok = tokenizer(kind, bos=bos)
+    continues = []
+
+    @SETTINGS
+    @given(PROMPTS, TEXTS)
+    def check(prompt, response):
+        _, start, answer = encoded(tok, prompt, response)
+        assert start.ids.tolist() == tok(prompt)["input_ids"]
+        joint, ours = tok(prompt + response)["input_ids"], [*start.ids.tolist(), *answer.tokens.tolist()[:-1]]
+        assert answer.tokens[-1] == tok.eos_token_id
+        assert (ours == joint) == (not answer.merged)
+        if "▁" not in prompt + response:  # which such a tokenizer reads as a space
+            assert tok.decode(ours, skip_special_tokens=True, clean_up_tokenization_spaces=False) == tok.decode(
+                joint, skip_special_tokens=True, clean_up_tokenization_spaces=False
+            )
+        continues.append(not answer.merged)
+
+    check()
+    assert sum(continues) > len(continues) / 2  # most texts do not merge, so the equality was seen
+
+
+@pytest.mark.parametrize("template", TEMPLATES)
+@pytest.mark.parametrize("kind", KINDS)
+def test_conversations(kind, template):
+    tok = tokenizer(kind, template)
+
+    @SETTINGS
+    @given(PROMPTS, PROMPTS, TEXTS)
+    def check(first, second, response):
+        turns = (("user", first), ("assistant", second), ("user", second))
+        messages = [{"role": role, "content": content} for role, content in turns]
+        encoder, start, answer = encoded(tok, tuple(messages), response)
+        whole = [*messages, {"role": "assistant", "content": response}]
+        oracle = tok.apply_chat_template(whole, tokenize=True, return_dict=False)
+        before = tok.apply_chat_template(messages, tokenize=True, return_dict=False, add_generation_prompt=True)
+        assert start.ids.tolist() == before or start.changed
+        ours = [*start.ids.tolist(), *answer.tokens.tolist()]
+        if not answer.merged:
+            assert ours == oracle[: len(ours)]
+            # What is left out stands behind the end of the turn: blanks, or the header of a next one.
+            rest = tok.decode(oracle[len(ours) :], skip_special_tokens=True).strip()
+            assert rest in ("", "assistant")
+        assert tok.decode(answer.tokens[-1:]) in (tok.eos_token, "<|im_end|>", "<|eot_id|>", "<end_of_turn>")
+        ends = [tok.convert_tokens_to_ids(t) for t in ("</s>", "<|im_end|>", "<|eot_id|>", "<end_of_turn>")]
+        assert sum(token in ends for token in answer.tokens.tolist()) == 1
+        assert answer.tokens[-1] in encoder.end_ids
+
+    check()
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_control_tokens_in_texts_stay_text(kind):
+    plain, chat = tokenizer(kind), tokenizer(kind, "chatml")
+    control = st.sampled_from([*TURNS, "</s>", "<s>", "<unk>"])
+    texts = st.tuples(TEXTS, control, TEXTS).map("".join)
+
+    @SETTINGS
+    @given(texts, texts)
+    def check(prompt, response):
+        for tok in (plain, chat):
+            encoder, start, answer = encoded(tok, prompt, response)
+            special = set(tok.all_special_ids) | {tok.convert_tokens_to_ids(t) for t in TURNS}
+            special.discard(tok.unk_token_id)
+            inner = [t for t in answer.tokens.tolist()[:-1] if t in special]
+            assert inner == []
+            if tok is plain:
+                assert [t for t in start.ids.tolist()[1:] if t in special] == []
+            else:
+                flags = {"add_generation_prompt": True, "return_dict": False}
+                expected = tok.apply_chat_template([{"role": "user", "content": "x"}], **flags)
+                assert [t for t in start.ids.tolist() if t in special] == [t for t in expected if t in special]
+            if kind != "llama_2" and "▁" not in prompt + response:
+                text = tok.decode([*start.ids.tolist()[tok is plain :], *answer.tokens.tolist()[:-1]])
+                assert text.endswith(response.removesuffix(tok.eos_token)) or tok is chat
+
+    check()
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_sections_are_what_the_tokenizer_makes_of_them(kind):
+    """Text with marked tokens is tokenized section by section: where nothing is marked, that is the tokenizer's own call."""
+    tok = tokenizer(kind, "chatml")
+    tokens = TextTokens(tok)
+
+    @SETTINGS
+    @given(st.lists(TEXTS | st.sampled_from([*TURNS, "<think>", "</s>"]), max_size=6).map("".join))
+    def check(text):
+        assert tokens._sections(text) == tok(text, add_special_tokens=False)["input_ids"]
+
+    check()
