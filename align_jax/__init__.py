@@ -11,6 +11,8 @@
     run = align_jax.train(config)         # resumes; run.folder, run.history
     align_jax.evaluate(config)            # the table, as a list of dicts
     align_jax.export(run.folder, "out")
+    align_jax.check_data("train.jsonl")   # what the data are like: prints as text
+    align_jax.convert_data("pairs.jsonl", "groups.parquet", join=True)
     align_jax.generate(model, prompts, tokenizer=tokenizer, samples=8)
 
     state, history = align_jax.fit(state, batches, step, steps=100)    # the loop alone
@@ -30,6 +32,8 @@ if TYPE_CHECKING:
     from align_jax.data import make_groups
     from align_jax.errors import UserError
     from align_jax.hf import load_model, save_model
+    from align_jax.recipes.convert import convert_data
+    from align_jax.recipes.data_check import check_data
     from align_jax.recipes.jobs import Run, evaluate, export, generate, score, train
     from align_jax.scoring.reward_model import RewardModel
     from align_jax.scoring.scores import response_scores
@@ -42,6 +46,8 @@ _HOMES = {
     "RewardModel": "align_jax.scoring.reward_model",
     "Run": "align_jax.recipes.jobs",
     "UserError": "align_jax.errors",
+    "check_data": "align_jax.recipes.data_check",
+    "convert_data": "align_jax.recipes.convert",
     "evaluate": "align_jax.recipes.jobs",
     "export": "align_jax.recipes.jobs",
     "fit": "align_jax.training.fit",
@@ -61,6 +67,8 @@ __all__ = [
     "Run",
     "UserError",
     "__version__",
+    "check_data",
+    "convert_data",
     "evaluate",
     "export",
     "fit",

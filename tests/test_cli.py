@@ -21,7 +21,10 @@ from align_jax.config.keys import known
 from align_jax.errors import UserError
 
 ROOT = Path(__file__).parent.parent
-NAMES = ("train", "evaluate", "export", "generate", "score", "bench", "compile", "experiment", "config", "configs")
+NAMES = (
+    *("train", "evaluate", "export", "generate", "score", "bench", "compile", "data check", "data convert", "experiment"),
+    *("config", "configs"),
+)
 TINY = """\
 model: {path: some/model}
 data: {train: some/rows}
@@ -48,7 +51,7 @@ def test_help_lists_every_command(argv, capsys):
     assert cli.main(argv) == 0
     out = capsys.readouterr().out
     assert out.startswith("usage: align-jax COMMAND ...")
-    lines = {line.split()[0]: line for line in out.splitlines() if line.startswith("  ")}
+    lines = {re.match(r"  (data )?\w+", line)[0].strip(): line for line in out.splitlines() if line.startswith("  ")}
     assert tuple(lines) == NAMES and max(map(len, out.splitlines())) <= 100
     assert all(line.endswith(f" {cli.COMMANDS[name].about}") for name, line in lines.items())
 
@@ -60,12 +63,12 @@ def test_help_of_a_command(name, argv, width, capsys, no_preparation, monkeypatc
     monkeypatch.setenv("COLUMNS", str(width))
     if name == "experiment":
         argv = ["--help"]
-    assert cli.main([name, *argv]) == 0
+    assert cli.main([*name.split(), *argv]) == 0
     out, command = capsys.readouterr().out, cli.COMMANDS[name]
     assert out.startswith(f"usage: align-jax {name} ") and max(map(len, out.splitlines())) <= width
     assert "\nexample:\n  " in out and all(argument.name in out for argument in command.arguments)
     assert no_preparation == []
-    assert cli.main(["help", name]) == 0 and capsys.readouterr().out == out
+    assert cli.main(["help", *name.split()]) == 0 and capsys.readouterr().out == out
 
 
 def test_help_of_training_has_every_key_that_it_reads(capsys):
@@ -87,7 +90,7 @@ def test_help_of_training_has_every_key_that_it_reads(capsys):
 def test_the_sections_of_a_job_are_there(name, capsys):
     assert {*JOBS[name].own, *JOBS[name].reads} <= set(describe.sections())
     assert {key.partition(".")[0] for key in JOBS[name].requires} <= {*JOBS[name].own, *JOBS[name].reads, "model"}
-    assert cli.main([name, "--help"]) == 0
+    assert cli.main([*name.split(), "--help"]) == 0
     out = capsys.readouterr().out
     assert all(f"--{section}." in out for section in JOBS[name].own)
     assert all(f"\n  {section} " in out for section in JOBS[name].reads)
@@ -148,7 +151,8 @@ def test_a_command_gets_its_arguments_and_gives_the_status(monkeypatch, no_prepa
 def test_what_computes_nothing_prepares_nothing(monkeypatch, no_preparation):
     _command(monkeypatch, lambda request: 0, computes=False)
     assert cli.main(["try", "a"]) == 0 and no_preparation == []
-    assert [name for name, command in cli.COMMANDS.items() if not command.computes] == ["config", "configs", "try"]
+    light = [name for name, command in cli.COMMANDS.items() if not command.computes]
+    assert light == ["data check", "config", "configs", "try"]
 
 
 @pytest.mark.parametrize(
@@ -309,3 +313,18 @@ def test_python_m():
     assert run.returncode == 2 and run.stderr.startswith("align-jax: unknown command 'nothing'")
     code = "import sys; from align_jax.cli import main; main([]); assert not {'jax', 'numpy'} & set(sys.modules)"
     subprocess.run([sys.executable, "-c", code], env=env, check=True, capture_output=True)
+
+
+@pytest.mark.parametrize("argv", [["data"], ["data", "--help"], ["help", "data"], ["data", "-h"]])
+def test_help_of_commands_that_begin_alike(argv, capsys):
+    assert cli.main(argv) == 0
+    out = capsys.readouterr().out
+    assert "align-jax data check " in out and "align-jax data convert " in out and "align-jax train" not in out
+
+
+def test_an_unknown_command_of_two_words(capsys):
+    assert cli.main(["data", "chek", "x.jsonl"]) == 2
+    said = "align-jax: unknown command 'data chek'; did you mean data check? there are data check and data convert\n"
+    assert capsys.readouterr().err == said
+    assert cli.main(["data", "check"]) == 2
+    assert capsys.readouterr().err.startswith("align-jax data check: give DATA: align-jax data check DATA [--tokenizer PATH]")

@@ -374,7 +374,7 @@ COMMANDS = {
         data.convert,
         "write any data as grouped JSONL, Parquet or ArrayRecord; join pairs, add scores",
         "align-jax data convert pairs.jsonl groups.parquet --join\n"
-        "align-jax data convert uf.jsonl scored.jsonl --reward-model path/to/reward --split 0.05",
+        "align-jax data convert a.jsonl b.jsonl --reward-model path/to/rm --split 0.05",
         data.CONVERT,
         takes_data="INPUT",
     ),

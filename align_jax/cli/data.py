@@ -13,7 +13,7 @@ from align_jax.cli.arguments import Argument
 STOPPED = 143  # SIGTERM before the work was done
 
 CHECK = (
-    Argument("DATA", "a data file or folder, a hub id, or a config (YAML) or run folder whose data it is"),
+    Argument("DATA", "a data file or folder, a hub id or known name, or a config (YAML) or run folder whose data it is"),
     Argument("--tokenizer", "folder or hub id; without it, and without a model in the config, no tokens are checked", "PATH"),
     Argument("--json", "print one JSON object instead of text"),
     Argument("--plot", "draw a picture: .png, .pdf or .svg", "FILE"),
@@ -22,7 +22,7 @@ CHECK = (
 )
 
 CONVERT = (
-    Argument("INPUT", "a data file or folder, a hub id, or a config whose data.train it is"),
+    Argument("INPUT", "a data file or folder, a hub id or known name, or a config whose data.train it is"),
     Argument("OUTPUT", "the file to write: .jsonl, .jsonl.gz, .parquet or .array_record"),
     Argument("--to", "groups, pairs, unpaired, samples, prompts or gdpo; by default what loses nothing", "FORMAT"),
     Argument("--join", "make one group of all rows of a prompt; of pairs, a response's score is the share that it won"),

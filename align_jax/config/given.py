@@ -81,11 +81,17 @@ def data_of(word: str, command: str) -> tuple[ConfigValues, list[Override]]:
     """The values of a config file or a run folder; of anything else, a config whose `data.train` it is.
 
     Args:
-      word: a data file, a folder of data or a hub id; or a config's file or a run's folder. command: that it was given to.
+      word: a data file, a folder of data, a hub id or the name of a known data set; or a config's file or a run's folder.
+      command: that it was given to.
 
     Raises:
       UserError: a config that cannot be read.
     """
     if word.endswith((".yaml", ".yml")) or (Path(word) / "config.yaml").exists():
         return config_of(word, command)
-    return ConfigValues("DATA", escaped({"data": {"train": word}}), {}), []
+    known = False
+    if re.fullmatch(r"[\w-]+", word) and not Path(word).exists():
+        from align_jax.data.named import NAMED  # imports much, for a word that can hardly be anything else
+
+        known = word.lower() in NAMED
+    return ConfigValues("DATA", escaped({"data": {"train": {"name": word} if known else word}}), {}), []

@@ -150,7 +150,7 @@ def _hint_of(option: Option, name: str) -> Any:
 
 def _spelled(option: Option) -> str:
     if isinstance(option, str):
-        return "keys" if option == "section" else option
+        return {"section": "keys", "any": "str, keys or list"}.get(option, option)
     kind, *rest = option
     if kind == "one of":
         return " or ".join(filter(None, (", ".join(map(str, rest[:-1])), str(rest[-1]))))

@@ -379,7 +379,7 @@ def _without_rows(value: Any, key: str, rows: dict[str, GivenRows]) -> Any:
 
 def _has_splits(value: Mapping) -> bool:
     """Whether a dict holds rows of splits, and not the keys of a data set."""
-    return any(_is_dataset(item) or isinstance(item, list | tuple) for item in value.values())
+    return any(_is_dataset(item) or isinstance(item, list | tuple) for key, item in value.items() if key != "path")
 
 
 def _is_dataset(value: Any) -> bool:

@@ -113,8 +113,10 @@ class ConfigValues:
 
     def where(self, key: str) -> str:
         """What set a key: the option, else `file:line` of the key or of the nearest section around it."""
-        if key in self.overridden:
-            return f"--{key}"
+        parts = key.split(".")
+        for depth in range(len(parts), 0, -1):  # an option that gave the key, or what it stands in
+            if (around := ".".join(parts[:depth])) in self.overridden:
+                return f"--{around}"
         given = next((other for other in sorted(self.overridden) if other.startswith(f"{key}.")), None)
         if given and key not in self.lines:  # a section that only options name
             return f"--{given}"

@@ -94,6 +94,7 @@ _STOPPING = (
     "kept: `align-jax export --step best`"
 )
 _FRACTION = "a fraction as data.eval (0.05) holds out so many of the prompts of data.train"
+_MIXTURE = "data.train may be a list of data sets: [{path: a.jsonl, weight: 2}, {name: nectar, weight: 1}]"
 _RESUME = "`align-jax train` resumes by itself where run.dir holds checkpoints"
 _REPORT = "metrics are always in run.dir/metrics.jsonl; log.wandb_project and log.tensorboard: true send them elsewhere, too"
 _STRATEGY = (
@@ -130,6 +131,9 @@ OTHERWISE = {
     "rpo_alpha": "a likelihood term of the chosen response is not there; objective.name: sft trains on it alone",
     "precompute_ref_log_probs": "the reference's log-probs are always computed once and kept; reference.cache_dir says where",
     "remove_unused_columns": "columns that data.format does not read are left alone",
+    **dict.fromkeys(
+        ("datasets", "dataset_mixer", "dataset_mixture", "dataset_mixer_list", "dataset_probs", "mixing_ratio"), _MIXTURE
+    ),
     "gamma_beta_ratio": "objective.gamma is that times objective.beta: the loss is -log sigmoid(beta (a_c - a_r) - gamma)",
     "do_sample": "generate.temperature: 0 is greedy, and above 0 samples",
     "greater_is_better": "checkpoint.best_mode is max or min",

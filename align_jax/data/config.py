@@ -102,7 +102,7 @@ class DataConfig:
     def part(self, which: str) -> Part:
         """What is read of `train`, of `eval`, or of what is scored."""
         split = self.eval_split if which == "eval" else self.split
-        apart = isinstance(self.eval, str) and self.eval != self.train and self.train is not None
+        apart = not isinstance(self.eval, float | int | None) and self.eval != self.train and self.train is not None
         return Part(which, split, self.subset, self.revision, self.streaming, self.max_rows, shared=apart or which == "score")
 
 

@@ -174,17 +174,22 @@ class Encoder:
             )
         return self._cut(list(tokens), False, None)
 
-    def check(self, example: Example) -> None:
-        """RowError where the chat template refuses the example's prompt or one of its responses; nothing is tokenized."""
+    def check(self, example: Example) -> bool:
+        """RowError where the chat template refuses the example's prompt or one of its responses; nothing is tokenized.
+
+        Returns:
+          As `Prompt.changed`.
+        """
         conversation = self._conversation(example)
         if conversation is None:
-            return
-        text, _ = self._begin(conversation, example)
+            return False
+        text, changed = self._begin(conversation, example)
         for response in example.responses if example.tokens is None else ():
             answer = as_answer(response)
             whole = self._whole(conversation, text, answer)
             if self._parts(answer):
                 self.template.spans(conversation, answer, whole)
+        return changed
 
     @property
     def renders(self) -> bool:

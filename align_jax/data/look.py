@@ -16,6 +16,7 @@ from align_jax.data.mixture import Shares
 from align_jax.data.reading import LeftOut
 from align_jax.data.sources import RowError, Source
 from align_jax.errors import UserError
+from align_jax.terminal import plural
 
 
 def read_rows(
@@ -122,8 +123,8 @@ class Look:
                 "(data.on_empty: drop leaves them out)"
             )
         if self._dropped or self.left_out:
-            rows = f", and {len(self.left_out)} rows of which no answer is left" if self.left_out else ""
-            lines.append(f"data.on_empty: drop: {self._dropped} empty answers left out{rows}")
+            rows = f", and {plural(len(self.left_out), 'row')} of which no answer is left" if self.left_out else ""
+            lines.append(f"data.on_empty: drop: {plural(self._dropped, 'empty answer')} left out{rows}")
         return lines
 
     def ids(self, rows: Sequence[int]) -> tuple[np.ndarray, np.ndarray]:

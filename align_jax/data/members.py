@@ -10,6 +10,7 @@ from pathlib import PurePath
 from typing import Any
 
 from align_jax.data.named import find_named
+from align_jax.data.sources import GivenRows
 from align_jax.errors import UserError
 
 _KINDS = {"streaming": (bool, "true or false"), "limit": (int, "a whole number"), "weight": ((int, float), "a number")}
@@ -55,7 +56,7 @@ class Member:
     def called(self) -> str:
         """What it is called in messages and metrics."""
         end = PurePath(str(self.path)).name
-        plain = self.label or self.name or re.sub(r"\.(jsonl?|parquet|csv|tsv|ndjson|gz)+$", "", end) or end
+        plain = self.label or self.name or re.sub(r"(\.(jsonl?|ndjson|parquet|csv|tsv|arrow|gz))+$", "", end) or end
         return re.sub(r"[/\s]+", "-", plain)
 
 
@@ -116,3 +117,10 @@ def _check_together(members: list[Member], key: str) -> None:
     for i, label in enumerate(called):
         if label in called[:i]:
             raise UserError(f"{key}.{i}: {label!r} is also what {key}.{called.index(label)} is called; give it a `label`")
+
+
+def holds_rows(value: Any) -> bool:
+    """Whether what `data.train` or `data.eval` names are, or has among it, rows that were given in Python."""
+    if isinstance(value, list | tuple):
+        return any(map(holds_rows, value))
+    return isinstance(value.get("path") if isinstance(value, Mapping) else value, GivenRows)

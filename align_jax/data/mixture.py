@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import bisect
 import dataclasses
 import hashlib
 from collections.abc import Mapping, Sequence
@@ -9,7 +10,7 @@ from typing import TypeVar
 
 import numpy as np
 
-from align_jax.data.sources import Source
+from align_jax.data.sources import Chained, Source
 
 _Item = TypeVar("_Item")
 
@@ -22,7 +23,7 @@ class PartRow(dict):
         self.part = part
 
 
-class Concatenated:
+class Concatenated(Chained):
     """The rows of several sources, one after the other; each row knows which source it is of.
 
     Args:
@@ -30,28 +31,12 @@ class Concatenated:
     """
 
     def __init__(self, sources: Sequence[Source], key: object):
-        self._sources = list(sources)
-        self._starts = np.cumsum([0, *map(len, self._sources)])
-        parts = [source.digest for source in self._sources]
+        super().__init__(sources)
+        parts = [source.digest for source in sources]
         self.digest = hashlib.sha256(repr((parts, key)).encode()).hexdigest()
-        self.notes = tuple(dict.fromkeys(note for source in self._sources for note in source.notes))
-
-    def __len__(self) -> int:
-        return int(self._starts[-1])
-
-    def _at(self, index: int) -> tuple[int, int]:
-        if not 0 <= index < len(self):
-            raise IndexError(index)
-        part = int(np.searchsorted(self._starts, index, side="right")) - 1
-        return part, int(index - self._starts[part])
 
     def __getitem__(self, index: int) -> PartRow:
-        part, row = self._at(index)
-        return PartRow(self._sources[part][row], part)
-
-    def where(self, index: int) -> str:
-        part, row = self._at(index)
-        return self._sources[part].where(row)
+        return PartRow(super().__getitem__(index), bisect.bisect_right(self._ends, index))
 
 
 @dataclasses.dataclass(frozen=True)

@@ -51,7 +51,8 @@ def open_data(config: DataConfig, which: str, spool_dir: str | Path | None) -> O
         raise UserError(
             "data.eval: an evaluation takes every row once, and gives the metrics of each data set; leave `weight` out"
         )
-    opened = [_open(config, member, key, Path(spool_dir) if spool_dir is not None else None) for member in members]
+    spool = Path(spool_dir) if spool_dir is not None else None
+    opened = [_open(config, member, key, spool, len(members) > 1) for member in members]
     labels = [member.called for member in members] if len(members) > 1 else []
     reading = Reading([data_format for _, data_format in opened], labels, config.on_empty)
     reading.by_columns = len(members) == 1 and config.format == AUTO and members[0].name is members[0].format is None
@@ -74,8 +75,10 @@ def _path(member: Member) -> str:
     return str(member.path) if member.path is not None else find_named(member.name, "name").hub
 
 
-def _open(config: DataConfig, member: Member, key: str, spool_dir: Path | None) -> tuple[Source, Format]:
-    """The rows of one data set, a row a group, and their format."""
+def _open(
+    config: DataConfig, member: Member, key: str, spool_dir: Path | None, several: bool = False
+) -> tuple[Source, Format]:
+    """The rows of one data set, a row a group, and their format; `several`: it is one of a mixture."""
     known = find_named(member.name, f"data.{key}.name") if member.name is not None else None
     if known is not None and AUTO != config.format != known.format and member.format is None:
         raise UserError(f"data.format: {config.format!r}, but {member.name} has format {known.format!r}; leave data.format out")
@@ -91,12 +94,14 @@ def _open(config: DataConfig, member: Member, key: str, spool_dir: Path | None) 
     if known is not None and member.path is None:
         inherited["subset"] = inherited["subset"] or known.subset
     limits = [limit for limit in (member.limit, config.max_rows) if limit is not None]
+    usual = config.part(key)
     part = dataclasses.replace(
-        config.part(key),
+        usual,
         split=member.split or split,
         streaming=config.streaming if member.streaming is None else member.streaming,
         max_rows=min(limits, default=None),
         **inherited,
+        shared=usual.shared or (several and member.subset is member.revision is None),
     )
     source = open_source(member.path or known.hub, part, spool_dir=spool_dir)
     chosen = member.format or (known.format if known is not None else config.format)

@@ -36,4 +36,7 @@ def distinct_prompts(
     for _, example in read_rows(source, data_format.read, config.on_bad_row, bad):
         more = {name: getattr(example, name) for name in _BESIDE if getattr(example, name)}
         found.setdefault(plain_key(example), {"prompt": example.prompt, **more})
-    return list(found.values()), bad, source.notes
+    notes = (*source.notes, *data_format.notes())
+    if data_format.shares is not None and data_format.shares.weights is not None:
+        notes += ("weights have no effect: every prompt is taken once",)
+    return list(found.values()), bad, notes

@@ -28,6 +28,7 @@ class Noted(dict):
     def __init__(self, row: Mapping):
         super().__init__(row)
         self.read: set[Any] = set()
+        self.part = getattr(row, "part", 0)
 
     def __getitem__(self, key: Any) -> Any:
         self.read.add(key)
@@ -38,6 +39,15 @@ class Noted(dict):
 
     def __iter__(self) -> Iterator[Any]:  # of its own, so that copies go through __getitem__
         return super().__iter__()
+
+    def __or__(self, other: Mapping) -> dict[Any, Any]:
+        return {**self, **other}
+
+    def __ror__(self, other: Mapping) -> dict[Any, Any]:
+        return {**other, **self}
+
+    def copy(self) -> dict[Any, Any]:
+        return {**self}
 
     def keys(self) -> list[Any]:
         return list(self)

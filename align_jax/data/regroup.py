@@ -13,6 +13,7 @@ import numpy as np
 from align_jax.data.encode import plain_key
 from align_jax.data.formats.example import Example, Text
 from align_jax.errors import UserError
+from align_jax.terminal import plural
 
 Row = dict[str, Any]
 
@@ -36,15 +37,21 @@ class ConversionCounts:
 
     def describe(self) -> list[str]:
         """Lines for people."""
-        lines = [f"{self.rows} rows were read, {self.groups} written"]
+        lines = [f"{plural(self.rows, 'row')} read, {self.groups} written"]
         if self.joined:
             lines[0] += f", {self.joined} of them joined with others of the same prompt"
         if self.repeated:
             lines.append(
-                f"{self.repeated} responses occurred more than once in their group and stand there once, with their mean score "
-                f"(of pairs: the share that they won); {self.disagreeing} of them had different ones"
+                plural(
+                    self.repeated,
+                    "response occurred more than once in its group and stands there once, with its mean score "
+                    "(of pairs: the share that it won)",
+                    "responses occurred more than once in their group and stand there once, with "
+                    "their mean score (of pairs: the share that they won)",
+                )
+                + f"; {self.disagreeing} had different ones"
             )
-        return lines + [f"{count} rows left out: {reason}" for reason, count in self.dropped.items()]
+        return lines + [f"{plural(count, 'row')} left out: {reason}" for reason, count in self.dropped.items()]
 
 
 def scored(example: Example) -> Example:

@@ -5,11 +5,13 @@ from __future__ import annotations
 import hashlib
 import json
 from pathlib import Path
+from typing import Any
 
 from align_jax.data.encode import Encoder
 from align_jax.data.formats.example import Example
 from align_jax.data.sources import RowError
 from align_jax.files import write_whole
+from align_jax.terminal import plural
 
 
 class Rendered:
@@ -24,7 +26,7 @@ class Rendered:
     """
 
     def __init__(self, encoder: Encoder, digest: str, folder: Path | None):
-        self._encoder, self._refused = encoder, {}
+        self._encoder, self._refused, self._changed = encoder, {}, 0
         key = hashlib.sha256(f"{digest} {encoder.key()}".encode()).hexdigest()[:24]
         self._file = folder / f"rendered-{key}.json" if encoder.renders and folder is not None else None
         self._known = self._load()
@@ -34,11 +36,11 @@ class Rendered:
         if not self._encoder.renders:
             return
         if self._known is not None:
-            if (reason := self._known.get(str(number))) is not None:
+            if (reason := self._known["refused"].get(str(number))) is not None:
                 raise RowError(reason)
             return
         try:
-            self._encoder.check(example)
+            self._changed += self._encoder.check(example)
         except RowError as error:
             self._refused[str(number)] = str(error)
             raise
@@ -47,10 +49,21 @@ class Rendered:
         """Writes down which rows are refused; for when all were checked."""
         if self._file is not None and self._known is None:
             self._file.parent.mkdir(parents=True, exist_ok=True)
-            write_whole(self._file, json.dumps(self._refused, ensure_ascii=False))
+            write_whole(self._file, json.dumps({"refused": self._refused, "changed": self._changed}, ensure_ascii=False))
 
-    def _load(self) -> dict[str, str] | None:
+    def notes(self) -> list[str]:
+        """What is to be said of the rows that are not refused."""
+        changed = self._changed if self._known is None else self._known["changed"]
+        if not changed:
+            return []
+        return [
+            f"the chat template renders {plural(changed, 'prompt')} otherwise when an answer follows (as where it opens a thought "
+            "that the answer does not have): what both have in common is the prompt"
+        ]
+
+    def _load(self) -> dict[str, Any] | None:
         try:
-            return json.loads(self._file.read_text(encoding="utf-8")) if self._file is not None else None
+            found = json.loads(self._file.read_text(encoding="utf-8")) if self._file is not None else None
+            return found if isinstance(found, dict) and found.keys() == {"refused", "changed"} else None
         except (OSError, ValueError):
             return None  # not there yet, or cut short: all are rendered again

@@ -10,6 +10,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
+from align_jax.data.inspect.findings import percent
 from align_jax.data.inspect.report import DataPart, DataReport
 from align_jax.data.inspect.texts import shortened
 from align_jax.errors import UserError
@@ -40,9 +41,9 @@ def draw_data(report: DataReport, path: Path) -> None:
         axis.tick_params(labelsize=7.5)
         axis.grid(alpha=0.25)
         draw(axis, parts)
-        if axis.get_legend_handles_labels()[0]:
+        if len(axis.get_legend_handles_labels()[0]) > 1:
             axis.legend(fontsize=7)
-    names = ", ".join(f"{part.name} ({part.gathered.path}, {part.gathered.rows} rows)" for part in report.parts)
+    names = ", ".join(f"{part.name} ({Path(str(part.gathered.path)).name}, {part.gathered.rows} rows)" for part in report.parts)
     figure.suptitle(names if len(names) < 100 else names[:97] + "...", fontsize=10)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -57,7 +58,8 @@ def _color(part: DataPart) -> str:
 
 def _hist(axis: Axes, part: DataPart, values: np.ndarray, bins: np.ndarray) -> None:
     weights = np.full(len(values), 1 / max(len(values), 1))
-    axis.hist(values, bins, weights=weights, alpha=0.6, color=_color(part), label=part.name)
+    how = {"histtype": "step", "linewidth": 1.4} if part.name.endswith("eval") else {"alpha": 0.6}
+    axis.hist(values, bins, weights=weights, color=_color(part), label=part.name, **how)
 
 
 def _scores(axis: Axes, parts: list[DataPart]) -> None:
@@ -103,14 +105,18 @@ def _models(axis: Axes, parts: list[DataPart]) -> None:
     numbers = [gathered.models.index(name) for name in order]
     scores = [gathered.score[(gathered.model == i) & np.isfinite(gathered.score)] for i in numbers]
     accused = {i for f in part.findings if f.severity == "problem" for i in f.responses}
-    axis.boxplot(scores, vert=False, whis=(5, 95), showfliers=False, widths=0.6, medianprops={"color": "black"})
-    axis.set_yticks(range(1, len(order) + 1), [name if len(name) <= 24 else name[:21] + "..." for name in order], fontsize=6.5)
+    places = np.arange(1, len(order) + 1)
+    low, quarter, middle, three, high = np.asarray([np.percentile(found, (5, 25, 50, 75, 95)) for found in scores]).T
+    axis.hlines(places, low, high, color=_color(part), linewidth=1)
+    axis.hlines(places, quarter, three, color=_color(part), linewidth=6, alpha=0.6)
+    axis.plot(middle, places, "|", color="black", markersize=9, markeredgewidth=1.5)
+    axis.set_yticks(places, [name if len(name) <= 24 else name[:21] + "..." for name in order], fontsize=6.5)
     for label, number in zip(axis.get_yticklabels(), numbers, strict=True):
         members = np.flatnonzero(gathered.model == number).tolist()
         if len(accused.intersection(members)) > len(members) / 2:
             label.set_color(_SUSPICIOUS)
     axis.invert_yaxis()
-    axis.set_xlabel("score (box: half of the answers; lines: 5% to 95%)", fontsize=8)
+    axis.set_xlabel("score (median; middle half; 5% to 95%)", fontsize=8)
 
 
 def _sizes(axis: Axes, parts: list[DataPart]) -> None:
@@ -135,7 +141,7 @@ def _tokens(what: str) -> Draw:
         if limit <= 1.3 * shown:
             axis.axvline(limit, color="black", linestyle="--", linewidth=1)
             axis.annotate(
-                f"cut at {limit}: {100 * cut:.1f}%", (limit, 0.97), xycoords=("data", "axes fraction"), fontsize=7,
+                f"cut at {limit}: {percent(cut)}", (limit, 0.97), xycoords=("data", "axes fraction"), fontsize=7,
                 xytext=(-3, 0), textcoords="offset points", ha="right", va="top", rotation=90,
             )  # fmt: skip
         else:

@@ -13,11 +13,11 @@ from align_jax.config import Config, load_config
 from align_jax.config.given import data_of
 from align_jax.config.source import parse_overrides
 from align_jax.data.formats import Example, find_format, spelled
-from align_jax.data.inspect.gather import Reads
+from align_jax.data.inspect.gather import Noting
 from align_jax.data.look import read_rows
 from align_jax.data.opened import open_data
 from align_jax.data.regroup import TARGETS, ConversionCounts, held_out, joined, rows_as, usual_target
-from align_jax.data.sources import open_source
+from align_jax.data.sources import Part, open_source
 from align_jax.data.written import ending_of, write_rows
 from align_jax.errors import UserError, check_range
 from align_jax.recipes.say import say, speaking, watching
@@ -140,22 +140,26 @@ def _read(config: Config, counts: ConversionCounts) -> list[Example]:
     opened = open_data(dataclasses.replace(config.data, eval=None), "train", None)
     source, data_format = opened[0], opened[1]
     bad: list[dict[str, str]] = []
-    columns: set[str] = set()
+    noting, columns = Noting(data_format.read), set()
+    left_out: list[str] = []
 
     def read(row: Mapping) -> Example:
-        noted = Reads(row)
-        example = data_format.read(noted)
-        columns.update(name for name, value in row.items() if value is not None and name not in noted.names)
+        example, noted = noting(row)
+        columns.update(str(name) for name, value in dict.items(noted) if value is not None and name not in noted.read)
         return example
 
-    with watching(f"reading {config.data.train}", len(source), "rows") as watch:
+    for note in source.notes:
+        say(note)
+    with watching(f"reading {opened.path}", len(source), "rows") as watch:
         examples = []
-        for _, example in read_rows(source, read, config.data.on_bad_row, bad):
+        for _, example in read_rows(source, read, config.data.on_bad_row, bad, left_out):
             examples.append(example)
             watch.add()
     counts.rows = len(source)
     if columns:
         say(f"columns that are not kept, since format {spelled(data_format)} does not read them: {', '.join(sorted(columns))}")
+    if left_out:
+        counts.dropped["its answers are empty (data.on_empty: drop)"] = len(left_out)
     if bad:
         counts.dropped[f"malformed, the first: {bad[0]['where']}: {bad[0]['reason']}"] = len(bad)
     return examples
@@ -205,7 +209,7 @@ def _check(file: Path, to: str, rows: Sequence[dict[str, Any]]) -> None:
     Raises:
       UserError: it is not.
     """
-    source, data_format = open_source(str(file), split="train"), find_format(to)
+    source, data_format = open_source(str(file), Part()), find_format(to)
     for number, row in enumerate(rows):
         if data_format.read(source[number]) != data_format.read(row):
             raise UserError(

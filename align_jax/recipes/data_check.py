@@ -13,7 +13,6 @@ from align_jax.config import Config, load_config
 from align_jax.config.given import data_of
 from align_jax.config.source import Override, parse_overrides
 from align_jax.data import BatchLoader, Encoder, GroupDataset, RowLayout, pack_groups
-from align_jax.data.formats import FORMATS, spelled
 from align_jax.data.inspect.batches import shown
 from align_jax.data.inspect.beliefs import belief_findings, belief_tables
 from align_jax.data.inspect.findings import LISTED, Finding
@@ -87,7 +86,10 @@ def run(config: Config, tokenizer: Any = None) -> DataReport:
     parts = []
     for name in names:
         opened = open_data(data, name, None)
-        parts.append(_part(config, name, opened, (known, vocabulary)))
+        part = _part(config, name, opened, known)
+        if known is not None and not parts and len(part.gathered.of):
+            part = dataclasses.replace(part, batch=_first_batch(config, name, opened, (known, vocabulary)))
+        parts.append(part)
     if len(parts) == 2 and (overlap := overlap_finding(parts[0].gathered, parts[1].gathered)) is not None:
         parts[1] = dataclasses.replace(parts[1], findings=[*parts[1].findings, overlap])
     return DataReport(parts, lines)
@@ -146,7 +148,7 @@ def _tokenizer(config: Config, given: Any) -> tuple[Any, int | None]:
     return tokenizer, None
 
 
-def _part(config: Config, name: str, opened: Opened, tokenizer: tuple[Any, int | None]) -> DataPart:
+def _part(config: Config, name: str, opened: Opened, tokenizer: Any) -> DataPart:
     shows = not config.log.quiet and config.log.progress is not False
     with Watch(f"reading data.{name}", len(opened.source), "rows", show=shows) as watch:
         gathered = gather(opened, watch.add)
@@ -157,18 +159,17 @@ def _part(config: Config, name: str, opened: Opened, tokenizer: tuple[Any, int |
         tables["scores"] = score_tables(gathered)
         findings += [*outlier_findings(gathered), *score_findings(gathered, tables["scores"])]
     findings += repeat_findings(gathered)
-    measured, batch = None, ([], [])
-    if tokenizer[0] is not None and len(gathered.row):
+    measured = None
+    if tokenizer is not None and len(gathered.row):
         with Watch(f"tokenizing data.{name}", len(gathered.row), "rows", show=shows) as watch:
-            measured = measure(gathered, tokenizer[0], config.data, watch.add)
+            measured = measure(gathered, tokenizer, config.data, watch.add)
         findings += token_findings(measured)
-        batch = _first_batch(config, name, opened, tokenizer)
-    return DataPart(f"data.{name}", gathered, measured, tables, findings, batch)
+    return DataPart(f"data.{name}", gathered, measured, tables, findings)
 
 
 def _of_rows(gathered: Gathered) -> list[Finding]:
     """Rows that cannot be read, and columns that are not."""
-    findings = []
+    findings = [Finding("note", "of_the_source", note) for note in gathered.source.notes]
     if gathered.bad:
         text = f"{len(gathered.bad)} of {gathered.rows} rows are malformed"
         lines = tuple(f"{bad['where']}: {bad['reason']}" for bad in gathered.bad[:LISTED])
@@ -181,11 +182,10 @@ def _of_rows(gathered: Gathered) -> list[Finding]:
     return findings
 
 
-def _objective(config: Config, format_name: str) -> type[Objective] | Objective | None:
+def _objective(config: Config, usual: str | None) -> Objective | None:
     """What is trained, or what is usual for such data."""
     if config.objective is not None:
         return config.objective
-    usual = getattr(FORMATS.get(format_name), "evaluated_as", None)
     return None if usual is None else find_objective(usual)()
 
 
@@ -194,7 +194,7 @@ def _first_batch(config: Config, name: str, opened: Opened, tokenizer: tuple[Any
     data = config.data
     try:
         encoder = Encoder(tokenizer[0], data, tokenizer[1])
-        objective = _objective(config, spelled(opened.format))
+        objective = _objective(config, opened.format.evaluated_as)
         if objective is None:
             return [], []
         ends = objective.head == "score"
@@ -202,8 +202,8 @@ def _first_batch(config: Config, name: str, opened: Opened, tokenizer: tuple[Any
         dataset = GroupDataset(data, name, encoder, **options)
         per_step = config.train.groups_per_step
         loader = BatchLoader(dataset, shards=1, groups_per_step=per_step, seed=config.run.seed, shuffle=data.shuffle)
-        rows = loader.first_rows(1)[:_GROUPS]
-        groups = [dataset[int(i)] for i in rows]
+        rows = list(dict.fromkeys(loader.first_rows(1).tolist()))[:_GROUPS]  # a short data set is there several times
+        groups = [dataset[i] for i in rows]
         layout = RowLayout(pack=data.pack)
         batch = pack_groups(groups, shards=1, groups_per_shard=len(groups), layout=layout, slots=dataset.slots)
     except UserError as error:

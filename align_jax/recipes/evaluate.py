@@ -179,7 +179,7 @@ def _model(setup: Setup, name: str, path: str) -> ModelSource:
 
 def say_leaks(config: Config, models: dict[str, ModelSource]) -> None:
     """Says which runs may have been trained on prompts that this config holds out of `data.train`."""
-    if isinstance(config.data.eval, str):
+    if not isinstance(config.data.eval, float | int):
         return
     for name, source in models.items():
         data = source.run.config.data if isinstance(source, TrainedModel) else None

@@ -14,7 +14,7 @@ from tabulate import tabulate
 
 from align_jax.config import Config
 from align_jax.cost.compilations import so_far
-from align_jax.data.sources import GivenRows
+from align_jax.data.members import holds_rows
 from align_jax.evaluation.curves import draw_curves
 from align_jax.recipes.say import is_part, say_plainly
 from align_jax.terminal import plural, spell_seconds
@@ -180,9 +180,9 @@ def with_interval(line: Record, name: str) -> str:
 def next_commands(config: Config, folder: Path, best: bool = False) -> list[str]:
     """What one does with a trained run, as commands; `best`: whether its best checkpoint is another one than its newest."""
     run = shlex.quote(str(folder))
-    if isinstance(config.data.train, GivenRows):  # in Python
+    if holds_rows(config.data.train):  # in Python
         return [f'align_jax.export("{folder}", "{folder / "export"}"' + (', step="best")' if best else ")")]
-    readable = config.data.eval is not None and not isinstance(config.data.eval, GivenRows)
+    readable = config.data.eval is not None and not holds_rows(config.data.eval)
     commands = [f"align-jax evaluate {run}"] if readable else []
     if config.head == "lm_head":
         commands.append(f'align-jax generate {run} --prompt "Once upon a time"')

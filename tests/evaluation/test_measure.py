@@ -10,6 +10,7 @@ from align_jax.data.formats import FORMATS
 from align_jax.errors import UserError
 from align_jax.evaluation import Responses
 from align_jax.evaluation.measure import evaluated_as, measure
+from align_jax.evaluation.table import table_of
 from align_jax.objectives import DPO, GDPO, KTO, MPO, NCA, SFT, Reward
 
 
@@ -66,3 +67,12 @@ def test_objectives_see_labels_and_no_tokens():
     means = measure(responses, MPO(), np.arange(4)).means()
     for name, (total, weight) in direct.items():
         assert means[name] == pytest.approx(float(total.sum() / weight.sum()), rel=1e-6), name
+
+
+def test_metrics_of_each_data_set_stand_beside_those_of_groups_of_people():
+    metrics = {"rewards/accuracies": (np.asarray([1.0, 0, 1, 1]), np.ones(4)), "kl/reference": (np.ones(4), np.ones(4))}
+    groups, sources = np.asarray([0, 1, 0, 1]), np.asarray([0, 0, 0, 1])
+    table = table_of(metrics, np.arange(4), groups, ("g", "h"), source_ids=sources, source_names=("x", "y"))
+    means = table.means()
+    assert means["source/x/rewards/accuracies"] == pytest.approx(2 / 3) and means["source/y/rewards/accuracies"] == 1
+    assert means["rewards/accuracies/worst_group"] == 0.5 and "source/x/kl/reference" not in means

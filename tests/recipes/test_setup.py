@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import datetime
 import types
 
 import numpy as np
@@ -10,9 +11,11 @@ import pytest
 
 from align_jax.config import Config
 from align_jax.errors import UserError
+from align_jax.files import write_whole
 from align_jax.models.attention import backends
+from align_jax.recipes import setup as job
 from align_jax.recipes.say import speaking
-from align_jax.recipes.setup import Setup
+from align_jax.recipes.setup import Setup, on_its_day
 from align_jax.recipes.source import starting_model
 
 SHAPE = {"vocab_size": 64, "width": 32, "mlp_width": 48, "layers": 2, "heads": 4, "kv_heads": 2, "head_size": 8}
@@ -87,3 +90,23 @@ def test_a_backend_that_was_asked_for_is_refused_before_anything_is_compiled(gpu
 )
 def test_a_window_matters_where_rows_are_longer(gpu, window, data, backend):
     assert gpu(data=data, sliding_window=window).backend == backend
+
+
+def test_the_day_is_that_of_the_runs_start(tmp_path, monkeypatch):
+    class Later(datetime.date):
+        @classmethod
+        def today(cls):
+            return cls(2031, 5, 6)
+
+    values = {"model": {"config": SHAPE}, "objective": {"name": "mpo"}, "run": {"dir": str(tmp_path / "run")}}
+    first = on_its_day(Config.of(values))
+    assert first.data.date == datetime.date.today().isoformat()
+    write_whole(tmp_path / "config.yaml", first.to_yaml())
+    (tmp_path / "run").mkdir()
+    (tmp_path / "config.yaml").rename(tmp_path / "run" / "config.yaml")
+    monkeypatch.setattr(job.datetime, "date", Later)
+    assert on_its_day(Config.of(values)).data.date == first.data.date  # resumed, years later
+    assert on_its_day(Config.of(values | {"run": {"dir": str(tmp_path / "other")}})).data.date == "2031-05-06"
+    assert on_its_day(Config.of(values | {"data": {"date": "2024-07-26"}})).data.date == "2024-07-26"
+    # Another day is no other run.
+    assert Config.of(values | {"run": {}}).run.dir == Config.of(values | {"run": {}, "data": {"date": "2024-07-26"}}).run.dir

@@ -84,5 +84,5 @@ def test_errors(model):
         align_jax.response_logps(model, PROMPTS, ["4", "yo"], tokenizer=char_tokenizer())
     with pytest.raises(ValueError, match="leave `responses` and `tokenizer` out"):
         align_jax.response_logps(model, make_groups(PROMPTS, RESPONSES, tokenizer=char_tokenizer()), tokenizer=1)
-    with pytest.raises(align_jax.UserError, match="group 1: field 'prompt': a message needs text"):
+    with pytest.raises(align_jax.UserError, match=r"group 1: field .prompt\[0\].: a message needs text"):
         align_jax.response_logps(model, ["a", [{"role": "user"}]], RESPONSES, tokenizer=char_tokenizer())

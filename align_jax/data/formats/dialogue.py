@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from align_jax.data.formats.base import Format
 from align_jax.data.formats.example import Example, Text
 from align_jax.data.formats.fields import as_response, field, items, number, short, text
-from align_jax.data.formats.join import Joined
+from align_jax.data.formats.join import JoinedRows
 from align_jax.data.sources import RowError, Source
 
 _TURN = re.compile(r"(?:^|\n\n)(Human|Assistant):")
@@ -81,7 +81,7 @@ class HelpSteer2(Format):
     evaluated_as = "mpo"
 
     def arranged(self, source: Source) -> Source:
-        return Joined(source, "prompt", ("response", "helpfulness"))
+        return JoinedRows(source, "prompt", ("response", "helpfulness"))
 
     def parse(self, row: Mapping) -> Example:
         texts, scores = field(row, "response"), field(row, "helpfulness")

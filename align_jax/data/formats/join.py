@@ -9,7 +9,7 @@ from typing import Any
 from align_jax.data.sources import RowError, Source
 
 
-class Joined:
+class JoinedRows:
     """The rows of a source that agree in one column as one row, in the order in which they first appear.
 
     Args:
@@ -40,7 +40,7 @@ class Joined:
         return self._source.where(self._groups[index][0])
 
 
-class Spread:
+class SpreadRows:
     """Every row of a source as the rows that it stands for.
 
     Args:

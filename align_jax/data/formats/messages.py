@@ -47,7 +47,7 @@ def _message(message: Any, name: str) -> dict[str, Any]:
     role = message.get("role")
     if not isinstance(role, str) or not role.strip():
         raise RowError(f"field {name!r}: a message needs text in 'role' and 'content', got {short(dict(message))}")
-    found = {"role": _ROLES.get(role, role)}
+    found = {"role": _role(role.strip())}
     content = _content(message.get("content"), name)
     more = {key: _given(key, value, name) for key, value in _rest(message, "role", "content").items()}
     more = {key: value for key, value in more.items() if value is not None and value != []}
@@ -56,6 +56,12 @@ def _message(message: Any, name: str) -> dict[str, Any]:
             raise RowError(f"field {name!r}: a message needs text in 'role' and 'content', got {short(dict(message))}")
         content = ""  # an empty answer
     return found | ({} if content is None else {"content": content}) | more
+
+
+def _role(name: str) -> str:
+    """The word that chat templates know, where it is another spelling of one."""
+    plain = name.lower()
+    return _ROLES.get(plain) or (plain if plain in ("system", "user", "assistant", "tool") else name)
 
 
 def _rest(message: Mapping, *read: str) -> dict[str, Any]:

@@ -8,7 +8,7 @@ from typing import Any
 
 from align_jax.data.formats.fields import field, number, short
 from align_jax.data.formats.gdpo import BeliefRows
-from align_jax.data.formats.join import Spread
+from align_jax.data.formats.join import SpreadRows
 from align_jax.data.sources import RowError, Source
 
 
@@ -22,7 +22,7 @@ class GlobalOpinions(BeliefRows):
     columns = ("question", "options", "selections")
 
     def arranged(self, source: Source) -> Source:
-        return Spread(source, countries, self.name)
+        return SpreadRows(source, countries, self.name)
 
     def parse(self, row: Mapping) -> Any:
         return super().parse(row if "accept_response" in row else countries(row)[0])

@@ -13,8 +13,10 @@ import numpy as np
 from align_jax.data.encode import plain_key
 from align_jax.data.formats import spelled as name_of_format
 from align_jax.data.formats.example import Example, Opinion
+from align_jax.data.formats.messages import is_empty
 from align_jax.data.inspect import texts
 from align_jax.data.opened import Opened
+from align_jax.data.reading import LeftOut, Noted
 from align_jax.data.sources import RowError, Source
 
 _OTHERS = 5  # prompts before it with which a row's own is compared
@@ -30,6 +32,7 @@ class Gathered:
         format does not read.
       row: source row of each good row. prompt, unit: numbers of equal prompts; of equal prompts, groups and options.
       group: index into `groups`, -1 for none. size: how many responses it has. opinions: of each good row.
+      sources: rows of each data set of a mixture. left_out: rows without answers but empty ones, with `data.on_empty: drop`.
       of, which: good row (position) and number in it of each response. score: NaN for none. characters: its length.
       text: a number of its words. bands `[m, 4]`, edges `[m, 2]`: for near-duplicates. model: index into `models`, -1.
       relevance: 1 where it shares more words with its prompt than with others, 0 where fewer, else 1/2; NaN: not known.
@@ -54,6 +57,8 @@ class Gathered:
     size: np.ndarray
     opinions: list[Opinion | None]
     prompt_texts: dict[bytes, int]
+    sources: dict[str, int]
+    left_out: int
     of: np.ndarray
     which: np.ndarray
     score: np.ndarray
@@ -88,20 +93,25 @@ class Gathered:
         return bool(np.isfinite(self.score).any()) and not self.has_beliefs
 
 
-class Reads(dict):
-    """A row that notes which of its columns are read."""
+class Noting:
+    """Reads rows, and notes of each which columns were read.
 
-    def __init__(self, row: Mapping):
-        super().__init__(row)
-        self.names: set[str] = set()
+    Args:
+      read: of a format.
+    """
 
-    def __getitem__(self, name: str) -> Any:
-        self.names.add(name)
-        return super().__getitem__(name)
+    def __init__(self, read: Callable[[Mapping], Example]):
+        self._read, self._known = read, set()
 
-    def get(self, name: str, default: Any = None) -> Any:
-        self.names.add(name)
-        return super().get(name, default)
+    def __call__(self, row: Mapping) -> tuple[Example, Noted]:
+        """The example, and the row with `read`, the columns that it was made of."""
+        part = getattr(row, "part", 0)
+        if part not in self._known:  # what `data` says of its first row itself comes first
+            self._read(row)
+            self._known.add(part)
+        noted = Noted(row)
+        noted.part = part
+        return self._read(noted), noted
 
 
 class _Numbers(dict):
@@ -123,19 +133,22 @@ def gather(opened: Opened, progress: Callable[[int], None] = lambda count: None)
     columns, read_columns = collections.Counter(), set()
     prompts, units, groups, models = _Numbers(), _Numbers(), _Numbers(), _Numbers()
     bad, opinions, around = [], [], collections.deque(maxlen=_OTHERS)
+    sources, left_out = collections.Counter(), 0
+    read = Noting(data_format.read)
     for number in range(len(source)):
         progress(1)
-        row = None
         try:
-            row = Reads(source[number])
-            example = data_format.read(row)
+            given = source[number]
+            columns.update(name for name, value in given.items() if value is not None)
+            example, row = read(given)
+        except LeftOut:
+            left_out += 1
+            continue
         except RowError as error:
             bad.append({"where": source.where(number), "reason": str(error)})
-        if row is not None:
-            columns.update(name for name, value in row.items() if value is not None)
-            read_columns |= row.names
-        if row is None or bad and bad[-1]["where"] == source.where(number):
             continue
+        read_columns |= row.read
+        sources[example.source] += 1
         prompt = texts.plain(example.prompt)
         rows["row"].append(number)
         rows["prompt"].append(prompts.of(_digest(repr((example.prompt, example.context)))))
@@ -152,7 +165,7 @@ def gather(opened: Opened, progress: Callable[[int], None] = lambda count: None)
         path, source, data_format.read, name_of_format(data_format), beliefs, len(source), bad, dict(columns),
         {name: count for name, count in columns.items() if name not in read_columns},
         list(groups), list(models), *(np.asarray(rows[name], np.int64) for name in ("row", "prompt", "unit", "group", "size")),
-        opinions, dict(prompts), *_arrays(found),
+        opinions, dict(prompts), {name: count for name, count in sources.items() if name}, left_out, *_arrays(found),
     )  # fmt: skip
 
 
@@ -179,7 +192,7 @@ def _responses(
         found["edges"].append(texts.edges(hashes))
         found["model"].append(models[k] if models else -1)
         found["relevance"].append(np.nan if not known else 0.5 + 0.5 * float(np.sign(own - np.mean(other))))
-        found["empty"].append(not text.strip())
+        found["empty"].append(is_empty(response))
 
 
 def _score(example: Example, k: int) -> float:

@@ -18,6 +18,7 @@ _SIGMAS = 3.0
 _STANDING = 0.6  # the usual one is 1/2
 _EDGE_STANDING = 0.75  # good models have habits: the same last words are no sin
 _UNRELATED = 0.65  # how often an answer shares more words with its prompt than with others; chance is 1/2
+_READ = 50  # answers
 _LONG_TEXT = 200  # characters; the same ones to several prompts are about none of them
 _ANSWERS = 10  # of a model, or unrelated ones, at least
 _FAR = 2.0  # spans of the usual scores beyond them
@@ -94,11 +95,17 @@ def _same_answers(gathered: Gathered, ranks: np.ndarray) -> list[Finding]:
             continue
         text = f"{'the' if exact else 'nearly the'} same answer is given to {prompts} prompts, and "
         text += "scored far above what is usual" if high else "though it is not about them, scored like real answers"
-        refuses = _REFUSAL.search(gathered.answer(int(members[0])).lower()) is not None
+        refuses = _refuses(gathered, members)
         text += f": {_scores(gathered, members, mean)}" + ("; right, if these prompts had to be refused" if refuses else "")
         severity = "warning" if refuses else "problem"
         findings.append(Finding(severity, "repeated_answer_scored_high", text, _named(gathered, members), *_about(members)))
     return findings
+
+
+def _refuses(gathered: Gathered, members: np.ndarray) -> bool:
+    """Whether most of some answers refuse; a sample of them is read."""
+    drawn = members[:: max(1, len(members) // _READ)][:_READ]
+    return sum(_REFUSAL.search(gathered.answer(int(i)).lower()) is not None for i in drawn) > len(drawn) / 2
 
 
 def _is_label(gathered: Gathered, clusters: list[np.ndarray], members: np.ndarray) -> bool:
@@ -172,13 +179,15 @@ def _unrelated_models(gathered: Gathered, ranks: np.ndarray) -> list[Finding]:
 
 
 def _unrelated_answers(gathered: Gathered, ranks: np.ndarray) -> list[Finding]:
-    members = np.flatnonzero(gathered.relevance < 0.5)
+    repeated = _clusters(gathered, near_duplicates(gathered))  # which are looked at by themselves
+    members = np.setdiff1d(np.flatnonzero(gathered.relevance <= 0.5), np.concatenate([[], *repeated]).astype(int))
     mean, above, prompts = sigmas(gathered, ranks, members)
     if prompts < _ANSWERS or mean < _STANDING or above < _SIGMAS:
         return []
-    text = f"{len(members)} answers share more words with other prompts than with their own, and are scored far above what is "
+    text = f"{len(members)} answers share no more words with their prompts than with others, and are scored far above what is "
     text += f"usual: {_scores(gathered, members, mean)}"
-    return [Finding("problem", "unrelated_scored_high", text, _named(gathered, members), *_about(members))]
+    severity = "warning" if _refuses(gathered, members) else "problem"
+    return [Finding(severity, "unrelated_scored_high", text, _named(gathered, members), *_about(members))]
 
 
 def _extreme_lengths(gathered: Gathered, ranks: np.ndarray) -> list[Finding]:

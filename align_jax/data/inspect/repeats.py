@@ -103,6 +103,7 @@ def _empty(gathered: Gathered) -> list[Finding]:
     at = np.flatnonzero(gathered.empty)
     if not len(at):
         return []
-    text = f"{len(at)} of {len(gathered.of)} answers are empty: the end of the sequence alone is scored and trained on"
+    text = f"{len(at)} of {len(gathered.of)} answers are empty: the end token alone is trained on; data.on_empty: drop "
+    text += "leaves them out"
     places = tuple(dict.fromkeys(gathered.where(int(gathered.of[i])) for i in at[:3]))
     return [Finding("warning", "empty_answers", text, places, len(at))]

@@ -54,6 +54,8 @@ class DataPart:
             "prompts": len(gathered.prompt_texts),
             "responses": len(gathered.of),
             "sizes": {str(size): count for size, count in _sizes(gathered).items()},
+            "sources": gathered.sources,
+            "rows_left_out": gathered.left_out,
             "columns": gathered.columns,
             "columns_not_read": gathered.unread,
             **self.tables,
@@ -134,6 +136,10 @@ def _summary(gathered: Gathered) -> str:
     if len(gathered.of):
         low, high = int(gathered.size.min()), int(gathered.size.max())
         parts.append(f"{plural(len(gathered.of), 'answer')}, {low if low == high else f'{low} to {high}'} in each row")
+    if gathered.sources:
+        parts.append("rows of " + ", ".join(f"{name}: {count}" for name, count in gathered.sources.items()))
+    if gathered.left_out:
+        parts.append(f"{plural(gathered.left_out, 'row')} left out, whose answers are empty (data.on_empty: drop)")
     if gathered.groups:
         names = ", ".join([*sorted(map(str, gathered.groups))[:8], *(["..."] if len(gathered.groups) > 8 else [])])
         parts.append(f"{plural(len(gathered.groups), 'group')} of people ({names})")
@@ -193,6 +199,9 @@ def _score_tables(scores: dict[str, Any]) -> Iterator[tuple[str, str]]:
         return [name, str(found["count"]), _number(found["mean"]), *quantiles, str(found["distinct"])]
 
     rows = [row("all", scores["overall"])]
+    if scores["pairs"]:
+        yield from _length_table(scores["length"])
+        return
     rows += [row(f"group {name}", found) for name, found in scores["by_group"].items() if found["count"]]
     yield "scores", _table(headers, _with_rest(rows, _MODELS))
     values = scores["overall"].get("values")
@@ -205,8 +214,11 @@ def _score_tables(scores: dict[str, Any]) -> Iterator[tuple[str, str]]:
         order = sorted(models, key=lambda name: -(models[name]["standing"] or 0))
         rows = [[*row(name, models[name]), _number(models[name]["standing"])] for name in order]
         yield "scores by who wrote the answer", _table([*headers, "standing"], _with_rest(rows, _MODELS))
-    if scores["length"] is not None:
-        length = scores["length"]
+    yield from _length_table(scores["length"])
+
+
+def _length_table(length: dict[str, Any] | None) -> Iterator[tuple[str, str]]:
+    if length is not None:
         low, high = length["interval"]
         rows = [["within groups", f"{length['within']:.2f}", f"{low:.2f} to {high:.2f}", f"{length['prompts']} prompts"]]
         rows.append(["over all answers", f"{length['overall']:.2f}", "", ""])

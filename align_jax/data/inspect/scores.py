@@ -12,6 +12,7 @@ from align_jax.data.inspect.gather import Gathered
 
 QUANTILES = (0, 5, 25, 50, 75, 95, 100)
 _LEVEL = 0.5  # share of groups without contrast from which it is a warning
+_PROMPTS = 10  # with contrast, for a correlation with length
 _DISTINCT = 20  # values that are counted one by one, at most
 
 
@@ -48,7 +49,7 @@ def standing(gathered: Gathered) -> np.ndarray:
 
 def length_correlation(gathered: Gathered) -> dict[str, Any] | None:
     """How far longer answers have higher scores: Spearman's rank correlation within groups, its mean over prompts with a 95%
-    interval (prompts are the unit), and over all responses; None where nothing contrasts.
+    interval (prompts are the unit), and over all responses; None where fewer than ten prompts contrast.
     """
     by_prompt: dict[int, list[float]] = {}
     for position, members in enumerate(np.split(np.arange(len(gathered.of)), np.cumsum(gathered.size)[:-1])):
@@ -57,7 +58,7 @@ def length_correlation(gathered: Gathered) -> dict[str, Any] | None:
             value = float(np.corrcoef(stats.rankdata(scores), stats.rankdata(lengths))[0, 1])
             by_prompt.setdefault(int(gathered.prompt[position]), []).append(value)
     values = np.asarray([np.mean(found) for found in by_prompt.values()])
-    if len(values) < 2:
+    if len(values) < _PROMPTS:
         return None
     half = 1.96 * values.std(ddof=1) / np.sqrt(len(values))
     known = np.isfinite(gathered.score)
@@ -76,7 +77,8 @@ def level_rows(gathered: Gathered) -> np.ndarray:
 def score_tables(gathered: Gathered) -> dict[str, Any]:
     """Scores overall, by the `group` column and by who wrote the responses."""
     position = standing(gathered)
-    tables: dict[str, Any] = {"overall": described(gathered.score), "length": length_correlation(gathered)}
+    tables: dict[str, Any] = {"pairs": _are_pairs(gathered), "overall": described(gathered.score)}
+    tables["length"] = length_correlation(gathered)
     of_group = gathered.group[gathered.of] if len(gathered.of) else gathered.of
     tables["by_group"] = {name: described(gathered.score[of_group == i]) for i, name in enumerate(gathered.groups)}
     tables["by_model"] = {
@@ -84,6 +86,11 @@ def score_tables(gathered: Gathered) -> dict[str, Any]:
         for i, name in enumerate(gathered.models)
     }
     return tables
+
+
+def _are_pairs(gathered: Gathered) -> bool:
+    """Whether all rows are a chosen and a rejected answer, whose scores say nothing more."""
+    return bool((gathered.size == 2).all()) and bool((gathered.score.reshape(-1, 2) == (1.0, 0.0)).all())
 
 
 def _mean(values: np.ndarray) -> float | None:
@@ -106,8 +113,9 @@ def score_findings(gathered: Gathered, tables: dict[str, Any]) -> list[Finding]:
                 len(level),
             )
         )
-    if tables["overall"].get("distinct") == 1:
-        findings.append(Finding("problem", "constant_score", f"every score is {gathered.score[0]:g}; nothing can be learned"))
+    if tables["overall"].get("distinct") == 1 and tables["overall"]["count"] > 1:
+        text = f"every score is {tables['overall']['quantiles']['50']:g}: there is nothing to contrast"
+        findings.append(Finding("warning", "constant_score", text))
     findings += _constant_models(gathered)
     length = tables["length"]
     if length is not None and length["interval"][0] > 0.2:

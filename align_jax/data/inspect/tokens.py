@@ -20,6 +20,7 @@ from align_jax.data.inspect.gather import Gathered
 from align_jax.data.inspect.texts import plain
 from align_jax.data.sources import RowError
 from align_jax.errors import UserError
+from align_jax.terminal import plural
 
 QUANTILES = (0, 50, 95, 99, 100)
 _UNCUT = 1 << 30  # tokens
@@ -153,7 +154,7 @@ def token_findings(measured: Measured) -> list[Finding]:
     findings, table = [], token_table(measured)
     if measured.refused:
         reasons = collections.Counter(found["reason"] for found in measured.refused)
-        lines = [f"{n} rows: {reason}" for reason, n in reasons.most_common(3)]
+        lines = [f"{plural(n, 'row')}: {reason}" for reason, n in reasons.most_common(3)]
         lines += [found["where"] for found in measured.refused[:LISTED]]
         total = len(measured.refused) + len(measured.prompts)
         text = f"{len(measured.refused)} of {total} rows are refused by the chat template or the tokenizer"
@@ -167,7 +168,7 @@ def token_findings(measured: Measured) -> list[Finding]:
             text += "" if what == "prompts" else "; a cut answer has no end of sequence"
             findings.append(Finding(severity, f"cut_{what}", text, count=found["cut"]))
     if measured.control:
-        lines = tuple(f"{token}: {len(at)} rows, first {at[0]}" for token, at in sorted(measured.control.items()))
+        lines = tuple(f"{token}: {plural(len(at), 'row')}, first {at[0]}" for token, at in sorted(measured.control.items()))
         how = "stay text there" if measured.kept else "become control tokens there (data.control_tokens: tokens)"
         text = f"control tokens of this tokenizer are written out in texts; they {how}"
         count = len({where for places in measured.control.values() for where in places})

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from align_jax.data.sources.base import RowError
+from align_jax.data.sources.plain import broken_text
 from align_jax.errors import UserError
 
 
@@ -52,6 +53,8 @@ class ArrayRecords:
             raise RowError(f"not JSON, as records must be here: {error}") from error
         if not isinstance(row, dict):
             raise RowError(f"expected a JSON object per record, got {type(row).__name__}")
+        if problem := broken_text(row):
+            raise RowError(problem)
         return row
 
     def where(self, index: int) -> str:
