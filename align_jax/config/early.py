@@ -82,5 +82,7 @@ def _is_missing(key: str, value: object) -> bool:
     if not isinstance(value, str):
         return False
     text = os.path.expandvars(os.path.expanduser(value))
+    if not key.startswith("data.") and not Path(text).exists():
+        text = text.partition("@")[0]  # the revision of a hub id may have slashes
     local = text.startswith((".", "/")) or text.count("/") > 1 or (key != "model.path" and text.endswith(_DATA))
     return local and not Path(text).exists()
