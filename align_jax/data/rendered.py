@@ -57,8 +57,8 @@ class Rendered:
         if not changed:
             return []
         return [
-            f"the chat template renders {plural(changed, 'prompt')} otherwise when an answer follows (as where it opens a thought "
-            "that the answer does not have): what both have in common is the prompt"
+            f"the chat template renders {plural(changed, 'prompt')} otherwise when an answer follows (as where it opens a "
+            "thought that the answer does not have): what both have in common is the prompt"
         ]
 
     def _load(self) -> dict[str, Any] | None:

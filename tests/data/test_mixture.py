@@ -248,7 +248,8 @@ def test_rows_given_in_python_may_be_of_a_mixture(files, tmp_path):
     source, reading, _ = open_data(config.data, "train", None)
     assert len(source) == 14 and reading.labels == ("mine", "x") and reading.read(source[0]).prompt == "z0"
     assert "python-rows-" in config.to_yaml()
-    assert holds_rows(config.data.train) and holds_rows(config_of(rows).data.train) and not holds_rows([{"name": "nectar"}, "a"])
+    assert holds_rows(config.data.train) and holds_rows(config_of(rows).data.train)
+    assert not holds_rows([{"name": "nectar"}, "a"])
     assert len(open_data(config_of({"path": rows, "limit": 1}).data, "train", None).source) == 1
     assert len(open_data(config_of(rows).data, "train", None).source) == 2
     (tmp_path / "c.yaml").write_text(config.to_yaml())

@@ -16,7 +16,8 @@ RNG = np.random.default_rng(0)
 def labels(rows, ids, **more):
     mask = np.ones((len(ids), 2), bool)
     ref, logps = RNG.normal(-20, 3, (2, 8, 2)).astype(np.float32)
-    return logps[rows], GroupLabels(mask, np.full(mask.shape, 3), {"ref_logps": ref[rows], "source_id": np.asarray(ids), **more})
+    labels = {"ref_logps": ref[rows], "source_id": np.asarray(ids), **more}
+    return logps[rows], GroupLabels(mask, np.full(mask.shape, 3), labels)
 
 
 def mean(entry):

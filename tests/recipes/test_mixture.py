@@ -47,7 +47,8 @@ def config(tmp_path_factory):
 
 
 def lines(run):
-    return [{k: v for k, v in line.items() if not k.startswith(TIMING_PREFIXES)} for line in read_metrics(run / "metrics.jsonl")]
+    lines = read_metrics(run / "metrics.jsonl")
+    return [{k: v for k, v in line.items() if not k.startswith(TIMING_PREFIXES)} for line in lines]
 
 
 @pytest.mark.slow
