@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import collections
 
+import datasets
 import numpy as np
 import pytest
 
@@ -301,3 +302,14 @@ def test_options_reach_the_data_sets_of_a_mixture(tmp_path):
     )
     with pytest.raises(UserError, match=r"c\.yaml:7: data\.train\.1\.limit: -1 is not at least 1"):
         Config.of(tmp_path / "c.yaml")
+
+
+def test_limits_decide_the_fingerprint_whatever_kind_of_file(tmp_path):
+    for name in "pq":
+        datasets.Dataset.from_list(pairs(name, 6)).to_parquet(tmp_path / f"{name}.parquet")
+    prints = {
+        dataset([{"path": str(tmp_path / f"{name}.parquet"), "limit": limit} for name, limit in zip("pq", limits, strict=True)])
+        .fingerprint
+        for limits in ((2, 4), (4, 2), (3, 3))
+    }  # fmt: skip
+    assert len(prints) == 3
