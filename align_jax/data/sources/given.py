@@ -31,8 +31,9 @@ class GivenRows(str):
     def __getnewargs__(self) -> tuple[Any, str]:
         return self.rows, self.digest
 
-    def open(self, part: Part) -> Source:
-        """The rows as a source."""
+    def open(self, part: Part | None = None) -> Source:
+        """The rows as a source, or a part of them."""
+        part = part or Part()
         notes = part.of_local(str(self)) + part.of_whole(str(self))
         return at_most(IndexedRows(self.rows, str(self), self.digest, notes), part.max_rows)
 
