@@ -13,7 +13,7 @@ from align_jax.config.check import Choice, Schema
 from align_jax.config.keys import REQUIRED, choice_files, known, stand_in
 from align_jax.config.source import ConfigValues, Override
 
-_DATA = (".jsonl", ".json", ".parquet", ".gz")
+_DATA = (".jsonl", ".json", ".ndjson", ".csv", ".tsv", ".parquet", ".arrow", ".array_record", ".gz")
 
 
 def check_early(
@@ -82,5 +82,7 @@ def _is_missing(key: str, value: object) -> bool:
     if not isinstance(value, str):
         return False
     text = os.path.expandvars(os.path.expanduser(value))
+    if not key.startswith("data.") and not Path(text).exists():
+        text = text.partition("@")[0]  # the revision of a hub id may have slashes
     local = text.startswith((".", "/")) or text.count("/") > 1 or (key != "model.path" and text.endswith(_DATA))
     return local and not Path(text).exists()

@@ -237,8 +237,9 @@ class ChatTemplate:
                 if unmarked(piece).strip() not in said:
                     missing = unmarked(piece).strip()
                     raise RowError(
-                        f"the chat template leaves out {what}: {_excerpt(missing, 0)} is in the answer, and not in what the model "
-                        "would be trained on; give a template that prints it (model.chat_template), or take it out of the data"
+                        f"the chat template leaves out {what}: {_excerpt(missing, 0)} is in the answer, and not in what the "
+                        "model would be trained on; give a template that prints it (model.chat_template), or take it out of "
+                        "the data"
                     )
         self._check_calls(conversation, answer)
 

@@ -97,7 +97,7 @@ def cache_of(key: str, data: str | None, cache_dir: str | None, run_dir: Path) -
     name = f"{key}.npy"
     folder = Path(cache_dir).expanduser() if cache_dir is not None else user_cache()
     before = None
-    if cache_dir is None and data is not None and Path(data).expanduser().exists():
+    if cache_dir is None and data is not None and os.path.exists(os.path.expanduser(data)):
         before = Path(data).expanduser().resolve().parent / ".align_jax" / name
     try:
         folder.mkdir(parents=True, exist_ok=True)

@@ -143,7 +143,8 @@ def test_a_prompt_that_opens_a_thought_is_what_it_has_in_common_with_its_answers
 def test_answers_with_and_without_a_thought_share_what_they_have_in_common():
     chat = (
         "{% for m in messages %}<|{{ m['role'] }}|>{% if m['role'] == 'assistant' and '</think>' not in m['content'] %}"
-        "<think></think>{% endif %}{{ m['content'] }}{% endfor %}{% if add_generation_prompt %}<|assistant|><think></think>{% endif %}"
+        "<think></think>{% endif %}{{ m['content'] }}{% endfor %}"
+        "{% if add_generation_prompt %}<|assistant|><think></think>{% endif %}"
     )
     tokenizer = char_tokenizer(chat=chat)
     encoder, texts = Encoder(tokenizer, DataConfig()), ("no", "<think>hm</think>yes")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import collections
 
+import datasets
 import numpy as np
 import pytest
 
@@ -302,3 +303,14 @@ def test_options_reach_the_data_sets_of_a_mixture(tmp_path):
     )
     with pytest.raises(UserError, match=r"c\.yaml:7: data\.train\.1\.limit: -1 is not at least 1"):
         Config.of(tmp_path / "c.yaml")
+
+
+def test_limits_decide_the_fingerprint_whatever_kind_of_file(tmp_path):
+    for name in "pq":
+        datasets.Dataset.from_list(pairs(name, 6)).to_parquet(tmp_path / f"{name}.parquet")
+    p, q = (str(tmp_path / f"{name}.parquet") for name in "pq")
+    mixed = [[{"path": p, "limit": a}, {"path": q, "limit": b}] for a, b in ((2, 4), (4, 2), (3, 3))]
+    assert len({dataset(train).fingerprint for train in mixed}) == 3
+    # As many rows are left, not the same ones.
+    held = [dataset({"path": p, "limit": n}, eval=fraction) for n, fraction in ((5, 0.4), (4, 0.25))]
+    assert len(held[0]) == len(held[1]) and held[0].fingerprint != held[1].fingerprint

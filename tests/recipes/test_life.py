@@ -194,9 +194,10 @@ def test_more_steps_keep_their_rates_where_the_schedule_keeps_its_length(world, 
 def test_without_evaluations_what_needs_them_is_off_and_said(world, capsys):  # noqa: F811
     folder, config = world
     best = ("--checkpoint.best_metric", "eval/loss", "--train.patience", 3)
-    assert train(config, "--run.dir", folder / "off", "--train.steps", 1, "--train.eval_every", 1, *best, *NO_EVAL) == 0
+    assert train(config, "--run.dir", folder / "off", "--train.steps", 1, "--train.eval_every", 1, *best, *NO_EVAL,
+                 "--data.eval_split", "dev") == 0  # fmt: skip
     said = capsys.readouterr().err
-    for key in ("train.eval_every: 1", "train.patience: 3", "checkpoint.best_metric: eval/loss"):
+    for key in ("train.eval_every: 1", "train.patience: 3", "checkpoint.best_metric: eval/loss", "data.eval_split: dev"):
         assert f"{key} is off, since data.eval is not set" in said
     assert "eval/loss" not in read_metrics(folder / "off" / "metrics.jsonl")[-1]
 

@@ -13,7 +13,9 @@ import yaml
 
 from align_jax import hf
 from align_jax.cli import main
+from align_jax.config import Config
 from align_jax.data import DataConfig
+from align_jax.data.opened import open_data
 from align_jax.data.prompts import distinct_prompts
 from align_jax.errors import UserError
 from align_jax.experiments import opinions
@@ -438,3 +440,12 @@ def test_prompts_alone_cannot_be_trained_on_without_rounds(world, capsys):
     (folder / "plain.yaml").write_text(yaml.safe_dump(values))
     assert train(folder / "plain.yaml", folder / "plain") == 2
     assert "data.format 'prompts' has no responses" in capsys.readouterr().err
+
+
+def test_what_rounds_write_has_no_splits_whatever_the_data_set_has(tmp_path):
+    rows = [{"prompt": f"p{i}", "responses": ["a", "b"], "scores": [1, 0], "tokens": [[3, 2], [4, 2]]} for i in range(3)]
+    (tmp_path / "scored.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    parts = {"split": "train_prefs", "eval_split": "test_prefs", "subset": "en", "revision": "v1", "streaming": True}
+    config = Config.of({"data": {"train": "some/data", "eval": "some/data", **parts}})
+    opened = open_data(rounds._samples_data(config, tmp_path / "scored.jsonl"), "train", None)
+    assert len(opened.source) == 3 and opened.source.notes == ()

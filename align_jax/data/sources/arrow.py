@@ -6,6 +6,7 @@ import bisect
 import hashlib
 import itertools
 import json
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
@@ -106,8 +107,15 @@ def open_tables(files: Sequence[Path], name: str) -> Source:
             tables[file] = _READERS[_ending(file)](file)
         except (pyarrow.ArrowException, OSError) as error:
             raise UserError(f"{file}: cannot be read as {_NAMES[_ending(file)]}: {error}") from error
+        _check_names(tables[file], file)
         notes += _foreign(tables[file].schema, file)
     return ArrowRows(tables, name, digest.hexdigest(), notes[:1])
+
+
+def _check_names(table: pyarrow.Table, file: Path) -> None:
+    twice = [name for name, count in Counter(table.column_names).items() if count > 1]
+    if twice:
+        raise UserError(f"{file}: several columns are called {twice[0]!r}; give each a name of its own")
 
 
 def _ending(file: Path) -> str:
@@ -192,6 +200,7 @@ def _saved(folder: Path, state: dict, notes: list[str]) -> Source:
             tables[folder / name] = _arrow(folder / name)
         except (pyarrow.ArrowException, OSError) as error:
             raise UserError(f"{folder / name}: cannot be read as Arrow: {error}; copy the whole folder again") from error
+        _check_names(tables[folder / name], folder / name)
     if state.get("_indices_data_files"):
         raise UserError(f"{folder}: written by datasets before 1.3; load it with datasets and save it again")
     return ArrowRows(tables, str(folder), state["_fingerprint"], notes)

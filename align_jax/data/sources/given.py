@@ -32,7 +32,7 @@ class GivenRows(str):
         return self.rows, self.digest
 
     def open(self, part: Part | None = None) -> Source:
-        """The rows as a source."""
+        """The rows as a source, or a part of them."""
         part = part or Part()
         notes = part.of_local(str(self)) + part.of_whole(str(self))
         return at_most(IndexedRows(self.rows, str(self), self.digest, notes), part.max_rows)

@@ -30,7 +30,7 @@ def read_separated(file: Path, by: str) -> pyarrow.Table:
         names = beginning.schema.names
     texts = pyarrow.csv.ConvertOptions(column_types=dict.fromkeys(names, pyarrow.string()), strings_can_be_null=False)
     table = pyarrow.csv.read_csv(file, parse_options=parsing, convert_options=texts)
-    return pyarrow.table({name: _typed(table.column(name)) for name in names})
+    return pyarrow.table([_typed(column) for column in table.columns], names=names)
 
 
 def _typed(column: pyarrow.ChunkedArray) -> pyarrow.ChunkedArray:

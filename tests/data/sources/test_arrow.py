@@ -6,6 +6,7 @@ import datetime
 import decimal
 import gzip
 import json
+from pathlib import Path
 
 import datasets
 import numpy as np
@@ -135,6 +136,18 @@ def test_row_groups_are_one_file(tmp_path):
     assert rows_of(source) == rows and source.where(500) == f"{path} row 500"
     with pytest.raises(IndexError):
         source[1000]
+
+
+def test_columns_of_one_name_are_refused(tmp_path):
+    table = pa.table([pa.array([1]), pa.array([2])], names=["x", "x"])
+    pq.write_table(table, tmp_path / "rows.parquet")
+    path = Path(saved(tmp_path / "d", table)) / "data-00000-of-00001.arrow"
+    with pytest.raises(UserError, match="rows.parquet: cannot be read as Parquet: Multiple matches"):
+        open_source(str(tmp_path / "rows.parquet"))
+    with pytest.raises(UserError, match="00001.arrow: several columns are called 'x'"):
+        open_source(str(path))
+    with pytest.raises(UserError, match="00001.arrow: several columns are called 'x'"):
+        open_source(str(path.parent))
 
 
 def test_a_shard_that_is_cut_short_is_named(tmp_path):

@@ -82,6 +82,8 @@ def test_broken_lines_have_their_place(tmp_path):
         ("d.jsonl", b"", "d.jsonl is empty"),
         ("d.xlsx", b"a,b", "d.xlsx: .xlsx extension; expected .jsonl"),
         ("d.csv", b"a,b\n1,2,3\n", "d.csv: cannot be read as CSV: .*Expected 2 columns, got 3"),
+        ("d.csv", b"a,b,a\n1,2,3\n", "d.csv: several columns are called 'a'"),
+        ("d.csv", b"a,b\n", "d.csv is empty; it has no rows"),
         ("d.csv", b"", "d.csv: cannot be read as CSV"),
         ("d.arrow", b"nonsense", "d.arrow: cannot be read as Arrow"),
         ("d.jsonl", '{"a": 1}'.encode("utf-16"), "d.jsonl: text in UTF-16; write it as UTF-8: iconv -f UTF-16"),
