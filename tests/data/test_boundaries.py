@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
-hypothesis = pytest.importorskip("hypothesis", reason="hypothesis is not installed")
-from hypothesis import given, settings  # noqa: E402
-from hypothesis import strategies as st  # noqa: E402
-
-from align_jax.data import DataConfig, Encoder  # noqa: E402
-from align_jax.data.formats.example import Example  # noqa: E402
-from align_jax.data.tokens import TextTokens  # noqa: E402
-from tests.data.tokenizers_of_each_kind import CORPUS, KINDS, TEMPLATES, TURNS, tokenizer  # noqa: E402
+from align_jax.data import DataConfig, Encoder
+from align_jax.data.formats.example import Example
+from align_jax.data.tokens import TextTokens
+from tests.data.tokenizers_of_each_kind import CORPUS, KINDS, TEMPLATES, TURNS, tokenizer
 
 WORDS = sorted({word for line in CORPUS for word in line.split(" ")})
 ODD = [" ", "  ", "\n", "\n\n", "\t", ",", ".", "n't", "'", "é", "好", "🙂", "1", "0x", "▁", "<", ">", "s>"]

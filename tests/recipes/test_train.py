@@ -156,7 +156,7 @@ def test_what_a_user_reads(world, capsys):
 
 def test_nothing_that_takes_long_is_silent(world, capsys, monkeypatch):
     folder, config = world
-    monkeypatch.setattr(terminal, "PLAIN_SECONDS", 1e-3)
+    monkeypatch.setattr(terminal, "PLAIN_SECONDS", 1e-4)
     more = ("--train.steps", 1, "--log.progress", True, "--reference.cache_dir", folder / "watched cache", "--run.seed", 11)
     assert train(config, "--run.dir", folder / "watched", *more) == 0
     said = capsys.readouterr().err
