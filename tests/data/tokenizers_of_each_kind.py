@@ -21,10 +21,11 @@ SPECIAL = ["<unk>", "<s>", "</s>"]
 
 def _byte_fallback(vocab_size: int = 700, **how) -> Tokenizer:
     core = Tokenizer(models.BPE(unk_token="<unk>", byte_fallback=True, fuse_unk=True))
-    core.normalizer, core.pre_tokenizer = how.get("normalizer"), how.get("pre_tokenizer")
+    core.pre_tokenizer = pre_tokenizers.Metaspace("▁", prepend_scheme="always")  # as they are trained: a mark begins a piece
     bytes_ = [f"<0x{i:02X}>" for i in range(256)]
     trainer = trainers.BpeTrainer(vocab_size=vocab_size, special_tokens=[*SPECIAL, *bytes_], show_progress=False)
     core.train_from_iterator(CORPUS, trainer)
+    core.normalizer, core.pre_tokenizer = how.get("normalizer"), how.get("pre_tokenizer")
     # Bytes are pieces of the vocabulary, no control tokens.
     spec = json.loads(core.to_str())
     spec["added_tokens"] = [token for token in spec["added_tokens"] if token["content"] in SPECIAL]
