@@ -48,6 +48,7 @@ setup(
         "jinja2>=3.1",
         "omegaconf>=2.4",
         "pyyaml>=6.0",
+        "scipy>=1.14",
         "tqdm>=4.66",
         "tabulate>=0.9",
     ],
@@ -61,7 +62,7 @@ setup(
         "tpu": ["jax[tpu]"],
         "test": [
             *(*PLOTS, *JUDGE, *TENSORBOARD),
-            *("pytest>=8.0", "ruff>=0.12", "scipy>=1.14", "setuptools>=77", "torch==2.13.0"),
+            *("pytest>=8.0", "ruff>=0.12", "setuptools>=77", "torch==2.13.0"),
         ],
     },
     entry_points={"console_scripts": ["align-jax = align_jax.cli:main"]},

@@ -32,7 +32,7 @@ INDEX = "_index"  # of an unfinished file's rows: which prompt; taken out when t
 
 def write_whole(path: Path, text: str) -> None:
     """Writes a file by way of another, so that a kill leaves the old or the new one."""
-    temporary = path.with_name(path.name + ".tmp")
+    temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")  # several processes may write the same
     temporary.write_text(text, encoding="utf-8")
     os.replace(temporary, path)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import sys
@@ -24,7 +25,7 @@ CHECK = (
 CONVERT = (
     Argument("INPUT", "a data file or folder, a hub id or known name, or a config whose data.train it is"),
     Argument("OUTPUT", "the file to write: .jsonl, .jsonl.gz, .parquet or .array_record"),
-    Argument("--to", "groups, pairs, unpaired, samples, prompts or gdpo; by default what loses nothing", "FORMAT"),
+    Argument("--to", "groups, pairs, unpaired, completions, samples, prompts or gdpo; by default what loses nothing", "FORMAT"),
     Argument("--join", "make one group of all rows of a prompt; of pairs, a response's score is the share that it won"),
     Argument("--reward-model", "score the responses anew: a folder, a hub id or a run folder", "PATH"),
     Argument("--split", "a fraction of the prompts goes to OUTPUT.eval, the rest to OUTPUT.train", "FRACTION", float),
@@ -41,8 +42,14 @@ def check(request: Any) -> int:
     from align_jax.recipes import data_check as recipe
 
     given = request.given
+    if given["plot"] is not None:
+        recipe.check_picture(Path(given["plot"]))
+    if given["out"] is not None:
+        Path(given["out"]).mkdir(parents=True, exist_ok=True)
     report = recipe.run(request.config(), given["tokenizer"])
     width = columns(sys.stdout)
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")  # data may hold what this terminal cannot show
     if given["json"]:
         print(json.dumps(report.to_json(), ensure_ascii=False))
     else:

@@ -152,7 +152,7 @@ class GroupDataset:
         if self._found.dropped:
             parts.append(f"{self._found.dropped} rows without {self._arrangement.needs} dropped")
         if self._found.level:
-            parts.append(f"{self._found.level} of the groups have one score for all responses, which gives no contrast")
+            parts.append(f"{self._found.level} of the groups have one score or one text for all responses, so no contrast")
         return ", ".join(parts)
 
     def __repr__(self) -> str:  # grain prints data sets in errors; the contents stay out

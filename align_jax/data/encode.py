@@ -185,8 +185,9 @@ class Encoder:
             return False
         text, changed = self._begin(conversation, example)
         for response in example.responses if example.tokens is None else ():
-            answer = as_answer(response)
+            answer = _without_end(as_answer(response), self.tokenizer.eos_token)
             whole = self._whole(conversation, text, answer)
+            self.template.check_answer(conversation, answer, whole[len(text) :])
             if self._parts(answer):
                 self.template.spans(conversation, answer, whole)
         return changed
@@ -237,9 +238,10 @@ class Encoder:
             raise RowError(f"the responses begin with messages of different roles: {', '.join(sorted(firsts))}")
         speaks = firsts != {"user"}
         start = self.template.prompt(conversation, answers=speaks)
-        if all(self.template.whole(conversation, answer).startswith(start) for answer in answers):
+        wholes = [self.template.whole(conversation, answer) for answer in answers]
+        if all(whole.startswith(start) for whole in wholes):
             return start, False
-        return self.template.shared(conversation, start, answers=speaks), True
+        return self.template.shared(conversation, start, wholes), True
 
     def _whole(self, conversation: Conversation, text: str, answer: Sequence[Any]) -> str:
         whole = self.template.whole(conversation, answer)

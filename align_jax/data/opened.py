@@ -137,19 +137,26 @@ def format_of(config: DataConfig, source: Source) -> Format:
 
 
 def _part(source: Source, data_format: Format, fraction: float, held_out: bool) -> Source:
-    """The rows whose prompts are held out, or the others; rows of one prompt stay together, malformed ones are not held out."""
+    """The rows whose prompts are held out, or the others; of each data set of a mixture so many. Rows of one prompt stay
+    together, malformed ones are not held out.
+    """
     prompts: list[bytes | None] = []
+    distinct: dict[int, set[bytes]] = {}
     for number in range(len(source)):
         try:
-            key = plain_key(data_format.read(source[number]))
+            row = source[number]
+            key = plain_key(data_format.read(row))
         except RowError:
             prompts.append(None)
         else:
             prompts.append(hashlib.sha256(key.encode(errors="surrogatepass")).digest())
-    distinct = sorted({prompt for prompt in prompts if prompt is not None})
-    if len(distinct) < 2:
-        raise UserError(f"data.eval: {fraction} of data.train cannot be held out: it has {len(distinct)} different prompts")
-    chosen = set(distinct[: min(max(1, round(fraction * len(distinct))), len(distinct) - 1)])
+            distinct.setdefault(getattr(row, "part", 0), set()).add(prompts[-1])
+    chosen: set[bytes] = set()
+    for found in distinct.values():
+        chosen.update(sorted(found)[: min(max(1, round(fraction * len(found))), len(found) - 1)])
+    if not chosen:
+        most = max(map(len, distinct.values()), default=0)
+        raise UserError(f"data.eval: {fraction} of data.train cannot be held out: it has {most} different prompts")
     rows = [number for number, prompt in enumerate(prompts) if (prompt in chosen) == held_out]
     digest = hashlib.sha256(f"{source.digest} {fraction} {held_out}".encode()).hexdigest()
     return Selected(source, rows, digest)

@@ -182,6 +182,15 @@ def _unpaired(example: Example) -> list[Row] | str:
     return [_common(example) | {"completion": _text(text), "label": bool(score > middle)} for text, score in pairs]
 
 
+def _completions(example: Example) -> list[Row] | str:
+    if not example.responses:
+        return "no responses"
+    if len(example.responses) == 1 and example.scores == (0.0,):
+        return "not desirable"
+    best = int(np.argmax(example.scores)) if example.scores is not None else 0
+    return [_common(example) | {"completion": _text(example.responses[best])}]
+
+
 def _prompts(example: Example) -> list[Row] | str:
     return [_common(example)]
 
@@ -205,6 +214,7 @@ TARGETS: dict[str, Callable[[Example], list[Row] | str]] = {
     "groups": _groups,
     "pairs": _pairs,
     "unpaired": _unpaired,
+    "completions": _completions,
     "samples": _samples,
     "prompts": _prompts,
     "gdpo": _gdpo,
@@ -217,4 +227,6 @@ def usual_target(example: Example) -> str:
         return "gdpo"
     if example.tokens is not None:
         return "samples"
-    return "groups" if example.responses else "prompts"
+    if not example.responses:
+        return "prompts"
+    return "completions" if example.scores is example.desirable is None else "groups"

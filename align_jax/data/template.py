@@ -84,31 +84,33 @@ class ChatTemplate:
     def whole(self, conversation: Conversation, answer: Sequence[Message]) -> str:
         """The conversation with its answer, as rendered, up to the end of the answer's last turn."""
         text = self.rendered(joined(conversation, answer))
-        self._check_calls(answer, text)
         tail, end = self._tail
         if tail and text.endswith(tail):
             return text[: len(text) - len(tail)] + end
         return self._cut_behind_control(text)
 
-    def shared(self, conversation: Conversation, start: str, answers: bool = True) -> str:
-        """The beginning that a prompt has with and without an answer: for templates that render it otherwise then.
+    def shared(self, conversation: Conversation, start: str, wholes: Sequence[str]) -> str:
+        """The beginning that a prompt has with and without its answers: for templates that render it otherwise then.
+
+        Args:
+          start: the prompt alone, as rendered. wholes: it with each of its answers.
 
         Raises:
           RowError: the template changes what was said before the answer.
         """
-        stand_in = ({"role": "assistant" if answers else "user", "content": _STAND_IN},)
-        whole = self.rendered(joined(conversation, stand_in))
-        common = self._whole_tokens(start, os.path.commonprefix([start, whole]))
+        common = self._whole_tokens(start, os.path.commonprefix([start, *wholes]))
         said = self.rendered(conversation) if conversation.messages[-1]["role"] != "assistant" else start
         needed = os.path.commonprefix([said, start])
         last = _content(conversation.messages[-1]).strip()
         if last and last in needed:
             needed = needed[: needed.rindex(last) + len(last)]
         if not common or len(common) < len(needed):
+            other = next(whole for whole in wholes if not whole.startswith(start))
+            at = len(os.path.commonprefix([start, other]))
             raise RowError(
                 "the chat template does not render this conversation as prompt + answer: with the answer it prints "
-                f"{_excerpt(whole, len(common))} where the prompt alone has {_excerpt(start, len(common))}; give another "
-                "template (model.chat_template), or set data.chat_template to never where prompts are plain text"
+                f"{_excerpt(other, at)} where the prompt alone has {_excerpt(start, at)}; give another template "
+                "(model.chat_template), or set data.chat_template to never where prompts are plain text"
             )
         return common
 
@@ -222,6 +224,24 @@ class ChatTemplate:
                     return self._whole_tokens(text, beginning[:at])
         return beginning
 
+    def check_answer(self, conversation: Conversation, answer: Sequence[Message], added: str) -> None:
+        """RowError where the template leaves out the words, the thoughts or the calls of an answer.
+
+        Args:
+          added: what it prints behind the prompt.
+        """
+        said, last = unmarked(added), answer[-1]
+        pieces = {"its words": last.get("content"), "its reasoning_content": last.get("reasoning_content")}
+        for what, text in pieces.items():
+            for piece in re.split(r"</?think>", text) if isinstance(text, str) else ():
+                if unmarked(piece).strip() not in said:
+                    missing = unmarked(piece).strip()
+                    raise RowError(
+                        f"the chat template leaves out {what}: {_excerpt(missing, 0)} is in the answer, and not in what the model "
+                        "would be trained on; give a template that prints it (model.chat_template), or take it out of the data"
+                    )
+        self._check_calls(conversation, answer)
+
     def _check_said(self, conversation: Conversation, text: str) -> None:
         """RowError where the template leaves out what was said, or what it was given besides."""
         plain = unmarked(text)
@@ -230,7 +250,7 @@ class ChatTemplate:
             content = unmarked(content).strip() if isinstance(content, str) else ""
             if message["role"] in ("user", "system") and content not in plain:
                 raise RowError(f"the chat template leaves out message {i}, of the {message['role']}: {content[:40]!r}")
-        self._check_calls(conversation.messages, text)
+        self._check_calls(conversation, ())
         for name, given in (("tools", conversation.tools), ("documents", conversation.documents)):
             if given and not self._knows[name]:
                 raise RowError(
@@ -238,20 +258,23 @@ class ChatTemplate:
                     "out"
                 )
 
-    def _check_calls(self, messages: Sequence[Message], text: str) -> None:
-        for i, message in enumerate(messages):
-            for call in message.get("tool_calls") or ():
-                name = (call.get("function") or call).get("name") if isinstance(call, Mapping) else None
-                if name is None or str(name) not in text:
-                    of = "" if name is None else f" of {name!r}"
+    def _check_calls(self, conversation: Conversation, answer: Sequence[Message]) -> None:
+        """RowError where a call of a tool is not printed: one of another name is looked for in its place."""
+        for messages, first in ((conversation.messages, 0), (answer, len(conversation.messages))):
+            for i, message in enumerate(messages):
+                if not message.get("tool_calls"):
+                    continue
+                named = {**message, "tool_calls": [_renamed(call) for call in message["tool_calls"]]}
+                changed = [*messages[:i], named, *messages[i + 1 :]]
+                if messages is answer:
+                    text = self.rendered(joined(conversation, changed))
+                else:
+                    text = self.rendered(dataclasses.replace(conversation, messages=tuple(changed)))
+                if text.count(_STAND_IN) < len(message["tool_calls"]):
                     raise RowError(
-                        f"message {i}: the chat template leaves out its tool call{of}; give a template that prints tool calls "
-                        "(model.chat_template)"
+                        f"message {first + i}: the chat template leaves out its tool call; give a template that prints tool "
+                        "calls (model.chat_template)"
                     )
-        last = messages[-1] if messages else {}
-        thought = last.get("reasoning_content") if last.get("role") == "assistant" else None
-        if thought and thought.strip() not in unmarked(text):
-            raise RowError("the chat template leaves out the answer's reasoning_content; write it into `content`")
 
 
 def joined(conversation: Conversation, answer: Sequence[Message]) -> Conversation:
@@ -279,6 +302,13 @@ def _for_template(message: Message) -> dict[str, Any]:
     if not message.get("tool_calls"):
         return dict(message)
     return {**message, "tool_calls": [_parsed(call) for call in message["tool_calls"]]}
+
+
+def _renamed(call: Any) -> Any:
+    """A call of a tool with another name."""
+    if isinstance(call, Mapping) and isinstance(call.get("function"), Mapping):
+        return {**call, "function": _renamed(call["function"])}
+    return {**call, "name": _STAND_IN} if isinstance(call, Mapping) else call
 
 
 def _parsed(call: Any) -> Any:

@@ -9,6 +9,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+from align_jax.data.sources.array_records import array_record
 from align_jax.errors import UserError
 from align_jax.parallel.stop import cleaned_up
 
@@ -80,9 +81,7 @@ def _parquet(rows: Sequence[Row], path: Path) -> None:
 
 
 def _array_record(rows: Sequence[Row], path: Path) -> None:
-    from array_record.python.array_record_module import ArrayRecordWriter
-
-    writer = ArrayRecordWriter(str(path), "group_size:1")  # each record by itself: they are read in any order
+    writer = array_record().ArrayRecordWriter(str(path), "group_size:1")  # each record by itself: they are read in any order
     for row in rows:
         writer.write(_line(row).encode("utf-8"))
     writer.close()

@@ -30,7 +30,7 @@ def draw_data(report: DataReport, path: Path) -> None:
       UserError: a file that cannot be written, or another ending.
     """
     panels = [(title, draw, parts) for title, draw, there in _PANELS if (parts := [p for p in report.parts if there(p)])]
-    columns = min(3, max(1, len(panels)))
+    columns = 2 if len(panels) in (2, 4) else min(3, max(1, len(panels)))
     lines = max(1, -(-len(panels) // columns))
     figure = Figure(figsize=(4.3 * columns, 3.1 * lines + 0.7), layout="constrained")
     axes = figure.subplots(lines, columns, squeeze=False)

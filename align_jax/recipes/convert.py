@@ -20,6 +20,7 @@ from align_jax.data.regroup import TARGETS, ConversionCounts, held_out, joined, 
 from align_jax.data.sources import Part, open_source
 from align_jax.data.written import ending_of, write_rows
 from align_jax.errors import UserError, check_range
+from align_jax.recipes.data_check import spool_of
 from align_jax.recipes.say import say, speaking, watching
 from align_jax.recipes.score_passes import InputRows, part_of, reward_pass, run_pass, values_of
 from align_jax.registry import suggest
@@ -30,7 +31,7 @@ class Conversion:
     """How data is converted.
 
     Attributes:
-      to: groups, pairs, unpaired, samples, prompts or gdpo; None: what loses nothing, groups for most.
+      to: groups, pairs, unpaired, completions, samples, prompts or gdpo; None: what loses nothing, groups for most.
       join: make one group of all rows of a prompt.
       reward_model: folder, hub id or run folder of a model whose scores take the place of those that are there.
       split: a fraction of the prompts that goes to a second file: OUTPUT.train and OUTPUT.eval.
@@ -137,7 +138,7 @@ def _files(output: Path, how: Conversion) -> list[Path]:
 
 
 def _read(config: Config, counts: ConversionCounts) -> list[Example]:
-    opened = open_data(dataclasses.replace(config.data, eval=None), "train", None)
+    opened = open_data(dataclasses.replace(config.data, eval=None), "train", spool_of(config))
     source, data_format = opened[0], opened[1]
     bad: list[dict[str, str]] = []
     noting, columns = Noting(data_format.read), set()

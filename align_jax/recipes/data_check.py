@@ -30,6 +30,7 @@ from align_jax.recipes.source import load_tokenizer, read_template, starting_mod
 from align_jax.terminal import Watch
 
 _GROUPS = 8  # of the first batch
+_PICTURES = (".png", ".pdf", ".svg", ".jpg")
 
 
 def check_data(what: Any, *overrides: str, tokenizer: Any = None) -> DataReport:
@@ -85,7 +86,7 @@ def run(config: Config, tokenizer: Any = None) -> DataReport:
         names = ["eval"]
     parts = []
     for name in names:
-        opened = open_data(data, name, None)
+        opened = open_data(data, name, spool_of(config))
         part = _part(config, name, opened, known)
         if known is not None and not parts and len(part.gathered.of):
             part = dataclasses.replace(part, batch=_first_batch(config, name, opened, (known, vocabulary)))
@@ -93,6 +94,13 @@ def run(config: Config, tokenizer: Any = None) -> DataReport:
     if len(parts) == 2 and (overlap := overlap_finding(parts[0].gathered, parts[1].gathered)) is not None:
         parts[1] = dataclasses.replace(parts[1], findings=[*parts[1].findings, overlap])
     return DataReport(parts, lines)
+
+
+def spool_of(config: Config) -> Path:
+    """Where streamed rows are kept: in the run's folder, or without one in the user's cache."""
+    if config.run.dir is not None:
+        return Path(config.run.dir) / "spool"
+    return Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "align_jax" / "spool"
 
 
 def write_report(report: DataReport, folder: Path) -> list[str]:
@@ -116,6 +124,13 @@ def write_report(report: DataReport, folder: Path) -> list[str]:
     except MissingPackage as error:
         return [str(error)]
     return []
+
+
+def check_picture(path: Path) -> None:
+    """UserError for a picture that cannot be drawn, before anything else is done."""
+    optional("matplotlib", "plots", "a picture of the data")
+    if path.suffix.lower() not in _PICTURES:
+        raise UserError(f"--plot: {path}: the ending says what is drawn; expected {', '.join(_PICTURES)}")
 
 
 def plot(report: DataReport, path: Path) -> None:
@@ -182,11 +197,9 @@ def _of_rows(gathered: Gathered) -> list[Finding]:
     return findings
 
 
-def _objective(config: Config, usual: str | None) -> Objective | None:
+def _objective(config: Config, usual: str | None) -> Objective:
     """What is trained, or what is usual for such data."""
-    if config.objective is not None:
-        return config.objective
-    return None if usual is None else find_objective(usual)()
+    return config.objective if config.objective is not None else find_objective(usual or "sft")()
 
 
 def _first_batch(config: Config, name: str, opened: Opened, tokenizer: tuple[Any, int | None]) -> tuple[list[str], list[str]]:
@@ -195,8 +208,6 @@ def _first_batch(config: Config, name: str, opened: Opened, tokenizer: tuple[Any
     try:
         encoder = Encoder(tokenizer[0], data, tokenizer[1])
         objective = _objective(config, opened.format.evaluated_as)
-        if objective is None:
-            return [], []
         ends = objective.head == "score"
         options = {"arrangement": objective.arrangement, "seed": config.run.seed, "ends": ends, "opened": opened}
         dataset = GroupDataset(data, name, encoder, **options)

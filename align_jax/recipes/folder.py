@@ -29,7 +29,7 @@ CONFIG, METRICS, MODEL_CONFIG, GENERATION_CONFIG = "config.yaml", "metrics.jsonl
 LOCK = ".lock"
 # What a start leaves before its first step.
 _BEGUN = (CONFIG, METRICS, MODEL_CONFIG, GENERATION_CONFIG, "tokenizer", "checkpoints", "tensorboard", "bad_rows.*.jsonl",
-          "*.tmp", "spool/*.tmp")  # fmt: skip
+          "*.tmp", "spool/*.tmp", "spool/rendered-*.json")  # fmt: skip
 
 
 @dataclasses.dataclass(frozen=True)

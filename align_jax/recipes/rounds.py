@@ -251,7 +251,8 @@ def _samples_data(config: Config, scored: Path, **more):
 
 def _of_own_files(config: Config) -> DataConfig:
     """The data section for files that the rounds wrote, which have none of the parts that a data set may have."""
-    return dataclasses.replace(config.data, split=None, eval_split=None, subset=None, revision=None, streaming=False)
+    whole = {"split": None, "eval_split": None, "subset": None, "revision": None, "streaming": False}
+    return dataclasses.replace(config.data, **whole, on_empty="keep")
 
 
 def _export(job: Job, number: int) -> bool:

@@ -79,7 +79,8 @@ def test_pair_takes_best_against_worst_and_drops_what_has_no_contrast(tmp_path):
     assert texts(data[0]) == {0: "b0</s>", 1: "a0</s>"} and data[0].labels["scores"].tolist() == [3, 1]
     assert texts(data[1]) == {0: "b3</s>", 1: "a3</s>"} and data[1].row == 1 and "rows.jsonl:4" in data.where(1)
     assert "2 rows without two different scores and texts dropped" in data.describe()
-    assert "2 of the groups have one score for all responses" in dataset(tmp_path, GROUPS, "groups", "group").describe()
+    said = dataset(tmp_path, GROUPS, "groups", "group").describe()
+    assert "2 of the groups have one score or one text for all responses" in said
     with pytest.raises(UserError, match="none of the 1 rows has two different scores"):
         dataset(tmp_path, GROUPS[1:2], "groups", "pair")
 
@@ -326,3 +327,16 @@ def test_the_fingerprint_of_a_run_that_exists(tmp_path, monkeypatch):
     assert groups.fingerprint == "7f9f93da8b4dc4681b892424b05144ee8c212bb15a557297ca56d75877c91b5c"
     gdpo = dataset(tmp_path, OPINIONS, "gdpo", "gdpo", preference="mpo", max_responses=4)
     assert gdpo.fingerprint == "7b3be29ddc905f5ebc27336049c219518e60e5d790c0568f598b901ff0b3665b"
+
+
+def test_one_text_for_all_responses_is_no_contrast_either(tmp_path):
+    rows = [
+        {"prompt": "p", "responses": ["a", "a"], "scores": [1, 0]},
+        {"prompt": "q", "responses": ["a", "b", "a"], "scores": [3, 2, 1]},  # best and worst say the same
+        {"prompt": "r", "responses": ["a", "b"], "scores": [1, 0]},
+    ]
+    pairs = dataset(tmp_path, rows, "groups", "pair")
+    assert len(pairs) == 1 and "2 rows without two different scores and texts dropped" in pairs.describe()
+    groups = dataset(tmp_path, rows, "groups", "group")
+    assert len(groups) == 3 and "1 of the groups have one score or one text for all responses" in groups.describe()
+    assert len(dataset(tmp_path, rows, "groups", "unpaired")) == 3 + 2

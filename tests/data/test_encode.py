@@ -127,13 +127,30 @@ def test_a_prompt_that_opens_a_thought_is_what_it_has_in_common_with_its_answers
     )
     tokenizer = char_tokenizer(chat=chat)
     encoder = Encoder(tokenizer, DataConfig())
-    texts = ("no", "<think>hm</think>yes")
+    texts = ("no", "yes")
+    assert encoder.check(Example("hi", texts))
     start = encoder.prompt(Example("hi", texts))
     assert start.changed and text_of(tokenizer, start.ids) == "<|user|>hi<|assistant|>"
     assert [text_of(tokenizer, encoder.answer(start, t).tokens) for t in texts] == ["no</s>", "yes</s>"]
+    # A thought in an answer would be trained away without a word.
+    with pytest.raises(RowError, match="leaves out its words: 'hm' is in the answer"):
+        encoder.check(Example("hi", ("no", "<think>hm</think>yes")))
     # What is sampled stands behind all of it.
     sampled = encoder.prompt(Example("hi", ("no",), tokens=((5,),)))
     assert not sampled.changed and text_of(tokenizer, sampled.ids) == "<|user|>hi<|assistant|><think>"
+
+
+def test_answers_with_and_without_a_thought_share_what_they_have_in_common():
+    chat = (
+        "{% for m in messages %}<|{{ m['role'] }}|>{% if m['role'] == 'assistant' and '</think>' not in m['content'] %}"
+        "<think></think>{% endif %}{{ m['content'] }}{% endfor %}{% if add_generation_prompt %}<|assistant|><think></think>{% endif %}"
+    )
+    tokenizer = char_tokenizer(chat=chat)
+    encoder, texts = Encoder(tokenizer, DataConfig()), ("no", "<think>hm</think>yes")
+    start = encoder.prompt(Example("hi", texts))
+    assert start.changed and text_of(tokenizer, start.ids) == "<|user|>hi<|assistant|><think>"
+    answers = [text_of(tokenizer, encoder.answer(start, t).tokens) for t in texts]
+    assert answers == ["</think>no</s>", "hm</think>yes</s>"]
 
 
 def test_messages_go_to_the_template_whole():
@@ -146,12 +163,18 @@ def test_messages_go_to_the_template_whole():
     assert '"look"' in text_of(tokenizer, prompt_ids(encoder, USER, tools=tools))
     # A template that has no place for them would train on a lie.
     deaf = Encoder(char_tokenizer(chat=CHAT), DataConfig())
-    with pytest.raises(RowError, match="leaves out its tool call of 'look'"):
-        answer(deaf, USER, given)
+    with pytest.raises(RowError, match="message 1: the chat template leaves out its tool call"):
+        deaf.check(Example(USER, (given,)))
+    with pytest.raises(RowError, match="message 1: the chat template leaves out its tool call"):
+        prompt_ids(deaf, (*USER, *given, *USER))
+    # The name alone may stand in the list of tools.
+    lists = Encoder(char_tokenizer(chat=CHAT + "{% if tools %}{{ tools | tojson }}{% endif %}"), DataConfig())
+    with pytest.raises(RowError, match="leaves out its tool call"):
+        lists.check(Example(USER, (given,), tools=tools))
     with pytest.raises(RowError, match="field 'tools': the chat template prints none"):
         prompt_ids(deaf, USER, tools=tools)
-    with pytest.raises(RowError, match="leaves out the answer's reasoning_content"):
-        answer(deaf, USER, ({"role": "assistant", "content": "no", "reasoning_content": "because"},))
+    with pytest.raises(RowError, match="leaves out its reasoning_content: 'because'"):
+        deaf.check(Example(USER, (({"role": "assistant", "content": "no", "reasoning_content": "because"},),)))
     silent = CHAT.replace("{% for m in messages %}", "{% for m in messages if m['role'] != 'system' %}")
     with pytest.raises(RowError, match="leaves out message 0, of the system: 'be kind'"):
         prompt_ids(Encoder(char_tokenizer(chat=silent), DataConfig()), (*said(("system", "be kind")), *USER))

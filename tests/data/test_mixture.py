@@ -155,7 +155,8 @@ def test_a_fraction_is_held_out_of_all(files):
     train = [{"path": files["x"], "weight": 1}, {"path": files["y"], "weight": 1}]
     parts = {which: dataset(train, which=which, eval=0.25) for which in ("train", "eval")}
     held, rest = prompts(parts["eval"]), prompts(parts["train"])
-    assert len(held) == 4 and not set(held) & set(rest) and len(set(held) | set(rest)) == 16
+    assert sorted(prompt[0] for prompt in held) == ["x", "x", "x", "y"]
+    assert not set(held) & set(rest) and len(set(held) | set(rest)) == 16
     assert set(held.values()) == {1}  # weights are of training
     sources = collections.Counter()
     for prompt, n in rest.items():

@@ -195,6 +195,20 @@ def test_streamed_rows_are_limited(tmp_path, monkeypatch):
     assert kwargs["streaming"] is True and kwargs["revision"] == "v1"
 
 
+@pytest.mark.parametrize("name", ["ultrafeedback", "nectar", "ultrafeedback-reward", "hh-rlhf", "helpsteer3", "skywork-reward"])
+def test_sequences_of_structs_come_as_lists_of_their_fields(name):
+    """As `datasets` gives a `Sequence` of structs."""
+
+    def turned(value):
+        if not (isinstance(value, list) and value and all(isinstance(item, dict) for item in value)):
+            return value
+        return {key: [item.get(key) for item in value] for key in value[0]}
+
+    row, *expected = ROWS[name]
+    example = FORMATS[NAMED[name].format].read({key: turned(value) for key, value in row.items()})
+    assert [example.prompt, example.responses, example.scores] == expected
+
+
 STEER = [
     {"prompt": "hi", "response": "a", "helpfulness": 3, "correctness": 4, "coherence": 4, "complexity": 2, "verbosity": 2},
     {"prompt": "two\n<extra_id_1>Assistant\nyes\n<extra_id_1>User\nmore", "response": "c", "helpfulness": 0, "verbosity": 1},

@@ -10,9 +10,10 @@ import numpy as np
 import pytest
 import transformers
 
-from align_jax import RewardModel, UserError, cli, convert_data
+from align_jax import Config, RewardModel, UserError, cli, convert_data
 from align_jax.data import DataConfig, Encoder, GroupDataset
 from align_jax.objectives import MPO
+from align_jax.recipes.convert import Conversion, run
 from tests.data.toys import char_tokenizer, opinion, write_jsonl
 from tests.hf import models
 
@@ -175,6 +176,17 @@ def test_scores_of_a_reward_model(tmp_path, reward_model):
     rows = _read(made.files[0])
     wanted = RewardModel.load(reward_model).score([r["prompt"] for r in pairs], [[r["chosen"], r["rejected"]] for r in pairs])
     np.testing.assert_allclose([row["scores"] for row in rows], wanted, rtol=1e-5)
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["out.jsonl", "pairs.jsonl"]
+
+
+def test_scoring_that_is_stopped_goes_on(tmp_path, reward_model):
+    given = write_jsonl(tmp_path / "pairs.jsonl", [{"prompt": f"p{i}", "chosen": "a", "rejected": "b"} for i in range(5)])
+    config = Config.of({"data": {"train": given}, "model": {"dtype": "float32"}, "log": {"quiet": True}})
+    how = Conversion(reward_model=str(reward_model))
+    assert run(config, tmp_path / "out.jsonl", how, stop=lambda: True) is None
+    kept = (tmp_path / "out.jsonl.scores").read_text().splitlines()
+    assert 0 < len(kept) < 5 and not (tmp_path / "out.jsonl").exists()
+    assert run(config, tmp_path / "out.jsonl", how).counts.groups == 5
     assert sorted(p.name for p in tmp_path.iterdir()) == ["out.jsonl", "pairs.jsonl"]
 
 

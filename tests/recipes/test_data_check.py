@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 
@@ -137,6 +138,30 @@ def test_without_matplotlib_all_else_is_written(tmp_path, pairs, monkeypatch, ca
     assert "pip install 'align-jax[plots]'" in capsys.readouterr().err
     assert {p.name for p in (tmp_path / "out").iterdir()} == {"report.txt", "report.json"}
     assert cli.main(["data", "check", pairs, "--plot", str(tmp_path / "p.png")]) == 2
+
+
+def test_what_cannot_be_drawn_or_written_is_said_at_once(tmp_path, pairs, capsys, monkeypatch):
+    monkeypatch.setattr("align_jax.recipes.data_check.run", lambda *_: pytest.fail("it was read"))
+    assert cli.main(["data", "check", pairs, "--plot", str(tmp_path / "p.bmp")]) == 2
+    assert cli.main(["data", "check", pairs, "--out", pairs]) == 2
+    assert "p.bmp: the ending says what is drawn" in capsys.readouterr().err
+
+
+def test_single_answers_without_labels(tmp_path):
+    talk = [{"role": "user", "content": "u"}, {"role": "assistant", "content": "a b"}]
+    path = write_jsonl(tmp_path / "sft.jsonl", [{"messages": talk}, {"messages": talk[:1] * 2}])
+    chat = "{% for m in messages %}{{ m['content'] }}{% if m['role'] == 'assistant' %}{{ eos_token }}{% endif %}{% endfor %}"
+    report = check_data(path, "log.quiet=true", tokenizer=char_tokenizer(chat=chat))
+    part = report.parts[0]
+    assert part.gathered.format == "messages" and len(part.gathered.bad) == 1 and part.tables["scores"] is None
+    assert "  0:         [a b<EOS </s>>]" in repr(report)
+
+
+def test_a_stream_that_knows_no_unicode(tmp_path):
+    path = write_jsonl(tmp_path / "r.jsonl", [{"prompt": "\u00e9", "chosen": "\u00e9 \U0001f600", "rejected": "y"}] * 2)
+    environment = os.environ | {"PYTHONIOENCODING": "ascii"}
+    done = subprocess.run([sys.executable, "-m", "align_jax", "data", "check", path], capture_output=True, env=environment)
+    assert done.returncode == 0 and b"\\xe9" in done.stdout
 
 
 def test_no_device_is_taken(pairs):

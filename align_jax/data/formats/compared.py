@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from align_jax.data.formats.base import Format
 from align_jax.data.formats.example import Example
 from align_jax.data.formats.fields import field, number, response, short, text, whole
-from align_jax.data.formats.messages import conversation, last_answer
+from align_jax.data.formats.messages import conversation, last_answer, listed
 from align_jax.data.sources import RowError
 
 
@@ -40,7 +40,8 @@ class StanfordPairs(Format):
     responses = 2
 
     def parse(self, row: Mapping) -> Example:
-        label = whole(field(row, "labels"))
+        label = field(row, "labels")
+        label = int(label) if isinstance(label, bool) else whole(label)
         if label not in (0, 1):
             raise RowError(f"field 'labels': expected 1 (A is preferred) or 0, got {row['labels']!r}")
         first, second = response(row, "human_ref_A"), response(row, "human_ref_B")
@@ -59,7 +60,7 @@ class NumberedAnswers(Format):
     def parse(self, row: Mapping) -> Example:
         prompts, answers, scores = [], [], []
         while row.get(name := f"A{len(answers)}") is not None:
-            value = row[name]
+            value = listed(row[name])
             if not isinstance(value, list | tuple):
                 raise RowError(f"field {name!r}: expected a list of messages, got {short(value)}")
             prompt, answer = last_answer(conversation(value, name), name)

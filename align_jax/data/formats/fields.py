@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from align_jax.data.formats.example import Text
-from align_jax.data.formats.messages import conversation, short
+from align_jax.data.formats.messages import conversation, listed, short
 from align_jax.data.sources import RowError
 
 _LARGEST = 3.4e38  # of float32, in which scores travel
@@ -43,6 +43,7 @@ def as_response(value: Any, name: str) -> Text:
     """Text or a list of messages; text may be blank, which is an empty answer: the end token alone."""
     if isinstance(value, str):
         return value if value.strip() else ""
+    value = listed(value)
     if isinstance(value, list | tuple) and value:
         return conversation(value, name)
     raise RowError(f"field {name!r}: expected text or a list of messages, got {short(value)}")
@@ -74,7 +75,7 @@ def said(value: Any) -> str:
 
 def items(row: Mapping, name: str) -> list:
     """A field with a list that is not empty."""
-    value = field(row, name)
+    value = listed(field(row, name))
     if not isinstance(value, list | tuple) or not value:
         raise RowError(f"field {name!r}: expected a list that is not empty, got {short(value)}")
     return list(value)

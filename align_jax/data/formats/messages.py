@@ -86,6 +86,15 @@ def _content(value: Any, name: str) -> str | list[dict[str, str]] | None:
     return [{"type": "text", "text": part["text"]} for part in parts] or None
 
 
+def listed(value: Any) -> Any:
+    """A list of objects where `datasets` made lists of their fields of it (a `Sequence` of structs); else the value."""
+    if not isinstance(value, Mapping) or not value or not all(isinstance(column, list | tuple) for column in value.values()):
+        return value
+    if len({len(column) for column in value.values()}) > 1:
+        return value
+    return [dict(zip(value, fields, strict=True)) for fields in zip(*value.values(), strict=True)]
+
+
 def without_none(value: Any) -> Any:
     """The value without keys that are None, at any depth: a struct of Arrow has every key of every row."""
     if isinstance(value, Mapping):

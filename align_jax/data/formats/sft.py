@@ -8,7 +8,7 @@ from typing import ClassVar
 from align_jax.data.formats.base import Format
 from align_jax.data.formats.example import Example
 from align_jax.data.formats.fields import field, response, short, text
-from align_jax.data.formats.messages import conversation, last_answer, objects
+from align_jax.data.formats.messages import conversation, last_answer, listed, objects
 from align_jax.data.sources import RowError
 
 
@@ -29,7 +29,7 @@ class Conversations(Demonstrations):
 
     def parse(self, row: Mapping) -> Example:
         value = field(row, self.column)
-        value = objects(value, self.column) if isinstance(value, str) else value  # JSON text, as in a table of CSV
+        value = objects(value, self.column) if isinstance(value, str) else listed(value)  # JSON text, as in a table of CSV
         if not isinstance(value, list | tuple) or not value:
             raise RowError(f"field {self.column!r}: expected a list of messages, got {short(value)}")
         prompt, answer = last_answer(conversation(value, self.column), self.column)

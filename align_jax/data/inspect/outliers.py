@@ -96,7 +96,7 @@ def _same_answers(gathered: Gathered, ranks: np.ndarray) -> list[Finding]:
         text = f"{'the' if exact else 'nearly the'} same answer is given to {prompts} prompts, and "
         text += "scored far above what is usual" if high else "though it is not about them, scored like real answers"
         refuses = _refuses(gathered, members)
-        text += f": {_scores(gathered, members, mean)}" + ("; right, if these prompts had to be refused" if refuses else "")
+        text += f": {_scores(gathered, members, ranks)}" + ("; right, if these prompts had to be refused" if refuses else "")
         severity = "warning" if refuses else "problem"
         findings.append(Finding(severity, "repeated_answer_scored_high", text, _named(gathered, members), *_about(members)))
     return findings
@@ -109,10 +109,13 @@ def _refuses(gathered: Gathered, members: np.ndarray) -> bool:
 
 
 def _is_label(gathered: Gathered, clusters: list[np.ndarray], members: np.ndarray) -> bool:
-    """Whether the answers beside some are as often repeated: rows whose answers come from a fixed set, such as yes and no."""
+    """Whether the answers beside some are as often repeated: rows whose answers come from a fixed set, such as yes and
+    no, or whose prompts are variants of one.
+    """
     beside = np.setdiff1d(np.flatnonzero(np.isin(gathered.of, gathered.of[members])), members)
-    repeated = np.isin(beside, np.concatenate(clusters))
-    return len(beside) > 0 and bool(repeated.mean() > 0.5)
+    if not clusters or not len(beside):
+        return False
+    return bool(np.isin(beside, np.concatenate(clusters)).mean() > 0.5)
 
 
 def _about(members: np.ndarray) -> tuple[int, tuple[int, ...]]:
@@ -129,23 +132,31 @@ def _is_unrelated(gathered: Gathered, members: np.ndarray) -> bool:
 def _same_edges(gathered: Gathered, ranks: np.ndarray) -> list[Finding]:
     """Answers with one long beginning or ending: a trick that is put in front of, or behind, what is said."""
     findings, whole = [], near_duplicates(gathered)
+    repeated = _clusters(gathered, whole)
     for side, what in ((0, "begin"), (1, "end")):
         labels = gathered.edges[:, side]
         for members in _clusters(gathered, labels):
             mean, above, prompts = sigmas(gathered, ranks, members)
             known = labels[members[0]] == 0 or len(set(whole[members].tolist())) == 1
-            if not known and mean >= _EDGE_STANDING and above >= _SIGMAS:
+            if not known and not _is_label(gathered, repeated, members) and mean >= _EDGE_STANDING and above >= _SIGMAS:
                 text = f"answers to {prompts} prompts {what} with the same 30 words, and are scored far above what is usual: "
-                text += _scores(gathered, members, mean)
+                text += _scores(gathered, members, ranks)
                 named = _named(gathered, members)
                 findings.append(Finding("warning", f"same_{what}_scored_high", text, named, *_about(members)))
     return findings
 
 
-def _scores(gathered: Gathered, members: np.ndarray, mean: float) -> str:
+def _scores(gathered: Gathered, members: np.ndarray, ranks: np.ndarray) -> str:
     others = np.setdiff1d(np.flatnonzero(np.isin(gathered.of, gathered.of[members])), members)
-    against = f" against {gathered.score[others].mean():.3g} of the other answers" if len(others) else ""
-    return f"{gathered.score[members].mean():.3g} on average{against} (it beats {100 * mean:.0f}% of them)"
+    text = f"{gathered.score[members].mean():.3g} on average"
+    if not len(others):
+        return text
+    size = gathered.size[gathered.of[members]]
+    above = (ranks[members] * size - 0.5) / np.maximum(size - 1, 1)
+    text += (
+        f" against {gathered.score[others].mean():.3g} of the answers beside it, and above {100 * above.mean():.0f}% of them"
+    )
+    return text
 
 
 def _named(gathered: Gathered, members: np.ndarray) -> tuple[str, ...]:
@@ -172,7 +183,7 @@ def _unrelated_models(gathered: Gathered, ranks: np.ndarray) -> list[Finding]:
         high = prompts >= _ANSWERS and mean >= 0.5 and above >= 1
         if high and len(set(gathered.text[members].tolist())) > 1 and _is_unrelated(gathered, members):
             text = f"the answers of {name} are no more about their prompts than about others, and yet are scored like real "
-            text += f"answers or better: {_scores(gathered, members, mean)}"
+            text += f"answers or better: {_scores(gathered, members, ranks)}"
             named = _named(gathered, members)
             findings.append(Finding("problem", "unrelated_model_scored_high", text, named, *_about(members)))
     return findings
@@ -185,7 +196,7 @@ def _unrelated_answers(gathered: Gathered, ranks: np.ndarray) -> list[Finding]:
     if prompts < _ANSWERS or mean < _STANDING or above < _SIGMAS:
         return []
     text = f"{len(members)} answers share no more words with their prompts than with others, and are scored far above what is "
-    text += f"usual: {_scores(gathered, members, mean)}"
+    text += f"usual: {_scores(gathered, members, ranks)}"
     severity = "warning" if _refuses(gathered, members) else "problem"
     return [Finding(severity, "unrelated_scored_high", text, _named(gathered, members), *_about(members))]
 
@@ -200,11 +211,11 @@ def _extreme_lengths(gathered: Gathered, ranks: np.ndarray) -> list[Finding]:
         mean, above, prompts = sigmas(gathered, ranks, members)
         if prompts >= _PROMPTS and mean >= _STANDING and above >= _SIGMAS and what == "short":
             text = f"{len(members)} answers are less than a tenth as long as the others, and are scored far above "
-            text += f"what is usual: {_scores(gathered, members, mean)}"
+            text += f"what is usual: {_scores(gathered, members, ranks)}"
             findings.append(Finding("problem", "short_scored_high", text, _named(gathered, members), *_about(members)))
         elif prompts >= _PROMPTS and mean >= 0.75 and above >= _SIGMAS:
             text = f"{len(members)} answers are more than ten times as long as the others, and stand above them: "
-            text += _scores(gathered, members, mean)
+            text += _scores(gathered, members, ranks)
             findings.append(Finding("note", "long_scored_high", text, _named(gathered, members)[:5], *_about(members)))
     return findings
 
@@ -219,8 +230,13 @@ def _far_scores(gathered: Gathered) -> list[Finding]:
     span = high - low
     if span <= 0:
         return []
-    far = known[(scores < low - _FAR * span) | (scores > high + _FAR * span)]
-    if not len(far):
+    beyond = (scores < low - _FAR * span) | (scores > high + _FAR * span)
+    if not beyond.any():
+        return []
+    # Of a distribution with a long tail, such as votes, others lie between; of mistakes none do.
+    usual, far = np.sort(scores[~beyond]), known[beyond]
+    gaps = [(usual[0] - found if found < usual[0] else found - usual[-1]) for found in scores[beyond]]
+    if min(gaps) < span:
         return []
     text = f"{len(far)} scores are far off the scale of the others, {low:.4g} to {high:.4g} for nearly all: typing errors?"
     return [Finding("problem", "score_off_scale", text, tuple(_place(gathered, int(i)) for i in far[:LISTED]), *_about(far))]

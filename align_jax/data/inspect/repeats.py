@@ -38,13 +38,13 @@ def overlap_finding(train: Gathered, held_out: Gathered) -> Finding | None:
 def _prompts(gathered: Gathered) -> list[Finding]:
     _, first, counts = np.unique(gathered.prompt, return_index=True, return_counts=True)
     again = int((counts > 1).sum())
-    if not again:
+    if not again or gathered.has_beliefs:  # of which many people answer one question
         return []
     most = int(np.argmax(counts))
     question = shortened(_prompt(gathered, int(first[most])))
     text = f"{again} of {len(counts)} prompts stand in several rows, one in {counts[most]}: {question}"
-    joined = "; `align-jax data convert --join` makes one group of pairs with the same prompt"
-    pairs = not gathered.has_beliefs and len(gathered.size) > 0 and (gathered.size == 2).all()
+    joined = "; `align-jax data convert --join` makes one group of those with the same prompt"
+    pairs = len(gathered.size) > 0 and (gathered.size == 2).all()
     return [Finding("note", "duplicated_prompts", text + (joined if pairs else ""), count=again)]
 
 

@@ -13,6 +13,7 @@ from align_jax.data.inspect.gather import Gathered
 QUANTILES = (0, 5, 25, 50, 75, 95, 100)
 _LEVEL = 0.5  # share of groups without contrast from which it is a warning
 _PROMPTS = 10  # with contrast, for a correlation with length
+_LOPSIDED = 0.1  # share of the rarer label
 _DISTINCT = 20  # values that are counted one by one, at most
 
 
@@ -116,7 +117,7 @@ def score_findings(gathered: Gathered, tables: dict[str, Any]) -> list[Finding]:
     if tables["overall"].get("distinct") == 1 and tables["overall"]["count"] > 1:
         text = f"every score is {tables['overall']['quantiles']['50']:g}: there is nothing to contrast"
         findings.append(Finding("warning", "constant_score", text))
-    findings += _constant_models(gathered)
+    findings += [*_labels(gathered), *_constant_models(gathered)]
     length = tables["length"]
     if length is not None and length["interval"][0] > 0.2:
         findings.append(
@@ -128,6 +129,17 @@ def score_findings(gathered: Gathered, tables: dict[str, Any]) -> list[Finding]:
             )
         )
     return findings
+
+
+def _labels(gathered: Gathered) -> list[Finding]:
+    """How many single answers are desirable, where that is lopsided."""
+    if not (gathered.size == 1).all() or not np.isin(gathered.score, (0.0, 1.0)).all():
+        return []
+    share = float(gathered.score.mean())
+    if _LOPSIDED <= share <= 1 - _LOPSIDED:
+        return []
+    text = f"{percent(share)} of {len(gathered.score)} answers are desirable; objective.desirable_weight and "
+    return [Finding("note", "label_imbalance", text + "objective.undesirable_weight balance them in KTO")]
 
 
 def _interval(length: dict[str, Any]) -> str:

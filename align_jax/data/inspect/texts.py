@@ -93,4 +93,4 @@ def edges(hashes: np.ndarray) -> tuple[np.uint64, np.uint64]:
 def shortened(text: str, most: int = 60) -> str:
     """A text in one line, cut, quoted."""
     line = " ".join(text.split())
-    return repr(line if len(line) <= most else line[: most - 4] + " ...")
+    return repr(line if len(line) <= most else line[: most - 4].rstrip() + " ...")

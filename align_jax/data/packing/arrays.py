@@ -266,6 +266,7 @@ def _as_tokens(prompts: Sequence, responses: Sequence, tokenizer: Any) -> tuple[
         try:
             whole = prompt if isinstance(prompt, str) else as_text(prompt, "prompt")
             given = tuple(t if isinstance(t, str) else as_text(t, f"responses[{k}]") for k, t in enumerate(texts))
+            encoder.check(Example(whole, given))
             start = encoder.prompt(Example(whole, given))
             made = [encoder.answer(start, text) for text in given]
         except RowError as error:

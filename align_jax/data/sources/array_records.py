@@ -3,14 +3,28 @@
 from __future__ import annotations
 
 import hashlib
+import importlib
 import json
 import threading
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 from align_jax.data.sources.base import RowError
 from align_jax.data.sources.plain import broken_text
 from align_jax.errors import UserError
+
+
+def array_record() -> ModuleType:
+    """The module that reads and writes such files.
+
+    Raises:
+      UserError: it is not there; grain brings it where there is one for the system.
+    """
+    try:
+        return importlib.import_module("array_record.python.array_record_module")
+    except ImportError as error:
+        raise UserError(f".array_record files need the package array_record: pip install array-record ({error})") from error
 
 
 class ArrayRecords:
@@ -26,13 +40,12 @@ class ArrayRecords:
     notes: tuple[str, ...] = ()
 
     def __init__(self, file: Path):
-        from array_record.python.array_record_module import ArrayRecordReader
-
+        module = array_record()
         self.file, self._lock = file, threading.Lock()
         with open(file, "rb") as stream:
             self.digest = hashlib.file_digest(stream, "sha256").hexdigest()
         try:
-            self._reader = ArrayRecordReader(str(file))
+            self._reader = module.ArrayRecordReader(str(file))
             self._count = self._reader.num_records()
         except (RuntimeError, ValueError) as error:
             raise UserError(f"{file}: cannot be read as ArrayRecord: {error}") from error

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import re
+from pathlib import Path
+
 import numpy as np
 import pytest
 from scipy import stats
@@ -132,6 +135,31 @@ def test_groups_without_contrast(tmp_path):
     assert (found.severity, found.count) == ("note", 1) and found.text.startswith("1 of 4 groups (25%)")
     found = _codes(_check(tmp_path, [level] * 3))
     assert found["no_contrast"].severity == "warning" and found["constant_score"].severity == "warning"
+
+
+def test_labels_that_are_lopsided(tmp_path):
+    rows = [{"prompt": f"p{i}", "completion": f"c{i}", "label": i == 0} for i in range(20)]
+    assert _codes(_check(tmp_path, rows))["label_imbalance"].text.startswith("5.0% of 20 answers are desirable")
+    rows = [{"prompt": f"p{i}", "completion": f"c{i}", "label": i % 3 == 0} for i in range(20)]
+    assert "label_imbalance" not in _codes(_check(tmp_path, rows))
+
+
+def test_the_page_has_every_code():
+    root = Path(__file__).parents[3]
+    files = [*(root / "align_jax" / "data" / "inspect").glob("*.py"), root / "align_jax" / "recipes" / "data_check.py"]
+    code = "\n".join(file.read_text(encoding="utf-8") for file in files)
+    made = set(re.findall(r'Finding\([^"]*(?:"(?:problem|warning|note)"[^"]*)*f?"(\w[\w{}]*)"', code))
+    kinds = {"cut_{what}": ("prompts", "answers"), "same_{what}_scored_high": ("begin", "end")}
+    made = {name.format(what=what) for name in made for what in kinds.get(name, ("",))}
+    page = (root / "docs" / "data-check.md").read_text(encoding="utf-8")
+    rows = [line for line in page.splitlines() if re.match(r"\| (problem|warning|note)", line)]
+    said = {
+        name
+        for row in rows
+        for name in re.findall(r"`(\w+)`", row)
+        if "_" in name or name in ("refused", "overlap", "boundaries")
+    }
+    assert len(made) > 25 and made - said == set() and said - made == set()
 
 
 def test_scores_are_described(tmp_path):

@@ -124,6 +124,19 @@ FINE = {
     "groups": _groups(),
     "pairs": _pairs(_groups()),
     "noise": [r | {"scores": [random.Random(f"{i}{k}").gauss(0, 1) ** 3 for k in range(4)]} for i, r in enumerate(_groups())],
+    "variants of prompts": [
+        r
+        | {
+            "prompt": f"{r['prompt']} ({k})",
+            "responses": [f"{' '.join(WORDS[i : i + 35])} {t} {' '.join(WORDS[:35])}" for t in r["responses"]],
+        }
+        for i, r in enumerate(_groups(6))
+        for k in range(10)
+    ],
+    "votes": [
+        r | {"scores": [float(int(np.exp(random.Random(f"{i}{k}").gauss(2, 1.6)))) for k in range(4)]}
+        for i, r in enumerate(_groups(200))
+    ],
     "yes and no": [
         {"prompt": f"Is {r['prompt']} so?", "responses": ["Yes", "No"], "scores": [1, 0] if i % 3 else [0, 1]}
         for i, r in enumerate(_groups())

@@ -46,3 +46,14 @@ def test_a_file_that_is_none(tmp_path):
     (tmp_path / "a.array_record").write_bytes(b"no such thing" * 99)
     with pytest.raises(UserError, match="a.array_record"):
         _open(tmp_path / "a.array_record")
+
+
+def test_without_its_package_it_is_said(tmp_path, monkeypatch):
+    import sys
+
+    write_rows([{"a": 1}], tmp_path / "a.array_record")
+    monkeypatch.setitem(sys.modules, "array_record.python.array_record_module", None)
+    for call in (lambda: _open(tmp_path / "a.array_record"), lambda: write_rows([{"a": 1}], tmp_path / "b.array_record")):
+        with pytest.raises(UserError, match="pip install array-record"):
+            call()
+    assert [p.name for p in tmp_path.iterdir()] == ["a.array_record"]
