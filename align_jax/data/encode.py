@@ -12,9 +12,10 @@ from typing import Any
 import numpy as np
 
 from align_jax.data.config import DataConfig
+from align_jax.data.conversation import Conversation, as_answer, as_conversation, joined, stating, without_end
 from align_jax.data.formats.example import Example, Text
 from align_jax.data.sources import RowError
-from align_jax.data.template import ChatTemplate, Conversation, joined
+from align_jax.data.template import ChatTemplate
 from align_jax.data.tokens import TextTokens, marker, unmarked
 from align_jax.errors import UserError
 
@@ -185,7 +186,7 @@ class Encoder:
             return False
         text, changed = self._begin(conversation, example)
         for response in example.responses if example.tokens is None else ():
-            answer = _without_end(as_answer(response), self.tokenizer.eos_token)
+            answer = without_end(as_answer(response), self.tokenizer.eos_token)
             whole = self._whole(conversation, text, answer)
             self.template.check_answer(conversation, answer, whole[len(text) :])
             if self._parts(answer):
@@ -273,8 +274,8 @@ class Encoder:
             words = response.removesuffix(self.tokenizer.eos_token)  # some data sets write the end of the sequence out
             ids, merged = self.tokens.after(before, text, self._mark(words))
             return ids if ids[-1:] == [self.eos] else [*ids, self.eos], merged, None
-        answer = _stating(as_answer(response), statement)
-        answer = _without_end(answer, self.tokenizer.eos_token)
+        answer = stating(as_answer(response), statement)
+        answer = without_end(answer, self.tokenizer.eos_token)
         whole = self._whole(prompt.conversation, prompt.text, answer)
         if not whole.startswith(text):  # a blank text, and a template that strips the statement
             whole = text + self.template.end_of_turn
@@ -317,7 +318,7 @@ class Encoder:
         if prompt.conversation is None:
             return prompt.text + self._mark(statement)
         behind = "\ue0f3"
-        whole = self._whole(prompt.conversation, prompt.text, _stating(as_answer(behind), statement))
+        whole = self._whole(prompt.conversation, prompt.text, stating(as_answer(behind), statement))
         return whole[: whole.rindex(behind)]
 
     def _cut(self, tokens: list[int], merged: bool, scored: np.ndarray | None) -> Answer:
@@ -333,44 +334,6 @@ class Encoder:
             return np.asarray(ids[:most], np.int32), True
         first = ids[:head]
         return np.asarray([*first, *ids[len(ids) - most + len(first) :]][-most:], np.int32), True
-
-
-def as_conversation(text: Text) -> Conversation:
-    """A conversation; plain text is what the user said."""
-    return Conversation(({"role": "user", "content": text},) if isinstance(text, str) else tuple(text))
-
-
-def as_answer(response: Text) -> tuple[Any, ...]:
-    """The messages of a response; plain text is what the assistant said."""
-    return ({"role": "assistant", "content": response},) if isinstance(response, str) else tuple(response)
-
-
-def is_empty(response: Text) -> bool:
-    """Whether a response says and does nothing: blank text, and no call and no thought."""
-    if isinstance(response, str):
-        return not response.strip()
-    return not any(_says(message) for message in response)
-
-
-def _says(message: Any) -> bool:
-    content = message.get("content")
-    said = content.strip() if isinstance(content, str) else content
-    return bool(said or message.get("tool_calls") or (message.get("reasoning_content") or "").strip())
-
-
-def _stating(answer: Sequence[Any], statement: str) -> tuple[Any, ...]:
-    """An answer that begins with a statement."""
-    if not statement:
-        return tuple(answer)
-    return ({**answer[0], "content": statement + (answer[0].get("content") or "")}, *answer[1:])
-
-
-def _without_end(answer: Sequence[Any], end: str) -> tuple[Any, ...]:
-    """An answer without the end of the sequence, which some data sets write out."""
-    content = answer[-1].get("content")
-    if not isinstance(content, str) or not content.endswith(end):
-        return tuple(answer)
-    return (*answer[:-1], {**answer[-1], "content": content.removesuffix(end)})
 
 
 def plain_key(example: Example) -> str:

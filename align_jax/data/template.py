@@ -8,11 +8,13 @@ import functools
 import json
 import os
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import jinja2
 
+from align_jax.data.conversation import Conversation, Message, each_text, for_template, joined, renamed
+from align_jax.data.formats.messages import words
 from align_jax.data.sources import RowError
 from align_jax.data.tokens import TextTokens, marker, unmarked
 from align_jax.errors import UserError
@@ -25,20 +27,6 @@ _DAY = (
     "written out in the template: ' ~ format) }}{% endif %}{{ day_formats[format] }}{% endmacro %}{{ '' }}"
 )
 _REFUSALS = (jinja2.TemplateError, ValueError, TypeError, KeyError, AttributeError, IndexError)
-Message = Mapping[str, Any]
-
-
-@dataclasses.dataclass(frozen=True)
-class Conversation:
-    """What is said before the answer, and what else a template may print.
-
-    Attributes:
-      messages: with `role`, and `content` or `tool_calls`. tools, documents: what the template prints besides; None: nothing.
-    """
-
-    messages: tuple[Message, ...]
-    tools: tuple | None = None
-    documents: tuple | None = None
 
 
 class ChatTemplate:
@@ -101,7 +89,7 @@ class ChatTemplate:
         common = self._whole_tokens(start, os.path.commonprefix([start, *wholes]))
         said = self.rendered(conversation) if conversation.messages[-1]["role"] != "assistant" else start
         needed = os.path.commonprefix([said, start])
-        last = _content(conversation.messages[-1]).strip()
+        last = words(conversation.messages[-1]).strip()
         if last and last in needed:
             needed = needed[: needed.rindex(last) + len(last)]
         if not common or len(common) < len(needed):
@@ -159,8 +147,8 @@ class ChatTemplate:
         Raises:
           RowError: the template refuses it. UserError: there is no template.
         """
-        messages = [_each_text(m, self._mark if m["role"] == "assistant" else self._mark_others) for m in conversation.messages]
-        tools, documents = (_each_text(extra, self._mark_others) for extra in (conversation.tools, conversation.documents))
+        messages = [each_text(m, self._mark if m["role"] == "assistant" else self._mark_others) for m in conversation.messages]
+        tools, documents = (each_text(extra, self._mark_others) for extra in (conversation.tools, conversation.documents))
         return self._apply(messages, tools, documents, {"tokenize": False, **flags})
 
     def _apply(self, messages: Sequence[Message], tools: Any, documents: Any, flags: dict[str, bool]) -> Any:
@@ -172,7 +160,7 @@ class ChatTemplate:
         extras = {name: list(value) for name, value in (("tools", tools), ("documents", documents)) if value}
         try:
             more = self._on_the_day(extras.get("tools"))
-            return self._tokenizer.apply_chat_template([_for_template(m) for m in messages], **extras, **flags, **more)
+            return self._tokenizer.apply_chat_template([for_template(m) for m in messages], **extras, **flags, **more)
         except _REFUSALS as error:
             reason = unmarked(str(error)) or type(error).__name__
             raise RowError(f"the chat template refuses this conversation: {reason}") from error
@@ -265,7 +253,7 @@ class ChatTemplate:
             for i, message in enumerate(messages):
                 if not message.get("tool_calls"):
                     continue
-                named = {**message, "tool_calls": [_renamed(call) for call in message["tool_calls"]]}
+                named = {**message, "tool_calls": [renamed(call, _STAND_IN) for call in message["tool_calls"]]}
                 changed = [*messages[:i], named, *messages[i + 1 :]]
                 if messages is answer:
                     text = self.rendered(joined(conversation, changed))
@@ -278,62 +266,9 @@ class ChatTemplate:
                     )
 
 
-def joined(conversation: Conversation, answer: Sequence[Message]) -> Conversation:
-    """The conversation with an answer, which continues a turn that the assistant has begun."""
-    messages, answer = list(conversation.messages), list(answer)
-    if answer and messages[-1]["role"] == answer[0]["role"] == "assistant":
-        content = _content(messages[-1]) + _content(answer[0])
-        messages[-1:], answer = [{**messages[-1], **answer[0], "content": content}], answer[1:]
-    return dataclasses.replace(conversation, messages=(*messages, *answer))
-
-
 def _continues(conversation: Conversation, answer: Sequence[Message], at: int) -> bool:
     """Whether a message of an answer goes on with a turn of the prompt."""
     return at == 0 and conversation.messages[-1]["role"] == "assistant"
-
-
-def _content(message: Message) -> str:
-    """The text of a message."""
-    content = message.get("content") or ""
-    return content if isinstance(content, str) else "".join(part.get("text", "") for part in content)
-
-
-def _for_template(message: Message) -> dict[str, Any]:
-    """A message as templates expect it: the arguments of calls are objects, not JSON text."""
-    if not message.get("tool_calls"):
-        return dict(message)
-    return {**message, "tool_calls": [_parsed(call) for call in message["tool_calls"]]}
-
-
-def _renamed(call: Any) -> Any:
-    """A call of a tool with another name."""
-    if isinstance(call, Mapping) and isinstance(call.get("function"), Mapping):
-        return {**call, "function": _renamed(call["function"])}
-    return {**call, "name": _STAND_IN} if isinstance(call, Mapping) else call
-
-
-def _parsed(call: Any) -> Any:
-    if not isinstance(call, Mapping):
-        return call
-    if isinstance(call.get("function"), Mapping):
-        return {**call, "function": _parsed(call["function"])}
-    arguments = call.get("arguments")
-    try:
-        read = json.loads(arguments) if isinstance(arguments, str) else None
-    except ValueError:
-        read = None
-    return {**call, "arguments": read} if isinstance(read, dict) else call
-
-
-def _each_text(value: Any, change: Callable[[str], str]) -> Any:
-    """A nested value with every text changed; roles stay."""
-    if isinstance(value, str):
-        return change(value)
-    if isinstance(value, Mapping):
-        return {key: item if key == "role" else _each_text(item, change) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [_each_text(item, change) for item in value]
-    return value
 
 
 def _excerpt(text: str, at: int) -> str:

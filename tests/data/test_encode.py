@@ -9,7 +9,6 @@ import numpy as np
 import pytest
 
 from align_jax.data import DataConfig, Encoder
-from align_jax.data.encode import is_empty
 from align_jax.data.formats.example import Example
 from align_jax.data.sources import RowError
 from align_jax.errors import UserError
@@ -319,10 +318,3 @@ def test_special_tokens_inside_a_text_are_text_unless_asked_for(chat):
 def test_a_token_beyond_the_models_vocabulary_is_an_error():
     with pytest.raises(UserError, match="vocabulary ends at 3"):
         prompt_ids(Encoder(char_tokenizer(), DataConfig(), vocab_size=4), "hi")
-
-
-def test_an_answer_that_says_nothing():
-    for nothing in ("", " \n", said(("assistant", "")), ({"role": "assistant"},)):
-        assert is_empty(nothing)
-    for something in ("a", said(("assistant", "a")), ({"role": "assistant", "content": "", "tool_calls": [{}]},)):
-        assert not is_empty(something)
