@@ -227,10 +227,11 @@ def on_its_day(config: Config) -> Config:
         return config
     folder = RunFolder(Path(config.run.dir)).newest if config.run.dir else None
     stored = folder.config.data if folder is not None and folder.is_run else None
-    day = stored.date if stored is not None else None
-    if day is None:
-        day = datetime.date.fromordinal(of_first(datetime.date.today().toordinal())).isoformat()
-    return dataclasses.replace(config, data=dataclasses.replace(config.data, date=day))
+    known = stored is not None and stored.date is not None
+    day = datetime.date.fromisoformat(stored.date) if known else datetime.date.today()
+    # Always asked of the first: its disk alone may hold the run.
+    agreed = datetime.date.fromordinal(of_first(day.toordinal())).isoformat()
+    return dataclasses.replace(config, data=dataclasses.replace(config.data, date=agreed))
 
 
 def _longest(config: Config) -> int | None:
