@@ -95,6 +95,7 @@ class GroupDataset:
             seed=seed,
             group_names=self.group_names,
             source_names=self.source_names,
+            of=f"data.{which}, {self.path}",
             ends=ends,
         )
         how = {k: v for k, v in dataclasses.asdict(config).items() if k not in _HOW and (k not in LATER or v != LATER[k])}

@@ -128,7 +128,11 @@ def format_of(config: DataConfig, source: Source) -> Format:
             problem = problem or f"{source.where(number)}: {error}"
             continue
         try:
-            return recognized(row, source.where(number))
+            found = recognized(row, source.where(number))
+            if found.name == "pairs" and str(row["chosen"]).startswith("\n\nHuman:"):
+                note = "dialogues are read as plain text; data.format: hh makes conversations of them, for a chat template"
+                source.notes = (*source.notes, note)
+            return found
         except UserError as error:
             if config.on_bad_row == "error":
                 raise

@@ -144,8 +144,9 @@ class Reading(Format):
         lines = []
         for label, unread in zip(self.labels or [""], self._unread, strict=True):
             if unread:
+                named = ", ".join(name if name.strip() else repr(name) for name in unread[:_NAMED_COLUMNS])
                 more = f" and {len(unread) - _NAMED_COLUMNS} more" if len(unread) > _NAMED_COLUMNS else ""
-                lines.append(f"{label + ': ' if label else ''}columns not read: {', '.join(unread[:_NAMED_COLUMNS])}{more}")
+                lines.append(f"{label + ': ' if label else ''}columns not read: {named}{more}")
         return lines
 
 

@@ -154,8 +154,8 @@ class ChatTemplate:
     def _apply(self, messages: Sequence[Message], tools: Any, documents: Any, flags: dict[str, bool]) -> Any:
         if not self.exists:
             raise UserError(
-                "the data holds conversations, but the tokenizer has no chat template; give a file of one as "
-                "model.chat_template, or use plain text"
+                "the data holds conversations (messages, or a column `system`, `tools` or `documents`), but the tokenizer has no "
+                "chat template; give a file of one as model.chat_template, or use plain text"
             )
         extras = {name: list(value) for name, value in (("tools", tools), ("documents", documents)) if value}
         try:

@@ -24,7 +24,8 @@ def bot(text):
 @pytest.mark.parametrize(
     ("row", "name", "prompt", "answer"),
     [
-        ({"messages": [USER, bot("a"), USER, bot("b")]}, "messages", (USER, bot("a"), USER), (bot("b"),)),
+        ({"messages": [USER, bot("a"), USER, bot("b")]}, "messages", (USER,), (bot("a"), USER, bot("b"))),
+        ({"messages": [bot("hello"), USER, bot("b")]}, "messages", (bot("hello"), USER), (bot("b"),)),
         (
             {"messages": '[{"role": "User", "content": "hi"}, {"role": "ASSISTANT", "content": "a"}]'},
             "messages",

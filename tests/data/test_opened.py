@@ -110,3 +110,13 @@ def sources(config):
 
 def dataset(config, which):
     return GroupDataset(config, which, Encoder(char_tokenizer(), config), arrangement=Group())
+
+
+def test_dialogues_in_plain_text_are_read_as_such_and_said(tmp_path):
+    turns = "\n\nHuman: hi\n\nAssistant: "
+    rows = [{"chosen": turns + "yes", "rejected": turns + "no"}]
+    source, data_format, _ = open_data(DataConfig(train=write_jsonl(tmp_path / "hh.jsonl", rows)), "train", None)
+    assert data_format.read(source[0]).prompt == turns.removesuffix(" ")
+    assert any("data.format: hh makes conversations of them" in note for note in source.notes)
+    plain = open_data(DataConfig(train=write_jsonl(tmp_path / "rows.jsonl", [PAIR])), "train", None)
+    assert plain.source.notes == ()

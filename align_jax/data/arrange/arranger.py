@@ -23,7 +23,7 @@ class Arranger:
       survey: what the arrangement's own `survey` gave.
       encoder: text to tokens; its `config` is the `data` section.
       seed: decides which responses `max_responses` keeps and which completions are mismatched.
-      group_names: values of the `group` column, sorted. source_names: of a mixture's data sets.
+      group_names: values of the `group` column, sorted. source_names: of a mixture's data sets. of: what it is, for errors.
       ends: as `TokenGroup.ends`.
     """
 
@@ -36,8 +36,10 @@ class Arranger:
         seed: int,
         group_names: Sequence[str] = (),
         source_names: Sequence[str] = (),
+        of: str = "the data",
         ends: bool = False,
     ):
+        self.of = of
         self.example, self.survey, self.encoder, self.seed, self.ends = example, survey, encoder, seed, ends
         self.group_ids = {name: i for i, name in enumerate(group_names)}
         self.source_ids = {name: i for i, name in enumerate(source_names)}
@@ -61,7 +63,9 @@ class Arranger:
             if other.prompt != example.prompt:
                 return item, other
             at = int(self._mismatch[at])
-        raise UserError("KTO needs at least two different prompts, for its estimate of the KL divergence; all are the same")
+        raise UserError(
+            f"{self.of}: KTO needs at least two different prompts, for its estimate of the KL divergence; all are the same"
+        )
 
     @functools.cached_property
     def _mismatch(self) -> np.ndarray:

@@ -155,6 +155,19 @@ def last_answer(messages: tuple[Mapping[str, Any], ...], name: str) -> tuple[Tex
     return messages[:-1], messages[-1:]
 
 
+def answered(messages: tuple[Mapping[str, Any], ...], name: str) -> tuple[Text, Text]:
+    """All turns from the assistant's first one that answers somebody, as one answer, and what stands before it.
+
+    Raises:
+      RowError: another one has the last word, or the assistant alone speaks.
+    """
+    last_answer(messages, name)
+    speaks = [i for i, message in enumerate(messages) if message["role"] == "assistant"]
+    asked = next((i for i, message in enumerate(messages) if message["role"] not in ("assistant", "system")), len(messages))
+    first = next((i for i in speaks if i > asked), speaks[-1])
+    return messages[:first], messages[first:]
+
+
 def with_system(prompt: Text, system: str) -> Text:
     """The prompt as a conversation that a system turn opens.
 

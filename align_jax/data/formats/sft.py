@@ -8,7 +8,7 @@ from typing import ClassVar
 from align_jax.data.formats.base import Format
 from align_jax.data.formats.example import Example
 from align_jax.data.formats.fields import field, response, short, text
-from align_jax.data.formats.messages import conversation, last_answer, listed, objects
+from align_jax.data.formats.messages import answered, conversation, listed, objects
 from align_jax.data.sources import RowError
 
 
@@ -21,7 +21,9 @@ class Demonstrations(Format):
 
 
 class Conversations(Demonstrations):
-    """Column: `messages`, a conversation; the assistant's last turn is the answer, and what stands before it the prompt."""
+    """Column: `messages`, a conversation; what stands before the assistant's first answer is the prompt, the rest the answer, of
+    which the assistant's turns are scored.
+    """
 
     name = "messages"
     columns = ("messages",)
@@ -32,7 +34,7 @@ class Conversations(Demonstrations):
         value = objects(value, self.column) if isinstance(value, str) else listed(value)  # JSON text, as in a table of CSV
         if not isinstance(value, list | tuple) or not value:
             raise RowError(f"field {self.column!r}: expected a list of messages, got {short(value)}")
-        prompt, answer = last_answer(conversation(value, self.column), self.column)
+        prompt, answer = answered(conversation(value, self.column), self.column)
         return Example(prompt, (answer,))
 
 

@@ -34,7 +34,9 @@ def open_source(path: str, part: Part | None = None, *, spool_dir: Path | None =
         return _open_file(file, part)
     if file.is_dir():
         return open_saved(file, part) if is_saved(file) else open_folder(file, part)
-    if file.is_absolute() or file.suffix in (*JSON, *TABLES, *RECORDS, ".gz") or path.startswith((".", "~")):
+    is_file = file.suffix in (*JSON, *TABLES, *RECORDS, ".gz") or path.startswith((".", "~")) or path.count("/") > 1
+    # Below a folder that is here, a wrong letter is likelier than a data set of the hub.
+    if file.is_absolute() or is_file or file.parts[1:] and Path(file.parts[0]).is_dir():
         raise UserError(f"{file}: no such file or folder")
     return open_hub(path, part, spool_dir)
 

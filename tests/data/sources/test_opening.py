@@ -109,3 +109,11 @@ def test_a_split_that_is_not_there_is_named(tmp_path):
     datasets.DatasetDict({"train": datasets.Dataset.from_list(ROWS)}).save_to_disk(tmp_path / "d")
     with pytest.raises(UserError, match="no split 'test'; it has train"):
         open_source(str(tmp_path / "d"), split="test")
+
+
+def test_a_mistyped_path_is_not_asked_for_at_the_hub(tmp_path, monkeypatch):
+    (tmp_path / "data").mkdir()
+    monkeypatch.chdir(tmp_path)
+    for path in ("data/trian", "a/b/c"):
+        with pytest.raises(UserError, match=f"{path}: no such file or folder"):
+            open_source(path)
