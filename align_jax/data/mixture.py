@@ -11,8 +11,10 @@ from typing import TypeVar
 import numpy as np
 
 from align_jax.data.sources import Chained, Source
+from align_jax.errors import UserError
 
 _Item = TypeVar("_Item")
+_MOST_REPEATS, _MOST_GROUPS = 1000, 2**31  # of an epoch, which is kept as a list
 
 
 class PartRow(dict):
@@ -78,8 +80,17 @@ class Shares:
         if self.weights is None:
             return counts
         weights = np.where(counts > 0, self.weights, 0.0)
-        most = np.max(counts[counts > 0] / weights[counts > 0], initial=0.0)
-        return np.maximum(counts, np.round(weights * most).astype(int))
+        with np.errstate(over="ignore", invalid="ignore"):
+            most = np.max(counts[counts > 0] / weights[counts > 0], initial=0.0)
+            wanted = np.maximum(counts, np.round(weights * most))
+        if not wanted.sum() <= min(_MOST_REPEATS * counts.sum(), _MOST_GROUPS):
+            i = int(np.argmax(wanted))
+            raise UserError(
+                f"data.train: with these weights an epoch has {wanted.sum():.3g} groups of {counts.sum()}, those of "
+                f"{self.labels[i]} {wanted[i] / counts[i]:.3g} times each; at most {_MOST_REPEATS} times as many as there are "
+                "can be had: give weights that are nearer to one another, or leave out the data set of the smallest"
+            )
+        return wanted.astype(int)
 
     def describe(self, sources: np.ndarray) -> str:
         """How many groups there are of each data set, how often they occur in an epoch, and their share of it.

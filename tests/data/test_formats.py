@@ -8,7 +8,8 @@ from align_jax.data.formats import FORMATS
 from align_jax.data.sources import RowError
 from tests.data.toys import opinion
 
-USER = {"role": "user", "content": "hi"}
+USER, MORE = {"role": "user", "content": "hi"}, {"role": "user", "content": "more"}
+SYSTEM = {"role": "system", "content": "Be brief."}
 
 
 def bot(text):
@@ -43,15 +44,68 @@ def test_ultrafeedback():
             {"prompt": "hi", "chosen": [USER, bot("c")], "rejected": [USER, bot("r")]},
             ((USER,), (bot("c"),), (bot("r"),)),
         ),
+        (
+            {"prompt": " hi\n", "chosen": [SYSTEM, USER, bot("c")], "rejected": [SYSTEM, USER, bot("r")]},
+            ((SYSTEM, USER), (bot("c"),), (bot("r"),)),
+        ),
+        (
+            {"prompt": "more", "chosen": [USER, bot("a"), MORE, bot("c")], "rejected": [USER, bot("a"), MORE, bot("r")]},
+            ((USER, bot("a"), MORE), (bot("c"),), (bot("r"),)),
+        ),
+        (
+            {
+                "prompt": "user: hi\nassistant: a\nuser: more",
+                "chosen": [USER, bot("a"), MORE, bot("c")],
+                "rejected": [USER, bot("a"), MORE, bot("r")],
+            },
+            ((USER, bot("a"), MORE), (bot("c"),), (bot("r"),)),
+        ),
         ({"prompt": "hi", "chosen": [bot("c")], "rejected": [bot("r")]}, ((USER,), (bot("c"),), (bot("r"),))),
     ],
-    ids=["plain", "implicit", "whole words", "conversation", "implicit conversation", "prompt repeated", "text repeated",
-         "text and answers"],
+    ids=[
+        "plain",
+        "implicit",
+        "whole words",
+        "conversation",
+        "implicit conversation",
+        "prompt repeated",
+        "text repeated",
+        "text repeated after a system turn",
+        "a later turn repeated",
+        "all turns as text",
+        "text and answers",
+    ],
 )
 def test_pairs(row, expected):
     example = FORMATS["pairs"].read(row)
     assert (example.prompt, *example.responses) == expected
     assert example.scores == (1.0, 0.0)
+
+
+@pytest.mark.parametrize(
+    ("prompt", "said"),
+    [
+        ("bye", "'prompt' is 'bye', but 'chosen' and 'rejected' begin with 'hi'"),
+        ("h", "'prompt' is 'h', but"),
+        ([MORE], "'chosen' begins with what the user says, 'hi', and not with 'prompt', which ends with 'more'"),
+        ([SYSTEM, USER], "'chosen' begins with what the user says, 'hi', and not with 'prompt'"),
+    ],
+)
+def test_a_prompt_unlike_that_of_the_conversations_is_not_ignored(prompt, said):
+    with pytest.raises(RowError, match=said):
+        FORMATS["pairs"].read({"prompt": prompt, "chosen": [USER, bot("c")], "rejected": [USER, bot("r")]})
+
+
+def test_an_input_beside_a_conversation_is_not_ignored():
+    row = {"instruction": [USER], "output": "o"}
+    assert FORMATS["alpaca"].read(row | {"input": " "}).prompt == (USER,)
+    with pytest.raises(RowError, match="'input': 'instruction' is a conversation, which 'more' cannot follow"):
+        FORMATS["alpaca"].read(row | {"input": "more"})
+
+
+@pytest.mark.parametrize(("group", "said"), [(" ", ""), ("\n", ""), ("", ""), (" a", " a"), ("0", "0"), (0, "0")])
+def test_a_blank_group_is_none(group, said):
+    assert FORMATS["prompts"].read({"prompt": "p", "group": group, "context": group}).group == said
 
 
 @pytest.mark.parametrize("label", [True, False, 1, 0])

@@ -10,7 +10,7 @@ import pytest
 from align_jax.data import open_source
 from align_jax.data.formats import FORMATS
 from align_jax.data.formats.messages import conversation, is_empty
-from align_jax.data.sources import RowError
+from align_jax.data.sources import RowError, given_rows
 
 USER = {"role": "user", "content": "What is the weather in Paris?"}
 CALL = {"id": "c1", "type": "function", "function": {"name": "weather", "arguments": {"city": "Paris"}}}
@@ -44,16 +44,24 @@ def bot(text):
         ),
         (
             {"role": "user", "content": [{"type": "text", "text": "a", "image_url": None}, {"type": "text", "text": "b"}]},
-            {"role": "user", "content": [{"type": "text", "text": "a"}, {"type": "text", "text": "b"}]},
+            {"role": "user", "content": "ab"},
         ),
+        ({"role": "user", "content": [{"type": None, "text": "a "}, {"text": "b"}]}, {"role": "user", "content": "a b"}),
+        ({"role": "user", "content": []}, {"role": "user", "content": ""}),
+        ({"role": "assistant", "content": [], "tool_calls": [CALL]}, bot("") | {"tool_calls": [CALL]}),
         ({"from": "human", "value": "hi"}, {"role": "user", "content": "hi"}),
         ({"from": "gpt", "value": "yes"}, bot("yes")),
         ({"from": "observation", "value": "20"}, {"role": "tool", "content": "20"}),
         ({"role": "model", "content": "x"}, {"role": "model", "content": "x"}),
         # arguments as text stay text, empty ones too
         (
-            {"role": "assistant", "tool_calls": [{"function": {"name": "f", "arguments": "{}", "strict": None}}]},
             {"role": "assistant", "tool_calls": [{"function": {"name": "f", "arguments": "{}"}}]},
+            {"role": "assistant", "tool_calls": [{"function": {"name": "f", "arguments": "{}"}}]},
+        ),
+        # what is null below a message was written so
+        (
+            {"role": "assistant", "tool_calls": [{"function": {"name": "f", "arguments": {"x": None, "y": [None]}}}]},
+            {"role": "assistant", "tool_calls": [{"function": {"name": "f", "arguments": {"x": None, "y": [None]}}}]},
         ),
     ],
 )
@@ -96,11 +104,63 @@ def test_what_arrow_fills_in_is_not_there(tmp_path):
     assert second == ((bot("sunny"),), (bot("no"),))
 
 
+OTHER = {"type": "function", "function": {"name": "time", "arguments": {"zone": "CET"}}}
+
+
+def stored(rows, kind, folder, monkeypatch):
+    """A source of rows that Arrow has held."""
+    table = datasets.Dataset.from_list(rows)
+    if kind == "parquet":
+        table.to_parquet(folder / "rows.parquet")
+        return open_source(str(folder / "rows.parquet"))
+    if kind == "saved":
+        table.save_to_disk(folder / "saved")
+        return open_source(str(folder / "saved"))
+    if kind == "given":
+        return open_source(given_rows(table, "data.train"))
+    streaming = kind == "streamed"
+    loaded = table.to_iterable_dataset() if streaming else table
+    monkeypatch.setattr(datasets, "load_dataset", lambda *_, **__: loaded)
+    return open_source("some/data", streaming=streaming, spool_dir=folder)
+
+
+@pytest.mark.parametrize("kind", ["parquet", "saved", "given", "hub", "streamed"])
+def test_what_arrow_fills_in_at_any_depth_is_not_there(kind, tmp_path, monkeypatch):
+    messages = [USER, {"role": "assistant", "content": "", "tool_calls": [CALL, OTHER]}, bot("It is.")]
+    tools = [CALL, {"type": "function", "function": {"name": "time", "strict": True}}]
+    text = json.dumps([{"type": "function", "function": {"name": "f", "default": None}}])
+    source = stored([{"messages": messages, "documents": tools, "tools": text}], kind, tmp_path, monkeypatch)
+    example = FORMATS["messages"].read(source[0])
+    call = {"role": "assistant", "content": "", "tool_calls": [CALL, OTHER]}
+    assert example.prompt == (USER,) and example.responses == ((call, bot("It is.")),)
+    assert example.documents == tuple(tools)
+    assert example.tools == tuple(json.loads(text))  # what is JSON text keeps its nulls
+
+
+@pytest.mark.parametrize("kind", ["parquet", "saved", "given", "hub", "streamed"])
+def test_what_arrow_keeps_as_json_keeps_its_nulls(kind, tmp_path, monkeypatch):
+    call = {"type": "function", "function": {"name": "f", "arguments": {"x": None, "y": 1}}}
+    other = {"type": "function", "function": {"name": "g", "arguments": {"x": "text"}}}
+    messages = [USER, {"role": "assistant", "content": "", "tool_calls": [call, other]}]
+    rows = datasets.Dataset.from_list([{"messages": messages}], on_mixed_types="use_json")
+    monkeypatch.setattr(datasets.Dataset, "from_list", lambda _: rows)
+    source = stored(None, kind, tmp_path, monkeypatch)
+    function = {"role": "assistant", "content": "", "tool_calls": [call, other]}
+    assert FORMATS["messages"].read(source[0]).responses == ((function,),)
+
+
 @pytest.mark.parametrize("name", ["tools", "documents"])
-@pytest.mark.parametrize("value", [[TOOL], json.dumps([TOOL]), [json.dumps(TOOL)], [TOOL | {"extra": None}]])
+@pytest.mark.parametrize("value", [[TOOL], json.dumps([TOOL]), [json.dumps(TOOL)], (TOOL,)])
 def test_tools_and_documents_are_objects(name, value):
     example = FORMATS["pairs"].read({"prompt": [USER], "chosen": [bot("a")], "rejected": [bot("b")], name: value})
     assert getattr(example, name) == (TOOL,)
+
+
+@pytest.mark.parametrize("schema", [{"default": None, "enum": ["x", None]}, {"default": None}])
+@pytest.mark.parametrize("written", [lambda tools: tools, json.dumps])
+def test_nulls_of_a_schema_stay(schema, written):
+    tools = [{"type": "function", "function": {"name": "f", "parameters": {"properties": {"a": schema}}}}]
+    assert FORMATS["prompts"].read({"prompt": "p", "tools": written(tools)}).tools == tuple(tools)
 
 
 @pytest.mark.parametrize("value", [None, "", "[]", [], "null", " "])

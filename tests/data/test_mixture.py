@@ -56,6 +56,19 @@ def test_without_weights_every_row_occurs_once(files):
     assert [int(label) for label in labels] == [data.source_names.index(data.example_of(i).source) for i in range(16)]
 
 
+@pytest.mark.parametrize("weights", [(1e-9, 1), (1, 1e-9), (1e-300, 1e300), (1e-5, 1)])
+def test_weights_that_repeat_rows_without_end_are_refused(files, weights):
+    train = [{"path": files[name], "weight": weight} for name, weight in zip("xy", weights, strict=True)]
+    with pytest.raises(UserError, match="data.train: with these weights an epoch has .* groups of 16, those of [xy] .* times"):
+        dataset(train)
+
+
+def test_few_rows_may_be_repeated_as_often_as_many_are_there():
+    shares = Shares(("few", "many"), (1.0, 1.0))
+    sources = np.repeat([0, 1], [1, 5000])
+    assert len(shares.epoch(list(range(5001)), sources)) == 10000
+
+
 @pytest.mark.parametrize(
     ("weights", "counts"),
     [((1, 1), (12, 12)), ((3, 1), (12, 4)), ((6, 1), (24, 4)), ((0.5, 0.25), (12, 6)), ((1, 5), (12, 60))],

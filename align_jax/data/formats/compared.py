@@ -7,7 +7,7 @@ from collections.abc import Mapping
 
 from align_jax.data.formats.base import Format
 from align_jax.data.formats.example import Example
-from align_jax.data.formats.fields import field, number, response, short, text, whole
+from align_jax.data.formats.fields import field, label, response, short, text, written_number
 from align_jax.data.formats.messages import conversation, last_answer, listed
 from align_jax.data.sources import RowError
 
@@ -23,7 +23,7 @@ class HelpSteer3(Format):
     responses = 2
 
     def parse(self, row: Mapping) -> Example:
-        preference = number(field(row, "overall_preference"), "overall_preference")
+        preference = written_number(field(row, "overall_preference"), "overall_preference")
         scores = (max(-preference, 0.0), max(preference, 0.0))
         return Example(text(row, "context"), (response(row, "response1"), response(row, "response2")), scores)
 
@@ -40,12 +40,11 @@ class StanfordPairs(Format):
     responses = 2
 
     def parse(self, row: Mapping) -> Example:
-        label = field(row, "labels")
-        label = int(label) if isinstance(label, bool) else whole(label)
-        if label not in (0, 1):
+        first_is_better = label(row, "labels")
+        if first_is_better is None:
             raise RowError(f"field 'labels': expected 1 (A is preferred) or 0, got {row['labels']!r}")
         first, second = response(row, "human_ref_A"), response(row, "human_ref_B")
-        return Example(text(row, "history"), (first, second) if label else (second, first), (1.0, 0.0))
+        return Example(text(row, "history"), (first, second) if first_is_better else (second, first), (1.0, 0.0))
 
 
 class NumberedAnswers(Format):
@@ -65,7 +64,7 @@ class NumberedAnswers(Format):
                 raise RowError(f"field {name!r}: expected a list of messages, got {short(value)}")
             prompt, answer = last_answer(conversation(value, name), name)
             key = next((key for key in (f"{name}_score", f"score_{name}") if row.get(key) is not None), f"{name}_score")
-            prompts.append(prompt), answers.append(answer), scores.append(number(field(row, key), key))
+            prompts.append(prompt), answers.append(answer), scores.append(written_number(field(row, key), key))
         if not answers:
             raise RowError("field 'A0' is missing")
         if any(prompt != prompts[0] for prompt in prompts):

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 
 from align_jax.data.formats.base import Format
 from align_jax.data.formats.example import Example, Text
-from align_jax.data.formats.fields import as_response, field, items, number, short, text
+from align_jax.data.formats.fields import as_response, field, items, number, short, text, written_number
 from align_jax.data.formats.join import JoinedRows
 from align_jax.data.sources import RowError, Source
 
@@ -94,7 +94,7 @@ class HelpSteer2(Format):
             prompt = tuple({"role": _ROLES[w], "content": said} for w, said in zip(who, pieces[::2], strict=True))
             prompt = prompt[:-1] if prompt[-1] == {"role": "assistant", "content": ""} else prompt
         responses = tuple(as_response(value, "response") for value in texts)
-        return Example(prompt, responses, tuple(number(value, "helpfulness") for value in scores))
+        return Example(prompt, responses, tuple(written_number(value, "helpfulness") for value in scores))
 
 
 def _plain(row: Mapping, name: str) -> str:

@@ -6,8 +6,8 @@ import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
-# Plain text, or the messages of a conversation: `role`, `content` (text, or parts of type text), and what else a chat template
-# may use, such as `tool_calls`; keys without a value are left out
+# Plain text, or the messages of a conversation: `role`, `content` (text), and what else a chat template may use, such as
+# `tool_calls`; keys of a message without a value are left out
 Text = str | tuple[Mapping[str, Any], ...]
 
 

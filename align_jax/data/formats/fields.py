@@ -5,6 +5,7 @@ from __future__ import annotations
 import decimal
 import math
 import numbers
+import re
 from collections.abc import Mapping
 from typing import Any
 
@@ -13,6 +14,8 @@ from align_jax.data.formats.messages import conversation, listed, short
 from align_jax.data.sources import RowError
 
 _LARGEST = 3.4e38  # of float32, in which scores travel
+_NUMBER = re.compile(r"\s*[-+]?(\d+\.?\d*|\.\d+)([eE][-+]?\d+)?\s*", re.ASCII)
+_LABELS = {"true": True, "false": False}
 
 
 def field(row: Mapping, name: str) -> Any:
@@ -57,19 +60,35 @@ def number(value: Any, name: str) -> float:
     return float(value)
 
 
+def written_number(value: Any, name: str) -> float:
+    """A finite number, or the text of one, which is all that a table such as CSV has."""
+    return number(float(value) if isinstance(value, str) and _NUMBER.fullmatch(value) else value, name)
+
+
 def whole(value: Any) -> int | None:
-    """The whole number that a value is or says (`0`, `0.0`, `"0"`), or None."""
-    if isinstance(value, str) and value.strip().isdecimal():
-        return int(value)
+    """The whole number that a value is or says (`0`, `0.0`, `"0"`, `"0.0"`), or None."""
+    if isinstance(value, str):
+        value = float(value) if _NUMBER.fullmatch(value) else None
     is_number = isinstance(value, numbers.Real) and not isinstance(value, bool)
     return int(value) if is_number and math.isfinite(value) and value == int(value) else None
 
 
+def label(row: Mapping, name: str) -> bool | None:
+    """A field with true or false, 1 or 0, or text of these; None where it is something else."""
+    value = field(row, name)
+    if isinstance(value, str) and value.strip().lower() in _LABELS:
+        return _LABELS[value.strip().lower()]
+    found = int(value) if isinstance(value, bool) else whole(value)
+    return bool(found) if found in (0, 1) else None
+
+
 def said(value: Any) -> str:
     """A value of a column such as `group` as text: 0 and false are values, None and blank text are none."""
+    if isinstance(value, str):
+        return value if value.strip() else ""
     if value is None or (isinstance(value, float) and math.isnan(value)):  # pandas writes NaN where there is none
         return ""
-    number = None if isinstance(value, str) else whole(value)  # 1 and 1.0 are one group
+    number = whole(value)  # 1 and 1.0 are one group
     return str(value if number is None else number)
 
 

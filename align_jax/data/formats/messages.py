@@ -49,7 +49,9 @@ def _message(message: Any, name: str) -> dict[str, Any]:
         raise RowError(f"field {name!r}: a message needs text in 'role' and 'content', got {short(dict(message))}")
     found = {"role": _role(role.strip())}
     content = _content(message.get("content"), name)
-    more = {key: _given(key, value, name) for key, value in _rest(message, "role", "content").items()}
+    more = _rest(message, "role", "content")
+    if "tool_calls" in more:  # which may be JSON text
+        more["tool_calls"] = objects(more["tool_calls"], f"{name}.tool_calls")
     more = {key: value for key, value in more.items() if value is not None and value != []}
     if content is None and not any(more.get(key) for key in _INSTEAD):
         if found["role"] != "assistant":
@@ -68,22 +70,17 @@ def _rest(message: Mapping, *read: str) -> dict[str, Any]:
     return {key: value for key, value in message.items() if key not in read and value is not None}
 
 
-def _given(key: str, value: Any, name: str) -> Any:
-    """A value without the keys that Arrow filled with None; calls of tools may be JSON text."""
-    return objects(value, f"{name}.{key}") if key == "tool_calls" else without_none(value)
-
-
-def _content(value: Any, name: str) -> str | list[dict[str, str]] | None:
+def _content(value: Any, name: str) -> str | None:
+    """The text of a content; parts are joined, since most templates print what they are given."""
     if value is None or isinstance(value, str):
         return value
     if not isinstance(value, list | tuple):
         raise RowError(f"field {name!r}: a message needs text in 'role' and 'content', got {short(value)}")
-    parts = [without_none(part) if isinstance(part, Mapping) else part for part in value]
-    for part in parts:
-        kind = part.get("type", "text") if isinstance(part, Mapping) else type(part).__name__
+    for part in value:
+        kind = (part.get("type") or "text") if isinstance(part, Mapping) else type(part).__name__
         if kind != "text" or not isinstance(part.get("text"), str):
             raise RowError(f"field {name!r}: its content has a part of type {kind!r}; only text is read: {short(part)}")
-    return [{"type": "text", "text": part["text"]} for part in parts] or None
+    return "".join(part["text"] for part in value)
 
 
 def listed(value: Any) -> Any:
@@ -95,23 +92,16 @@ def listed(value: Any) -> Any:
     return [dict(zip(value, fields, strict=True)) for fields in zip(*value.values(), strict=True)]
 
 
-def without_none(value: Any) -> Any:
-    """The value without keys that are None, at any depth: a struct of Arrow has every key of every row."""
-    if isinstance(value, Mapping):
-        return {key: without_none(inner) for key, inner in value.items() if inner is not None}
-    return [without_none(inner) for inner in value] if isinstance(value, list | tuple) else value
-
-
 def objects(value: Any, name: str) -> list[dict[str, Any]] | None:
     """A list of objects, or JSON text of one; each may be JSON text itself. None where it is empty.
 
     Raises:
       RowError: anything else.
     """
-    found = _parsed(value, name) if isinstance(value, str) else without_none(value)
+    found = _parsed(value, name) if isinstance(value, str) else value
     if not found:
         return None
-    if not isinstance(found, list):
+    if not isinstance(found, list | tuple):
         raise RowError(f"field {name!r}: expected a list of objects, or JSON text of one, got {short(value)}")
     items = [_parsed(item, name) if isinstance(item, str) else item for item in found]
     for item in items:
@@ -130,7 +120,7 @@ def _parsed(text: str, name: str) -> Any:
 
 
 def words(message: Mapping[str, Any]) -> str:
-    """The text of a message's content, its parts joined."""
+    """The text of a message's content, the parts of one that was not read from a row joined."""
     content = message.get("content") or ""
     return content if isinstance(content, str) else "".join(part["text"] for part in content)
 

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from align_jax.data.formats.base import Format
 from align_jax.data.formats.example import Example, Text
 from align_jax.data.formats.fields import response, text
-from align_jax.data.formats.messages import words
+from align_jax.data.formats.messages import short, words
 from align_jax.data.sources import RowError
 
 # Columns that often hold what is answered; `prompt` alone is read as that
@@ -29,13 +29,46 @@ class Pairs(Format):
             # A text beside whole conversations repeats what the user says first in them (ultrafeedback_binarized).
             if isinstance(prompt, str) and chosen[0]["role"] == rejected[0]["role"] == "assistant":
                 return Example(({"role": "user", "content": prompt},), (chosen, rejected), (1.0, 0.0))
+            written = prompt
             prompt, chosen, rejected = _implicit_prompt(chosen, rejected, row)
+            _check_repeated(written, prompt)
         elif not isinstance(prompt, str):
             # TRL also writes the whole conversation in `chosen` and `rejected`.
             chosen, rejected = (r[len(prompt) :] if r[: len(prompt)] == prompt else r for r in (chosen, rejected))
+            _check_answers(prompt, chosen, rejected)
         if chosen == () or rejected == ():
             raise RowError("fields 'chosen' and 'rejected': nothing is left after the prompt that they share")
         return Example(prompt, (chosen, rejected), (1.0, 0.0))
+
+
+def _check_repeated(written: str | None, prompt: Text) -> None:
+    """RowError where a text `prompt` is none of the turns that the conversations begin with, nor the text of all of them."""
+    if written is None or isinstance(prompt, str):
+        return
+    said = [_plain(words(message)) for message in prompt]
+    asked = [text for text, message in zip(said, prompt, strict=True) if message["role"] == "user"]
+    if _plain(written) in said or asked and all(text in _plain(written) for text in asked):
+        return
+    raise RowError(
+        f"field 'prompt' is {short(written)}, but 'chosen' and 'rejected' begin with {short(words(prompt[-1]))}; remove one of "
+        "the two, or make them the same"
+    )
+
+
+def _check_answers(prompt: Text, *answers: Text) -> None:
+    """RowError for whole conversations beside a prompt with which they do not begin."""
+    for name, answer in zip(("chosen", "rejected"), answers, strict=True):
+        first = None if isinstance(answer, str) or not answer else answer[0]
+        if first and prompt[-1]["role"] != "assistant" and first["role"] in ("system", "user"):
+            raise RowError(
+                f"field {name!r} begins with what the {first['role']} says, {short(words(first))}, and not with 'prompt', "
+                f"which ends with {short(words(prompt[-1]))}"
+            )
+
+
+def _plain(text: str) -> str:
+    """Text without differences of white space."""
+    return " ".join(text.split())
 
 
 def _implicit_prompt(chosen: Text, rejected: Text, row: Mapping) -> tuple[Text, Text, Text]:

@@ -21,8 +21,8 @@ class Demonstrations(Format):
 
 
 class Conversations(Demonstrations):
-    """Column: `messages`, a conversation; what stands before the assistant's first answer is the prompt, the rest the answer, of
-    which the assistant's turns are scored.
+    """Column: `messages`, a conversation; what stands before the assistant's first answer is the prompt, the rest the answer,
+    of which the assistant's turns are scored.
     """
 
     name = "messages"
@@ -66,6 +66,10 @@ class Alpaca(Demonstrations):
         instruction, given = text(row, "instruction"), row.get("input")
         if given is not None and not isinstance(given, str):
             raise RowError(f"field 'input': expected text, got {short(given)}")
-        if given and given.strip() and isinstance(instruction, str):
+        if given and given.strip():
+            if not isinstance(instruction, str):
+                raise RowError(
+                    f"field 'input': 'instruction' is a conversation, which {short(given)} cannot follow; add it there"
+                )
             instruction = f"{instruction}\n\n{given}"
         return Example(instruction, (response(row, "output"),))

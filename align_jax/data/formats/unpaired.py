@@ -6,7 +6,7 @@ from collections.abc import Mapping
 
 from align_jax.data.formats.base import Format
 from align_jax.data.formats.example import Example
-from align_jax.data.formats.fields import field, response, text
+from align_jax.data.formats.fields import label, response, text
 from align_jax.data.sources import RowError
 
 
@@ -19,7 +19,7 @@ class UnpairedRows(Format):
     responses = 1
 
     def parse(self, row: Mapping) -> Example:
-        label = field(row, "label")
-        if not isinstance(label, bool) and label not in (0, 1):
-            raise RowError(f"field 'label': expected true or false, got {label!r}")
-        return Example(text(row, "prompt"), (response(row, "completion"),), desirable=bool(label))
+        desirable = label(row, "label")
+        if desirable is None:
+            raise RowError(f"field 'label': expected true or false, got {row['label']!r}")
+        return Example(text(row, "prompt"), (response(row, "completion"),), desirable=desirable)

@@ -11,7 +11,7 @@ from types import ModuleType
 from typing import Any
 
 from align_jax.data.sources.base import RowError
-from align_jax.data.sources.plain import broken_text
+from align_jax.data.sources.plain import broken_text, once
 from align_jax.errors import UserError
 
 
@@ -61,7 +61,9 @@ class ArrayRecords:
         with self._lock:
             (record,) = self._reader.read([index])
         try:
-            row = json.loads(record)
+            row = json.loads(record, object_pairs_hook=once)
+        except RowError:
+            raise
         except ValueError as error:
             raise RowError(f"not JSON, as records must be here: {error}") from error
         if not isinstance(row, dict):

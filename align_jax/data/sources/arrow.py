@@ -72,7 +72,7 @@ class ArrowRows:
 
 
 def _meant(kind: pyarrow.DataType, value: Any) -> Any:
-    """A value with its maps as dicts, and what is kept as JSON taken apart."""
+    """A value with its maps as dicts, its structs without what Arrow filled in, and what is kept as JSON taken apart."""
     if value is None or not (kinds.is_nested(kind) or _is_json(kind)):
         return value
     if _is_json(kind):
@@ -80,7 +80,7 @@ def _meant(kind: pyarrow.DataType, value: Any) -> Any:
     if kinds.is_map(kind):
         return {key: _meant(kind.item_type, inner) for key, inner in value}
     if kinds.is_struct(kind):
-        return {field.name: _meant(field.type, value[field.name]) for field in kind}
+        return {field.name: _meant(field.type, value[field.name]) for field in kind if value[field.name] is not None}
     if hasattr(kind, "value_type"):
         return [_meant(kind.value_type, inner) for inner in value]
     return value

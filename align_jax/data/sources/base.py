@@ -152,4 +152,9 @@ def at_most(source: Source, max_rows: int | None) -> Source:
     """The first rows of a source; all where `max_rows` is None."""
     if max_rows is None or len(source) <= max_rows:
         return source
-    return Selected(source, range(max_rows), source.digest)
+    return Selected(source, range(max_rows), digest_of_first(source.digest, max_rows))
+
+
+def digest_of_first(digest: str, rows: int) -> str:
+    """The digest of the first rows of what has a digest: other rows, another digest."""
+    return hashlib.sha256(f"{digest} first {rows}".encode()).hexdigest()

@@ -62,7 +62,7 @@ def open_folder(folder: Path, part: Part) -> Source:
     if configuration and configuration.patterns is not None:
         splits = {split: matching(root, patterns) for split, patterns in configuration.patterns.items()}
     else:
-        splits = splits_of(files)
+        splits = splits_of(files) or splits_of(files, capitals=True)
     if splits:
         chosen = _chosen(folder, splits, part, notes)
         files, left = splits[chosen], sorted(set(files) - {file for named in splits.values() for file in named})
@@ -70,6 +70,8 @@ def open_folder(folder: Path, part: Part) -> Source:
             notes.append(f"{folder}: {_named(left)} of no split by {'its name' if len(left) == 1 else 'their names'}: not read")
     else:
         notes += part.of_whole(str(folder))
+        if part.split == "train" and len(files) > 1:
+            notes.append(f"{folder}: no name of its {len(files)} files tells of a split; {part.key} {part.split}: all are read")
     source = open_files([root / file for file in _of_one_kind(folder, files, notes)], str(folder))
     source.notes = (*source.notes, *notes)
     return at_most(source, part.max_rows)

@@ -9,6 +9,7 @@ from typing import Any
 
 from align_jax.data.sources.base import Part, RowError, Source, at_most
 from align_jax.data.sources.plain import broken_text, plain, plain_row
+from align_jax.data.sources.structs import row_without_filled
 from align_jax.errors import UserError
 
 
@@ -82,8 +83,11 @@ class IndexedRows:
         return len(self._rows)
 
     def __getitem__(self, index: int) -> dict[str, Any]:
-        row = plain_row(self._rows[index])
-        if isinstance(self._rows, list) and (problem := broken_text(row)):
+        row = self._rows[index]
+        if not isinstance(self._rows, list):
+            return plain_row(row_without_filled(row, self._rows.features))
+        row = plain_row(row)
+        if problem := broken_text(row):
             raise RowError(problem)
         return row
 

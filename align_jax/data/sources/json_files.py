@@ -10,8 +10,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from align_jax.data.sources.base import RowError, Source
-from align_jax.data.sources.plain import broken_text
+from align_jax.data.sources.base import RowError, Source, digest_of_first
+from align_jax.data.sources.plain import broken_text, once
 from align_jax.errors import UserError
 
 _LISTS = ("data", "rows")  # keys of a document below which its rows stand
@@ -58,6 +58,8 @@ def _document(file: Path, data: bytes | None, start: bytes) -> tuple[list, str] 
     content = data if data is not None else file.read_bytes()
     try:
         values = list(_values(content.decode("utf-8-sig")))
+    except RowError as error:
+        raise UserError(f"{file}: {error}") from error
     except ValueError:
         return None  # read by lines, where mistakes have a place
     one = values[0] if len(values) == 1 else None
@@ -82,7 +84,7 @@ def _is_row(first: bytes, whole: bool) -> bool:
 
 def _values(text: str) -> Iterator[Any]:
     """JSON values one after the other."""
-    decoder, at = json.JSONDecoder(), 0
+    decoder, at = json.JSONDecoder(object_pairs_hook=once), 0
     while at < len(text):
         if text[at].isspace():
             at += 1
@@ -98,6 +100,8 @@ class JsonRows:
 
     def __init__(self, file: Path, rows: list[dict], digest: str, max_rows: int | None = None):
         self.file, self.digest = file, digest
+        if max_rows is not None and max_rows < len(rows):
+            self.digest = digest_of_first(digest, max_rows)
         self._rows = [json.dumps(row) for row in rows[:max_rows]]  # every reader gets rows of its own
         if not rows:
             raise UserError(f"{file} is empty; expected a list of JSON objects")
@@ -130,11 +134,11 @@ class JsonLines:
         digest, offset = hashlib.sha256(), 0
         self._lines: list[tuple[int, int]] = []  # (offset, number of the line)
         for number, line in enumerate(self._read_lines(), start=1):
-            digest.update(line)
             if line.strip():
                 if max_rows is not None and len(self._lines) == max_rows:
-                    break
+                    break  # before its digest: that is of the rows which are here
                 self._lines.append((offset, number))
+            digest.update(line)
             offset += len(line)
         self.digest = digest.hexdigest()
         if not self._lines:
@@ -161,7 +165,9 @@ class JsonLines:
                 stream.seek(start)
                 line = stream.readline()
         try:
-            row = json.loads(line)
+            row = json.loads(line, object_pairs_hook=once)
+        except RowError:
+            raise
         except ValueError as error:
             raise RowError(f"not JSON: {error}") from error
         if not isinstance(row, dict):

@@ -7,7 +7,8 @@ import datetime
 import decimal
 import json
 import uuid
-from collections.abc import Mapping
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from align_jax.data.sources.base import RowError
@@ -69,6 +70,15 @@ def plain_row(row: Mapping[str, Any]) -> dict[str, Any]:
         except RowError as error:
             raise RowError(f"column {column!r}: {error}") from error
     return result
+
+
+def once(pairs: Sequence[tuple[str, Any]]) -> dict[str, Any]:
+    """An object of JSON (`object_pairs_hook`); RowError for a key that stands there twice."""
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        twice = next(key for key, count in Counter(key for key, _ in pairs).items() if count > 1)
+        raise RowError(f"key {twice!r} stands twice in one object; give each a name of its own")
+    return found
 
 
 def broken_text(row: Any) -> str | None:

@@ -25,7 +25,7 @@ _PATTERNS = {
 }
 
 
-def splits_of(files: Iterable[str]) -> dict[str, list[str]]:
+def splits_of(files: Iterable[str], capitals: bool = False) -> dict[str, list[str]]:
     """Split -> files, by the rules that `datasets` has for repositories of the hub; `{}` where no name tells of a split.
 
     The first that holds of any file decides: `data/NAME-00000-of-00005.*`; a folder that is called `train`, `validation` (or
@@ -33,6 +33,7 @@ def splits_of(files: Iterable[str]) -> dict[str, list[str]]:
 
     Args:
       files: paths relative to the folder, with `/`. One that belongs to no split is in none.
+      capitals: whether `Train` and `TEST` count as the words, which the hub does not know.
     """
     files = sorted(files)
     found: dict[str, list[str]] = {}
@@ -42,9 +43,10 @@ def splits_of(files: Iterable[str]) -> dict[str, list[str]]:
     if found:
         usual = [split for split in _WORDS if split in found]
         return {split: found[split] for split in (*usual, *sorted(found.keys() - _WORDS.keys()))}
+    spelled = str.lower if capitals else str
     for parts_of in (lambda file: PurePath(file).parts[:-1], lambda file: PurePath(file).parts[-1:]):
         for split, pattern in _PATTERNS.items():
-            named = [file for file in files if any(pattern.fullmatch(part) for part in parts_of(file))]
+            named = [file for file in files if any(pattern.fullmatch(spelled(part)) for part in parts_of(file))]
             if named:
                 found[split] = named
         if found:

@@ -28,7 +28,8 @@ def test_records_are_rows(tmp_path):
         source[5]
 
 
-@pytest.mark.parametrize("record, said", [(b"\x08\x01", "not JSON"), (b"[1]", "expected a JSON object per record, got list")])
+@pytest.mark.parametrize("record, said", [(b"\x08\x01", "not JSON"), (b"[1]", "expected a JSON object per record, got list"),
+                                          (b'{"a": 1, "a": 2}', "key 'a' stands twice")])  # fmt: skip
 def test_other_records_are_malformed_rows(tmp_path, record, said):
     from array_record.python.array_record_module import ArrayRecordWriter
 

@@ -51,7 +51,7 @@ TAGGED = pa.struct([("m", pa.map_(pa.string(), pa.binary()))])
         (column([datetime.date(2024, 5, 1)], pa.date32()), ["2024-05-01"]),
         (column([datetime.timedelta(seconds=90)], pa.duration("ms")), [90.0]),
         (column([decimal.Decimal("1.5"), decimal.Decimal("2.0")], pa.decimal128(4, 1)), [1.5, 2]),
-        (column([{"a": [{"b": 1, "c": None}]}], pa.struct([("a", pa.list_(MESSAGE))])), [{"a": [{"b": 1, "c": None}]}]),
+        (column([{"a": [{"b": 1, "c": None}]}], pa.struct([("a", pa.list_(MESSAGE))])), [{"a": [{"b": 1}]}]),
         (column([[{"m": [("k", b"v")]}]], pa.list_(TAGGED)), [[{"m": {"k": "v"}}]]),
         (pa.ExtensionArray.from_storage(pa.json_(), column(['{"a": [1]}', None], pa.string())), [{"a": [1]}, None]),
         (
@@ -226,32 +226,65 @@ def test_csv_texts_stay_texts(tmp_path):
     path = tmp_path / "rows.csv"
     path.write_text('\ufeffprompt,chosen,rejected,n\n"two\nlines, ""quoted""",null,NA,1\nq,,x,\n', encoding="utf-8")
     assert rows_of(open_source(str(path))) == [
-        {"prompt": 'two\nlines, "quoted"', "chosen": "null", "rejected": "NA", "n": 1},
-        {"prompt": "q", "chosen": "", "rejected": "x", "n": None},
+        {"prompt": 'two\nlines, "quoted"', "chosen": "null", "rejected": "NA", "n": "1"},
+        {"prompt": "q", "chosen": "", "rejected": "x", "n": ""},
     ]
 
 
 @pytest.mark.parametrize(
-    ("written", "values"),
+    "written",
     [
-        (["1", "-20", ""], [1, -20, None]),
-        (["1", "2.50", "1e-3"], [1.0, 2.5, 0.001]),
-        (["True", "false"], [True, False]),
-        (["007", "12"], ["007", "12"]),
-        (["2024-01-02 10:00:00", "2024-01-02 11:00:00"], ["2024-01-02 10:00:00", "2024-01-02 11:00:00"]),
-        (["12:30", "1"], ["12:30", "1"]),
-        (["", ""], ["", ""]),
-        (["12345678901234567890123", "1"], ["12345678901234567890123", "1"]),
-        (["nan", "inf"], ["nan", "inf"]),
+        ["1", "-20", ""],
+        ["1", "2.50", "1e-3"],
+        ["True", "false"],
+        ["007", "12"],
+        ["2024-01-02 10:00:00", "2024-01-02 11:00:00"],
+        ["12:30", "1"],
+        ["", ""],
+        ["12345678901234567890123", "1"],
+        ["nan", "inf"],
     ],
 )
 @pytest.mark.parametrize("packed", [False, True])
-def test_columns_of_csv_are_numbers_only_where_all_are(tmp_path, written, values, packed):
+def test_values_of_csv_stay_as_they_are_written(tmp_path, written, packed):
     text = "".join(f"t{i}\t{value}\n" for i, value in enumerate(["x", *written])).encode()
     path = tmp_path / ("rows.tsv.gz" if packed else "rows.tsv")
     path.write_bytes(gzip.compress(text) if packed else text)
-    found = [row["x"] for row in rows_of(open_source(str(path)))]
-    assert found == values and list(map(type, found)) == list(map(type, values))
+    assert [row["x"] for row in rows_of(open_source(str(path)))] == written
+
+
+@pytest.mark.parametrize("answers", [("4", "5"), ("true", "false"), ("007", "4.50"), ("NA", "1e3"), ("1", ""), ("-", "-1")])
+def test_answers_of_csv_may_be_numbers(tmp_path, answers):
+    lines = ["prompt,completion,label", f"p,{answers[0]},True", f"8,{answers[1]},0"]
+    (tmp_path / "rows.csv").write_text("\n".join(lines) + "\n")
+    source, data_format, _ = open_data(DataConfig(train=str(tmp_path / "rows.csv")), "train", None)
+    examples = [data_format.read(row) for row in rows_of(source)]
+    assert data_format.name == "unpaired" and [e.prompt for e in examples] == ["p", "8"]
+    assert [e.responses for e in examples] == [(answers[0],), (answers[1],)]
+    assert [e.desirable for e in examples] == [True, False] and data_format.notes() == []
+
+
+@pytest.mark.parametrize(
+    ("columns", "values", "scores"),
+    [
+        ("prompt,response,helpfulness", "p,4,3.5", (3.5,)),
+        ("context,response1,response2,overall_preference", "p,1,2,-2", (2.0, 0.0)),
+        ("history,human_ref_A,human_ref_B,labels", "p,1,2,1", (1.0, 0.0)),
+        ("history,human_ref_A,human_ref_B,labels", "p,1,2,0.0", (1.0, 0.0)),
+    ],
+)
+def test_numbers_of_csv_are_read_from_text(tmp_path, columns, values, scores):
+    (tmp_path / "rows.csv").write_text(f"{columns}\n{values}\n")
+    source, data_format, _ = open_data(DataConfig(train=str(tmp_path / "rows.csv")), "train", None)
+    assert data_format.read(source[0]).scores == scores
+
+
+@pytest.mark.parametrize("written", ["", "x", "1_0", "nan", "inf", "1e99", "1,5", "0x1"])
+def test_text_of_csv_that_is_no_number_is_refused(tmp_path, written):
+    (tmp_path / "rows.tsv").write_text(f"prompt\tresponse\thelpfulness\np\ta\t{written}\n")
+    source, data_format, _ = open_data(DataConfig(train=str(tmp_path / "rows.tsv"), format="helpsteer2"), "train", None)
+    with pytest.raises(RowError, match="'helpfulness': expected a finite number"):
+        data_format.read(source[0])
 
 
 def test_pairs_of_every_kind_of_file_are_recognized(tmp_path):

@@ -75,3 +75,29 @@ def test_an_empty_list_below_data_is_empty(tmp_path):
     (tmp_path / "rows.json").write_text('{"data": []}')
     with pytest.raises(UserError, match="rows.json is empty"):
         open_source(str(tmp_path / "rows.json"))
+
+
+TWICE = '{"prompt": "p", "chosen": "a", "rejected": "b", "chosen": "c"}'
+
+
+@pytest.mark.parametrize(
+    ("line", "key"),
+    [
+        (TWICE, "chosen"),
+        ('{"messages": [{"role": "user", "role": "assistant", "content": "a"}]}', "role"),
+        ('{"a": {"b": [{"c": 1, "c": 1}]}}', "c"),
+    ],
+)
+def test_a_key_that_stands_twice_is_an_error_of_its_row(tmp_path, line, key):
+    (tmp_path / "rows.jsonl").write_text(line + '\n{"prompt": "p"}\n')
+    source = open_source(str(tmp_path / "rows.jsonl"))
+    with pytest.raises(RowError, match=f"key '{key}' stands twice"):
+        source[0]
+    assert source[1] == {"prompt": "p"}
+
+
+@pytest.mark.parametrize("document", [f"[{TWICE}]", f'{{"data": [{TWICE}]}}', f"[\n{TWICE},\n{TWICE}\n]"])
+def test_a_key_that_stands_twice_in_a_document_names_the_file(tmp_path, document):
+    (tmp_path / "rows.json").write_text(document)
+    with pytest.raises(UserError, match=r"rows\.json: key 'chosen' stands twice"):
+        open_source(str(tmp_path / "rows.json"))

@@ -79,7 +79,7 @@ def test_a_split_of_a_folder_is_read_alone(tmp_path, kind):
     path = folder(tmp_path, **{"data/train-0000": kind, "data/train-0001": kind, "data/test-0000": kind, "data/dev": kind})
     train = open_source(path)
     assert names_in(train) == ["data/train-0000", "data/train-0001"] and len(train) == 4 and train.notes == ()
-    assert "train-0001" in train.where(2) and train[3] == {"from": "data/train-0001", "n": 1}
+    assert "train-0001" in train.where(2) and train[3] == {"from": "data/train-0001", "n": "1" if kind in ("csv", "tsv") else 1}
     assert names_in(open_source(path, which="eval")) == ["data/test-0000"]
     assert names_in(open_source(path, split="validation")) == ["data/dev"]
     assert open_source(path, which="eval").digest != train.digest
@@ -91,7 +91,10 @@ def test_a_split_of_a_folder_is_read_alone(tmp_path, kind):
 def test_a_folder_without_splits_is_read_whole(tmp_path):
     path = folder(tmp_path, a="jsonl", b="jsonl")
     for part in ({}, {"split": "train"}, {"which": "eval"}, {"which": "eval", "split": "train"}):
-        assert names_in(source := open_source(path, **part)) == ["a", "b"] and source.notes == ()
+        assert names_in(source := open_source(path, **part)) == ["a", "b"]
+        key = "data.eval_split" if part.get("which") else "data.split"
+        said = f"{path}: no name of its 2 files tells of a split; {key} train: all are read"
+        assert source.notes == ((said,) if part.get("split") else ())
     assert "data.eval_split test has no effect" in open_source(path, which="eval", split="test").notes[0]
     with pytest.raises(UserError, match="data.split: 'validation' was asked for, but .* has no splits"):
         open_source(path, split="validation")
@@ -216,3 +219,14 @@ def test_keys_of_the_other_data_set_and_streaming_of_a_file_are_said(tmp_path):
 def test_an_empty_folder_is_named(tmp_path):
     with pytest.raises(UserError, match="a folder with neither Parquet, JSONL"):
         open_source(str(tmp_path))
+
+
+def test_capitals_count_as_the_words_of_splits(tmp_path):
+    path = folder(tmp_path, Train="jsonl", Test="jsonl", VALID="jsonl")
+    assert names_in(train := open_source(path)) == ["Train"] and train.notes == ()
+    assert names_in(open_source(path, split="train")) == ["Train"]
+    assert names_in(open_source(path, which="eval")) == ["Test"]
+    assert names_in(open_source(path, split="validation")) == ["VALID"]
+    # names that the hub knows decide first, and what they leave is said
+    other = folder(tmp_path / "other", train="jsonl", TEST="jsonl")
+    assert names_in(found := open_source(other)) == ["train"] and "TEST.jsonl of no split by its name" in found.notes[0]
