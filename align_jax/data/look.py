@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 
 import numpy as np
@@ -24,7 +25,7 @@ def read_rows(
     read: Callable[[Mapping], Example],
     on_bad_row: str,
     bad: list[dict[str, str]],
-    left_out: list[str] | None = None,
+    left_out: list[LeftOut] | None = None,
     check: Callable[[int, Example], None] | None = None,
 ) -> Iterator[tuple[int, Example]]:
     """Number and example of every row that is not malformed, each read once.
@@ -32,7 +33,7 @@ def read_rows(
     Args:
       on_bad_row: `error` or `skip`.
       bad: `{"where", "reason"}` of each malformed row is added to it.
-      left_out: the places of rows that are left out on purpose are added to it.
+      left_out: why rows are left out on purpose is added to it, for each.
       check: raises a RowError for a row that cannot be used though it is well formed.
 
     Raises:
@@ -43,9 +44,9 @@ def read_rows(
             example = read(source[row])
             if check is not None:
                 check(row, example)
-        except LeftOut:
+        except LeftOut as why:
             if left_out is not None:
-                left_out.append(source.where(row))
+                left_out.append(why)
         except RowError as error:
             if on_bad_row == "error":
                 raise UserError(f"{source.where(row)}: {error} (data.on_bad_row: skip leaves such rows out)") from error
@@ -60,13 +61,13 @@ class Look:
     """What is seen of all rows whatever they are arranged for; no example is kept.
 
     Attributes:
-      rows: numbers of the rows that were seen. left_out: places of rows that were left out on purpose.
+      rows: numbers of the rows that were seen. left_out: why rows were left out on purpose.
       source_names: the data sets of a mixture, in the order in which they came up; of one alone, none.
     """
 
     def __init__(self):
         self.rows: list[int] = []
-        self.left_out: list[str] = []
+        self.left_out: list[LeftOut] = []
         self._responses = self._empty = self._dropped = 0
         self._sources: dict[str, int] = {}
         self._source_of: list[int] = []
@@ -123,8 +124,9 @@ class Look:
                 "(data.on_empty: drop leaves them out)"
             )
         if self._dropped or self.left_out:
-            rows = f", and {plural(len(self.left_out), 'row')} of which no answer is left" if self.left_out else ""
-            lines.append(f"data.on_empty: drop: {plural(self._dropped, 'empty answer')} left out{rows}")
+            parts = [plural(self._dropped, "empty answer")] if self._dropped else []
+            parts += [f"{plural(count, 'row')} ({why})" for why, count in Counter(map(str, self.left_out)).items()]
+            lines.append(f"data.on_empty: drop: left out {', '.join(parts)}")
         return lines
 
     def ids(self, rows: Sequence[int]) -> tuple[np.ndarray, np.ndarray]:

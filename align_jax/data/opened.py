@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import NamedTuple
 
 from align_jax.data.config import DataConfig
-from align_jax.data.encode import plain_key
 from align_jax.data.formats import AUTO, Format, find_format, recognized
+from align_jax.data.held_out import chosen_prompts, prompt_digest
 from align_jax.data.members import Member, members_of
 from align_jax.data.mixture import Concatenated, Shares
 from align_jax.data.named import find_named
@@ -75,9 +75,7 @@ def _path(member: Member) -> str:
     return str(member.path) if member.path is not None else find_named(member.name, "name").hub
 
 
-def _open(
-    config: DataConfig, member: Member, key: str, spool_dir: Path | None, several: bool = False
-) -> tuple[Source, Format]:
+def _open(config: DataConfig, member: Member, key: str, spool_dir: Path | None, several: bool = False) -> tuple[Source, Format]:
     """The rows of one data set, a row a group, and their format; `several`: it is one of a mixture."""
     known = find_named(member.name, f"data.{key}.name") if member.name is not None else None
     if known is not None and AUTO != config.format != known.format and member.format is None:
@@ -142,25 +140,26 @@ def format_of(config: DataConfig, source: Source) -> Format:
 
 def _part(source: Source, data_format: Format, fraction: float, held_out: bool) -> Source:
     """The rows whose prompts are held out, or the others; of each data set of a mixture so many. Rows of one prompt stay
-    together, malformed ones are not held out.
+    together, whatever group, context and options they have; malformed ones are not held out.
     """
     prompts: list[bytes | None] = []
     distinct: dict[int, set[bytes]] = {}
+    rule = ""
     for number in range(len(source)):
         try:
             row = source[number]
-            key = plain_key(data_format.read(row))
+            example = data_format.read(row)
         except RowError:
             prompts.append(None)
         else:
-            prompts.append(hashlib.sha256(key.encode(errors="surrogatepass")).digest())
+            prompts.append(prompt_digest(example))
+            if example.group or example.context or example.opinion or example.tools or example.documents:
+                rule = " by prompt"  # earlier versions held out others of such rows
             distinct.setdefault(getattr(row, "part", 0), set()).add(prompts[-1])
-    chosen: set[bytes] = set()
-    for found in distinct.values():
-        chosen.update(sorted(found)[: min(max(1, round(fraction * len(found))), len(found) - 1)])
+    chosen = set().union(*(chosen_prompts(found, fraction) for found in distinct.values()))
     if not chosen:
         most = max(map(len, distinct.values()), default=0)
         raise UserError(f"data.eval: {fraction} of data.train cannot be held out: it has {most} different prompts")
     rows = [number for number, prompt in enumerate(prompts) if (prompt in chosen) == held_out]
-    digest = hashlib.sha256(f"{source.digest} {fraction} {held_out}".encode()).hexdigest()
+    digest = hashlib.sha256(f"{source.digest} {fraction} {held_out}{rule}".encode()).hexdigest()
     return Selected(source, rows, digest)

@@ -19,7 +19,7 @@ _NAMED_COLUMNS = 12  # as many are named, the others counted
 
 
 class LeftOut(RowError):
-    """A row that is left out because it was asked for, and not for being malformed."""
+    """A row that is left out because it was asked for (`data.on_empty: drop`), and not for being malformed; its text is why."""
 
 
 class Noted(dict):
@@ -124,9 +124,8 @@ class Reading(Format):
                 "out)"
             )
         kept = [i for i, is_so in enumerate(empty) if not is_so]
-        best = int(np.argmax(example.scores)) if example.scores is not None else 0
-        if not kept or (example.opinion is not None and len(kept) < 2) or (len(empty) == 2 and best not in kept):
-            raise LeftOut("no answer is left without the empty ones (data.on_empty: drop)")
+        if why := _useless_without(example, kept):
+            raise LeftOut(why)
 
         def of_kept(values: tuple | None) -> tuple | None:
             return None if values is None else tuple(values[i] for i in kept)
@@ -148,6 +147,19 @@ class Reading(Format):
                 more = f" and {len(unread) - _NAMED_COLUMNS} more" if len(unread) > _NAMED_COLUMNS else ""
                 lines.append(f"{label + ': ' if label else ''}columns not read: {named}{more}")
         return lines
+
+
+def _useless_without(example: Example, kept: Sequence[int]) -> str | None:
+    """Why a row is of no use without its empty answers; None where it is."""
+    if not kept:
+        return "no answer is left"
+    if example.opinion is not None and len(kept) < 2:
+        counted = (
+            "" if example.opinion.probabilities is not None else ", and what it accepts is not counted in its distribution"
+        )
+        return f"a text of its beliefs is empty{counted}"
+    best = int(np.argmax(example.scores)) if example.scores is not None else 0
+    return "the better answer is empty" if len(example.responses) == 2 and best not in kept else None
 
 
 def check_parts(key: str, parts: Sequence[Format], labels: Sequence[str]) -> None:

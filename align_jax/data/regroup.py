@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import collections
 import dataclasses
-import hashlib
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
@@ -12,6 +11,7 @@ import numpy as np
 
 from align_jax.data.encode import plain_key
 from align_jax.data.formats.example import Example, Text
+from align_jax.data.held_out import chosen_prompts, prompt_digest
 from align_jax.errors import UserError
 from align_jax.terminal import plural
 
@@ -109,11 +109,10 @@ def held_out(examples: Sequence[Example], fraction: float) -> list[bool]:
     Raises:
       UserError: fewer than two different prompts.
     """
-    keys = [hashlib.sha256(plain_key(example).encode(errors="surrogatepass")).digest() for example in examples]
-    distinct = sorted(set(keys))
-    if len(distinct) < 2:
-        raise UserError(f"--split: {fraction} of the rows cannot be held out: they have {len(distinct)} different prompts")
-    chosen = set(distinct[: min(max(1, round(fraction * len(distinct))), len(distinct) - 1)])
+    keys = [prompt_digest(example) for example in examples]
+    chosen = chosen_prompts(keys, fraction)
+    if not chosen:
+        raise UserError(f"--split: {fraction} of the rows cannot be held out: they have {len(set(keys))} different prompts")
     return [key in chosen for key in keys]
 
 

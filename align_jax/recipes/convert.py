@@ -16,8 +16,9 @@ from align_jax.data.formats import Example, find_format, spelled
 from align_jax.data.inspect.gather import Noting
 from align_jax.data.look import read_rows
 from align_jax.data.opened import open_data
+from align_jax.data.reading import LeftOut
 from align_jax.data.regroup import TARGETS, ConversionCounts, held_out, joined, rows_as, usual_target
-from align_jax.data.sources import Part, open_source
+from align_jax.data.sources import Part, open_source, rows_read
 from align_jax.data.written import ending_of, write_rows
 from align_jax.errors import UserError, check_range
 from align_jax.recipes.data_check import spool_of
@@ -142,7 +143,7 @@ def _read(config: Config, counts: ConversionCounts) -> list[Example]:
     source, data_format = opened[0], opened[1]
     bad: list[dict[str, str]] = []
     noting, columns = Noting(data_format.read), set()
-    left_out: list[str] = []
+    left_out: list[LeftOut] = []
 
     def read(row: Mapping) -> Example:
         example, noted = noting(row)
@@ -156,11 +157,11 @@ def _read(config: Config, counts: ConversionCounts) -> list[Example]:
         for _, example in read_rows(source, read, config.data.on_bad_row, bad, left_out):
             examples.append(example)
             watch.add()
-    counts.rows = len(source)
+    counts.rows = rows_read(source)
     if columns:
         say(f"columns that are not kept, since format {spelled(data_format)} does not read them: {', '.join(sorted(columns))}")
-    if left_out:
-        counts.dropped["its answers are empty (data.on_empty: drop)"] = len(left_out)
+    for why in left_out:
+        counts.dropped[f"{why} (data.on_empty: drop)"] += 1
     if bad:
         counts.dropped[f"malformed, the first: {bad[0]['where']}: {bad[0]['reason']}"] = len(bad)
     return examples

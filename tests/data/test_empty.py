@@ -61,8 +61,34 @@ def test_dropped_answers_leave_groups_that_have_contrast(tmp_path):
     rows = [group("a", "", "b"), group("a", ""), group("", " "), group("c", "d"), group("a", "", "b", scores=[1, 2, 1])]
     data = dataset(tmp_path, rows, on_empty="drop")
     assert [len(data[i].segments) for i in range(len(data))] == [2, 2] and data[0].labels["scores"].tolist() == [0, 2]
-    assert data.notes == ["data.on_empty: drop: 2 empty answers left out, and 2 rows of which no answer is left"]
+    assert data.notes == [
+        "data.on_empty: drop: left out 2 empty answers, 1 row (the better answer is empty), 1 row (no answer is left)"
+    ]
     assert "1 rows without two different scores dropped" in data.describe()
+
+
+def demonstrations(*answers):
+    return [{"prompt": f"p{i}", "completion": answer} for i, answer in enumerate(answers)]
+
+
+NOT_COUNTED = "a text of its beliefs is empty, and what it accepts is not counted in its distribution"
+
+
+@pytest.mark.parametrize(
+    ("rows", "arrangement", "said"),
+    [
+        (demonstrations("", "a", " ", "\n"), Sft(), "3 rows (no answer is left)"),
+        ([group("", prompt="a"), group("b", prompt="b"), group("a", "c")], Group(), "1 row (no answer is left)"),
+        ([group("a", "", scores=[0, 1]), group("a", "b")], Group(), "1 row (the better answer is empty)"),
+        ([group("a", "", "b"), group("a", "b")], Group(), "1 empty answer"),
+        ([opinion(reject_response=""), opinion()], Beliefs(), "1 row (a text of its beliefs is empty)"),
+        ([opinion(accept_response="", probabilities=None), opinion()], Beliefs(), f"1 row ({NOT_COUNTED})"),
+    ],
+    ids=["sft", "no answer", "better answer", "some answers", "beliefs", "beliefs that are counted"],
+)
+def test_what_is_left_out_is_said_as_it_is(tmp_path, rows, arrangement, said):
+    (found,) = [note for note in dataset(tmp_path, rows, arrangement, on_empty="drop").notes if "on_empty" in note]
+    assert found == f"data.on_empty: drop: left out {said}"
 
 
 def test_skipped_where_they_are_errors(tmp_path):

@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import dataclasses
+import hashlib
 from pathlib import Path
 
 import datasets
 import pytest
 
-from align_jax.data import DataConfig, Encoder, GroupDataset
+from align_jax.data import DataConfig, Encoder, GroupDataset, open_source
 from align_jax.data.arrange import Beliefs, Group, Pair
 from align_jax.data.formats import FORMATS, find_format
 from align_jax.data.look import read_rows
 from align_jax.data.named import NAMED, find_named
 from align_jax.data.opened import open_data
+from align_jax.data.sources import rows_read
 from align_jax.errors import UserError
 from tests.data.toys import CHAT, char_tokenizer, opinion, write_jsonl
 
@@ -225,6 +228,73 @@ def test_helpsteer2_joins_the_rows_of_a_prompt(tmp_path):
         assert [m["role"] for m in second.prompt] == ["user", "assistant", "user"] and second.prompt[2]["content"] == "more"
     data = dataset(config, Group(), chat=CHAT)
     assert len(data) == 2 and data.where(1).endswith("rows.jsonl:2")
+
+
+def steered(*rows):
+    return [{"prompt": "hi", "response": chr(97 + i), "helpfulness": i} | row for i, row in enumerate(rows)]
+
+
+@pytest.mark.parametrize(
+    ("name", "values"),
+    [
+        ("group", ["a", "b"]),
+        ("group", [0, None]),
+        ("system", ["Be brief.", "Be long."]),
+        ("context", ["c", None]),
+        ("tools", [[{"name": "f"}], [{"name": "g"}]]),
+        ("documents", ['[{"title": "t"}]', None]),
+    ],
+)
+def test_helpsteer2_keeps_rows_apart_that_differ_beside_the_prompt(tmp_path, name, values):
+    first, second = ({} if value is None else {name: value} for value in values)
+    path = write_jsonl(tmp_path / "rows.jsonl", steered(first, second, first, second))
+    found, _ = examples(DataConfig(train=path))
+    assert [(e.responses, e.scores) for e in found] == [(("a", "c"), (0.0, 2.0)), (("b", "d"), (1.0, 3.0))]
+    assert found[0] != dataclasses.replace(found[1], responses=found[0].responses, scores=found[0].scores)
+
+
+@pytest.mark.parametrize(
+    "bad", [{"helpfulness": "x"}, {"response": 3}, {"system": 3}, {"response": None}, {"helpfulness": None}]
+)
+def test_a_bad_row_of_helpsteer2_leaves_its_group_and_is_named(tmp_path, bad):
+    path = write_jsonl(tmp_path / "rows.jsonl", steered({}, {}, bad, {}))
+    with pytest.raises(UserError, match=r"rows\.jsonl:3: field"):
+        dataset(DataConfig(train=path), Group())
+    data = dataset(DataConfig(train=path, on_bad_row="skip"), Group())
+    assert len(data) == 1 and data.example_of(0).responses == ("a", "b", "d")
+    assert [row["where"].rpartition(":")[2] for row in data.bad_rows] == ["3"]
+
+
+def test_rows_of_helpsteer2_are_counted_as_rows(tmp_path):
+    path = write_jsonl(tmp_path / "rows.jsonl", steered({}, {}, {"prompt": "other"}, {}))
+    assert rows_read(open_data(DataConfig(train=path), "train", None).source) == 4
+    both = open_data(DataConfig(train=[path, {"path": path, "label": "again"}]), "train", None).source
+    assert rows_read(both) == 8 and len(both) == 4
+
+
+def test_helpsteer2_joined_by_the_prompt_alone_keeps_its_digest(tmp_path):
+    def digest(*rows):
+        path = write_jsonl(tmp_path / "rows.jsonl", steered(*rows))
+        whole = open_source(path).digest
+        return open_data(DataConfig(train=path, format="helpsteer2"), "train", None).source.digest, whole
+
+    found, whole = digest({}, {"group": ""})
+    assert found == hashlib.sha256(f"{whole} joined by prompt".encode()).hexdigest()
+    for rows in (({"group": "a"}, {}), ({"helpfulness": "x"}, {})):
+        found, whole = digest(*rows)
+        assert found != hashlib.sha256(f"{whole} joined by prompt".encode()).hexdigest()
+
+
+def test_a_country_without_shares_leaves_out_itself(tmp_path):
+    shares = {"Egypt": [0.1, 0.7, 0.2], "France": [0, 0, 0], "Peru": [1, 2], "Chile": "x", "Kenya": [1, 0, 0]}
+    rows = [{"question": "q", "options": ["a", "b", "c"], "selections": shares}]
+    config = DataConfig(train=write_jsonl(tmp_path / "rows.jsonl", rows), on_bad_row="skip")
+    data = dataset(config, Beliefs())
+    assert [data.example_of(i).group for i in range(len(data))] == ["Egypt", "Kenya"]
+    assert [row["where"].rpartition(":")[2] for row in data.bad_rows] == ["1", "1", "1"]
+    assert "France has shares [0, 0, 0] for 3 options" in data.bad_rows[0]["reason"]
+    with pytest.raises(UserError, match=r"rows\.jsonl:1: field 'selections': France has shares"):
+        dataset(dataclasses.replace(config, on_bad_row="error"), Beliefs())
 
 
 OPINIONS = {

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import ast
+import collections
 import dataclasses
+import hashlib
 
 import pytest
 
@@ -120,3 +123,69 @@ def test_dialogues_in_plain_text_are_read_as_such_and_said(tmp_path):
     assert any("data.format: hh makes conversations of them" in note for note in source.notes)
     plain = open_data(DataConfig(train=write_jsonl(tmp_path / "rows.jsonl", [PAIR])), "train", None)
     assert plain.source.notes == ()
+
+
+def held(rows, path, fraction=0.2):
+    """The prompts that are held out and those that are not, and how many rows each has."""
+    config = DataConfig(train=write_jsonl(path, rows), eval=fraction, on_bad_row="skip")
+    parts = {}
+    for which in ("train", "eval"):
+        source, data_format, _ = open_data(config, which, None)
+        parts[which] = collections.Counter(repr(data_format.read(source[i]).prompt) for i in range(len(source)))
+    return parts
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda i: {"group": f"g{i}"},
+        lambda i: {"context": f"c{i}"},
+        lambda i: {"tools": [{"type": "function", "function": {"name": f"f{i}"}}]},
+        lambda i: {"documents": [{"title": f"t{i}"}]},
+        lambda i: {"group": None if i else "g"},
+    ],
+    ids=["group", "context", "tools", "documents", "group of some"],
+)
+@pytest.mark.parametrize("messages", [False, True])
+def test_a_prompt_is_on_one_side_whatever_stands_beside_it(tmp_path, change, messages):
+    def prompt(p):
+        return [{"role": "user", "content": f"p{p}"}] if messages else f"p{p}"
+
+    rows = [PAIR | {"prompt": prompt(p)} | change(i) for p in range(10) for i in range(4)]
+    parts = held(rows, tmp_path / "rows.jsonl")
+    assert len(parts["eval"]) == 2 and len(parts["train"]) == 8 and not parts["eval"].keys() & parts["train"].keys()
+    assert set((parts["eval"] + parts["train"]).values()) == {4}
+    # the same prompts as without what stands beside them
+    bare = held([{**row, **dict.fromkeys(("group", "context", "tools", "documents"))} for row in rows], tmp_path / "bare.jsonl")
+    assert bare == parts
+
+
+def test_beliefs_of_a_prompt_are_on_one_side_whatever_their_options(tmp_path):
+    names = [["no", "yes", "maybe"], ["a", "b", "c"]]
+    rows = [opinion(prompt=f"p{p}", options=options, accept_choice=None, reject_choice=None) for p in range(10) for options in names]
+    parts = held(rows, tmp_path / "rows.jsonl")
+    assert len(parts["eval"]) == 2 and not parts["eval"].keys() & parts["train"].keys()
+
+
+def test_what_earlier_versions_held_out_of_bare_prompts_stays(tmp_path):
+    rows = [PAIR | {"prompt": f"B {i}"} for i in range(100)]
+    expected = ["B 45", "B 49", "B 5", "B 59", "B 70", "B 76", "B 80", "B 91", "B 96", "B 98"]
+    assert sorted(map(ast.literal_eval, held(rows, tmp_path / "rows.jsonl", 0.1)["eval"])) == expected
+
+
+def test_a_prompt_that_one_data_set_of_a_mixture_holds_out_is_trained_on_in_none(tmp_path):
+    rows = [PAIR | {"prompt": f"p{i}", "group": g} for i in range(20) for g in "ab"]
+    train = [write_jsonl(tmp_path / "a.jsonl", rows[:30]), write_jsonl(tmp_path / "b.jsonl", rows[10:])]
+    found = sources(DataConfig(train=train, eval=0.2))
+    prompts = {which: {source[i]["prompt"] for i in range(len(source))} for which, source in found.items()}
+    assert prompts["eval"] and not prompts["eval"] & prompts["train"]
+
+
+def test_the_digest_of_a_choice_by_other_rules_is_another(tmp_path):
+    """Caches of earlier versions are of other rows, where these had groups."""
+    bare = [PAIR | {"prompt": f"p{i}"} for i in range(9)]
+    for rows, rule in ((bare, ""), ([row | {"group": "g"} for row in bare], " by prompt")):
+        path = write_jsonl(tmp_path / "rows.jsonl", rows)
+        whole = open_data(DataConfig(train=path), "train", None).source.digest
+        expected = hashlib.sha256(f"{whole} 0.2 True{rule}".encode()).hexdigest()
+        assert sources(DataConfig(train=path, eval=0.2))["eval"].digest == expected

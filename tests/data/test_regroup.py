@@ -102,6 +102,12 @@ def test_what_cannot_be_written():
     assert set(TARGETS) == {"groups", "pairs", "unpaired", "completions", "samples", "prompts", "gdpo"}
 
 
+def test_a_split_holds_out_prompts_whatever_their_groups():
+    examples = [Example(f"p{p}", ("a",), (1.0,), group=group) for p in range(10) for group in "abcd"]
+    out = {e.prompt for e, is_out in zip(examples, held_out(examples, 0.2), strict=True) if is_out}
+    assert len(out) == 2 and sum(held_out(examples, 0.2)) == 8
+
+
 @pytest.mark.parametrize("fraction", [0.05, 0.3, 0.9])
 def test_the_held_out_prompts_are_those_of_a_fraction_in_a_config(tmp_path, fraction):
     rows = [{"prompt": f"p{i % 20}", "chosen": f"x{i}", "rejected": "y"} for i in range(40)]

@@ -72,8 +72,9 @@ class RankedAnswers(Format):
 
 
 class HelpSteer2(Format):
-    """Columns of nvidia/HelpSteer2: `prompt`, `response` and `helpfulness`, a row a response; rows of one prompt become a group
-    with the helpfulness as scores. Turns of a prompt are parted by `<extra_id_1>`.
+    """Columns of nvidia/HelpSteer2: `prompt`, `response` and `helpfulness`, a row a response; rows of one prompt (and `system`,
+    `group` and other columns of it) become a group with the helpfulness as scores. Turns of a prompt are parted by
+    `<extra_id_1>`.
     """
 
     name = "helpsteer2"
@@ -81,7 +82,8 @@ class HelpSteer2(Format):
     evaluated_as = "mpo"
 
     def arranged(self, source: Source) -> Source:
-        return JoinedRows(source, "prompt", ("response", "helpfulness"))
+        of_prompt = ("prompt", "system", "group", "context", "tools", "documents")
+        return JoinedRows(source, of_prompt, ("response", "helpfulness"), self.read)
 
     def parse(self, row: Mapping) -> Example:
         texts, scores = field(row, "response"), field(row, "helpfulness")

@@ -25,11 +25,16 @@ class GlobalOpinions(BeliefRows):
         return SpreadRows(source, countries, self.name)
 
     def parse(self, row: Mapping) -> Any:
-        return super().parse(row if "accept_response" in row else countries(row)[0])
+        if "accept_response" in row:
+            return super().parse(row)
+        first = countries(row)[0]
+        if isinstance(first, RowError):
+            raise first
+        return super().parse(first)
 
 
-def countries(row: Mapping) -> list[dict[str, Any]]:
-    """The rows of format gdpo that a row stands for.
+def countries(row: Mapping) -> list[dict[str, Any] | RowError]:
+    """The rows of format gdpo that a row stands for; a RowError in place of a country whose shares are malformed.
 
     Raises:
       RowError: columns that cannot be read.
@@ -37,9 +42,11 @@ def countries(row: Mapping) -> list[dict[str, Any]]:
     options = [str(option).strip() for option in _literal(row, "options", list)]
     found = []
     for country, shares in _literal(row, "selections", dict).items():
-        values = [number(share, f"selections[{country}]") for share in shares]
-        if len(values) != len(options) or min(values, default=0) < 0 or not sum(values) > 0:
-            raise RowError(f"field 'selections': {country} has shares {short(values)} for {len(options)} options")
+        try:
+            values = _shares(shares, country, len(options))
+        except RowError as error:
+            found.append(error)
+            continue
         order = sorted(range(len(options)), key=values.__getitem__)
         most, fewest = order[-1], order[0]
         found.append(
@@ -57,6 +64,13 @@ def countries(row: Mapping) -> list[dict[str, Any]]:
     if not found:
         raise RowError("field 'selections': no country has answered")
     return found
+
+
+def _shares(shares: Any, country: Any, options: int) -> list[float]:
+    values = [number(share, f"selections[{country}]") for share in shares] if isinstance(shares, list | tuple) else []
+    if len(values) != options or min(values, default=0) < 0 or not sum(values) > 0:
+        raise RowError(f"field 'selections': {country} has shares {short(shares)} for {options} options")
+    return values
 
 
 def _literal(row: Mapping, name: str, kind: type) -> Any:

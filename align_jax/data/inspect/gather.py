@@ -17,7 +17,7 @@ from align_jax.data.formats.messages import is_empty
 from align_jax.data.inspect import texts
 from align_jax.data.opened import Opened
 from align_jax.data.reading import LeftOut, Noted
-from align_jax.data.sources import RowError, Source
+from align_jax.data.sources import RowError, Source, rows_read
 
 _OTHERS = 5  # prompts before it with which a row's own is compared
 
@@ -162,7 +162,7 @@ def gather(opened: Opened, progress: Callable[[int], None] = lambda count: None)
             around.append(about)
     beliefs = any(opinion is not None for opinion in opinions)
     return Gathered(
-        path, source, data_format.read, name_of_format(data_format), beliefs, len(source), bad, dict(columns),
+        path, source, data_format.read, name_of_format(data_format), beliefs, rows_read(source), bad, dict(columns),
         {name: count for name, count in columns.items() if name not in read_columns},
         list(groups), list(models), *(np.asarray(rows[name], np.int64) for name in ("row", "prompt", "unit", "group", "size")),
         opinions, dict(prompts), {name: count for name, count in sources.items() if name}, left_out, *_arrays(found),

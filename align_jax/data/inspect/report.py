@@ -139,7 +139,7 @@ def _summary(gathered: Gathered) -> str:
     if gathered.sources:
         parts.append("rows of " + ", ".join(f"{name}: {count}" for name, count in gathered.sources.items()))
     if gathered.left_out:
-        parts.append(f"{plural(gathered.left_out, 'row')} left out, whose answers are empty (data.on_empty: drop)")
+        parts.append(f"{plural(gathered.left_out, 'row')} left out for empty answers (data.on_empty: drop)")
     if gathered.groups:
         names = ", ".join([*sorted(map(str, gathered.groups))[:8], *(["..."] if len(gathered.groups) > 8 else [])])
         parts.append(f"{plural(len(gathered.groups), 'group')} of people ({names})")

@@ -1,6 +1,6 @@
 """Where rows come from: random access, a name for every row's place, and a hash of the content."""
 
-from align_jax.data.sources.base import Chained, Part, RowError, Selected, Source
+from align_jax.data.sources.base import Chained, Part, RowError, Selected, Source, rows_read
 from align_jax.data.sources.given import GivenRows, given_rows
 from align_jax.data.sources.json_files import JsonLines
 from align_jax.data.sources.opening import open_source
@@ -17,4 +17,5 @@ __all__ = [
     "broken_text",
     "given_rows",
     "open_source",
+    "rows_read",
 ]

@@ -117,6 +117,13 @@ class Selected:
         return self._source.where(self._rows[index])
 
 
+def rows_read(source: Source) -> int:
+    """How many rows of files a source is of: fewer than it has where one row is several, more where several are one."""
+    if isinstance(source, Chained):
+        return sum(map(rows_read, source.sources))
+    return getattr(source, "rows_read", len(source))
+
+
 class Chained:
     """The rows of several sources, one after the other; their columns may differ.
 
@@ -125,7 +132,7 @@ class Chained:
     """
 
     def __init__(self, sources: Sequence[Source]):
-        self._sources = list(sources)
+        self.sources = list(sources)
         self._ends = list(itertools.accumulate(map(len, sources)))
         self.digest = hashlib.sha256(" ".join(source.digest for source in sources).encode()).hexdigest()
         self.notes = tuple(dict.fromkeys(note for source in sources for note in source.notes))
@@ -137,7 +144,7 @@ class Chained:
         if not 0 <= index < len(self):
             raise IndexError(index)
         which = bisect.bisect_right(self._ends, index)
-        return self._sources[which], index - (self._ends[which - 1] if which else 0)
+        return self.sources[which], index - (self._ends[which - 1] if which else 0)
 
     def __getitem__(self, index: int) -> dict[str, Any]:
         source, row = self._at(index)
