@@ -21,8 +21,8 @@ class Demonstrations(Format):
 
 
 class Conversations(Demonstrations):
-    """Column: `messages`, a conversation; what stands before the assistant's first answer is the prompt, the rest the answer, of
-    which the assistant's turns are scored.
+    """Column: `messages`, a conversation; what stands before the assistant's first answer is the prompt, the rest the answer,
+    of which the assistant's turns are scored.
     """
 
     name = "messages"
