@@ -88,7 +88,7 @@ class ChatTemplate:
           RowError: the template changes what was said before the answer.
         """
         common = self._whole_tokens(start, os.path.commonprefix([start, *wholes]))
-        if len(common) < len(self._needed(conversation, start)):
+        if not common.startswith(self._needed(conversation, start)):
             other = next(whole for whole in wholes if not whole.startswith(start))
             at = len(os.path.commonprefix([start, other]))
             raise RowError(
@@ -100,14 +100,15 @@ class ChatTemplate:
 
     def _needed(self, conversation: Conversation, start: str) -> str:
         """What every answer must stand behind: what was said, and the header of its turn up to where a thought is opened."""
-        last = conversation.messages[-1]
-        if last["role"] == "assistant":
-            said = words(last).strip()
+        if conversation.messages[-1]["role"] == "assistant":
+            said = words(conversation.messages[-1]).strip()
             return start[: start.rindex(said) + len(said)] if said and said in start else start
-        said = os.path.commonprefix([self.rendered(conversation), start])
-        header = start[len(said) :]
-        thought = _THOUGHT.search(header)
-        return said + (header[: thought.start()] if thought else header.rstrip()) if header else said.rstrip()
+        said = self.rendered(conversation)
+        whole = self.rendered(joined(conversation, ({"role": "assistant", "content": _STAND_IN},)))
+        before = whole[: whole.index(_STAND_IN)] if _STAND_IN in whole else start
+        at = len(os.path.commonprefix([said, before]))
+        thought = _THOUGHT.search(before, at)
+        return before[: thought.start()] if thought else before
 
     def spans(self, conversation: Conversation, answer: Sequence[Message], whole: str) -> list[tuple[int, int]]:
         """Where in the rendered whole the assistant's turns of an answer stand, their end-of-turn tokens included.

@@ -386,3 +386,17 @@ def test_private_characters_of_a_text_are_kept():
     encoder = Encoder(char_tokenizer(chat=CHAT), DataConfig())
     icon = "\ue0f0 a \ue0f1"
     assert icon in encoder.prompt(Example(f"hi {icon}", ())).text
+
+
+def test_what_a_generation_prompt_says_for_the_answer_is_not_in_other_answers():
+    chat = CHAT.replace("<|assistant|>{% endif %}", "<|assistant|>Sure: {% endif %}")
+    encoder = Encoder(char_tokenizer(chat=chat), DataConfig())
+    start = encoder.prompt(Example("hi", ("yes", "no")))
+    assert start.changed and text_of(encoder.tokenizer, start.ids) == "<s><|user|>hi<|assistant|>"
+    # A turn that the template moves behind the answer would be trained on.
+    moved = "{% for m in messages if m['role'] != 'system' %}<|{{ m['role'] }}|>{{ m['content'] }}{% endfor %}"
+    last = "{% if messages[0]['role'] == 'system' %}<|system|>{{ messages[0]['content'] }}{% endif %}"
+    chat = moved + last + "{% if add_generation_prompt %}<|assistant|>{% endif %}"
+    with pytest.raises(RowError, match="does not render this conversation as prompt . answer"):
+        encoder = Encoder(char_tokenizer(chat=chat), DataConfig())
+        encoder.check(Example((*said(("system", "s")), *USER), ("no",)))
