@@ -31,6 +31,7 @@ class Prompt:
       whole: ids of `text`, nothing cut, without what the tokenizer puts before a text of its own.
       conversation: what a chat template rendered; None for plain text.
       changed: whether the template renders it otherwise when an answer follows, so that it is what both have in common.
+      wholes: each answer of the example, with what the template renders of the conversation and it.
     """
 
     ids: np.ndarray
@@ -39,6 +40,11 @@ class Prompt:
     whole: tuple[int, ...]
     conversation: Conversation | None = None
     changed: bool = False
+    wholes: tuple[tuple[Sequence[Any], str], ...] = ()
+
+    def known(self, answer: Sequence[Any]) -> str | None:
+        """What was rendered of an answer already."""
+        return next((whole for known, whole in self.wholes if known == answer), None)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -107,15 +113,15 @@ class Encoder:
         """
         conversation = self._conversation(example)
         if conversation is None:
-            text, changed = self._plain(example), False
+            text, changed, wholes = self._plain(example), False, ()
         else:
-            text, changed = self._begin(conversation, example)
+            text, changed, wholes = self._begin(conversation, example)
         own = [] if conversation is not None else self.tokens.prefix
         whole = self.tokens.ids(text)
         if not own and not whole:
             raise RowError("field 'prompt' has no tokens")
         ids, cut = self._cut_prompt([*own, *whole], len(own) or int(whole[0] == self.tokenizer.bos_token_id))
-        return Prompt(ids, cut, text, tuple(whole), conversation, changed)
+        return Prompt(ids, cut, text, tuple(whole), conversation, changed, wholes)
 
     def answer(self, prompt: Prompt, response: Text, belief: tuple[int, str] | None = None) -> Answer:
         """A response to a prompt.
@@ -187,10 +193,9 @@ class Encoder:
         conversation = self._conversation(example)
         if conversation is None:
             return False
-        text, changed = self._begin(conversation, example)
-        for response in example.responses if example.tokens is None else ():
-            answer = without_end(as_answer(response), self.tokenizer.eos_token)
-            whole = self._whole(conversation, text, answer)
+        text, changed, wholes = self._begin(conversation, example)
+        for response, (answer, whole) in zip(example.responses, wholes, strict=False):  # none of samples
+            self._check_begins(whole, text)
             self.template.check_answer(conversation, answer, whole[len(text) :])
             if self._parts(answer):
                 self.template.spans(conversation, answer, whole)
@@ -243,9 +248,10 @@ class Encoder:
                 text = text.removeprefix(bos).removeprefix(self._mark(bos))
         return text
 
-    def _begin(self, conversation: Conversation, example: Example) -> tuple[str, bool]:
-        """The text of a conversation before all answers, and whether the prompt alone is rendered otherwise."""
-        answers = [as_answer(response) for response in example.responses] if example.tokens is None else []
+    def _begin(self, conversation: Conversation, example: Example) -> tuple[str, bool, tuple[tuple[Any, str], ...]]:
+        """As `Prompt.text`, `changed` and `wholes`."""
+        given = example.responses if example.tokens is None else ()
+        answers = [without_end(as_answer(response), self.tokenizer.eos_token) for response in given]
         firsts = {answer[0]["role"] for answer in answers}
         if len(firsts) > 1:
             raise RowError(f"the responses begin with messages of different roles: {', '.join(sorted(firsts))}")
@@ -253,17 +259,21 @@ class Encoder:
         start = self.template.prompt(conversation, answers=speaks)
         wholes = [self.template.whole(conversation, answer) for answer in answers]
         if all(whole.startswith(start) for whole in wholes):
-            return start, False
-        return self.template.shared(conversation, start, wholes), True
+            return start, False, tuple(zip(answers, wholes, strict=True))
+        return self.template.shared(conversation, start, wholes), True, tuple(zip(answers, wholes, strict=True))
 
-    def _whole(self, conversation: Conversation, text: str, answer: Sequence[Any]) -> str:
-        whole = self.template.whole(conversation, answer)
+    def _whole(self, prompt: Prompt, answer: Sequence[Any]) -> str:
+        whole = prompt.known(answer)
+        whole = self.template.whole(prompt.conversation, answer) if whole is None else whole
+        self._check_begins(whole, prompt.text)
+        return whole
+
+    def _check_begins(self, whole: str, text: str) -> None:
         if not whole.startswith(text):
             raise RowError(
                 "the chat template renders the prompt otherwise before this answer: "
                 f"{unmarked(whole[:200])!r} does not begin with {unmarked(text[:200])!r}"
             )
-        return whole
 
     def _behind_belief(
         self, prompt: Prompt, belief: tuple[int, str], ids: np.ndarray, response: Text
@@ -288,7 +298,7 @@ class Encoder:
             return ids if ids[-1:] == [self.eos] else [*ids, self.eos], merged, None
         answer = stating(as_answer(response), statement)
         answer = without_end(answer, self.tokenizer.eos_token)
-        whole = self._whole(prompt.conversation, prompt.text, answer)
+        whole = self._whole(prompt, answer)
         if not whole.startswith(text):  # a blank text, and a template that strips the statement
             whole = text + self.template.end_of_turn
         ids, merged = self.tokens.after(before, text, whole[len(text) :])
@@ -341,7 +351,7 @@ class Encoder:
         if prompt.conversation is None:
             return prompt.text + self._mark(statement)
         behind = "\ufdd3"
-        whole = self._whole(prompt.conversation, prompt.text, stating(as_answer(behind), statement))
+        whole = self._whole(prompt, stating(as_answer(behind), statement))
         return whole[: whole.rindex(behind)]
 
     def _cut(self, tokens: list[int], merged: bool, scored: np.ndarray | None) -> Answer:
