@@ -26,11 +26,6 @@ class Conversation:
     documents: tuple | None = None
 
 
-def as_conversation(text: Text) -> Conversation:
-    """A conversation; plain text is what the user said."""
-    return Conversation(({"role": "user", "content": text},) if isinstance(text, str) else tuple(text))
-
-
 def as_answer(response: Text) -> tuple[Any, ...]:
     """The messages of a response; plain text is what the assistant said."""
     return ({"role": "assistant", "content": response},) if isinstance(response, str) else tuple(response)

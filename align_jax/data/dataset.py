@@ -73,7 +73,8 @@ class GroupDataset:
         self._check(arrangement, data_format)
         self.format = spelled(data_format)
         self._read, self.bad_rows, look = data_format.read, [], Look()
-        texts = f"{self._source.digest} {self.format} {config.prompt_template} {config.score}"
+        templates = f"{config.prompt_template} {config.belief_template} {config.score}"
+        texts = f"{self._source.digest} {len(self._source)} {self.format} {config.on_empty} {templates}"
         rendered = Rendered(encoder, texts, None if spool_dir is None else Path(spool_dir))
         rows = read_rows(self._source, self._read, config.on_bad_row, self.bad_rows, look.left_out, rendered.check)
         self._found = arrangement.survey(look.at(rows), config)

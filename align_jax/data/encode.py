@@ -6,13 +6,14 @@ import contextlib
 import dataclasses
 import functools
 import hashlib
+import itertools
 from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 
 from align_jax.data.config import DataConfig
-from align_jax.data.conversation import Conversation, as_answer, as_conversation, joined, stating, without_end
+from align_jax.data.conversation import Conversation, as_answer, joined, stating, without_end
 from align_jax.data.formats.example import Example, Text
 from align_jax.data.sources import RowError
 from align_jax.data.template import ChatTemplate
@@ -30,6 +31,7 @@ class Prompt:
       whole: ids of `text`, nothing cut, without what the tokenizer puts before a text of its own.
       conversation: what a chat template rendered; None for plain text.
       changed: whether the template renders it otherwise when an answer follows, so that it is what both have in common.
+      wholes: each answer of the example, with what the template renders of the conversation and it.
     """
 
     ids: np.ndarray
@@ -38,6 +40,11 @@ class Prompt:
     whole: tuple[int, ...]
     conversation: Conversation | None = None
     changed: bool = False
+    wholes: tuple[tuple[Sequence[Any], str], ...] = ()
+
+    def known(self, answer: Sequence[Any]) -> str | None:
+        """What was rendered of an answer already."""
+        return next((whole for known, whole in self.wholes if known == answer), None)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -85,18 +92,16 @@ class Encoder:
             raise UserError("data.chat_template is 'always', but the tokenizer has no chat template")
         self._chat = self.template.exists and config.chat_template != "never"
         self._mark = marker(() if keep else self.tokens.special)
+        self._exclusive: set[tuple[str, ...]] = set()
         # Also before there are threads: what is found once about tokenizer and template.
         _ = self.tokens.continuation("a")
 
     def key(self) -> str:
-        """A hash of all that decides the tokens of a text; of a template, what it renders on the day it is given."""
+        """A hash of all that decides the tokens of a text, with the day where a template may print it."""
         backend = getattr(self.tokenizer, "backend_tokenizer", None)
         vocabulary = backend.to_str() if backend is not None else repr(sorted(self.tokenizer.get_vocab().items()))
-        parts = [vocabulary, str(self.tokenizer.chat_template), self.tokens.prefix, self.eos, self.config.chat_template]
-        try:
-            parts.append(self.template.key(as_conversation("question")))
-        except RowError as error:
-            parts.append(str(error))
+        template = str(getattr(self.tokenizer, "chat_template", None))
+        parts = (vocabulary, template, self.tokens.prefix, self.eos, self.config.chat_template, self.template.day)
         # Boundaries came to be those of the joint text with version 2.
         return hashlib.sha256(repr(("boundaries 2", *parts)).encode()).hexdigest()
 
@@ -108,15 +113,15 @@ class Encoder:
         """
         conversation = self._conversation(example)
         if conversation is None:
-            text, changed = self._plain(example), False
+            text, changed, wholes = self._plain(example), False, ()
         else:
-            text, changed = self._begin(conversation, example)
+            text, changed, wholes = self._begin(conversation, example)
         own = [] if conversation is not None else self.tokens.prefix
         whole = self.tokens.ids(text)
         if not own and not whole:
             raise RowError("field 'prompt' has no tokens")
         ids, cut = self._cut_prompt([*own, *whole], len(own) or int(whole[0] == self.tokenizer.bos_token_id))
-        return Prompt(ids, cut, text, tuple(whole), conversation, changed)
+        return Prompt(ids, cut, text, tuple(whole), conversation, changed, wholes)
 
     def answer(self, prompt: Prompt, response: Text, belief: tuple[int, str] | None = None) -> Answer:
         """A response to a prompt.
@@ -181,17 +186,29 @@ class Encoder:
         Returns:
           As `Prompt.changed`.
         """
+        for ids in example.tokens or ():
+            self.sample(ids)
+        if example.opinion is not None:
+            self._check_exclusive(example.opinion.options)
         conversation = self._conversation(example)
         if conversation is None:
             return False
-        text, changed = self._begin(conversation, example)
-        for response in example.responses if example.tokens is None else ():
-            answer = without_end(as_answer(response), self.tokenizer.eos_token)
-            whole = self._whole(conversation, text, answer)
+        text, changed, wholes = self._begin(conversation, example)
+        for response, (answer, whole) in zip(example.responses, wholes, strict=False):  # none of samples
+            self._check_begins(whole, text)
             self.template.check_answer(conversation, answer, whole[len(text) :])
             if self._parts(answer):
                 self.template.spans(conversation, answer, whole)
+            if answer[0]["role"] != "assistant":  # which may be all that is left of it once it is cut
+                self.answer(self.prompt(example), response)
         return changed
+
+    def _check_exclusive(self, options: tuple[str, ...]) -> None:
+        """As `beliefs`, once for all rows with the same options."""
+        if options not in self._exclusive:
+            plain = Prompt(np.zeros(0, np.int32), False, "", ())
+            self.beliefs(plain, options)
+            self._exclusive.add(options)
 
     @property
     def renders(self) -> bool:
@@ -231,9 +248,10 @@ class Encoder:
                 text = text.removeprefix(bos).removeprefix(self._mark(bos))
         return text
 
-    def _begin(self, conversation: Conversation, example: Example) -> tuple[str, bool]:
-        """The text of a conversation before all answers, and whether the prompt alone is rendered otherwise."""
-        answers = [as_answer(response) for response in example.responses] if example.tokens is None else []
+    def _begin(self, conversation: Conversation, example: Example) -> tuple[str, bool, tuple[tuple[Any, str], ...]]:
+        """As `Prompt.text`, `changed` and `wholes`."""
+        given = example.responses if example.tokens is None else ()
+        answers = [without_end(as_answer(response), self.tokenizer.eos_token) for response in given]
         firsts = {answer[0]["role"] for answer in answers}
         if len(firsts) > 1:
             raise RowError(f"the responses begin with messages of different roles: {', '.join(sorted(firsts))}")
@@ -241,17 +259,21 @@ class Encoder:
         start = self.template.prompt(conversation, answers=speaks)
         wholes = [self.template.whole(conversation, answer) for answer in answers]
         if all(whole.startswith(start) for whole in wholes):
-            return start, False
-        return self.template.shared(conversation, start, wholes), True
+            return start, False, tuple(zip(answers, wholes, strict=True))
+        return self.template.shared(conversation, start, wholes), True, tuple(zip(answers, wholes, strict=True))
 
-    def _whole(self, conversation: Conversation, text: str, answer: Sequence[Any]) -> str:
-        whole = self.template.whole(conversation, answer)
+    def _whole(self, prompt: Prompt, answer: Sequence[Any]) -> str:
+        whole = prompt.known(answer)
+        whole = self.template.whole(prompt.conversation, answer) if whole is None else whole
+        self._check_begins(whole, prompt.text)
+        return whole
+
+    def _check_begins(self, whole: str, text: str) -> None:
         if not whole.startswith(text):
             raise RowError(
                 "the chat template renders the prompt otherwise before this answer: "
                 f"{unmarked(whole[:200])!r} does not begin with {unmarked(text[:200])!r}"
             )
-        return whole
 
     def _behind_belief(
         self, prompt: Prompt, belief: tuple[int, str], ids: np.ndarray, response: Text
@@ -276,7 +298,7 @@ class Encoder:
             return ids if ids[-1:] == [self.eos] else [*ids, self.eos], merged, None
         answer = stating(as_answer(response), statement)
         answer = without_end(answer, self.tokenizer.eos_token)
-        whole = self._whole(prompt.conversation, prompt.text, answer)
+        whole = self._whole(prompt, answer)
         if not whole.startswith(text):  # a blank text, and a template that strips the statement
             whole = text + self.template.end_of_turn
         ids, merged = self.tokens.after(before, text, whole[len(text) :])
@@ -304,11 +326,22 @@ class Encoder:
             found[: len(kept)] = kept
             return found
         for span in self.template.spans(prompt.conversation, answer, whole):
-            begin, end = (
-                len(self.tokens.after(prompt.whole, prompt.text, whole[len(prompt.text) : place])[0]) for place in span
-            )
+            begin, end = (self._tokens_before(prompt, whole, place) for place in span)
             found[begin:end] = True
         return found
+
+    def _tokens_before(self, prompt: Prompt, whole: str, place: int) -> int:
+        """How many tokens of an answer end before a place in what is rendered, without one that reaches across it."""
+        all_ids, _ = self.tokens.after(prompt.whole, prompt.text, whole[len(prompt.text) :])
+        ids, _ = self.tokens.after(prompt.whole, prompt.text, whole[len(prompt.text) : place])
+        both = enumerate(zip(all_ids, ids, strict=False))
+        same = next((i for i, (a, b) in both if a != b), min(len(ids), len(all_ids)))
+        behind = len(self._decoded(ids[same:]))
+        more = range(same + 1, len(all_ids) + 1) if behind else ()
+        return max(itertools.takewhile(lambda n: len(self._decoded(all_ids[same:n])) <= behind, more), default=same)
+
+    def _decoded(self, ids: Sequence[int]) -> str:
+        return self.tokenizer.decode(list(ids), clean_up_tokenization_spaces=False)
 
     def _statement(self, number: int, words: str) -> str:
         return self.config.belief_template.format(id=number, belief=words)
@@ -317,13 +350,18 @@ class Encoder:
         """Prompt and belief statement as they are rendered, whatever follows."""
         if prompt.conversation is None:
             return prompt.text + self._mark(statement)
-        behind = "\ue0f3"
-        whole = self._whole(prompt.conversation, prompt.text, stating(as_answer(behind), statement))
+        behind = "\ufdd3"
+        whole = self._whole(prompt, stating(as_answer(behind), statement))
         return whole[: whole.rindex(behind)]
 
     def _cut(self, tokens: list[int], merged: bool, scored: np.ndarray | None) -> Answer:
         most = self.config.max_response_tokens
         kept = None if scored is None else scored[:most]
+        if kept is not None and not kept.any():
+            raise RowError(
+                f"a response begins with words that are not the assistant's, and cut to {most} tokens nothing else is left of "
+                "it; raise data.max_response_tokens"
+            )
         return Answer(np.asarray(tokens[:most], np.int32), len(tokens) > most, kept, merged)
 
     def _cut_prompt(self, ids: list[int], head: int) -> tuple[np.ndarray, bool]:

@@ -15,7 +15,7 @@ from align_jax.terminal import plural
 
 
 class Rendered:
-    """Which rows of a data set the chat template refuses.
+    """Which rows of a data set cannot become tokens: most of all those that the chat template refuses.
 
     What was found is kept in a folder, so that the next start on the same rows renders none.
 
@@ -29,12 +29,11 @@ class Rendered:
         self._encoder, self._refused, self._changed = encoder, {}, 0
         key = hashlib.sha256(f"{digest} {encoder.key()}".encode()).hexdigest()[:24]
         self._file = folder / f"rendered-{key}.json" if encoder.renders and folder is not None else None
+        # Without a template there is little to check, and nothing to keep.
         self._known = self._load()
 
     def check(self, number: int, example: Example) -> None:
-        """RowError where the template refuses row `number`."""
-        if not self._encoder.renders:
-            return
+        """RowError where row `number` cannot become tokens."""
         if self._known is not None:
             if (reason := self._known["refused"].get(str(number))) is not None:
                 raise RowError(reason)
@@ -64,6 +63,7 @@ class Rendered:
     def _load(self) -> dict[str, Any] | None:
         try:
             found = json.loads(self._file.read_text(encoding="utf-8")) if self._file is not None else None
-            return found if isinstance(found, dict) and found.keys() == {"refused", "changed"} else None
+            whole = isinstance(found, dict) and found.keys() == {"refused", "changed"} and isinstance(found["refused"], dict)
+            return found if whole and isinstance(found["changed"], int) else None
         except (OSError, ValueError):
             return None  # not there yet, or cut short: all are rendered again

@@ -16,16 +16,16 @@ import jinja2
 from align_jax.data.conversation import Conversation, Message, each_text, for_template, joined, renamed
 from align_jax.data.formats.messages import words
 from align_jax.data.sources import RowError
-from align_jax.data.tokens import TextTokens, marker, unmarked
-from align_jax.errors import UserError
+from align_jax.data.tokens import TextTokens, is_marked, marker, unmarked
 
 # The answer of a conversation that is rendered to see what a template does; no template changes it.
-_STAND_IN = "\ue0f2answer\ue0f2"
+_STAND_IN = "\ufdd2answer\ufdd2"
 # transformers lets no function in but its own, which is today's.
 _DAY = (
     "{% macro strftime_now(format) %}{% if format not in day_formats %}{{ raise_exception('strftime_now: a format that is not "
     "written out in the template: ' ~ format) }}{% endif %}{{ day_formats[format] }}{% endmacro %}{{ '' }}"
 )
+_THOUGHT = re.compile(r"[<\[|][^<>\[\]]*think", re.IGNORECASE)  # what opens one
 _REFUSALS = (jinja2.TemplateError, ValueError, TypeError, KeyError, AttributeError, IndexError)
 
 
@@ -51,9 +51,10 @@ class ChatTemplate:
         self._mark = marker(() if keep_control else tokens.special)
         self._mark_others = marker(() if keep_control else (*tokens.special, *tokens.added_in(written)))
 
-    def key(self, conversation: Conversation) -> str:
-        """What a short conversation is rendered as, the day included."""
-        return self.rendered(conversation, add_generation_prompt=True) if self.exists else ""
+    @property
+    def day(self) -> str | None:
+        """The day that the template may print; None where it prints none."""
+        return (self._date or datetime.date.today().isoformat()) if self._knows["strftime_now"] else None
 
     def prompt(self, conversation: Conversation, answers: bool = True) -> str:
         """The rendered prompt, up to where an answer begins.
@@ -87,12 +88,7 @@ class ChatTemplate:
           RowError: the template changes what was said before the answer.
         """
         common = self._whole_tokens(start, os.path.commonprefix([start, *wholes]))
-        said = self.rendered(conversation) if conversation.messages[-1]["role"] != "assistant" else start
-        needed = os.path.commonprefix([said, start])
-        last = words(conversation.messages[-1]).strip()
-        if last and last in needed:
-            needed = needed[: needed.rindex(last) + len(last)]
-        if not common or len(common) < len(needed):
+        if not common.startswith(self._needed(conversation, start)):
             other = next(whole for whole in wholes if not whole.startswith(start))
             at = len(os.path.commonprefix([start, other]))
             raise RowError(
@@ -101,6 +97,18 @@ class ChatTemplate:
                 "(model.chat_template), or set data.chat_template to never where prompts are plain text"
             )
         return common
+
+    def _needed(self, conversation: Conversation, start: str) -> str:
+        """What every answer must stand behind: what was said, and the header of its turn up to where a thought is opened."""
+        if conversation.messages[-1]["role"] == "assistant":
+            said = words(conversation.messages[-1]).strip()
+            return start[: start.rindex(said) + len(said)] if said and said in start else start
+        said = self.rendered(conversation)
+        whole = self.rendered(joined(conversation, ({"role": "assistant", "content": _STAND_IN},)))
+        before = whole[: whole.index(_STAND_IN)] if _STAND_IN in whole else start
+        at = len(os.path.commonprefix([said, before]))
+        thought = _THOUGHT.search(before, at)
+        return before[: thought.start()] if thought else before
 
     def spans(self, conversation: Conversation, answer: Sequence[Message], whole: str) -> list[tuple[int, int]]:
         """Where in the rendered whole the assistant's turns of an answer stand, their end-of-turn tokens included.
@@ -130,8 +138,8 @@ class ChatTemplate:
 
     def assistant_mask(self, conversation: Conversation, answer: Sequence[Message]) -> list[int] | None:
         """Whether the template marks each token of the rendered conversation as the assistant's; None: it has no marks."""
-        if not self._marks_generation:
-            return None
+        if not self._marks_generation or is_marked(self.rendered(joined(conversation, answer))):
+            return None  # transformers marks the ids of the text as it is given, control tokens in it included
         flags = {"return_assistant_tokens_mask": True, "return_dict": True, "tokenize": True}
         made = joined(conversation, answer)
         return self._apply(made.messages, made.tools, made.documents, flags)["assistant_masks"]
@@ -145,7 +153,7 @@ class ChatTemplate:
         """What the template prints; control tokens in what was said are marked.
 
         Raises:
-          RowError: the template refuses it. UserError: there is no template.
+          RowError: the template refuses it, or there is none.
         """
         messages = [each_text(m, self._mark if m["role"] == "assistant" else self._mark_others) for m in conversation.messages]
         tools, documents = (each_text(extra, self._mark_others) for extra in (conversation.tools, conversation.documents))
@@ -153,9 +161,9 @@ class ChatTemplate:
 
     def _apply(self, messages: Sequence[Message], tools: Any, documents: Any, flags: dict[str, bool]) -> Any:
         if not self.exists:
-            raise UserError(
-                "the data holds conversations (messages, or a column `system`, `tools` or `documents`), but the tokenizer has no "
-                "chat template; give a file of one as model.chat_template, or use plain text"
+            raise RowError(
+                "the data holds conversations (messages, or a column `system`, `tools` or `documents`), but the tokenizer has "
+                "no chat template; give a file of one as model.chat_template, or use plain text"
             )
         extras = {name: list(value) for name, value in (("tools", tools), ("documents", documents)) if value}
         try:
@@ -230,6 +238,26 @@ class ChatTemplate:
                         "the data"
                     )
         self._check_calls(conversation, answer)
+        self._check_printed(conversation, answer)
+
+    def _check_printed(self, conversation: Conversation, answer: Sequence[Message]) -> None:
+        """RowError where what another than user or system said is not printed: other words are looked for in its place."""
+        messages, marked = joined(conversation, answer).messages, {}
+        changed = list(messages)
+        for i, message in enumerate(messages[:-1]):
+            if message["role"] not in ("user", "system") and words(message).strip():
+                marked[i] = f"{_STAND_IN}{i}{_STAND_IN}"
+                changed[i] = {**message, "content": marked[i]}
+        if not marked:
+            return
+        try:
+            text = self.rendered(dataclasses.replace(conversation, messages=tuple(changed)))
+        except RowError:
+            return  # a template that reads what tools answer
+        for i, words_of in marked.items():
+            if words_of not in text:
+                role, said = messages[i]["role"], words(messages[i])[:40]
+                raise RowError(f"the chat template leaves out message {i}, of the {role}: {said!r}")
 
     def _check_said(self, conversation: Conversation, text: str) -> None:
         """RowError where the template leaves out what was said, or what it was given besides."""

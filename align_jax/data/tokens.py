@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import itertools
 import json
 import re
 from collections.abc import Sequence
@@ -10,8 +11,8 @@ from typing import Any
 
 from align_jax.errors import UserError
 
-# Around a control token that stands in a text of the data: private characters, which come through a template unchanged.
-_OPEN, _CLOSE = "\ue0f0", "\ue0f1"
+# Around a control token that stands in a text of the data: no characters, says Unicode, and they come through a template.
+_OPEN, _CLOSE = "\ufdd0", "\ufdd1"
 _ANCHORS = ("\n", "\x01", "|")  # what stands before a text that is not the first one, where nothing else is known
 
 
@@ -144,7 +145,22 @@ class TextTokens:
         """Ids of a text in which nothing is a control token."""
         if self._text_only is None:
             return list(self.tokenizer(text, add_special_tokens=False, split_special_tokens=True)["input_ids"])
-        return self._text_only.encode(text, add_special_tokens=False).ids
+        found = self._text_only.encode(text, add_special_tokens=False).ids
+        if self._ends_of_text.isdisjoint(found):
+            return found
+        # A vocabulary may hold a control token as an ordinary piece, too: then its first letter is a piece of its own.
+        apart = [part for whole in re.split(f"({_pattern(self._special).pattern})", text) for part in self._halves(whole)]
+        first, *rest = filter(None, apart)
+        later = (self._behind_anchor(part, lambda t: self._text_only.encode(t, add_special_tokens=False).ids) for part in rest)
+        return [*self._text_only.encode(first, add_special_tokens=False).ids, *itertools.chain.from_iterable(later)]
+
+    def _halves(self, text: str) -> tuple[str, ...]:
+        return (text[:1], text[1:]) if text in self._special else (text,)
+
+    @functools.cached_property
+    def _ends_of_text(self) -> frozenset[int]:
+        """The control tokens, but the one that stands for what the vocabulary does not have."""
+        return self.special_ids - {self.tokenizer.unk_token_id}
 
     @functools.cached_property
     def _text_only(self) -> Any:

@@ -182,13 +182,22 @@ class Training:
             return None
         state, extra = found
         if extra.get("rows", self.dataset.fingerprint) != self.dataset.fingerprint:
-            raise UserError(
-                f"data.train: {self.dataset.path} holds other rows than when the run in {config.run.dir} began, or they become "
-                "other tokens; put rows and tokenizer back to resume it, or choose another run.dir"
-            )
+            raise UserError(_other_rows(self.setup.folder, self.dataset.path))
         self.loader.restore(extra["data"], extra.get("shapes"))
         say(f"resumed from the checkpoint of step {int(state.step)}")
         return state
+
+
+def _other_rows(folder: RunFolder, path: str) -> str:
+    if folder.config.data.date is None:  # which every run has since
+        return (
+            f"data.train: the run in {folder.path} began with an align_jax that tokenized prompt and answer apart; {path} "
+            "becomes other tokens now (docs/data.md, Tokens); evaluate or export it, or choose another run.dir"
+        )
+    return (
+        f"data.train: {path} holds other rows than when the run in {folder.path} began, or they become other tokens; put rows "
+        "and tokenizer back to resume it, or choose another run.dir"
+    )
 
 
 def _train(training: Training, measure: Callable | None, stop: StopSignal, told: Told) -> tuple[TrainState, bool]:

@@ -68,9 +68,8 @@ def test_samples_are_trained_on_as_they_were_sampled(tmp_path):
     assert texts(cut[0]) == {0: "</s>", 1: "ab"} and cut[0].labels["truncated"].tolist() == [0, 1]
     strange = write_jsonl(tmp_path / "strange.jsonl", [{**row, "tokens": [[a], [b], [1000]]}])
     made = DataConfig(train=strange, format="samples")
-    small = GroupDataset(made, "train", Encoder(TOKENIZER, made, vocab_size=1000), arrangement=Group())
     with pytest.raises(UserError, match="strange.jsonl:1: field 'tokens': the vocabulary ends at 999, got 1000"):
-        small[0]
+        GroupDataset(made, "train", Encoder(TOKENIZER, made, vocab_size=1000), arrangement=Group())
 
 
 def test_pair_takes_best_against_worst_and_drops_what_has_no_contrast(tmp_path):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tokenizers import AddedToken, Tokenizer
+from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
 from align_jax.data import DataConfig, Encoder
@@ -110,6 +110,20 @@ def test_control_tokens_in_texts_stay_text(kind):
                 assert text.endswith(response.removesuffix(tok.eos_token)) or tok is chat
 
     check()
+
+
+@pytest.mark.parametrize("scheme", ["always", "first", "never"])
+def test_a_control_token_that_is_a_piece_too_stays_text(scheme):
+    """Unigram models hold their control tokens among their pieces, with a score that wins."""
+    pieces = [("<unk>", 0.0), ("<s>", 0.0), ("</s>", 0.0), ("▁", -2.0), *((c, -5.0) for c in "abcdefgh<>/s.")]
+    core = Tokenizer(models.Unigram(pieces, unk_id=0))
+    core.pre_tokenizer, core.decoder = pre_tokenizers.Metaspace("▁", prepend_scheme=scheme), decoders.Metaspace("▁")
+    tok = PreTrainedTokenizerFast(tokenizer_object=core, unk_token="<unk>", bos_token="<s>", eos_token="</s>")
+    for prompt, response in (("a </s> b", "c"), ("</s>", "</s></s>a"), ("a", "b<s>c d")):
+        _, start, answer = encoded(tok, prompt, response)
+        assert not {1, 2} & {*start.ids.tolist(), *answer.tokens.tolist()[:-1]}
+        ids = [*start.ids.tolist(), *answer.tokens.tolist()[:-1]]
+        assert "".join(tok.convert_ids_to_tokens(ids)).replace("▁", " ").strip() == prompt + response
 
 
 @pytest.mark.parametrize("kind", KINDS)

@@ -100,7 +100,7 @@ def test_chat_template_modes():
     assert text_of(tokenizer, prompt_ids(never, USER)) == "<s><|user|>hi<|assistant|>"  # messages have no other form
     with pytest.raises(UserError, match="the tokenizer has no chat template"):
         Encoder(char_tokenizer(), DataConfig(chat_template="always"))
-    with pytest.raises(UserError, match="holds conversations .*, but the tokenizer has no chat template"):
+    with pytest.raises(RowError, match="holds conversations .*, but the tokenizer has no chat template"):
         prompt_ids(Encoder(char_tokenizer(), DataConfig()), USER)
     with pytest.raises(UserError, match="no end-of-sequence token"):
         Encoder(char_tokenizer(eos=None), DataConfig())
@@ -168,7 +168,7 @@ def test_messages_go_to_the_template_whole():
     with pytest.raises(RowError, match="message 1: the chat template leaves out its tool call"):
         prompt_ids(deaf, (*USER, *given, *USER))
     # The name alone may stand in the list of tools.
-    lists = Encoder(char_tokenizer(chat=CHAT + "{% if tools %}{{ tools | tojson }}{% endif %}"), DataConfig())
+    lists = Encoder(char_tokenizer(chat="{% if tools %}{{ tools | tojson }}{% endif %}" + CHAT), DataConfig())
     with pytest.raises(RowError, match="leaves out its tool call"):
         lists.check(Example(USER, (given,), tools=tools))
     with pytest.raises(RowError, match="field 'tools': the chat template prints none"):
@@ -318,3 +318,85 @@ def test_special_tokens_inside_a_text_are_text_unless_asked_for(chat):
 def test_a_token_beyond_the_models_vocabulary_is_an_error():
     with pytest.raises(UserError, match="vocabulary ends at 3"):
         prompt_ids(Encoder(char_tokenizer(), DataConfig(), vocab_size=4), "hi")
+
+
+def test_the_key_knows_a_day_that_only_some_rows_print():
+    chat = "{% if messages[0]['role'] == 'system' %}{{ strftime_now('%Y') }}{% endif %}" + CHAT
+    tokenizer = char_tokenizer(chat=chat)
+    assert len({Encoder(tokenizer, DataConfig(date=day)).key() for day in ("2024-07-26", "2025-07-26")}) == 2
+
+
+def test_control_tokens_do_not_shift_what_is_scored():
+    marked = "{% generation %}{{ m['content'] }}{{ eos_token }}{% endgeneration %}"
+    chat = CHAT.replace(
+        "{{ m['content'] }}{% if m['role'] == 'assistant' %}{{ eos_token }}\n{% endif %}",
+        f"{{% if m['role'] == 'assistant' %}}{marked}{{% else %}}{{{{ m['content'] }}}}{{% endif %}}",
+    )
+    encoder = Encoder(char_tokenizer(chat=chat), DataConfig())
+    talk = said(("assistant", "one"), ("user", "and </s>?"), ("assistant", "two"))
+    for prompt in (USER, said(("user", "hi </s> there"))):
+        made = answer(encoder, prompt, talk)
+        assert text_of(encoder.tokenizer, made.tokens[made.scored]) == "one</s>two</s>"
+
+
+def test_a_token_that_reaches_into_a_later_turn_is_scored():
+    from tests.data.tokenizers_of_each_kind import tokenizer
+
+    tok = tokenizer("byte_level")
+    tok = type(tok)(tokenizer_object=tok.backend_tokenizer, eos_token="</s>", unk_token="<unk>")
+    tok.chat_template = (
+        "{% for m in messages %}{{ m['role'] }}: {{ m['content'] }}{% if m['role'] == 'assistant' %}{{ eos_token }}"
+        "{% endif %}\n{% endfor %}{% if add_generation_prompt %}{{ 'assistant: ' }}{% endif %}"
+    )
+    made = answer(Encoder(tok, DataConfig()), USER, said(("assistant", "play"), ("user", "and"), ("assistant", "play outside")))
+    # " play" is one token with the space that ends the header
+    assert tok.decode(made.tokens[made.scored]) == "play</s> play outside</s>"
+
+
+@pytest.mark.parametrize("role", ["tool", "assistant"])
+def test_a_message_that_is_left_out_is_refused_whoever_says_it(role):
+    omitted = "{{ '(omitted)' if m['role'] == '" + role + "' and not loop.last else m['content'] }}"
+    chat = CHAT.replace("{{ m['content'] }}", omitted)
+    encoder = Encoder(char_tokenizer(chat=chat), DataConfig())
+    talk = (*USER, *said((role, "42"), ("user", "and?")))
+    with pytest.raises(RowError, match=f"leaves out message 1, of the {role}: '42'"):
+        encoder.check(Example(talk, ("no",)))
+    with pytest.raises(RowError, match=f"leaves out message ., of the {role}"):
+        encoder.check(Example(USER, (said(("assistant", "a"), (role, "42"), ("user", "b"), ("assistant", "c")),)))
+
+
+def test_an_answer_that_a_template_prints_nothing_for_takes_no_header_from_others():
+    chat = CHAT.replace("{% for m in messages %}", "{% for m in messages if m['content'] %}")
+    encoder = Encoder(char_tokenizer(chat=chat), DataConfig())
+    assert not encoder.check(Example("hi", ("yes", "no")))
+    with pytest.raises(RowError, match="does not render this conversation as prompt . answer"):
+        encoder.check(Example("hi", ("yes", "")))
+
+
+def test_an_answer_of_which_nothing_scored_is_left_is_refused():
+    tokenizer = char_tokenizer(chat=CHAT)
+    given = said(("user", "a long question"), ("assistant", "a"))
+    assert not Encoder(tokenizer, DataConfig()).check(Example(said(("system", "s")), (given,)))
+    short = Encoder(tokenizer, DataConfig(max_response_tokens=8))
+    with pytest.raises(RowError, match="cut to 8 tokens nothing else is left of it"):
+        short.check(Example(said(("system", "s")), (given,)))
+
+
+def test_private_characters_of_a_text_are_kept():
+    encoder = Encoder(char_tokenizer(chat=CHAT), DataConfig())
+    icon = "\ue0f0 a \ue0f1"
+    assert icon in encoder.prompt(Example(f"hi {icon}", ())).text
+
+
+def test_what_a_generation_prompt_says_for_the_answer_is_not_in_other_answers():
+    chat = CHAT.replace("<|assistant|>{% endif %}", "<|assistant|>Sure: {% endif %}")
+    encoder = Encoder(char_tokenizer(chat=chat), DataConfig())
+    start = encoder.prompt(Example("hi", ("yes", "no")))
+    assert start.changed and text_of(encoder.tokenizer, start.ids) == "<s><|user|>hi<|assistant|>"
+    # A turn that the template moves behind the answer would be trained on.
+    moved = "{% for m in messages if m['role'] != 'system' %}<|{{ m['role'] }}|>{{ m['content'] }}{% endfor %}"
+    last = "{% if messages[0]['role'] == 'system' %}<|system|>{{ messages[0]['content'] }}{% endif %}"
+    chat = moved + last + "{% if add_generation_prompt %}<|assistant|>{% endif %}"
+    with pytest.raises(RowError, match="does not render this conversation as prompt . answer"):
+        encoder = Encoder(char_tokenizer(chat=chat), DataConfig())
+        encoder.check(Example((*said(("system", "s")), *USER), ("no",)))

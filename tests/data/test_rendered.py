@@ -6,10 +6,10 @@ import numpy as np
 import pytest
 
 from align_jax.data import DataConfig, Encoder, GroupDataset, RowLayout, pack_groups
-from align_jax.data.arrange import Pair
+from align_jax.data.arrange import Beliefs, Group, Pair
 from align_jax.data.template import ChatTemplate
 from align_jax.errors import UserError
-from tests.data.toys import CHAT, char_tokenizer, write_jsonl
+from tests.data.toys import CHAT, char_tokenizer, opinion, write_jsonl
 
 REFUSES = "{% if messages[0]['role'] == 'system' %}{{ raise_exception('no system turn') }}{% endif %}" + CHAT
 
@@ -57,7 +57,7 @@ def test_a_second_start_on_the_same_rows_renders_none(tmp_path, monkeypatch):
 def test_a_cache_that_was_cut_short_is_made_anew(tmp_path):
     dataset(tmp_path, rows(), spool=tmp_path / "spool", on_bad_row="skip")
     (file,) = (tmp_path / "spool").iterdir()
-    for broken in ("{", "[]", '{"2": "old"}'):
+    for broken in ("{", "[]", '{"2": "old"}', '{"refused": 5, "changed": 0}', '{"refused": {}, "changed": "a"}'):
         file.write_text(broken)
         assert len(dataset(tmp_path, rows(), spool=tmp_path / "spool", on_bad_row="skip")) == 3
         assert "no system turn" in file.read_text()
@@ -83,3 +83,21 @@ def test_the_users_words_in_an_answer_are_read_and_not_scored(tmp_path):
             assert batch.lengths[0].tolist() == [len(scored), 3]
             # What is not scored is still read.
             assert int(np.count_nonzero(batch.segments)) == sum(len(segment.tokens) for segment in made[0].segments)
+
+
+def test_what_cannot_become_tokens_is_refused_before_the_first_step_without_a_template_too(tmp_path):
+    tokenizer = char_tokenizer()
+
+    def opened(rows, arrangement, **config):
+        made = DataConfig(train=write_jsonl(tmp_path / "mixed.jsonl", rows), on_bad_row="skip", **config)
+        return GroupDataset(made, "train", Encoder(tokenizer, made, vocab_size=200), arrangement=arrangement)
+
+    plain = [{"prompt": f"p{i}", "chosen": "a", "rejected": "b"} for i in range(2)]
+    found = opened([plain[0], {**plain[1], "prompt": talk(("user", "q"))}, {**plain[1], "tools": [{"name": "f"}]}], Pair())
+    assert len(found) == 1 and all("no chat template" in bad["reason"] for bad in found.bad_rows)
+    beliefs = [opinion(), opinion(options=["no", "no way", "maybe"], accept_choice="no way", reject_choice="no")]
+    found = opened(beliefs, Beliefs(), belief_template="{belief}")
+    assert len(found) == 1 and "begins with that of 'no'" in found.bad_rows[0]["reason"]
+    samples = [{"prompt": "p", "responses": ["a", "b"], "scores": [1, 0], "tokens": [[5], [n]]} for n in (6, 999)]
+    found = opened(samples, Group())
+    assert len(found) == 1 and "the vocabulary ends at 199" in found.bad_rows[0]["reason"]
