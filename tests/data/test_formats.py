@@ -87,13 +87,36 @@ def test_pairs(row, expected):
     [
         ("bye", "'prompt' is 'bye', but 'chosen' and 'rejected' begin with 'hi'"),
         ("h", "'prompt' is 'h', but"),
-        ([MORE], "'chosen' begins with what the user says, 'hi', and not with 'prompt', which ends with 'more'"),
-        ([SYSTEM, USER], "'chosen' begins with what the user says, 'hi', and not with 'prompt'"),
+        (
+            [MORE],
+            "response 0 begins with what the user says, 'hi', and not with an answer to the prompt, which ends with 'more'",
+        ),
+        ([SYSTEM, USER], "response 0 begins with what the user says, 'hi', and not with an answer"),
     ],
 )
 def test_a_prompt_unlike_that_of_the_conversations_is_not_ignored(prompt, said):
     with pytest.raises(RowError, match=said):
         FORMATS["pairs"].read({"prompt": prompt, "chosen": [USER, bot("c")], "rejected": [USER, bot("r")]})
+
+
+@pytest.mark.parametrize(
+    ("name", "row"),
+    [
+        ("completions", {"completion": [USER, bot("a")]}),
+        ("unpaired", {"completion": [SYSTEM, USER, bot("a")], "label": True}),
+        ("groups", {"responses": ["a", [USER, bot("b")]], "scores": [1, 0]}),
+        ("gdpo", opinion(accept_response=[USER, bot("a")])),
+    ],
+)
+@pytest.mark.parametrize("prompt", ["hi", [USER]])
+def test_whole_conversations_are_no_answers_to_a_prompt(name, row, prompt):
+    with pytest.raises(RowError, match="response [01] begins with what the (user|system) says, .*, which ends with 'hi'"):
+        FORMATS[name].read(row | {"prompt": prompt})
+
+
+def test_what_follows_an_answer_may_begin_with_the_user():
+    row = {"prompt": [USER, bot("a")], "completion": [MORE, bot("b")]}
+    assert FORMATS["completions"].read(row).responses == ((MORE, bot("b")),)
 
 
 def test_an_input_beside_a_conversation_is_not_ignored():

@@ -168,6 +168,11 @@ def test_no_tools_are_none(value):
     assert FORMATS["prompts"].read({"prompt": "p", "tools": value}).tools is None
 
 
+def test_json_text_with_a_key_twice_is_refused():
+    with pytest.raises(RowError, match="'tools': key 'name' stands twice"):
+        FORMATS["prompts"].read({"prompt": "p", "tools": '[{"name": "f", "name": "g"}]'})
+
+
 @pytest.mark.parametrize("value", [3, "weather", '{"a": 1}', ["weather"], [3]])
 def test_tools_of_another_kind_are_refused(value):
     with pytest.raises(RowError, match="'tools': expected a list of objects, or JSON text of one"):

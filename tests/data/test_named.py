@@ -265,6 +265,15 @@ def test_a_bad_row_of_helpsteer2_leaves_its_group_and_is_named(tmp_path, bad):
     assert [row["where"].rpartition(":")[2] for row in data.bad_rows] == ["3"]
 
 
+def test_responses_of_helpsteer2_may_be_messages(tmp_path):
+    path = write_jsonl(tmp_path / "rows.jsonl", steered({"response": [bot("a")]}, {"response": [bot("b")]}))
+    (example,), _ = examples(DataConfig(train=path))
+    assert example.responses == ((bot("a"),), (bot("b"),))
+    path = write_jsonl(tmp_path / "rows.jsonl", steered({"response": [USER, bot("a")]}, {}))
+    with pytest.raises(UserError, match=r"rows\.jsonl:1: response 0 begins with what the user says"):
+        examples(DataConfig(train=path))
+
+
 def test_rows_of_helpsteer2_are_counted_as_rows(tmp_path):
     path = write_jsonl(tmp_path / "rows.jsonl", steered({}, {}, {"prompt": "other"}, {}))
     assert rows_read(open_data(DataConfig(train=path), "train", None).source) == 4

@@ -162,7 +162,9 @@ def test_a_prompt_is_on_one_side_whatever_stands_beside_it(tmp_path, change, mes
 
 def test_beliefs_of_a_prompt_are_on_one_side_whatever_their_options(tmp_path):
     names = [["no", "yes", "maybe"], ["a", "b", "c"]]
-    rows = [opinion(prompt=f"p{p}", options=options, accept_choice=None, reject_choice=None) for p in range(10) for options in names]
+    rows = [
+        opinion(prompt=f"p{p}", options=options, accept_choice=None, reject_choice=None) for p in range(10) for options in names
+    ]
     parts = held(rows, tmp_path / "rows.jsonl")
     assert len(parts["eval"]) == 2 and not parts["eval"].keys() & parts["train"].keys()
 

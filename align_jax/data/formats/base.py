@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import ClassVar
 
-from align_jax.data.formats.example import Example
+from align_jax.data.formats.example import Example, Text
 from align_jax.data.formats.fields import said
-from align_jax.data.formats.messages import objects, with_system
+from align_jax.data.formats.messages import objects, short, with_system, words
 from align_jax.data.sources import RowError, Source
 
 
@@ -69,10 +69,10 @@ class Format:
 
 
 def completed(example: Example, row: Mapping) -> Example:
-    """The example with the row's optional columns, once every conversation was seen to end with the assistant's words."""
+    """The example with the row's optional columns, once every conversation was seen to be an answer."""
     for i, response in enumerate(example.responses):
-        if not isinstance(response, str) and response[-1]["role"] != "assistant":
-            raise RowError(f"response {i}: the last message must be the assistant's, not of {response[-1]['role']!r}")
+        if not isinstance(response, str):
+            _check_answer(example.prompt, response, i)
     found: dict = {name: said(row.get(name)) for name in ("group", "context")}
     for name in ("tools", "documents"):
         given = objects(row.get(name), name)
@@ -82,3 +82,16 @@ def completed(example: Example, row: Mapping) -> Example:
         raise RowError(f"field 'system': expected text, got {type(system).__name__}")
     prompt = with_system(example.prompt, system) if system and system.strip() else example.prompt
     return dataclasses.replace(example, prompt=prompt, **found)
+
+
+def _check_answer(prompt: Text, answer: Sequence[Mapping], number: int) -> None:
+    """RowError for messages that do not end with the assistant's words, or are a whole conversation with another prompt."""
+    if answer[-1]["role"] != "assistant":
+        raise RowError(f"response {number}: the last message must be the assistant's, not of {answer[-1]['role']!r}")
+    asked = isinstance(prompt, str) or prompt[-1]["role"] != "assistant"
+    if asked and answer[0]["role"] in ("system", "user"):
+        who, last = answer[0]["role"], prompt if isinstance(prompt, str) else words(prompt[-1])
+        raise RowError(
+            f"response {number} begins with what the {who} says, {short(words(answer[0]))}, and not with an answer "
+            f"to the prompt, which ends with {short(last)}"
+        )

@@ -87,7 +87,7 @@ class HelpSteer2(Format):
 
     def parse(self, row: Mapping) -> Example:
         texts, scores = field(row, "response"), field(row, "helpfulness")
-        if not isinstance(texts, list):  # a row alone, to see what format a file has
+        if not isinstance(scores, list):  # a row alone, to see what format a file has
             texts, scores = [texts], [scores]
         pieces = _MARK.split(_plain(row, "prompt"))
         prompt: Text = pieces[0]

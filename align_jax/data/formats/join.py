@@ -27,7 +27,7 @@ class JoinedRows:
         for number in range(len(source)):
             try:
                 row = source[number]
-                read(row)
+                read(row | {name: [row.get(name)] for name in columns})
                 values = [None if row.get(name) in ("", []) else row.get(name) for name in by]
                 key = repr(values)
                 told_apart += [n for n, value in zip(by, values, strict=True) if n not in told_apart and value is not None]

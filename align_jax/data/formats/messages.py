@@ -8,6 +8,7 @@ from typing import Any
 
 from align_jax.data.formats.example import Text
 from align_jax.data.sources import RowError
+from align_jax.data.sources.plain import once
 
 # ShareGPT's words for who speaks
 _ROLES = {
@@ -114,7 +115,9 @@ def _parsed(text: str, name: str) -> Any:
     if not text.strip():
         return None
     try:
-        return json.loads(text)
+        return json.loads(text, object_pairs_hook=once)
+    except RowError as error:
+        raise RowError(f"field {name!r}: {error}") from error
     except ValueError as error:
         raise RowError(f"field {name!r}: expected a list of objects, or JSON text of one, got {short(text)}") from error
 

@@ -35,7 +35,6 @@ class Pairs(Format):
         elif not isinstance(prompt, str):
             # TRL also writes the whole conversation in `chosen` and `rejected`.
             chosen, rejected = (r[len(prompt) :] if r[: len(prompt)] == prompt else r for r in (chosen, rejected))
-            _check_answers(prompt, chosen, rejected)
         if chosen == () or rejected == ():
             raise RowError("fields 'chosen' and 'rejected': nothing is left after the prompt that they share")
         return Example(prompt, (chosen, rejected), (1.0, 0.0))
@@ -53,17 +52,6 @@ def _check_repeated(written: str | None, prompt: Text) -> None:
         f"field 'prompt' is {short(written)}, but 'chosen' and 'rejected' begin with {short(words(prompt[-1]))}; remove one of "
         "the two, or make them the same"
     )
-
-
-def _check_answers(prompt: Text, *answers: Text) -> None:
-    """RowError for whole conversations beside a prompt with which they do not begin."""
-    for name, answer in zip(("chosen", "rejected"), answers, strict=True):
-        first = None if isinstance(answer, str) or not answer else answer[0]
-        if first and prompt[-1]["role"] != "assistant" and first["role"] in ("system", "user"):
-            raise RowError(
-                f"field {name!r} begins with what the {first['role']} says, {short(words(first))}, and not with 'prompt', "
-                f"which ends with {short(words(prompt[-1]))}"
-            )
 
 
 def _plain(text: str) -> str:

@@ -72,7 +72,8 @@ class Part:
           UserError: another split was asked for.
         """
         if self.split in (None, own, "train"):
-            return []
+            other = self.split == "train" and own not in (None, "train")
+            return self._unused(self.key, "train", f"{name} is the split {own!r}", True) if other else []
         # Configs of before hold the usual one whether or not it was asked for.
         return self._unused(self.key, self.split, f"{name} has no splits", self.split == self._usual)
 

@@ -9,7 +9,7 @@ from typing import Any
 
 from align_jax.data.sources.base import Part, RowError, Source, at_most
 from align_jax.data.sources.plain import broken_text, plain, plain_row
-from align_jax.data.sources.structs import row_without_filled
+from align_jax.data.sources.structs import row_without_filled, types_of
 from align_jax.errors import UserError
 
 
@@ -76,6 +76,7 @@ class IndexedRows:
 
     def __init__(self, rows: Any, name: str, digest: str, notes: list[str] | tuple[str, ...] = ()):
         self._rows, self._name, self.digest, self.notes = rows, name, digest, tuple(notes)
+        self._types = None if isinstance(rows, list) else types_of(rows)
         if not len(rows):
             raise UserError(f"{name} is empty")
 
@@ -84,8 +85,8 @@ class IndexedRows:
 
     def __getitem__(self, index: int) -> dict[str, Any]:
         row = self._rows[index]
-        if not isinstance(self._rows, list):
-            return plain_row(row_without_filled(row, self._rows.features))
+        if self._types is not None:
+            return plain_row(row_without_filled(row, self._types))
         row = plain_row(row)
         if problem := broken_text(row):
             raise RowError(problem)

@@ -13,7 +13,7 @@ from align_jax.data.sources.base import Part, Source, at_most
 from align_jax.data.sources.given import IndexedRows
 from align_jax.data.sources.json_files import JsonLines
 from align_jax.data.sources.plain import plain_row
-from align_jax.data.sources.structs import row_without_filled
+from align_jax.data.sources.structs import row_without_filled, types_of
 from align_jax.errors import UserError
 
 
@@ -70,12 +70,12 @@ def _refusal(name: str, part: Part, error: Exception) -> str:
 
 def _spool(rows: Iterable[Mapping[str, Any]], file: Path, max_rows: int | None) -> None:
     """Streamed rows as a file, so that order, random access and exact resuming hold."""
-    features = getattr(rows, "features", None)
+    types = types_of(rows)
     file.parent.mkdir(parents=True, exist_ok=True)
     temporary = file.with_suffix(f".{os.getpid()}.tmp")
     with open(temporary, "w", encoding="utf-8") as out:
         for count, row in enumerate(rows):
             if count == max_rows:
                 break
-            out.write(json.dumps(plain_row(row_without_filled(row, features))) + "\n")
+            out.write(json.dumps(plain_row(row_without_filled(row, types))) + "\n")
     os.replace(temporary, file)

@@ -24,7 +24,12 @@ def without_filled(value: Any, kind: pyarrow.DataType | None) -> Any:
     return value
 
 
-def row_without_filled(row: Mapping[str, Any], features: Any) -> dict[str, Any]:
-    """A row of `datasets`; `features` are those of the data set, or None."""
-    kind_of = {} if features is None else {field.name: field.type for field in features.arrow_schema}
-    return {name: without_filled(value, kind_of.get(name)) for name, value in row.items()}
+def types_of(rows: Any) -> dict[str, pyarrow.DataType]:
+    """The types of the columns of what `datasets` has loaded; `{}` where they are not known."""
+    features = getattr(rows, "features", None)
+    return {} if features is None else {field.name: field.type for field in features.arrow_schema}
+
+
+def row_without_filled(row: Mapping[str, Any], types: Mapping[str, pyarrow.DataType]) -> dict[str, Any]:
+    """A row of `datasets`; `types` are those of its columns."""
+    return {name: without_filled(value, types.get(name)) for name, value in row.items()}

@@ -181,6 +181,13 @@ def test_a_format_whose_library_is_not_there_does_not_matter(tmp_path):
     assert rows_of(open_source(path)) == ROWS
 
 
+def test_a_saved_split_that_was_not_asked_for_is_said(tmp_path):
+    datasets.Dataset.from_list([{"n": 1}], split="test").save_to_disk(tmp_path / "saved")
+    said = f"data.split train has no effect: {tmp_path / 'saved'} is the split 'test'"
+    assert open_source(str(tmp_path / "saved"), split="train").notes == (said,)
+    assert open_source(str(tmp_path / "saved")).notes == open_source(str(tmp_path / "saved"), split="test").notes == ()
+
+
 def test_a_saved_folder_keeps_its_fingerprint_and_its_split(tmp_path):
     table = datasets.Dataset.from_list(ROWS)
     datasets.DatasetDict({"train": table, "dev": table.select([0])}).save_to_disk(tmp_path / "d")
