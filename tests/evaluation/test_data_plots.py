@@ -63,3 +63,21 @@ def test_what_cannot_be_drawn(tmp_path):
     report = check_data(write_jsonl(tmp_path / "r.jsonl", ROWS["groups"]), "log.quiet=true")
     with pytest.raises(UserError, match="data.xyz: the picture cannot be written"):
         data_plots.draw_data(report, tmp_path / "data.xyz")
+
+
+def test_what_is_not_drawn_is_said(tmp_path, monkeypatch):
+    figures = []
+    monkeypatch.setattr(data_plots, "Figure", lambda make=data_plots.Figure, **o: figures.append(make(**o)) or figures[-1])
+    completions = [{"model": f"m{k}", "response": "x" * k, "overall_score": k} for k in range(15)]
+    rows = [{"instruction": f"p{i}", "completions": completions} for i in range(20)]
+    rows[0] = {**rows[0], "completions": [completions[0], {**completions[1], "response": "y" * 900}]}
+    report = check_data(
+        write_jsonl(tmp_path / "r.jsonl", rows), "log.quiet=true", "data.max_response_tokens=8", tokenizer=char_tokenizer()
+    )
+    monkeypatch.setattr(data_plots, "_POINTS", 50)
+    data_plots.draw_data(report, tmp_path / "data.png")
+    axes = {axis.get_title(): axis for axis in figures[0].axes}
+    assert "Scores by who wrote the answer: 12 of 15 shown" in axes
+    assert any(text.get_text() == "longest: 901" for text in axes["Length of answers"].texts)
+    assert axes["Are longer answers scored higher?"].get_xlabel().endswith("(50 of 287 answers shown)")
+    assert figures[0].get_suptitle() == "r.jsonl (20 rows)"
