@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -243,3 +245,16 @@ def test_no_device_is_taken(pairs):
         "from jax._src import xla_bridge\nassert not xla_bridge._backends, 'a device was started'\n"
     )
     subprocess.run([sys.executable, "-c", code], check=True, capture_output=True)
+
+
+@pytest.mark.skipif(not os.environ.get("ALIGN_JAX_DATA"), reason="ALIGN_JAX_DATA is not set")
+def test_the_example_of_the_page_is_what_the_command_says(monkeypatch, capsys):
+    page = (Path(__file__).parents[2] / "docs" / "data-check.md").read_text(encoding="utf-8")
+    command, shown = re.search(
+        r"```bash\n(align-jax data check preferences/\S+ .*)\n```\n\n```\n(.*?)\n```", page, re.DOTALL
+    ).groups()
+    monkeypatch.chdir(os.environ["ALIGN_JAX_DATA"])
+    assert cli.main(command.split()[1:]) == 1
+    said = iter(capsys.readouterr().out.splitlines())
+    lines = [line for line in shown.splitlines() if line.strip() not in ("", "...")]
+    assert len(lines) > 20 and [line for line in lines if line not in said] == []

@@ -119,7 +119,8 @@ def _within(gathered: Gathered) -> list[Finding]:
     if same:
         text = f"{of_all(len(same), count, 'group', 'have')} the same answer more than once"
         text += f", {len(differ)} of them with different scores" if differ else ""
-        findings.append(Finding("note", "repeated_within", text, tuple(map(gathered.where, differ or same)), len(same), 3))
+        places = tuple(map(gathered.where, [*differ, *sorted(set(same) - set(differ))]))
+        findings.append(Finding("note", "repeated_within", text, places, len(same), min(3, len(differ) or 3)))
     return findings
 
 
