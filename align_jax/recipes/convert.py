@@ -17,7 +17,7 @@ from align_jax.data.look import read_rows
 from align_jax.data.opened import open_data
 from align_jax.data.regroup import TARGETS, ConversionCounts, held_out, joined, rows_as, usual_target
 from align_jax.data.sources import Part, open_source
-from align_jax.data.written import ending_of, write_rows
+from align_jax.data.written import WRITERS, ending_of, write_rows
 from align_jax.errors import UserError, check_range
 from align_jax.recipes.data_check import config_of_given, spool_of
 from align_jax.recipes.say import say, speaking, watching
@@ -82,6 +82,8 @@ def convert_data(what: Any, output: str | os.PathLike, *overrides: str, **how: A
     except TypeError as error:
         names = ", ".join(field.name for field in dataclasses.fields(Conversion))
         raise UserError(f"convert_data: {error}; the options are {names}") from error
+    if not isinstance(output, str | os.PathLike):
+        raise UserError(f"convert_data: {output!r} is no path to write to; expected one that ends in {', '.join(WRITERS)}")
     return run(config_of_given(what, overrides, "data convert"), Path(output), conversion)
 
 

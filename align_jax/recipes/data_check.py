@@ -67,6 +67,8 @@ def config_of_given(what: Any, overrides: Sequence[str], command: str) -> Config
     if isinstance(what, Config) or (isinstance(what, Mapping) and not _is_data(what)):
         return Config.of(what, *overrides)
     if isinstance(what, str | os.PathLike):
+        if not all(isinstance(text, str) for text in overrides):
+            raise UserError(f"overrides are texts, section.key=value, one after the other; got {overrides!r}")
         options = parse_overrides([f"--{text.removeprefix('--')}" for text in overrides])
         source, follows = data_of(os.fspath(what), command)
         return load_config(source, [*follows, *options])
@@ -76,8 +78,9 @@ def config_of_given(what: Any, overrides: Sequence[str], command: str) -> Config
 
 
 def _is_data(what: Mapping) -> bool:
-    """Whether it is a `datasets.DatasetDict`, or the keys of one data set, and not of a config."""
-    return type(what).__module__.startswith("datasets.") or bool({"path", "name"} & set(what))
+    """Whether it is a `datasets.DatasetDict`, columns, or the keys of one data set, and not of a config."""
+    columns = bool(what) and all(isinstance(value, list) for value in what.values())
+    return type(what).__module__.startswith("datasets.") or columns or bool({"path", "name"} & set(what))
 
 
 def run(config: Config, tokenizer: Any = None) -> DataReport:

@@ -225,9 +225,13 @@ def test_rows_data_sets_and_configs_are_converted_too(tmp_path):
     ):
         made = convert_data(what, tmp_path / f"out{i}.jsonl", "log.quiet=true", to="pairs")
         assert _read(made.files[0]) == rows
-    for what in (None, 5, [], [1], {"data": {}}):
-        with pytest.raises(UserError):
+    for what in (None, 5, [], [1], {"data": {}}, {"prompt": ["p"], "chosen": ["a"], "rejected": ["b"]}):
+        with pytest.raises(UserError, match="data|empty"):
             convert_data(what, tmp_path / "none.jsonl", "log.quiet=true")
+    with pytest.raises(UserError, match="None is no path to write to; expected one that ends in .jsonl"):
+        convert_data(rows, None)
+    with pytest.raises(UserError, match=r"overrides are texts.*got \(5,\)"):
+        convert_data(path, tmp_path / "none.jsonl", 5)
 
 
 def test_scores_of_a_reward_model_are_not_called_shares(tmp_path, reward_model, capsys):
