@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import textwrap
 from collections.abc import Callable
 from pathlib import Path
 
@@ -45,7 +46,7 @@ def draw_data(report: DataReport, path: Path) -> None:
         if len(axis.get_legend_handles_labels()[0]) > 1:
             axis.legend(fontsize=7)
     names = ", ".join(map(_called, report.parts))
-    figure.suptitle(names if len(names) < 100 else names[:97] + "...", fontsize=10)
+    figure.suptitle("\n".join(textwrap.wrap(names, 45 * columns, max_lines=4)), fontsize=10)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         figure.savefig(path, dpi=130)
@@ -100,7 +101,9 @@ def _lengths_and_scores(axis: Axes, parts: list[DataPart]) -> None:
             axis.scatter(
                 gathered.characters[marked] + 1, gathered.score[marked], s=22, marker="x", color=_SUSPICIOUS, label="suspicious"
             )
-    axis.set_xscale("log")
+    low, high = axis.get_xlim()
+    if high > 10 * max(low, 1):  # of less, a logarithmic axis has no round numbers
+        axis.set_xscale("log")
     of = f" ({shown} of {every} answers shown)" if shown < every else ""
     axis.set_xlabel(f"characters of the answer{of}", fontsize=8)
     axis.set_ylabel("score", fontsize=8)
@@ -150,8 +153,7 @@ def _tokens(what: str) -> Draw:
         bins = np.linspace(0, max(shown, 1) * 1.02, _BINS + 1)
         for part, found in zip(parts, lengths, strict=True):
             _hist(axis, part, np.minimum(found, shown), bins)
-        if most > shown:
-            axis.annotate(f"longest: {most}", (0.97, 0.65), xycoords="axes fraction", fontsize=7.5, ha="right")
+        said = [f"longest: {most}"] if most > shown else []
         cut = sum((found > limit).sum() for found in lengths) / sum(map(len, lengths))
         if limit <= 1.3 * shown:
             axis.axvline(limit, color="black", linestyle="--", linewidth=1)
@@ -160,8 +162,8 @@ def _tokens(what: str) -> Draw:
                 xytext=(-3, 0), textcoords="offset points", ha="right", va="top", rotation=90,
             )  # fmt: skip
         else:
-            axis.annotate(f"none is cut at {limit}", (0.97, 0.8), xycoords="axes fraction", fontsize=7.5, ha="right")
-        axis.set_xlabel("tokens", fontsize=8)
+            said.append(f"none is cut at {limit}")
+        axis.set_xlabel(f"tokens ({', '.join(said)})" if said else "tokens", fontsize=8)
         axis.set_ylabel(f"share of {what}", fontsize=8)
 
     return draw

@@ -78,6 +78,18 @@ def test_what_is_not_drawn_is_said(tmp_path, monkeypatch):
     data_plots.draw_data(report, tmp_path / "data.png")
     axes = {axis.get_title(): axis for axis in figures[0].axes}
     assert "Scores by who wrote the answer: 12 of 15 shown" in axes
-    assert any(text.get_text() == "longest: 901" for text in axes["Length of answers"].texts)
+    assert axes["Length of answers"].get_xlabel() == "tokens (longest: 901)"
+    assert axes["Length of prompts"].get_xlabel() == "tokens (none is cut at 512)"
     assert axes["Are longer answers scored higher?"].get_xlabel().endswith("(50 of 287 answers shown)")
     assert figures[0].get_suptitle() == "r.jsonl (20 rows)"
+
+
+def test_all_data_sets_of_a_mixture_are_in_the_title(tmp_path, monkeypatch):
+    figures = []
+    monkeypatch.setattr(data_plots, "Figure", lambda make=data_plots.Figure, **o: figures.append(make(**o)) or figures[-1])
+    paths = [write_jsonl(tmp_path / f"{name}.jsonl", ROWS["groups"]) for name in ("one", "two", "three")]
+    data_plots.draw_data(check_data(paths, "log.quiet=true"), tmp_path / "data.png")
+    title = " ".join(figures[0].get_suptitle().split())
+    assert title == ", ".join(f"data.train.{name} ({name}.jsonl, 8 rows)" for name in ("one", "two", "three"))
+    models = next(axis for axis in figures[0].axes if axis.get_title().startswith("Scores by"))
+    assert models.get_title() == "Scores by who wrote the answer: 3 of 3 of data.train.one shown"
