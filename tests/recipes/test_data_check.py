@@ -258,3 +258,10 @@ def test_the_example_of_the_page_is_what_the_command_says(monkeypatch, capsys):
     said = iter(capsys.readouterr().out.splitlines())
     lines = [line for line in shown.splitlines() if line.strip() not in ("", "...")]
     assert len(lines) > 20 and [line for line in lines if line not in said] == []
+
+
+def test_labels_and_the_answers_of_other_rows_are_told_apart(tmp_path):
+    rows = [{"prompt": f"p{i}", "completion": f"c{i}", "label": i == 0} for i in range(2)]
+    text = check_data(write_jsonl(tmp_path / "r.jsonl", rows), "log.quiet=true", tokenizer=char_tokenizer()).text()
+    assert "  1: good    [c0<EOS </s>>]\n  unrelated  [c1<EOS </s>>]" in text
+    assert "  1: bad     [c1<EOS </s>>]\n  unrelated  [c0<EOS </s>>]" in text

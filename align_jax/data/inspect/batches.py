@@ -77,6 +77,8 @@ def shown(batch: GroupBatch, tokenizer: Any, where: Any, color: bool, groups: in
 
 
 def _label(batch: GroupBatch, segment: _Segment) -> str:
+    if (desirable := batch.labels.get("desirable")) is not None:  # the other one is the answer of another row
+        return ("1: good" if desirable[segment.group] else "1: bad") if segment.slot == 0 else "unrelated"
     for name in ("scores", "target_probs"):
         values = batch.labels.get(name)
         if values is not None and segment.slot < values.shape[-1]:
