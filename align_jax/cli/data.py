@@ -53,7 +53,7 @@ def check(request: Any) -> int:
     if given["json"]:
         print(json.dumps(report.to_json(), ensure_ascii=False))
     else:
-        print(report.text(width or 100, color=bool(width) and not os.environ.get("NO_COLOR")))
+        print(report.text(width or None, color=bool(width) and not os.environ.get("NO_COLOR")))
     lines = recipe.write_report(report, Path(given["out"])) if given["out"] is not None else []
     if given["plot"] is not None:
         recipe.plot(report, Path(given["plot"]))

@@ -54,7 +54,7 @@ def read_rows(
         else:
             yield row, example
     if len(bad) == len(source):
-        raise UserError(f"all {len(source)} rows are malformed, the first: {bad[0]}")
+        raise UserError(f"all {len(source)} rows are malformed, the first: {bad[0]['where']}: {bad[0]['reason']}")
 
 
 class Look:

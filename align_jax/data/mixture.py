@@ -38,7 +38,15 @@ class Concatenated(Chained):
         self.digest = hashlib.sha256(repr((parts, key)).encode()).hexdigest()
 
     def __getitem__(self, index: int) -> PartRow:
-        return PartRow(super().__getitem__(index), bisect.bisect_right(self._ends, index))
+        return PartRow(super().__getitem__(index), self.part_of(index))
+
+    def part_of(self, index: int) -> int:
+        """The number of the source that a row is of."""
+        return bisect.bisect_right(self._ends, index)
+
+    def notes_of(self, part: int) -> tuple[str, ...]:
+        """What is to say of one of the sources."""
+        return tuple(self.sources[part].notes)
 
 
 @dataclasses.dataclass(frozen=True)

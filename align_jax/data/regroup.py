@@ -25,7 +25,7 @@ class ConversionCounts:
     Attributes:
       rows: that were read. groups: that came out. joined: rows that went into a group of several.
       repeated: responses that occurred again in their group, of which one stays; `disagreeing`: those with other scores.
-      dropped: reason -> rows that were left out for it.
+      rescored: whether a reward model's scores took the place of all. dropped: reason -> rows that were left out for it.
     """
 
     rows: int = 0
@@ -33,7 +33,17 @@ class ConversionCounts:
     joined: int = 0
     repeated: int = 0
     disagreeing: int = 0
+    rescored: bool = False
     dropped: collections.Counter = dataclasses.field(default_factory=collections.Counter)
+
+    def _scores(self) -> str:
+        """What became of the scores of repeated responses."""
+        if self.rescored:
+            return "scored by the reward model like the others"
+        what = "with its mean score (of pairs: the share that it won)"
+        if self.repeated > 1:
+            what = "with their mean score (of pairs: the share that they won)"
+        return f"{what}; {self.disagreeing} had different ones"
 
     def describe(self) -> list[str]:
         """Lines for people."""
@@ -44,12 +54,10 @@ class ConversionCounts:
             lines.append(
                 plural(
                     self.repeated,
-                    "response occurred more than once in its group and stands there once, with its mean score "
-                    "(of pairs: the share that it won)",
-                    "responses occurred more than once in their group and stand there once, with "
-                    "their mean score (of pairs: the share that they won)",
+                    "response occurred more than once in its group and stands there once",
+                    "responses occurred more than once in their group and stand there once",
                 )
-                + f"; {self.disagreeing} had different ones"
+                + f", {self._scores()}"
             )
         return lines + [f"{plural(count, 'row')} left out: {reason}" for reason, count in self.dropped.items()]
 

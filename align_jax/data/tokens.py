@@ -33,14 +33,14 @@ class TextTokens:
         self._added = {token.content: (number, token) for number, token in added.items()}
         self._special = [text for text, (_, token) in self._added.items() if token.special]
         # Also the first call, before there are threads: it may change the tokenizer's own settings, later ones do not.
-        own, bare = (self._call("a", add_special_tokens=add) for add in (True, False))
+        own, bare = (self._own_ids("a", add_special_tokens=add) for add in (True, False))
         at = next((i for i in range(len(own)) if own[i : i + len(bare)] == bare), 0)
         self.prefix: list[int] = own[:at]
         self._any_added = _pattern(self._added)
 
     def ids(self, text: str) -> list[int]:
         """Ids of a text as the tokenizer gives them, without the special tokens that it adds; marked ones are text."""
-        found = self._sections(text) if _OPEN in text else self._call(text)
+        found = self._sections(text) if _OPEN in text else self._own_ids(text)
         if self._vocab_size is not None and found and max(found) >= self._vocab_size:
             token = self.tokenizer.convert_ids_to_tokens(max(found))
             raise UserError(
@@ -88,7 +88,7 @@ class TextTokens:
         """The tokens outside the vocabulary proper that a template writes, control tokens left out."""
         return tuple(t for t in self._added if t not in self._special and t in template)
 
-    def _call(self, text: str, add_special_tokens: bool = False) -> list[int]:
+    def _own_ids(self, text: str, add_special_tokens: bool = False) -> list[int]:
         return list(self.tokenizer(text, add_special_tokens=add_special_tokens, split_special_tokens=False)["input_ids"])
 
     def _behind_anchor(self, text: str, ids: Any) -> list[int]:
@@ -103,13 +103,13 @@ class TextTokens:
     @functools.cached_property
     def _marks_texts(self) -> bool:
         """Whether a word-mark is put before a text: the same word has another token behind a line's end."""
-        return self._call("\na")[-1:] != self._call("a")
+        return self._own_ids("\na")[-1:] != self._own_ids("a")
 
     @functools.cached_property
     def _marks_sections(self) -> bool:
         """Whether a word-mark is put behind a control token, too."""
         token = next(iter(self._special), None)
-        return token is not None and self._call(token + "a")[1:] == self._call("a")
+        return token is not None and self._own_ids(token + "a")[1:] == self._own_ids("a")
 
     def _last_added(self, text: str) -> int:
         """Where the last control token of a text begins that takes no space before it, 0 where there is none."""

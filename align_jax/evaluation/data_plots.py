@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import textwrap
 from collections.abc import Callable
 from pathlib import Path
 
@@ -14,6 +15,7 @@ from align_jax.data.inspect.findings import percent
 from align_jax.data.inspect.report import DataPart, DataReport
 from align_jax.data.inspect.texts import shortened
 from align_jax.errors import UserError
+from align_jax.terminal import plural
 
 _POINTS, _BINS, _MODELS, _BELIEFS = 3000, 40, 12, 6
 _SUSPICIOUS = "#d62728"
@@ -43,8 +45,8 @@ def draw_data(report: DataReport, path: Path) -> None:
         draw(axis, parts)
         if len(axis.get_legend_handles_labels()[0]) > 1:
             axis.legend(fontsize=7)
-    names = ", ".join(f"{part.name} ({Path(str(part.gathered.path)).name}, {part.gathered.rows} rows)" for part in report.parts)
-    figure.suptitle(names if len(names) < 100 else names[:97] + "...", fontsize=10)
+    names = ", ".join(map(_called, report.parts))
+    figure.suptitle("\n".join(textwrap.wrap(names, 45 * columns, max_lines=4)), fontsize=10)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         figure.savefig(path, dpi=130)
@@ -52,14 +54,19 @@ def draw_data(report: DataReport, path: Path) -> None:
         raise UserError(f"{path}: the picture cannot be written: {error}") from error
 
 
+def _called(part: DataPart) -> str:
+    file, rows = Path(str(part.gathered.path)).name, plural(part.gathered.rows, "row")
+    return f"{file} ({rows})" if part.label == file else f"{part.label} ({file}, {rows})"
+
+
 def _color(part: DataPart) -> str:
-    return "C1" if part.name.endswith("eval") else "C0"
+    return f"C{part.number}"
 
 
 def _hist(axis: Axes, part: DataPart, values: np.ndarray, bins: np.ndarray) -> None:
     weights = np.full(len(values), 1 / max(len(values), 1))
-    how = {"histtype": "step", "linewidth": 1.4} if part.name.endswith("eval") else {"alpha": 0.6}
-    axis.hist(values, bins, weights=weights, color=_color(part), label=part.name, **how)
+    how = {"histtype": "step", "linewidth": 1.4} if part.number else {"alpha": 0.6}
+    axis.hist(values, bins, weights=weights, color=_color(part), label=part.label, **how)
 
 
 def _scores(axis: Axes, parts: list[DataPart]) -> None:
@@ -74,11 +81,12 @@ def _scores(axis: Axes, parts: list[DataPart]) -> None:
 
 
 def _lengths_and_scores(axis: Axes, parts: list[DataPart]) -> None:
-    rng = np.random.default_rng(0)
+    rng, shown, every = np.random.default_rng(0), 0, 0
     for part in parts:
         gathered = part.gathered
         known = np.flatnonzero(np.isfinite(gathered.score))
         drawn = rng.permutation(known)[:_POINTS]
+        shown, every = shown + len(drawn), every + len(known)
         axis.scatter(
             gathered.characters[drawn] + 1,
             gathered.score[drawn],
@@ -86,22 +94,29 @@ def _lengths_and_scores(axis: Axes, parts: list[DataPart]) -> None:
             alpha=0.25,
             linewidths=0,
             color=_color(part),
-            label=part.name,
+            label=part.label,
         )
         marked = sorted({i for f in part.findings if f.severity == "problem" for i in f.responses})
         if marked:
             axis.scatter(
                 gathered.characters[marked] + 1, gathered.score[marked], s=22, marker="x", color=_SUSPICIOUS, label="suspicious"
             )
-    axis.set_xscale("log")
-    axis.set_xlabel("characters of the answer", fontsize=8)
+    low, high = axis.get_xlim()
+    if high > 10 * max(low, 1):  # of less, a logarithmic axis has no round numbers
+        axis.set_xscale("log")
+    of = f" ({shown} of {every} answers shown)" if shown < every else ""
+    axis.set_xlabel(f"characters of the answer{of}", fontsize=8)
     axis.set_ylabel("score", fontsize=8)
 
 
 def _models(axis: Axes, parts: list[DataPart]) -> None:
     part = parts[0]
     gathered, found = part.gathered, part.tables["scores"]["by_model"]
-    order = sorted((n for n in found if found[n]["count"]), key=lambda name: -(found[name]["standing"] or 0))[:_MODELS]
+    every = sorted((n for n in found if found[n]["count"]), key=lambda name: -(found[name]["standing"] or 0))
+    order = every[:_MODELS]
+    if len(order) < len(every) or len(parts) > 1:
+        of = f" of {part.label}" if len(parts) > 1 else ""
+        axis.set_title(f"{axis.get_title()}: {len(order)} of {len(every)}{of} shown", fontsize=9)
     numbers = [gathered.models.index(name) for name in order]
     scores = [gathered.score[(gathered.model == i) & np.isfinite(gathered.score)] for i in numbers]
     accused = {i for f in part.findings if f.severity == "problem" for i in f.responses}
@@ -122,7 +137,8 @@ def _models(axis: Axes, parts: list[DataPart]) -> None:
 def _sizes(axis: Axes, parts: list[DataPart]) -> None:
     for i, part in enumerate(parts):
         values, counts = np.unique(part.gathered.size, return_counts=True)
-        axis.bar(values + 0.4 * i, counts / counts.sum(), 0.4, color=_color(part), label=part.name)
+        each = 0.8 / len(parts)
+        axis.bar(values + each * i, counts / counts.sum(), each, color=_color(part), label=part.label)
     axis.xaxis.set_major_locator(MaxNLocator(integer=True))
     axis.set_xlabel("answers in a row", fontsize=8)
     axis.set_ylabel("share of rows", fontsize=8)
@@ -137,6 +153,7 @@ def _tokens(what: str) -> Draw:
         bins = np.linspace(0, max(shown, 1) * 1.02, _BINS + 1)
         for part, found in zip(parts, lengths, strict=True):
             _hist(axis, part, np.minimum(found, shown), bins)
+        said = [f"longest: {most}"] if most > shown else []
         cut = sum((found > limit).sum() for found in lengths) / sum(map(len, lengths))
         if limit <= 1.3 * shown:
             axis.axvline(limit, color="black", linestyle="--", linewidth=1)
@@ -145,8 +162,8 @@ def _tokens(what: str) -> Draw:
                 xytext=(-3, 0), textcoords="offset points", ha="right", va="top", rotation=90,
             )  # fmt: skip
         else:
-            axis.annotate(f"none is cut at {limit}", (0.97, 0.8), xycoords="axes fraction", fontsize=7.5, ha="right")
-        axis.set_xlabel("tokens", fontsize=8)
+            said.append(f"none is cut at {limit}")
+        axis.set_xlabel(f"tokens ({', '.join(said)})" if said else "tokens", fontsize=8)
         axis.set_ylabel(f"share of {what}", fontsize=8)
 
     return draw
@@ -160,7 +177,7 @@ def _stated(axis: Axes, parts: list[DataPart]) -> None:
         found = [p for unit in units for p in unit["posterior"]]
         y = np.asarray([p["mean"] for p in found])
         sides = np.abs(np.asarray([[p["low"], p["high"]] for p in found]).T - y)
-        axis.errorbar(x, y, sides, fmt="o", ms=2.5, elinewidth=0.6, alpha=0.7, color=_color(part), label=part.name)
+        axis.errorbar(x, y, sides, fmt="o", ms=2.5, elinewidth=0.6, alpha=0.7, color=_color(part), label=part.label)
     axis.set(xlim=(-0.02, 1.02), ylim=(-0.02, 1.02))
     axis.set_xlabel("stated probability of a belief", fontsize=8)
     axis.set_ylabel("share of rows that accept it (95%)", fontsize=8)
@@ -178,6 +195,11 @@ def _shares(axis: Axes, parts: list[DataPart]) -> None:
         y = np.arange(len(who)) + 0.12 * (i - (len(beliefs) - 1) / 2)
         axis.errorbar(x, y, xerr=sides, fmt="o", ms=4, color=f"C{i}", label=shortened(belief, 18).strip("'\""))
     axis.set_yticks(range(len(who)), who)
+    sides = ((beliefs, by_group["all"], "beliefs"), (who, by_group, "groups"))
+    left = [f"{len(drawn)} of {len(every)} {what}" for drawn, every, what in sides if len(drawn) < len(every)]
+    if left or len(parts) > 1:
+        of = [f"of {part.label}"] if len(parts) > 1 else []
+        axis.set_title(f"{axis.get_title()}: {', '.join([*left, *of])} shown", fontsize=9)
     axis.invert_yaxis()
     axis.set_xlim(0, None)
     axis.set_xlabel("share of rows that accept the belief (95%)", fontsize=8)

@@ -9,22 +9,22 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from align_jax.config import Config, load_config
-from align_jax.config.given import data_of
-from align_jax.config.source import parse_overrides
+from align_jax.config import Config
 from align_jax.data.formats import Example, find_format, spelled
+from align_jax.data.inspect.findings import named
 from align_jax.data.inspect.gather import Noting
 from align_jax.data.look import read_rows
 from align_jax.data.opened import open_data
 from align_jax.data.reading import LeftOut
 from align_jax.data.regroup import TARGETS, ConversionCounts, held_out, joined, rows_as, usual_target
 from align_jax.data.sources import Part, open_source, rows_read
-from align_jax.data.written import ending_of, write_rows
+from align_jax.data.written import WRITERS, ending_of, write_rows
 from align_jax.errors import UserError, check_range
-from align_jax.recipes.data_check import spool_of
+from align_jax.recipes.data_check import config_of_given, spool_of
 from align_jax.recipes.say import say, speaking, watching
 from align_jax.recipes.score_passes import InputRows, part_of, reward_pass, run_pass, values_of
 from align_jax.registry import suggest
+from align_jax.terminal import plural
 
 
 @dataclasses.dataclass(frozen=True)
@@ -65,27 +65,27 @@ class Converted:
     counts: ConversionCounts
 
 
-def convert_data(what: str | os.PathLike, output: str | os.PathLike, *overrides: str, **how: Any) -> Converted:
+def convert_data(what: Any, output: str | os.PathLike, *overrides: str, **how: Any) -> Converted:
     """Writes data as JSONL (`.jsonl`, `.jsonl.gz`), Parquet or ArrayRecord (`.array_record`), by the ending of the output.
 
         convert_data("pairs.jsonl", "groups.parquet", join=True)
         convert_data("HuggingFaceH4/ultrafeedback_binarized", "uf.jsonl", "data.split=train_prefs")
 
     Args:
-      what: a data file, folder or hub id, or a config whose `data.train` it is.
+      what: a data file, folder or hub id; a list of rows or a `datasets.Dataset`; or a config whose `data.train` it is.
       overrides: `data.key=value`. how: the fields of `Conversion`.
 
     Raises:
       UserError: a malformed row (file and line), a file that is there already, rows that the output cannot hold.
     """
-    options = parse_overrides([f"--{text.removeprefix('--')}" for text in overrides])
     try:
         conversion = Conversion(**how)
     except TypeError as error:
         names = ", ".join(field.name for field in dataclasses.fields(Conversion))
         raise UserError(f"convert_data: {error}; the options are {names}") from error
-    source, follows = data_of(os.fspath(what), "data convert")
-    return run(load_config(source, [*follows, *options]), Path(output), conversion)
+    if not isinstance(output, str | os.PathLike):
+        raise UserError(f"convert_data: {output!r} is no path to write to; expected one that ends in {', '.join(WRITERS)}")
+    return run(config_of_given(what, overrides, "data convert"), Path(output), conversion)
 
 
 def run(config: Config, output: Path, how: Conversion, stop: Callable[[], bool] = lambda: False) -> Converted | None:
@@ -107,6 +107,8 @@ def _run(config: Config, output: Path, how: Conversion, stop: Callable[[], bool]
         examples = _rescored(config, examples, output, (how.reward_model, stop))
         if examples is None:
             return None
+        counts.rescored = True
+        say(f"the scores are those of {how.reward_model}; what was there before is left out")
     _say_losses(to, examples)
     parts = [False] * len(examples) if how.split is None else held_out(examples, how.split)
     written = 0
@@ -117,7 +119,10 @@ def _run(config: Config, output: Path, how: Conversion, stop: Callable[[], bool]
         write_rows(rows, file, lambda made, rows=rows: _check(made, to, rows))
         written += own.groups
         counts.dropped.update(own.dropped)
-        say(f"{file}: {len(rows)} rows, format {to}" + (f", of {len(expected)} groups" if len(expected) != len(rows) else ""))
+        say(
+            f"{file}: {plural(len(rows), 'row')}, format {to}"
+            + (f", of {plural(len(expected), 'group')}" if len(expected) != len(rows) else "")
+        )
     counts.groups = written
     for line in counts.describe():
         say(line)
@@ -159,7 +164,7 @@ def _read(config: Config, counts: ConversionCounts) -> list[Example]:
             watch.add()
     counts.rows = rows_read(source)
     if columns:
-        say(f"columns that are not kept, since format {spelled(data_format)} does not read them: {', '.join(sorted(columns))}")
+        say(f"columns that are not kept, since format {spelled(data_format)} does not read them: {named(sorted(columns))}")
     for why in left_out:
         counts.dropped[f"{why} (data.on_empty: drop)"] += 1
     if bad:

@@ -5,24 +5,28 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from align_jax.config import Config, load_config
 from align_jax.config.given import data_of
-from align_jax.config.source import Override, parse_overrides
+from align_jax.config.source import parse_overrides
 from align_jax.data import BatchLoader, Encoder, GroupDataset, RowLayout, pack_groups
+from align_jax.data.formats import spelled
 from align_jax.data.inspect.batches import shown
 from align_jax.data.inspect.beliefs import belief_findings, belief_tables
-from align_jax.data.inspect.findings import LISTED, Finding
+from align_jax.data.inspect.findings import LISTED, Finding, named, of_all, worst_first
 from align_jax.data.inspect.gather import Gathered, gather
+from align_jax.data.inspect.members import OneOf, each_of, epoch_line
 from align_jax.data.inspect.outliers import outlier_findings
-from align_jax.data.inspect.repeats import overlap_finding, repeat_findings
+from align_jax.data.inspect.repeats import overlap_finding, repeat_findings, shared_finding
 from align_jax.data.inspect.report import DataPart, DataReport
 from align_jax.data.inspect.scores import score_findings, score_tables
 from align_jax.data.inspect.tokens import measure, token_findings
+from align_jax.data.members import members_of
 from align_jax.data.opened import Opened, open_data
+from align_jax.data.sources import Part, open_source
 from align_jax.errors import MissingPackage, UserError, optional
 from align_jax.files import write_whole
 from align_jax.objectives import Objective, find_objective
@@ -48,20 +52,35 @@ def check_data(what: Any, *overrides: str, tokenizer: Any = None) -> DataReport:
     Raises:
       UserError: what cannot be read at all.
     """
-    if isinstance(what, Config | Mapping):
-        config = Config.of(what, *overrides)
-    elif isinstance(what, str | os.PathLike):
+    return run(config_of_given(what, overrides, "data check"), tokenizer)
+
+
+def config_of_given(what: Any, overrides: Sequence[str], command: str) -> Config:
+    """The config of data: by its file, folder or hub id, as rows, or as what `Config.of` takes.
+
+    Args:
+      overrides: `section.key=value`. command: that it was given to, for errors.
+
+    Raises:
+      UserError: none of these.
+    """
+    if isinstance(what, Config) or (isinstance(what, Mapping) and not _is_data(what)):
+        return Config.of(what, *overrides)
+    if isinstance(what, str | os.PathLike):
+        if not all(isinstance(text, str) for text in overrides):
+            raise UserError(f"overrides are texts, section.key=value, one after the other; got {overrides!r}")
         options = parse_overrides([f"--{text.removeprefix('--')}" for text in overrides])
-        config = config_of_data(os.fspath(what), options)
-    else:
-        config = Config.of({"data": {"train": what}}, *overrides)
-    return run(config, tokenizer)
+        source, follows = data_of(os.fspath(what), command)
+        return load_config(source, [*follows, *options])
+    if what is None or isinstance(what, int | float | bytes):
+        raise UserError(f"{command}: {what!r} is no data; give a path, rows (a list of dicts, a datasets.Dataset) or a config")
+    return Config.of({"data": {"train": what}}, *overrides)
 
 
-def config_of_data(word: str, options: list[Override]) -> Config:
-    """The config of a data file, folder or hub id, or of a config's file."""
-    source, follows = data_of(word, "data check")
-    return load_config(source, [*follows, *options])
+def _is_data(what: Mapping) -> bool:
+    """Whether it is a `datasets.DatasetDict`, columns, or the keys of one data set, and not of a config."""
+    columns = bool(what) and all(isinstance(value, list) for value in what.values())
+    return type(what).__module__.startswith("datasets.") or columns or bool({"path", "name"} & set(what))
 
 
 def run(config: Config, tokenizer: Any = None) -> DataReport:
@@ -84,16 +103,60 @@ def run(config: Config, tokenizer: Any = None) -> DataReport:
     names = [name for name in ("train", "eval") if getattr(data, name) is not None]
     if config.data.train is None:
         names = ["eval"]
-    parts = []
+    sets: list[list[DataPart]] = []
+    mixtures = {}
     for name in names:
         opened = open_data(data, name, spool_of(config))
-        part = _part(config, name, opened, known)
-        if known is not None and not parts and len(part.gathered.of):
-            part = dataclasses.replace(part, batch=_first_batch(config, name, opened, (known, vocabulary)))
-        parts.append(part)
-    if len(parts) == 2 and (overlap := overlap_finding(parts[0].gathered, parts[1].gathered)) is not None:
-        parts[1] = dataclasses.replace(parts[1], findings=[*parts[1].findings, overlap])
-    return DataReport(parts, lines)
+        key = "train" if data.train is not None and not isinstance(data.eval, str | list | Mapping) else name
+        parts = [_part(config, name, one, known) for one in each_of(opened, getattr(data, key), f"data.{key}")]
+        if known is not None and not sets and any(len(part.gathered.of) for part in parts):
+            parts[-1].batch = _first_batch(config, name, opened, (known, vocabulary))
+        if name == "train" and opened.format.shares is not None:
+            objective = _objective(config, opened.format.evaluated_as)
+            mixtures["data.train"] = f"data.train: {epoch_line(opened, data, objective.arrangement)}"
+        sets.append(parts)
+    _add(sets[0][0], _unread_split(config) if "train" in names and len(names) == 2 else None)
+    _compare(sets)
+    return DataReport([part for parts in sets for part in parts], lines, mixtures)
+
+
+def _add(part: DataPart, finding: Finding | None) -> None:
+    if finding is not None:
+        part.findings = worst_first([*part.findings, finding])
+
+
+def _compare(sets: list[list[DataPart]]) -> None:
+    """Adds to each data set which prompts it shares with those before it."""
+    for parts in sets:
+        for i, part in enumerate(parts):
+            for other in parts[:i]:
+                _add(part, shared_finding((other.name, other.gathered), part.gathered))
+    for part in sets[1] if len(sets) == 2 else ():
+        for trained in sets[0]:
+            name = "the training data" if len(sets[0]) == 1 else trained.name
+            _add(part, overlap_finding(trained.gathered, part.gathered, name))
+
+
+def _unread_split(config: Config) -> Finding | None:
+    """Says of folders with a split for evaluation that it is not read where `data.eval` is a fraction."""
+    data = config.data
+    if not isinstance(data.eval, int | float):
+        return None
+    found = []
+    for member in members_of(data.train, "data.train"):
+        folder = None if member.path is None else Path(str(member.path)).expanduser()
+        for split in ("test", "validation") if folder is not None and folder.is_dir() else ():
+            try:
+                open_source(str(folder), Part("train", split, member.subset or data.subset, max_rows=1, shared=True))
+            except UserError:
+                continue
+            if split != (member.split or data.split or "train"):
+                found.append(f"{folder}: {split}")
+    if not found:
+        return None
+    text = f"data.eval {data.eval:g} holds out rows of what is trained on; a split that is there for evaluation is not used; "
+    text += "data.eval with the same path, and data.eval_split, would take it"
+    return Finding("note", "split_not_used", text, tuple(found), len(found))
 
 
 def spool_of(config: Config) -> Path:
@@ -163,11 +226,14 @@ def _tokenizer(config: Config, given: Any) -> tuple[Any, int | None]:
     return tokenizer, None
 
 
-def _part(config: Config, name: str, opened: Opened, tokenizer: Any) -> DataPart:
+def _part(config: Config, name: str, one: OneOf, tokenizer: Any) -> DataPart:
     shows = not config.log.quiet and config.log.progress is not False
-    with Watch(f"reading data.{name}", len(opened.source), "rows", show=shows) as watch:
+    opened, name = one.opened, f"data.{name}" + (f".{one.label}" if one.label else "")
+    with Watch(f"reading {name}", len(opened.source), "rows", show=shows) as watch:
         gathered = gather(opened, watch.add)
-    findings = _of_rows(gathered)
+    if one.format is not None:
+        gathered.format = spelled(one.format)
+    findings = _of_rows(gathered, one.notes)
     tables: dict[str, Any] = {"scores": None, "beliefs": belief_tables(gathered, config.data.belief_prior)}
     findings += belief_findings(tables["beliefs"])
     if gathered.has_scores:
@@ -176,23 +242,22 @@ def _part(config: Config, name: str, opened: Opened, tokenizer: Any) -> DataPart
     findings += repeat_findings(gathered)
     measured = None
     if tokenizer is not None and len(gathered.row):
-        with Watch(f"tokenizing data.{name}", len(gathered.row), "rows", show=shows) as watch:
+        with Watch(f"tokenizing {name}", len(gathered.row), "rows", show=shows) as watch:
             measured = measure(gathered, tokenizer, config.data, watch.add)
         findings += token_findings(measured)
-    return DataPart(f"data.{name}", gathered, measured, tables, findings)
+    return DataPart(name, gathered, measured, tables, findings)
 
 
-def _of_rows(gathered: Gathered) -> list[Finding]:
+def _of_rows(gathered: Gathered, notes: Sequence[str]) -> list[Finding]:
     """Rows that cannot be read, and columns that are not."""
-    findings = [Finding("note", "of_the_source", note) for note in gathered.source.notes]
+    findings = [Finding("note", "of_the_source", note) for note in notes]
     if gathered.bad:
-        text = f"{len(gathered.bad)} of {gathered.rows} rows are malformed"
-        lines = tuple(f"{bad['where']}: {bad['reason']}" for bad in gathered.bad[:LISTED])
-        findings.append(Finding("problem", "bad_rows", text, lines, len(gathered.bad)))
+        text = of_all(len(gathered.bad), gathered.rows, "row", "are") + " malformed"
+        lines = tuple(f"{bad['where']}: {bad['reason']}" for bad in gathered.bad)
+        findings.append(Finding("problem", "bad_rows", text, lines, len(gathered.bad), LISTED))
     if gathered.unread:
-        names = ", ".join(sorted(gathered.unread))
-        verb = "is" if len(gathered.unread) == 1 else "are"
-        text = f"{len(gathered.unread)} of {len(gathered.columns)} columns {verb} not read by format {gathered.format}: {names}"
+        text = of_all(len(gathered.unread), len(gathered.columns), "column", "are")
+        text += f" not read by format {gathered.format}: {named(sorted(map(str, gathered.unread)))}"
         findings.append(Finding("note", "columns_not_read", text, count=len(gathered.unread)))
     return findings
 
@@ -218,5 +283,5 @@ def _first_batch(config: Config, name: str, opened: Opened, tokenizer: tuple[Any
         layout = RowLayout(pack=data.pack)
         batch = pack_groups(groups, shards=1, groups_per_shard=len(groups), layout=layout, slots=dataset.slots)
     except UserError as error:
-        return ([f"  cannot be made: {error}"],) * 2
+        return ([f"cannot be made: {error}"],) * 2
     return tuple(shown(batch, tokenizer[0], dataset.where, color) for color in (True, False))

@@ -63,3 +63,33 @@ def test_what_cannot_be_drawn(tmp_path):
     report = check_data(write_jsonl(tmp_path / "r.jsonl", ROWS["groups"]), "log.quiet=true")
     with pytest.raises(UserError, match="data.xyz: the picture cannot be written"):
         data_plots.draw_data(report, tmp_path / "data.xyz")
+
+
+def test_what_is_not_drawn_is_said(tmp_path, monkeypatch):
+    figures = []
+    monkeypatch.setattr(data_plots, "Figure", lambda make=data_plots.Figure, **o: figures.append(make(**o)) or figures[-1])
+    completions = [{"model": f"m{k}", "response": "x" * k, "overall_score": k} for k in range(15)]
+    rows = [{"instruction": f"p{i}", "completions": completions} for i in range(20)]
+    rows[0] = {**rows[0], "completions": [completions[0], {**completions[1], "response": "y" * 900}]}
+    report = check_data(
+        write_jsonl(tmp_path / "r.jsonl", rows), "log.quiet=true", "data.max_response_tokens=8", tokenizer=char_tokenizer()
+    )
+    monkeypatch.setattr(data_plots, "_POINTS", 50)
+    data_plots.draw_data(report, tmp_path / "data.png")
+    axes = {axis.get_title(): axis for axis in figures[0].axes}
+    assert "Scores by who wrote the answer: 12 of 15 shown" in axes
+    assert axes["Length of answers"].get_xlabel() == "tokens (longest: 901)"
+    assert axes["Length of prompts"].get_xlabel() == "tokens (none is cut at 512)"
+    assert axes["Are longer answers scored higher?"].get_xlabel().endswith("(50 of 287 answers shown)")
+    assert figures[0].get_suptitle() == "r.jsonl (20 rows)"
+
+
+def test_all_data_sets_of_a_mixture_are_in_the_title(tmp_path, monkeypatch):
+    figures = []
+    monkeypatch.setattr(data_plots, "Figure", lambda make=data_plots.Figure, **o: figures.append(make(**o)) or figures[-1])
+    paths = [write_jsonl(tmp_path / f"{name}.jsonl", ROWS["groups"]) for name in ("one", "two", "three")]
+    data_plots.draw_data(check_data(paths, "log.quiet=true"), tmp_path / "data.png")
+    title = " ".join(figures[0].get_suptitle().split())
+    assert title == ", ".join(f"data.train.{name} ({name}.jsonl, 8 rows)" for name in ("one", "two", "three"))
+    models = next(axis for axis in figures[0].axes if axis.get_title().startswith("Scores by"))
+    assert models.get_title() == "Scores by who wrote the answer: 3 of 3 of data.train.one shown"

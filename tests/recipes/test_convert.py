@@ -44,10 +44,15 @@ TALKS = [
 ]
 
 
-def _dataset(path, **options):
-    return GroupDataset(
-        DataConfig(train=str(path), **options), "train", Encoder(char_tokenizer(), DataConfig()), arrangement=MPO().arrangement
-    )
+PRINTS_TOOLS = (
+    "{{ tools | tojson }}{% for m in messages %}<|{{ m['role'] }}|>{{ m['content'] or '' }}{{ (m['tool_calls'] or []) | tojson }}"
+    "{% endfor %}{% if add_generation_prompt %}<|assistant|>{% endif %}"
+)
+
+
+def _dataset(path, chat=None, **options):
+    config = DataConfig(train=str(path), **options)
+    return GroupDataset(config, "train", Encoder(char_tokenizer(chat=chat), config), arrangement=MPO().arrangement)
 
 
 def _read(path):
@@ -75,7 +80,7 @@ def test_converted_data_gives_the_same_groups(tmp_path, ending):
 def test_conversations_with_tools_stay_as_they_are(tmp_path, ending):
     given = write_jsonl(tmp_path / "given.jsonl", TALKS)
     made = convert_data(given, tmp_path / f"out{ending}", "log.quiet=true")
-    before, after = _dataset(given), _dataset(made.files[0])
+    before, after = (_dataset(path, PRINTS_TOOLS) for path in (given, made.files[0]))
     examples = [(old.example_of(i), new.example_of(i)) for old, new in ((before, after),) for i in range(3)]
     assert all(old == new for old, new in examples) and len(examples[0][1].tools) == 2
     assert examples[0][1].responses[0][0]["tool_calls"][0]["function"]["arguments"] == {"x": "1"}
@@ -206,3 +211,44 @@ def test_real_pairs_give_the_same_tokens(tmp_path):
     for i in (0, 17, 79):
         assert [s.tokens.tolist() for s in before[i].segments] == [s.tokens.tolist() for s in after[i].segments]
         np.testing.assert_array_equal(before[i].labels["scores"], after[i].labels["scores"])
+
+
+def test_rows_data_sets_and_configs_are_converted_too(tmp_path):
+    datasets = pytest.importorskip("datasets")
+    rows = [{"prompt": f"p{i}", "chosen": "a", "rejected": "b"} for i in range(3)]
+    path = write_jsonl(tmp_path / "rows.jsonl", rows)
+    for i, what in enumerate(
+        (
+            rows,
+            datasets.Dataset.from_list(rows),
+            Path(path),
+            [path],
+            {"path": path},
+            {"data": {"train": rows}},
+            Config.of({"data": {"train": path}}),
+        )
+    ):
+        made = convert_data(what, tmp_path / f"out{i}.jsonl", "log.quiet=true", to="pairs")
+        assert _read(made.files[0]) == rows
+    for what in (None, 5, [], [1], {"data": {}}, {"prompt": ["p"], "chosen": ["a"], "rejected": ["b"]}):
+        with pytest.raises(UserError, match="data|empty"):
+            convert_data(what, tmp_path / "none.jsonl", "log.quiet=true")
+    with pytest.raises(UserError, match="None is no path to write to; expected one that ends in .jsonl"):
+        convert_data(rows, None)
+    with pytest.raises(UserError, match=r"overrides are texts.*got \(5,\)"):
+        convert_data(path, tmp_path / "none.jsonl", 5)
+
+
+def test_scores_of_a_reward_model_are_not_called_shares(tmp_path, reward_model, capsys):
+    pairs = [{"prompt": "p", "chosen": "a", "rejected": r} for r in "bc"]
+    given = [write_jsonl(tmp_path / "pairs.jsonl", pairs), str(tmp_path / "out.jsonl")]
+    assert cli.main(["data", "convert", *given, "--join", "--reward-model", str(reward_model), "--model.dtype", "float32"]) == 0
+    said = capsys.readouterr().err
+    assert "stands there once, scored by the reward model like the others" in said and "share that it won" not in said
+    assert f"the scores are those of {reward_model}; what was there before is left out" in said
+
+
+def test_rows_given_in_python_are_scored(tmp_path, reward_model):
+    rows = [{"prompt": f"p{i}", "chosen": "a", "rejected": "b"} for i in range(2)]
+    made = convert_data(rows, tmp_path / "out.jsonl", "model.dtype=float32", "log.quiet=true", reward_model=str(reward_model))
+    assert made.counts.groups == 2 and len(_read(made.files[0])[0]["scores"]) == 2

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -24,7 +26,7 @@ def pairs(tmp_path):
 def test_a_file_is_enough(pairs, capsys):
     assert cli.main(["data", "check", pairs]) == 0
     out, err = capsys.readouterr()
-    assert out.startswith(f"data.train: {pairs}\nformat pairs: 12 rows; 12 different prompts; 24 answers, 2 in each row\n")
+    assert out.startswith(f"{pairs}\nformat pairs: 12 rows; 12 different prompts; 24 answers, 2 in each row\n")
     assert (
         "Without a tokenizer" in out and out.endswith("0 problems, 0 warnings, 0 notes\n") and "\x1b" not in out and err == ""
     )
@@ -100,7 +102,7 @@ def test_a_run_folder_is_its_config(tmp_path, pairs, capsys):
     (tmp_path / "run").mkdir()
     (tmp_path / "run" / "config.yaml").write_text(f"data: {{train: {pairs}}}\nrun: {{dir: {tmp_path / 'run'}}}\n")
     assert cli.main(["data", "check", str(tmp_path / "run")]) == 0
-    assert f"data.train: {pairs}" in capsys.readouterr().out
+    assert capsys.readouterr().out.startswith(f"{pairs}\n")
 
 
 def test_from_python(tmp_path, pairs):
@@ -115,17 +117,89 @@ def test_from_python(tmp_path, pairs):
         check_data(pairs, "log.quiet=true", tokenizer=str(tmp_path / "none"))
 
 
-def test_the_rows_of_a_mixture_are_told_apart(tmp_path, pairs):
-    more = write_jsonl(tmp_path / "more.jsonl", [{"prompt": f"m{i}", "chosen": "x", "rejected": "y"} for i in range(3)])
-    config = {"data": {"train": [{"path": pairs, "name": None}, {"path": more}]}, "log": {"quiet": True}}
-    config["data"]["train"] = [{"path": pairs}, {"path": more}]
-    report = check_data(config)
-    assert report.parts[0].gathered.rows == 15 and sum(report.parts[0].gathered.sources.values()) == 15
+def _mixture(tmp_path, pairs, **data):
+    rows = [{"prompt": f"p{i}", "responses": ["x", "y"], "scores": [3 * i, 4], "extra": 1} for i in range(3)]
+    more = write_jsonl(tmp_path / "more.jsonl", [*rows, {"prompt": "q"}])
+    members = [{"path": pairs, "weight": 1}, {"path": more, "weight": 2, "label": "ours"}]
+    return {"data": {"train": members, **data}, "log": {"quiet": True}}
+
+
+def test_each_data_set_of_a_mixture_is_checked_by_itself(tmp_path, pairs):
+    report = check_data(_mixture(tmp_path, pairs), tokenizer=char_tokenizer())
+    one, ours = report.parts
+    assert [(part.name, part.gathered.format, part.gathered.rows) for part in report.parts] == [
+        ("data.train.pairs", "pairs", 12),
+        ("data.train.ours", "groups", 4),
+    ]
+    assert one.tables["scores"]["pairs"] and ours.tables["scores"]["overall"]["quantiles"]["100"] == 6
+    said = {finding.code: finding for finding in ours.findings}
+    assert {f.code for f in one.findings} & {"columns_not_read", "bad_rows"} == set()
+    assert said["columns_not_read"].text == "1 of 4 columns is not read by format groups: extra"
+    assert said["bad_rows"].details[0].startswith(f"{tmp_path / 'more.jsonl'}:4: ")
+    assert said["shared_prompts"].text == "3 of 3 prompts are in data.train.pairs too" and said["shared_prompts"].count == 3
+    line = "data.train: groups of an epoch: pairs 12 (33.3%), ours 3 x 8 (66.7%)"
+    assert report.mixtures == {"data.train": line} and line in report.text() and report.to_json()["mixtures"]
+    assert report.text().count("the first batch") == 1
+
+
+def test_a_mixture_with_a_part_held_out(tmp_path, pairs, capsys):
+    report = check_data(_mixture(tmp_path, pairs, eval=0.25), "data.on_bad_row=skip", tokenizer=char_tokenizer())
+    rows = {part.name: part.gathered.rows for part in report.parts}
+    assert set(rows) == {f"data.{which}.{label}" for which in ("train", "eval") for label in ("pairs", "ours")}
+    assert rows["data.train.pairs"] + rows["data.eval.pairs"] == 12 and rows["data.train.ours"] + rows["data.eval.ours"] == 4
+    assert not any(finding.code == "overlap" for finding in report.findings)
+
+
+def test_a_mixture_for_evaluation_is_compared_with_what_is_trained_on(tmp_path, pairs):
+    other = write_jsonl(tmp_path / "other.jsonl", [{"prompt": "new", "chosen": "x", "rejected": "y"}])
+    report = check_data(_mixture(tmp_path, other, eval=[{"path": other, "label": "e1"}, {"path": pairs, "label": "e2"}]))
+    overlaps = {part.name: [f.text for f in part.findings if f.code == "overlap"] for part in report.parts}
+    why = " too: an evaluation on what was trained on says little"
+    assert overlaps["data.eval.e1"] == [f"1 of 1 prompt of the evaluation is in data.train.other{why}"]
+    assert overlaps["data.eval.e2"] == [f"3 of 12 prompts of the evaluation are in data.train.ours{why}"]
+    assert set(report.mixtures) == {"data.train"}
+
+
+def test_a_split_that_a_fraction_leaves_unused_is_said(tmp_path):
+    for split in ("train", "test"):
+        (tmp_path / "both").mkdir(exist_ok=True)
+        write_jsonl(tmp_path / "both" / f"{split}.jsonl", PAIRS)
+    (tmp_path / "one").mkdir()
+    write_jsonl(tmp_path / "one" / "rows.jsonl", PAIRS)
+    for folder, said in (("both", [f"{tmp_path / 'both'}: test"]), ("one", [])):
+        report = check_data({"data": {"train": str(tmp_path / folder), "eval": 0.25}, "log": {"quiet": True}})
+        assert [line for f in report.findings if f.code == "split_not_used" for line in f.details] == said
+
+
+def test_json_has_every_place(tmp_path):
+    rows = [{"prompt": f"p{i}", "chosen": "", "rejected": "y" * i} for i in range(1, 31)]
+    report = check_data(write_jsonl(tmp_path / "r.jsonl", rows), "log.quiet=true")
+    (found,) = [f for f in report.to_json()["data"]["data.train"]["findings"] if f["code"] == "empty_answers"]
+    assert len(found["details"]) == found["count"] == 30 and "... 27 more (--json has all)" in report.text()
+
+
+def test_columns_with_odd_names_are_quoted(tmp_path):
+    path = write_jsonl(tmp_path / "r.jsonl", [row | {"": 1, "a, b": 2, " c": 3, "plain one": 4} for row in PAIRS])
+    assert "4 of 7 columns are not read by format pairs: '', ' c', 'a, b', plain one\n" in check_data(path).text(200)
+
+
+@pytest.mark.parametrize("what", [None, 5, [], [1, 2], b"x", ["a", {"prompt": "b"}]])
+def test_what_is_no_data_is_said(what):
+    with pytest.raises(UserError):
+        check_data(what, "log.quiet=true")
+
+
+def test_a_refused_row_is_a_sentence_and_no_table_is_empty(tmp_path):
+    talk = [{"role": "user", "content": "u"}, {"role": "assistant", "content": "a b"}]
+    path = write_jsonl(tmp_path / "sft.jsonl", [{"messages": talk}] * 2)
+    text = check_data(path, "log.quiet=true", tokenizer=char_tokenizer(chat="{% for m in messages %}x{% endfor %}")).text()
+    assert "cannot be made: all 2 rows are malformed, the first: " in text and "{'where'" not in text
+    assert "\ntokens\n" not in text
 
 
 def test_colours_on_a_terminal_alone(pairs):
     report = check_data(pairs, "log.quiet=true", tokenizer=char_tokenizer())
-    assert "\x1b[1mdata.train" in report.text(color=True) and "\x1b" not in report.text()
+    assert f"\x1b[1m{pairs}" in report.text(color=True) and "\x1b" not in report.text()
     assert max(map(len, report.text(width=80).split("the first batch")[0].splitlines())) <= 100
 
 
@@ -154,7 +228,7 @@ def test_single_answers_without_labels(tmp_path):
     report = check_data(path, "log.quiet=true", tokenizer=char_tokenizer(chat=chat))
     part = report.parts[0]
     assert part.gathered.format == "messages" and len(part.gathered.bad) == 1 and part.tables["scores"] is None
-    assert "  0:         [a b<EOS </s>>]" in repr(report)
+    assert "  1:         [a b<EOS </s>>]" in repr(report)
 
 
 def test_a_stream_that_knows_no_unicode(tmp_path):
@@ -171,3 +245,23 @@ def test_no_device_is_taken(pairs):
         "from jax._src import xla_bridge\nassert not xla_bridge._backends, 'a device was started'\n"
     )
     subprocess.run([sys.executable, "-c", code], check=True, capture_output=True)
+
+
+@pytest.mark.skipif(not os.environ.get("ALIGN_JAX_DATA"), reason="ALIGN_JAX_DATA is not set")
+def test_the_example_of_the_page_is_what_the_command_says(monkeypatch, capsys):
+    page = (Path(__file__).parents[2] / "docs" / "data-check.md").read_text(encoding="utf-8")
+    command, shown = re.search(
+        r"```bash\n(align-jax data check preferences/\S+ .*)\n```\n\n```\n(.*?)\n```", page, re.DOTALL
+    ).groups()
+    monkeypatch.chdir(os.environ["ALIGN_JAX_DATA"])
+    assert cli.main(command.split()[1:]) == 1
+    said = iter(capsys.readouterr().out.splitlines())
+    lines = [line for line in shown.splitlines() if line.strip() not in ("", "...")]
+    assert len(lines) > 20 and [line for line in lines if line not in said] == []
+
+
+def test_labels_and_the_answers_of_other_rows_are_told_apart(tmp_path):
+    rows = [{"prompt": f"p{i}", "completion": f"c{i}", "label": i == 0} for i in range(2)]
+    text = check_data(write_jsonl(tmp_path / "r.jsonl", rows), "log.quiet=true", tokenizer=char_tokenizer()).text()
+    assert "  1: good    [c0<EOS </s>>]\n  unrelated  [c1<EOS </s>>]" in text
+    assert "  1: bad     [c1<EOS </s>>]\n  unrelated  [c0<EOS </s>>]" in text

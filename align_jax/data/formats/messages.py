@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from typing import Any
 
 from align_jax.data.formats.example import Text
 from align_jax.data.sources import RowError
-from align_jax.data.sources.plain import once
+from align_jax.data.sources.plain import parsed
 
 # ShareGPT's words for who speaks
 _ROLES = {
@@ -115,7 +114,7 @@ def _parsed(text: str, name: str) -> Any:
     if not text.strip():
         return None
     try:
-        return json.loads(text, object_pairs_hook=once)
+        return parsed(text)
     except RowError as error:
         raise RowError(f"field {name!r}: {error}") from error
     except ValueError as error:

@@ -81,7 +81,7 @@ def _literal(row: Mapping, name: str, kind: type) -> Any:
         text = value[value.find(begin) : value.rfind(end) + 1]
         try:
             value = ast.literal_eval(text)
-        except (ValueError, SyntaxError) as error:
+        except (ValueError, SyntaxError, RecursionError, MemoryError) as error:
             raise RowError(f"field {name!r}: expected Python's text of a {kind.__name__}, got {short(value)}") from error
     if not isinstance(value, kind):
         raise RowError(f"field {name!r}: expected a {kind.__name__}, got {short(value)}")

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from align_jax.batch import GroupBatch
+from align_jax.terminal import plural
 
 _PROMPT_TOKENS, _TOKENS = 48, 40  # that are shown of a prompt (its end) and of a response (its beginning and its end)
 _TEXTS = 6  # of a group
@@ -63,22 +64,26 @@ def shown(batch: GroupBatch, tokenizer: Any, where: Any, color: bool, groups: in
     for group in numbers[:groups]:
         of_group = [s for s in found if s.group == group]
         prompt = next((s.prompt for s in of_group if not s.parent), of_group[0].prompt)
-        lines.append(f"{where(int(batch.rows[group]))}: {len(prompt)} tokens of prompt, {len(of_group)} texts")
+        lines.append(
+            f"{where(int(batch.rows[group]))}: {plural(len(prompt), 'token')} of prompt, {plural(len(of_group), 'text')}"
+        )
         lines.append(f"  {'prompt':<10} {_prompt(prompt, tokenizer, color)}")
         for segment in of_group[:_TEXTS]:
             lines.append(f"  {_label(batch, segment):<10} {_response(segment, tokenizer, color)}")
         lines += [f"  ... and {len(of_group) - _TEXTS} more"] if len(of_group) > _TEXTS else []
     if len(numbers) > groups:
-        lines.append(f"... and {len(numbers) - groups} more groups in this batch")
+        lines.append(f"... and {plural(len(numbers) - groups, 'more group')} in this batch")
     return lines
 
 
 def _label(batch: GroupBatch, segment: _Segment) -> str:
+    if (desirable := batch.labels.get("desirable")) is not None:  # the other one is the answer of another row
+        return ("1: good" if desirable[segment.group] else "1: bad") if segment.slot == 0 else "unrelated"
     for name in ("scores", "target_probs"):
         values = batch.labels.get(name)
         if values is not None and segment.slot < values.shape[-1]:
-            return f"{segment.slot}: {values[segment.group, segment.slot]:.3g}"
-    return f"{segment.slot}:"
+            return f"{segment.slot + 1}: {values[segment.group, segment.slot]:.3g}"
+    return f"{segment.slot + 1}:"
 
 
 def _prompt(ids: list[int], tokenizer: Any, color: bool) -> str:

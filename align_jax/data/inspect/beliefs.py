@@ -8,9 +8,10 @@ from typing import Any
 import numpy as np
 from scipy import stats
 
-from align_jax.data.inspect.findings import LISTED, Finding
+from align_jax.data.inspect.findings import LISTED, Finding, of_all
 from align_jax.data.inspect.gather import Gathered
 from align_jax.data.inspect.texts import plain, shortened
+from align_jax.terminal import plural
 
 _LEVEL = 0.05  # false discovery rate of the test against the stated probabilities
 _FEW = 20  # rows of a prompt below which its distribution is hardly known
@@ -124,24 +125,31 @@ def belief_findings(tables: dict[str, Any] | None) -> list[Finding]:
     return [*_contradictions(units), *_stated(units), *_balance(units)]
 
 
+def _noun(units: list[dict[str, Any]]) -> str:
+    """What a unit is called; a prompt where each has its own."""
+    if len({unit["prompt"] for unit in units}) == len(units):
+        return "prompt"
+    return "combination of prompt and group" if any(unit["group"] for unit in units) else "combination of prompt and options"
+
+
 def _contradictions(units: list[dict[str, Any]]) -> list[Finding]:
     known = [unit for unit in units if "p_value" in unit]
-    findings = []
+    findings, noun = [], _noun(units)
     impossible = [unit for unit in known if unit["impossible"]]
     if impossible:
         rows = sum(unit["impossible"] for unit in impossible)
-        text = f"{rows} rows accept a belief whose stated probability is 0"
-        findings.append(Finding("problem", "impossible_belief", text, tuple(map(_unit_line, impossible[:LISTED])), rows))
+        text = f"{plural(rows, 'row accepts', 'rows accept')} a belief whose stated probability is 0"
+        findings.append(Finding("problem", "impossible_belief", text, tuple(map(_unit_line, impossible)), rows, LISTED))
     # Benjamini and Hochberg's step-up procedure
     order = sorted(known, key=lambda unit: unit["p_value"])
     passed = [i for i, unit in enumerate(order) if unit["p_value"] <= _LEVEL * (i + 1) / len(order)]
     beyond = order[: passed[-1] + 1] if passed else []
     if beyond:
         text = (
-            f"the accepted beliefs of {len(beyond)} of {len(known)} prompts differ from the stated probabilities by more than "
-            "sampling explains; training aims at the stated ones"
+            f"the accepted beliefs of {of_all(len(beyond), len(known), noun)} differ from the stated probabilities by more "
+            "than sampling explains; training aims at the stated ones"
         )
-        findings.append(Finding("warning", "beliefs_disagree", text, tuple(map(_unit_line, beyond[:5])), len(beyond)))
+        findings.append(Finding("warning", "beliefs_disagree", text, tuple(map(_unit_line, beyond)), len(beyond), 5))
     return findings
 
 
@@ -152,40 +160,42 @@ def _unit_line(unit: dict[str, Any]) -> str:
         for option, n, p in zip(unit["options"], unit["counts"], unit["stated"], strict=True)
     )
     group = f", group {unit['group']}" if unit["group"] else ""
-    return f"{shortened(unit['prompt'], 50)}{group}: {shares} of {total} rows, p = {unit['p_value']:.2g}"
+    return f"{shortened(unit['prompt'], 50)}{group}: {shares} of {plural(total, 'row')}, p = {unit['p_value']:.2g}"
 
 
 def _stated(units: list[dict[str, Any]]) -> list[Finding]:
-    findings = []
+    findings, noun = [], _noun(units)
     several = [unit for unit in units if unit.get("statements", 1) > 1]
     if several:
-        text = f"{len(several)} of {len(units)} prompts have several stated distributions, one up to "
+        text = f"{of_all(len(several), len(units), noun, 'have')} several stated distributions, one up to "
         text += f"{max(unit['statements'] for unit in several)}: each row is trained towards its own"
-        places = tuple(f"{unit['where']}: {shortened(unit['prompt'])}" for unit in several[:3])
-        findings.append(Finding("note", "several_distributions", text, places, len(several)))
+        places = tuple(f"{unit['where']}: {shortened(unit['prompt'])}" for unit in several)
+        findings.append(Finding("note", "several_distributions", text, places, len(several), 3))
     few = [unit for unit in units if "stated" not in unit and sum(unit["counts"]) < _FEW]
     if few:
-        text = f"{len(few)} of {len(units)} prompts have no stated probabilities and fewer than {_FEW} rows to estimate them "
+        text = (
+            f"{of_all(len(few), len(units), noun, 'have')} no stated probabilities and fewer than {_FEW} rows to estimate them "
+        )
         text += "from; data.belief_prior decides much of them"
-        places = tuple(f"{unit['where']}: {sum(unit['counts'])} rows" for unit in few[:3])
-        findings.append(Finding("warning", "uncertain_beliefs", text, places, len(few)))
+        places = tuple(f"{unit['where']}: {plural(sum(unit['counts']), 'row')}" for unit in few)
+        findings.append(Finding("warning", "uncertain_beliefs", text, places, len(few), 3))
     return findings
 
 
 def _balance(units: list[dict[str, Any]]) -> list[Finding]:
     shares = [unit.get("stated") or [p["mean"] for p in unit["posterior"]] for unit in units]
     rare = [min(found) for found in shares]
-    findings, count = [], sum(value < _RARE for value in rare)
+    findings, count, noun = [], sum(value < _RARE for value in rare), _noun(units)
     if count:
-        text = f"{count} of {len(units)} prompts have a belief below {_RARE:.0%} (the rarest {min(rare):.1%}): what is "
+        text = f"{of_all(count, len(units), noun, 'have')} a belief below {_RARE:.0%} (the rarest {min(rare):.1%}): what is "
         text += "measured on such minorities has wide intervals"
         findings.append(Finding("note", "rare_beliefs", text, count=count))
     one_sided = sum(max(found) > _MAJORITY for found in shares)
     if one_sided:
-        text = f"{one_sided} of {len(units)} prompts have one belief above {_MAJORITY:.0%}"
+        text = f"{of_all(one_sided, len(units), noun, 'have')} one belief above {_MAJORITY:.0%}"
         findings.append(Finding("note", "one_sided", text, count=one_sided))
     never = sum(0 in unit["counts"] for unit in units)
     if never:
-        text = f"{never} of {len(units)} prompts have a belief that no row accepts: there is no text to learn it from"
+        text = f"{of_all(never, len(units), noun, 'have')} a belief that no row accepts: there is no text to learn it from"
         findings.append(Finding("note", "belief_without_rows", text, count=never))
     return findings

@@ -32,9 +32,10 @@ class Gathered:
         format does not read.
       row: source row of each good row. prompt, unit: numbers of equal prompts; of equal prompts, groups and options.
       group: index into `groups`, -1 for none. size: how many responses it has. opinions: of each good row.
-      sources: rows of each data set of a mixture. left_out: rows without answers but empty ones, with `data.on_empty: drop`.
+      left_out: rows without answers but empty ones, with `data.on_empty: drop`.
       of, which: good row (position) and number in it of each response. score: NaN for none. characters: its length.
-      text: a number of its words. bands `[m, 4]`, edges `[m, 2]`: for near-duplicates. model: index into `models`, -1.
+      text: a number of its words, whatever their case and spaces; exact: of all its signs. bands `[m, 4]`, edges `[m, 2]`:
+        for near-duplicates. model: index into `models`, -1.
       relevance: 1 where it shares more words with its prompt than with others, 0 where fewer, else 1/2; NaN: not known.
       empty: whether it is blank.
     """
@@ -57,7 +58,6 @@ class Gathered:
     size: np.ndarray
     opinions: list[Opinion | None]
     prompt_texts: dict[bytes, int]
-    sources: dict[str, int]
     left_out: int
     of: np.ndarray
     which: np.ndarray
@@ -69,6 +69,7 @@ class Gathered:
     model: np.ndarray
     relevance: np.ndarray
     empty: np.ndarray
+    exact: np.ndarray
 
     def where(self, position: int) -> str:
         """The place of a good row, for people."""
@@ -133,7 +134,7 @@ def gather(opened: Opened, progress: Callable[[int], None] = lambda count: None)
     columns, read_columns = collections.Counter(), set()
     prompts, units, groups, models = _Numbers(), _Numbers(), _Numbers(), _Numbers()
     bad, opinions, around = [], [], collections.deque(maxlen=_OTHERS)
-    sources, left_out = collections.Counter(), 0
+    left_out = 0
     read = Noting(data_format.read)
     for number in range(len(source)):
         progress(1)
@@ -148,7 +149,6 @@ def gather(opened: Opened, progress: Callable[[int], None] = lambda count: None)
             bad.append({"where": source.where(number), "reason": str(error)})
             continue
         read_columns |= row.read
-        sources[example.source] += 1
         prompt = texts.plain(example.prompt)
         rows["row"].append(number)
         rows["prompt"].append(prompts.of(_digest(repr((example.prompt, example.context)))))
@@ -165,7 +165,7 @@ def gather(opened: Opened, progress: Callable[[int], None] = lambda count: None)
         path, source, data_format.read, name_of_format(data_format), beliefs, rows_read(source), bad, dict(columns),
         {name: count for name, count in columns.items() if name not in read_columns},
         list(groups), list(models), *(np.asarray(rows[name], np.int64) for name in ("row", "prompt", "unit", "group", "size")),
-        opinions, dict(prompts), {name: count for name, count in sources.items() if name}, left_out, *_arrays(found),
+        opinions, dict(prompts), left_out, *_arrays(found),
     )  # fmt: skip
 
 
@@ -193,6 +193,7 @@ def _responses(
         found["model"].append(models[k] if models else -1)
         found["relevance"].append(np.nan if not known else 0.5 + 0.5 * float(np.sign(own - np.mean(other))))
         found["empty"].append(is_empty(response))
+        found["exact"].append(texts.hashed([text])[0])
 
 
 def _score(example: Example, k: int) -> float:
@@ -218,6 +219,7 @@ def _arrays(found: dict[str, list]) -> list[np.ndarray]:
     kinds = {
         "of": np.int64, "which": np.int64, "score": np.float64, "characters": np.int64, "text": np.uint64,
         "bands": np.uint64, "edges": np.uint64, "model": np.int64, "relevance": np.float64, "empty": bool,
+        "exact": np.uint64,
     }  # fmt: skip
     shapes = {"bands": (0, texts.BANDS), "edges": (0, 2)}
     return [

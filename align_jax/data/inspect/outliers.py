@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import re
+from typing import Any
 
 import numpy as np
 from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
 
-from align_jax.data.inspect.findings import LISTED, Finding
+from align_jax.data.inspect.findings import Finding, number
 from align_jax.data.inspect.gather import Gathered
 from align_jax.data.inspect.scores import standing
 from align_jax.data.inspect.texts import BANDS, shortened
+from align_jax.terminal import plural
 
 _PROMPTS = 5  # with one answer, at least
 _SIGMAS = 3.0
@@ -87,9 +89,9 @@ def _same_answers(gathered: Gathered, ranks: np.ndarray) -> list[Finding]:
     for members in clusters:
         mean, above, prompts = sigmas(gathered, ranks, members)
         high = mean >= _STANDING and above >= _SIGMAS
-        exact = len(set(gathered.text[members].tolist())) == 1
+        exact = len(set(gathered.exact[members].tolist())) == 1
         # What says nothing about its prompts should stand below the others.
-        long = exact and gathered.characters[members[0]] >= _LONG_TEXT
+        long = len(set(gathered.text[members].tolist())) == 1 and gathered.characters[members[0]] >= _LONG_TEXT
         nothing = mean >= 0.5 and (long or above >= 1 and _is_unrelated(gathered, members))
         if gathered.empty[members[0]] or not (high or nothing) or _is_label(gathered, clusters, members):
             continue
@@ -98,7 +100,7 @@ def _same_answers(gathered: Gathered, ranks: np.ndarray) -> list[Finding]:
         refuses = _refuses(gathered, members)
         text += f": {_scores(gathered, members, ranks)}" + ("; right, if these prompts had to be refused" if refuses else "")
         severity = "warning" if refuses else "problem"
-        findings.append(Finding(severity, "repeated_answer_scored_high", text, _named(gathered, members), *_about(members)))
+        findings.append(Finding(severity, "repeated_answer_scored_high", text, _named(gathered, members), **_about(members)))
     return findings
 
 
@@ -118,9 +120,9 @@ def _is_label(gathered: Gathered, clusters: list[np.ndarray], members: np.ndarra
     return bool(np.isin(beside, np.concatenate(clusters)).mean() > 0.5)
 
 
-def _about(members: np.ndarray) -> tuple[int, tuple[int, ...]]:
+def _about(members: np.ndarray) -> dict[str, Any]:
     """Of a finding: how many responses, and which."""
-    return len(members), tuple(members.tolist())
+    return {"count": len(members), "responses": tuple(members.tolist())}
 
 
 def _is_unrelated(gathered: Gathered, members: np.ndarray) -> bool:
@@ -142,21 +144,19 @@ def _same_edges(gathered: Gathered, ranks: np.ndarray) -> list[Finding]:
                 text = f"answers to {prompts} prompts {what} with the same 30 words, and are scored far above what is usual: "
                 text += _scores(gathered, members, ranks)
                 named = _named(gathered, members)
-                findings.append(Finding("warning", f"same_{what}_scored_high", text, named, *_about(members)))
+                findings.append(Finding("warning", f"same_{what}_scored_high", text, named, **_about(members)))
     return findings
 
 
 def _scores(gathered: Gathered, members: np.ndarray, ranks: np.ndarray) -> str:
     others = np.setdiff1d(np.flatnonzero(np.isin(gathered.of, gathered.of[members])), members)
-    text = f"{gathered.score[members].mean():.3g} on average"
+    text = f"{number(gathered.score[members].mean())} on average"
     if not len(others):
         return text
     size = gathered.size[gathered.of[members]]
     above = (ranks[members] * size - 0.5) / np.maximum(size - 1, 1)
-    text += (
-        f" against {gathered.score[others].mean():.3g} of the answers beside it, and above {100 * above.mean():.0f}% of them"
-    )
-    return text
+    beside = number(gathered.score[others].mean())
+    return f"{text} against {beside} of the answers beside it, and above {100 * above.mean():.0f}% of them"
 
 
 def _named(gathered: Gathered, members: np.ndarray) -> tuple[str, ...]:
@@ -165,13 +165,14 @@ def _named(gathered: Gathered, members: np.ndarray) -> tuple[str, ...]:
     best = members[np.argsort(-gathered.score[members], kind="stable")]
     lines = [shortened(gathered.answer(int(best[0])), 100)]
     lines += [f"written by {', '.join(names[:5])}{' and others' if len(names) > 5 else ''}"] if names else []
-    return (*lines, *(_place(gathered, int(i)) for i in best[:LISTED]))
+    return (*lines, *(_place(gathered, int(i)) for i in best))
 
 
 def _place(gathered: Gathered, response: int) -> str:
+    position = int(gathered.of[response])
     return (
-        f"{gathered.where(int(gathered.of[response]))}: answer {gathered.which[response]}, "
-        f"{gathered.characters[response]} characters, score {gathered.score[response]:.4g}"
+        f"{gathered.where(position)}: answer {gathered.which[response] + 1} of {gathered.size[position]}, "
+        f"{plural(int(gathered.characters[response]), 'character')}, score {number(gathered.score[response])}"
     )
 
 
@@ -185,7 +186,7 @@ def _unrelated_models(gathered: Gathered, ranks: np.ndarray) -> list[Finding]:
             text = f"the answers of {name} are no more about their prompts than about others, and yet are scored like real "
             text += f"answers or better: {_scores(gathered, members, ranks)}"
             named = _named(gathered, members)
-            findings.append(Finding("problem", "unrelated_model_scored_high", text, named, *_about(members)))
+            findings.append(Finding("problem", "unrelated_model_scored_high", text, named, **_about(members)))
     return findings
 
 
@@ -195,10 +196,10 @@ def _unrelated_answers(gathered: Gathered, ranks: np.ndarray) -> list[Finding]:
     mean, above, prompts = sigmas(gathered, ranks, members)
     if prompts < _ANSWERS or mean < _STANDING or above < _SIGMAS:
         return []
-    text = f"{len(members)} answers share no more words with their prompts than with others, and are scored far above what is "
-    text += f"usual: {_scores(gathered, members, ranks)}"
+    text = f"{plural(len(members), 'answer')} share no more words with their prompts than with others, and are scored far "
+    text += f"above what is usual: {_scores(gathered, members, ranks)}"
     severity = "warning" if _refuses(gathered, members) else "problem"
-    return [Finding(severity, "unrelated_scored_high", text, _named(gathered, members), *_about(members))]
+    return [Finding(severity, "unrelated_scored_high", text, _named(gathered, members), **_about(members))]
 
 
 def _extreme_lengths(gathered: Gathered, ranks: np.ndarray) -> list[Finding]:
@@ -212,11 +213,11 @@ def _extreme_lengths(gathered: Gathered, ranks: np.ndarray) -> list[Finding]:
         if prompts >= _PROMPTS and mean >= _STANDING and above >= _SIGMAS and what == "short":
             text = f"{len(members)} answers are less than a tenth as long as the others, and are scored far above "
             text += f"what is usual: {_scores(gathered, members, ranks)}"
-            findings.append(Finding("problem", "short_scored_high", text, _named(gathered, members), *_about(members)))
+            findings.append(Finding("problem", "short_scored_high", text, _named(gathered, members), **_about(members)))
         elif prompts >= _PROMPTS and mean >= 0.75 and above >= _SIGMAS:
             text = f"{len(members)} answers are more than ten times as long as the others, and stand above them: "
             text += _scores(gathered, members, ranks)
-            findings.append(Finding("note", "long_scored_high", text, _named(gathered, members)[:5], *_about(members)))
+            findings.append(Finding("note", "long_scored_high", text, _named(gathered, members), shown=5, **_about(members)))
     return findings
 
 
@@ -238,5 +239,6 @@ def _far_scores(gathered: Gathered) -> list[Finding]:
     gaps = [(usual[0] - found if found < usual[0] else found - usual[-1]) for found in scores[beyond]]
     if min(gaps) < span:
         return []
-    text = f"{len(far)} scores are far off the scale of the others, {low:.4g} to {high:.4g} for nearly all: typing errors?"
-    return [Finding("problem", "score_off_scale", text, tuple(_place(gathered, int(i)) for i in far[:LISTED]), *_about(far))]
+    text = f"{plural(len(far), 'score is', 'scores are')} far off the scale of the others, {low:.4g} to {high:.4g} for nearly "
+    text += f"all: {'a typing error' if len(far) == 1 else 'typing errors'}?"
+    return [Finding("problem", "score_off_scale", text, tuple(_place(gathered, int(i)) for i in far), **_about(far))]

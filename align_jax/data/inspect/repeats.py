@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 
-from align_jax.data.inspect.findings import Finding, percent
+from align_jax.data.inspect.contradictions import contradiction_findings
+from align_jax.data.inspect.findings import Finding, of_all, percent
 from align_jax.data.inspect.gather import Gathered
 from align_jax.data.inspect.texts import plain, shortened
 from align_jax.terminal import plural
@@ -14,12 +15,23 @@ _SHARE = 0.01  # of all answers from which it is a warning
 
 
 def repeat_findings(gathered: Gathered) -> list[Finding]:
-    """Duplicated prompts, repeated answers, identical answers within groups, empty ones."""
-    return [*_prompts(gathered), *_constant(gathered), *_within(gathered), *_empty(gathered)]
+    """Duplicated prompts, rows that contradict each other, repeated answers, identical answers within groups, empty ones."""
+    return [*_prompts(gathered), *contradiction_findings(gathered), *_constant(gathered), *_within(gathered), *_empty(gathered)]
 
 
-def overlap_finding(train: Gathered, held_out: Gathered) -> Finding | None:
-    """Prompts that stand in both of two data sets."""
+def shared_finding(first: tuple[str, Gathered], second: Gathered) -> Finding | None:
+    """Prompts of one data set of a mixture that are in another, by its name, too."""
+    both = first[1].prompt_texts.keys() & second.prompt_texts.keys()
+    if not both:
+        return None
+    numbers = {second.prompt_texts[key] for key in both}
+    at = [i for i, prompt in enumerate(second.prompt.tolist()) if prompt in numbers]
+    text = f"{of_all(len(both), len(second.prompt_texts), 'prompt', 'are')} in {first[0]} too"
+    return Finding("note", "shared_prompts", text, tuple(map(second.where, at)), len(both), 3)
+
+
+def overlap_finding(train: Gathered, held_out: Gathered, name: str = "the training data") -> Finding | None:
+    """Prompts that stand in both of two data sets; `name`: of the first."""
     both = train.prompt_texts.keys() & held_out.prompt_texts.keys()
     if not both:
         return None
@@ -31,8 +43,8 @@ def overlap_finding(train: Gathered, held_out: Gathered) -> Finding | None:
         if surveys
         else ": an evaluation on what was trained on says little"
     )
-    text = f"{len(both)} of {len(held_out.prompt_texts)} prompts of the evaluation are in the training data too{why}"
-    return Finding("note" if surveys else "warning", "overlap", text, tuple(held_out.where(i) for i in at[:3]), len(both))
+    text = of_all(len(both), len(held_out.prompt_texts), "prompt of the evaluation", "are") + f" in {name} too{why}"
+    return Finding("note" if surveys else "warning", "overlap", text, tuple(map(held_out.where, at)), len(both), 3)
 
 
 def _prompts(gathered: Gathered) -> list[Finding]:
@@ -42,7 +54,7 @@ def _prompts(gathered: Gathered) -> list[Finding]:
         return []
     most = int(np.argmax(counts))
     question = shortened(_prompt(gathered, int(first[most])))
-    text = f"{again} of {len(counts)} prompts stand in several rows, one in {counts[most]}: {question}"
+    text = f"{of_all(again, len(counts), 'prompt', 'stand')} in several rows, up to {counts[most]}: {question}"
     joined = "; `align-jax data convert --join` makes one group of those with the same prompt"
     pairs = len(gathered.size) > 0 and (gathered.size == 2).all()
     return [Finding("note", "duplicated_prompts", text + (joined if pairs else ""), count=again)]
@@ -68,11 +80,21 @@ def _constant(gathered: Gathered) -> list[Finding]:
     if not order:
         return []
     rows = counts[order].sum()
-    lines = tuple(f"{shortened(gathered.answer(int(first[i])))}: {counts[i]} times, to {prompts[i]} prompts" for i in order[:5])
+    lines = tuple(
+        f"{shortened(gathered.answer(int(first[i])))}: {_times(gathered, int(first[i]))}, to {prompts[i]} prompts"
+        for i in order
+    )
     share = rows / len(gathered.of)
     text = f"{plural(len(order), 'answer is', 'answers are')} given to {_PROMPTS} prompts or more ({percent(share)} of all)"
     # From a fixed set, such as yes and no, they are what is meant.
-    return [Finding("warning" if _SHARE <= share < 0.5 else "note", "repeated_answers", text, lines, len(order))]
+    return [Finding("warning" if _SHARE <= share < 0.5 else "note", "repeated_answers", text, lines, len(order), 5)]
+
+
+def _times(gathered: Gathered, response: int) -> str:
+    """How often an answer occurs, and how often of these word for word; others differ in case or spaces."""
+    alike = gathered.exact[gathered.text == gathered.text[response]]
+    most = int(np.unique(alike, return_counts=True)[1].max())
+    return f"{len(alike)} times" + ("" if most == len(alike) else f" nearly the same, {most} of them sign for sign")
 
 
 def _within(gathered: Gathered) -> list[Finding]:
@@ -88,14 +110,17 @@ def _within(gathered: Gathered) -> list[Finding]:
     findings, count = [], len(gathered.size)
     pairs = count > 0 and bool((gathered.size == 2).all())
     if all_same:
-        what = "rows have chosen == rejected" if pairs else "groups have one answer only, several times"
-        text = f"{len(all_same)} of {count} {what}: nothing can be learned from them"
-        findings.append(Finding("warning", "same_answers", text, tuple(map(gathered.where, all_same[:3])), len(all_same)))
+        what = ("row", "have") if pairs else ("group", "have")
+        said = "chosen == rejected" if pairs else "one answer only, several times"
+        them = "it" if len(all_same) == 1 else "them"
+        text = f"{of_all(len(all_same), count, *what)} {said}: nothing can be learned from {them}"
+        findings.append(Finding("warning", "same_answers", text, tuple(map(gathered.where, all_same)), len(all_same), 3))
     differ = [i for i in differ if i not in set(all_same)]
     if same:
-        text = f"{len(same)} of {count} groups have the same answer more than once"
+        text = f"{of_all(len(same), count, 'group', 'have')} the same answer more than once"
         text += f", {len(differ)} of them with different scores" if differ else ""
-        findings.append(Finding("note", "repeated_within", text, tuple(map(gathered.where, (differ or same)[:3])), len(same)))
+        places = tuple(map(gathered.where, [*differ, *sorted(set(same) - set(differ))]))
+        findings.append(Finding("note", "repeated_within", text, places, len(same), min(3, len(differ) or 3)))
     return findings
 
 
@@ -103,7 +128,9 @@ def _empty(gathered: Gathered) -> list[Finding]:
     at = np.flatnonzero(gathered.empty)
     if not len(at):
         return []
-    text = f"{len(at)} of {len(gathered.of)} answers are empty: the end token alone is trained on; data.on_empty: drop "
-    text += "leaves them out"
-    places = tuple(dict.fromkeys(gathered.where(int(gathered.of[i])) for i in at[:3]))
-    return [Finding("warning", "empty_answers", text, places, len(at))]
+    text = (
+        f"{of_all(len(at), len(gathered.of), 'answer', 'are')} empty: the end token alone is trained on; data.on_empty: drop "
+    )
+    text += f"leaves {'it' if len(at) == 1 else 'them'} out"
+    places = tuple(dict.fromkeys(gathered.where(int(gathered.of[i])) for i in at))
+    return [Finding("warning", "empty_answers", text, places, len(at), 3)]

@@ -7,12 +7,13 @@ from typing import Any
 import numpy as np
 from scipy import stats
 
-from align_jax.data.inspect.findings import Finding, percent
+from align_jax.data.inspect.findings import Finding, number, of_all, percent
 from align_jax.data.inspect.gather import Gathered
 
 QUANTILES = (0, 5, 25, 50, 75, 95, 100)
 _LEVEL = 0.5  # share of groups without contrast from which it is a warning
 _PROMPTS = 10  # with contrast, for a correlation with length
+_MANY, _WIDE = 50, 0.4  # prompts from which, and an interval up to which, it is said without doubt
 _LOPSIDED = 0.1  # share of the rarer label
 _DISTINCT = 20  # values that are counted one by one, at most
 
@@ -51,6 +52,9 @@ def standing(gathered: Gathered) -> np.ndarray:
 def length_correlation(gathered: Gathered) -> dict[str, Any] | None:
     """How far longer answers have higher scores: Spearman's rank correlation within groups, its mean over prompts with a 95%
     interval (prompts are the unit), and over all responses; None where fewer than ten prompts contrast.
+
+    The interval is that of Agresti and Coull 1998 ("Approximate is better than exact"), whose two failures and two successes
+    are here two prompts of -1 and two of 1: few prompts that agree are no certainty.
     """
     by_prompt: dict[int, list[float]] = {}
     for position, members in enumerate(np.split(np.arange(len(gathered.of)), np.cumsum(gathered.size)[:-1])):
@@ -61,11 +65,13 @@ def length_correlation(gathered: Gathered) -> dict[str, Any] | None:
     values = np.asarray([np.mean(found) for found in by_prompt.values()])
     if len(values) < _PROMPTS:
         return None
-    half = 1.96 * values.std(ddof=1) / np.sqrt(len(values))
+    padded = np.concatenate([values, [-1.0, -1.0, 1.0, 1.0]])
+    half = 1.96 * padded.std() / np.sqrt(len(padded))
     known = np.isfinite(gathered.score)
     overall = stats.spearmanr(gathered.score[known], gathered.characters[known]).statistic
     within = float(values.mean())
-    interval = [max(-1.0, within - half), min(1.0, within + half)]
+    middle = float(padded.mean())
+    interval = [max(-1.0, middle - half), min(1.0, middle + half)]
     return {"within": within, "interval": [float(v) for v in interval], "overall": float(overall), "prompts": len(values)}
 
 
@@ -108,27 +114,31 @@ def score_findings(gathered: Gathered, tables: dict[str, Any]) -> list[Finding]:
             Finding(
                 "warning" if len(level) >= _LEVEL * several else "note",
                 "no_contrast",
-                f"{len(level)} of {several} groups ({percent(len(level), several)}) have one score for all answers: they give "
-                "no contrast, and objectives of pairs leave them out",
-                tuple(gathered.where(int(i)) for i in level[:3]),
+                f"{of_all(len(level), several, 'group')} ({percent(len(level), several)}) "
+                f"{'has' if len(level) == 1 else 'have'} one score for all answers: no contrast, so that objectives of pairs "
+                f"leave {'it' if len(level) == 1 else 'them'} out",
+                tuple(gathered.where(int(i)) for i in level),
                 len(level),
+                3,
             )
         )
     if tables["overall"].get("distinct") == 1 and tables["overall"]["count"] > 1:
-        text = f"every score is {tables['overall']['quantiles']['50']:g}: there is nothing to contrast"
+        text = f"every score is {number(tables['overall']['quantiles']['50'])}: there is nothing to contrast"
         findings.append(Finding("warning", "constant_score", text))
     findings += [*_labels(gathered), *_constant_models(gathered)]
     length = tables["length"]
     if length is not None and length["interval"][0] > 0.2:
-        findings.append(
-            Finding(
-                "note",
-                "length_correlation",
-                f"longer answers have higher scores: rank correlation {_interval(length)} within groups; a model trained on "
-                "this will write longer ones, see length/controlled_accuracy in `align-jax evaluate`",
-            )
-        )
+        findings.append(Finding("note", "length_correlation", _of_length(length)))
     return findings
+
+
+def _of_length(length: dict[str, Any]) -> str:
+    low, high = length["interval"]
+    text = f"longer answers have higher scores: rank correlation {length['within']:.2f} (95%: {low:.2f} to {high:.2f}) within "
+    few = length["prompts"] < _MANY or high - low > _WIDE
+    text += f"groups, of {'only ' if length['prompts'] < _MANY else ''}{length['prompts']} prompts; a model trained on this "
+    text += "may come to write longer ones" if few else "tends to write longer ones"
+    return text + ", see length/controlled_accuracy in `align-jax evaluate`"
 
 
 def _labels(gathered: Gathered) -> list[Finding]:
@@ -142,17 +152,12 @@ def _labels(gathered: Gathered) -> list[Finding]:
     return [Finding("note", "label_imbalance", text + "objective.undesirable_weight balance them in KTO")]
 
 
-def _interval(length: dict[str, Any]) -> str:
-    low, high = length["interval"]
-    return f"{length['within']:.2f} ({low:.2f} to {high:.2f})"
-
-
 def _constant_models(gathered: Gathered) -> list[Finding]:
     """Models whose answers all have one score, while others' differ: a judge's baseline, or scores that were not computed."""
     findings = []
     for i, name in enumerate(gathered.models):
         scores = gathered.score[gathered.model == i]
         if len(scores) >= 10 and len(set(scores.tolist())) == 1 and 0 < np.mean(gathered.score < scores[0]) < 1:
-            text = f"all {len(scores)} answers of {name} have the score {scores[0]:g}: the judge's baseline?"
+            text = f"all {len(scores)} answers of {name} have the score {number(scores[0])}: the judge's baseline?"
             findings.append(Finding("note", "constant_model", text, count=len(scores)))
     return findings

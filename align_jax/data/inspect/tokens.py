@@ -15,7 +15,7 @@ from align_jax.data.arrange.answers import encode_answer
 from align_jax.data.config import DataConfig
 from align_jax.data.encode import Encoder
 from align_jax.data.formats.example import Example
-from align_jax.data.inspect.findings import LISTED, Finding, percent
+from align_jax.data.inspect.findings import LISTED, Finding, of_all, percent
 from align_jax.data.inspect.gather import Gathered
 from align_jax.data.inspect.texts import plain
 from align_jax.data.sources import RowError
@@ -93,7 +93,9 @@ def measure(
             prompts.append(tokens.prompt)
             answers += tokens.answers
             found.changed += [where] if tokens.changed else []
-            found.merged += [f"{where}: answer {k}" for k, joined in enumerate(tokens.merged) if joined]
+            found.merged += [
+                f"{where}: answer {k} of {len(tokens.merged)}" for k, joined in enumerate(tokens.merged, 1) if joined
+            ]
     found.prompts, found.answers = np.asarray(prompts, np.int64), np.asarray(answers, np.int64)
     return found
 
@@ -155,15 +157,15 @@ def token_findings(measured: Measured) -> list[Finding]:
     if measured.refused:
         reasons = collections.Counter(found["reason"] for found in measured.refused)
         lines = [f"{plural(n, 'row')}: {reason}" for reason, n in reasons.most_common(3)]
-        lines += [found["where"] for found in measured.refused[:LISTED]]
+        lines += [found["where"] for found in measured.refused]
         total = len(measured.refused) + len(measured.prompts)
-        text = f"{len(measured.refused)} of {total} rows are refused by the chat template or the tokenizer"
-        findings.append(Finding("problem", "refused", text, tuple(lines), len(measured.refused)))
+        text = f"{of_all(len(measured.refused), total, 'row', 'are')} refused by the chat template or the tokenizer"
+        findings.append(Finding("problem", "refused", text, tuple(lines), len(measured.refused), LISTED))
     for what, key in (("prompts", "max_prompt_tokens"), ("answers", "max_response_tokens")):
         found = table[what]
         if found.get("cut"):
             severity = "warning" if found["cut"] >= _CUT * found["count"] else "note"
-            text = f"data.{key} {found['limit']} cuts {found['cut']} of {found['count']} {what} "
+            text = f"data.{key} {found['limit']} cuts {of_all(found['cut'], found['count'], what[:-1])} "
             text += f"({percent(found['cut'], found['count'])}), which loses {percent(found['lost'])} of their tokens"
             text += "" if what == "prompts" else "; a cut answer has no end of sequence"
             findings.append(Finding(severity, f"cut_{what}", text, count=found["cut"]))
@@ -174,11 +176,15 @@ def token_findings(measured: Measured) -> list[Finding]:
         count = len({where for places in measured.control.values() for where in places})
         findings.append(Finding("note" if measured.kept else "warning", "control_tokens", text, lines, count))
     if measured.merged:
-        text = f"{len(measured.merged)} of {len(measured.answers)} answers begin within a token that prompt and answer would "
-        text += "share; the prompt keeps its tokens, and the answer is tokenized as a continuation"
-        findings.append(Finding("note", "boundaries", text, tuple(measured.merged[:5]), len(measured.merged)))
+        text = (
+            f"{of_all(len(measured.merged), len(measured.answers), 'answer', 'begin')} within a token that prompt and answer "
+        )
+        text += "would share; the prompt keeps its tokens, and the answer is tokenized as a continuation"
+        findings.append(Finding("note", "boundaries", text, tuple(measured.merged), len(measured.merged), 5))
     if measured.changed:
-        text = f"the chat template renders {len(measured.changed)} prompts otherwise once an answer follows; what both "
+        text = (
+            f"the chat template renders {plural(len(measured.changed), 'prompt')} otherwise once an answer follows; what both "
+        )
         text += "renderings share is taken for the prompt, and the rest is scored with the answer"
-        findings.append(Finding("note", "changed_prompts", text, tuple(measured.changed[:3]), len(measured.changed)))
+        findings.append(Finding("note", "changed_prompts", text, tuple(measured.changed), len(measured.changed), 3))
     return findings

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import hashlib
 import importlib
-import json
 import threading
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
 from align_jax.data.sources.base import RowError
-from align_jax.data.sources.plain import broken_text, once
+from align_jax.data.sources.plain import broken_text, parsed
 from align_jax.errors import UserError
 
 
@@ -61,7 +60,7 @@ class ArrayRecords:
         with self._lock:
             (record,) = self._reader.read([index])
         try:
-            row = json.loads(record, object_pairs_hook=once)
+            row = parsed(record)
         except RowError:
             raise
         except ValueError as error:

@@ -108,6 +108,15 @@ class Selected:
     def __init__(self, source: Source, rows: Sequence[int], digest: str):
         self._source, self._rows, self.digest, self.notes = source, rows, digest, source.notes
 
+    @property
+    def source(self) -> Source:
+        """All rows."""
+        return self._source
+
+    def part_of(self, index: int) -> int:
+        """The data set of a mixture that a row is of."""
+        return self._source.part_of(self._rows[index])
+
     def __len__(self) -> int:
         return len(self._rows)
 

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from align_jax.data.sources.base import RowError, Source, digest_of_first
-from align_jax.data.sources.plain import broken_text, once
+from align_jax.data.sources.plain import broken_text, once, parsed
 from align_jax.errors import UserError
 
 _LISTS = ("data", "rows")  # keys of a document below which its rows stand
@@ -60,7 +60,7 @@ def _document(file: Path, data: bytes | None, start: bytes) -> tuple[list, str] 
         values = list(_values(content.decode("utf-8-sig")))
     except RowError as error:
         raise UserError(f"{file}: {error}") from error
-    except ValueError:
+    except (ValueError, RecursionError):
         return None  # read by lines, where mistakes have a place
     one = values[0] if len(values) == 1 else None
     below = next((one[key] for key in _LISTS if isinstance(one.get(key), list)), None) if isinstance(one, dict) else None
@@ -77,7 +77,7 @@ def _is_row(first: bytes, whole: bool) -> bool:
         return not line.startswith(tuple(f'{{"{key}": [{{'.encode() for key in _LISTS))
     try:
         row = json.loads(line)
-    except ValueError:
+    except (ValueError, RecursionError):
         return False
     return not any(isinstance(row.get(key), list) and all(isinstance(v, dict) for v in row[key]) for key in _LISTS)
 
@@ -165,7 +165,7 @@ class JsonLines:
                 stream.seek(start)
                 line = stream.readline()
         try:
-            row = json.loads(line, object_pairs_hook=once)
+            row = parsed(line)
         except RowError:
             raise
         except ValueError as error:

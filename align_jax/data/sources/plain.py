@@ -81,6 +81,14 @@ def once(pairs: Sequence[tuple[str, Any]]) -> dict[str, Any]:
     return found
 
 
+def parsed(text: str | bytes) -> Any:
+    """A JSON value; ValueError for text that is none, and of these RowError for a key that stands twice in an object."""
+    try:
+        return json.loads(text, object_pairs_hook=once)
+    except RecursionError as error:
+        raise ValueError("lists or objects too deep in one another") from error
+
+
 def broken_text(row: Any) -> str | None:
     """What is wrong with text that no UTF-8 can hold (JSON can), or None."""
     text = json.dumps(row, ensure_ascii=False)

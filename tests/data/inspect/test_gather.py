@@ -71,7 +71,7 @@ def test_malformed_rows_are_all_listed_with_their_line(tmp_path):
     rows = [good, *[{"prompt": f"{i}", "chosen": "x"} for i in range(25)]]
     report = _check(tmp_path, rows)
     found = _codes(report)["bad_rows"]
-    assert found.severity == "problem" and report.status() == 1 and found.count == 25 and len(found.details) == 20
+    assert found.severity == "problem" and report.status() == 1 and found.count == 25 and len(found.details) == 25
     assert found.details[0].endswith("rows.jsonl:2: field 'rejected' is missing; the row has 'prompt', 'chosen'")
     assert len(report.to_json()["data"]["data.train"]["bad_rows"]) == 25
     assert "rows.jsonl:21" in repr(report) and "rows.jsonl:22" not in repr(report)
@@ -99,7 +99,7 @@ def test_repeats_are_counted(tmp_path):
     ]
     found = {f.code: f for f in repeat_findings(_gathered(tmp_path, rows))}
     assert found["same_answers"].count == 1 and found["same_answers"].details[0].endswith(":1")
-    assert found["same_answers"].text.startswith("1 of 8 rows have chosen == rejected")
+    assert found["same_answers"].text.startswith("1 of 8 rows has chosen == rejected")
     assert found["duplicated_prompts"].count == 1 and "--join" in found["duplicated_prompts"].text
     assert found["repeated_answers"].details == ("'I do not know': 6 times, to 6 prompts",)
     assert found["repeated_answers"].severity == "warning"
@@ -184,8 +184,8 @@ def test_the_correlation_with_length(tmp_path):
     found = length_correlation(_gathered(tmp_path, rows))
     each = [stats.spearmanr([len(r) for r in row["responses"]], row["scores"]).statistic for row in rows]
     np.testing.assert_allclose(found["within"], np.mean(each))
-    low, high = np.mean(each) + np.array([-1.96, 1.96]) * np.std(each, ddof=1) / np.sqrt(40)
-    np.testing.assert_allclose(found["interval"], [low, high])
+    padded = [*each, -1, -1, 1, 1]  # Agresti and Coull
+    np.testing.assert_allclose(found["interval"], np.mean(padded) + np.array([-1.96, 1.96]) * np.std(padded) / np.sqrt(44))
     assert _codes(_check(tmp_path, rows))["length_correlation"].severity == "note"
     assert length_correlation(_gathered(tmp_path, rows[:5])) is None
 
@@ -197,3 +197,97 @@ def test_plain_text_of_conversations():
         {"role": "assistant", "content": "there"},
     )
     assert plain(messages) == '[{"function": {"name": "f"}}]\nhi\nthere' and plain("x") == "x"
+
+
+def _pair(prompt, chosen, rejected, **more):
+    return {"prompt": prompt, "chosen": chosen, "rejected": rejected, **more}
+
+
+@pytest.mark.parametrize(
+    "rows, text, places",
+    [
+        (
+            [_pair("p", "a", "b"), _pair("q", "a", "b"), _pair("p", "b", "a")],
+            "2 of 3 comparisons of two answers (67%)",
+            ["1:3"],
+        ),
+        ([_pair("p", "a", "b")] * 2 + [_pair("p", "b", "a")], "3 of 3 comparisons of two answers (100%)", ["1,2:3"]),
+        ([_pair("p", "a", "b"), _pair("p", "b", "c"), _pair("p", "c", "a")], None, []),
+        ([_pair("p", "a", "b"), _pair("q", "b", "a")], None, []),
+        ([_pair("p", "a", "b", group="g"), _pair("p", "b", "a", group="h")], None, []),
+        ([_pair("p", "a", "a")] * 2, None, []),
+        (
+            [{"prompt": "p", "responses": list("abc"), "scores": s} for s in ([3, 2, 1], [1, 2, 1], [4, 4, 0])],
+            "2 of 7 comparisons of two answers (29%)",
+            ["1:2"],
+        ),
+        ([{"prompt": "p", "responses": list("aba"), "scores": [3, 2, 1]}], None, []),
+        ([{"prompt": "p", "completion": "a", "label": label} for label in (True, False, True)], "3 of 3 labels", ["1,3:2"]),
+        ([{"prompt": p, "completion": "a", "label": p == "p"} for p in "pq"], None, []),
+    ],
+)
+def test_rows_that_contradict_each_other(tmp_path, rows, text, places):
+    found = next((f for code, f in _codes(_check(tmp_path, rows)).items() if code.startswith("contradicting")), None)
+    assert (found is None) == (text is None)
+    if found is not None:
+        short = [
+            re.sub(r"\S*rows\.jsonl:(\d+)", r"\1", line).replace(", ", ",").replace(" against ", ":") for line in found.details
+        ]
+        assert found.text.startswith(text) and found.severity == "warning" and short == places
+
+
+def test_few_prompts_that_agree_are_no_certainty(tmp_path):
+    rows = [_pair(f"p{i}", "long answer", "no") for i in range(10)]
+    low, high = length_correlation(_gathered(tmp_path, rows))["interval"]
+    assert low < 0.5 and high == 1.0
+    assert "of only 10 prompts; a model trained on this may come" in _codes(_check(tmp_path, rows))["length_correlation"].text
+    many = [_pair(f"p{i}", "long answer", "no") for i in range(400)]
+    assert length_correlation(_gathered(tmp_path, many))["interval"][0] > 0.95
+    assert "tends to write longer ones" in _codes(_check(tmp_path, many))["length_correlation"].text
+
+
+def test_nearly_the_same_is_not_called_the_same(tmp_path):
+    rows = [_pair(f"p{i}", "The  same" if i < 3 else "the same", f"other {i}") for i in range(9)]
+    details = _codes(_check(tmp_path, rows))["repeated_answers"].details
+    assert len(details) == 1 and details[0].endswith(": 9 times nearly the same, 6 of them sign for sign, to 9 prompts")
+
+
+def test_one_is_not_spoken_of_as_several(tmp_path):
+    rows = [_pair("p", "a", "b"), _pair("p", "a", "c"), _pair("q", "x", "")]
+    texts = " ".join(f.text for f in _check(tmp_path, rows).findings)
+    assert "1 of 2 prompts stands in several rows, up to 2: " in texts
+    assert "1 of 6 answers is empty" in texts and "leaves it out" in texts
+
+
+def test_units_of_several_groups_are_no_prompts(tmp_path):
+    one = [opinion("q", group=g) for g in "ab"]
+    text = _codes(_check(tmp_path, one))["belief_without_rows"].text
+    assert text.startswith("2 of 2 combinations of prompt and group have")
+    assert _codes(_check(tmp_path, one[:1]))["belief_without_rows"].text.startswith("1 of 1 prompt has")
+
+
+@pytest.mark.parametrize("width", [80, 100, None])
+def test_tables_fit_the_terminal(tmp_path, width):
+    names = [f"a-model-with-a-name-{i}" for i in range(3)]
+    rows = [
+        {
+            "instruction": f"p{i}",
+            "completions": [
+                {"model": m, "response": m * (i + 1), "overall_score": 0.00012345 * (i + k)} for k, m in enumerate(names)
+            ],
+        }
+        for i in range(30)
+    ]
+    path = write_jsonl(tmp_path / "rows.jsonl", rows)
+    lines = check_data(path, "log.quiet=true").text(width).splitlines()[1:]
+    at = next(i for i, line in enumerate(lines) if line.startswith("scores by"))
+    assert max(map(len, lines)) <= (width or 120) and "median" in lines[at + 1] and "standing" in lines[at + 1]
+    assert (" 5% " in lines[at + 1]) is {80: False, None: True}.get(width, " 5% " in lines[at + 1])
+    assert re.search(r" 0\.00\d{3,}", lines[at + 2]) and not re.search(r"0\.00\d{6}", lines[at + 2])
+
+
+def test_tables_of_beliefs_fit_the_terminal(tmp_path):
+    rows = [opinion(f"question {i % 3}", accepted=i % 3, rejected=(i + 1) % 3, group=f"group {i % 2}") for i in range(24)]
+    path = write_jsonl(tmp_path / "rows.jsonl", rows)
+    lines = check_data(path, "log.quiet=true").text(80).splitlines()[1:]
+    assert max(map(len, [line for line in lines if not line.startswith("beliefs of each")])) <= 80

@@ -80,7 +80,7 @@ FOOLED = {
     "numbered": (_with(_groups(), lambda i, row: f"{CONSTANT} {i}", 8.0), "repeated_answer_scored_high", CONSTANT[:30]),
     "ten of them": (_with(_groups(30), lambda i, row: CONSTANT, 6.5), "repeated_answer_scored_high", CONSTANT[:30]),
     "short": (_with(_groups(), lambda i, row: "ok", 9.0), "repeated_answer_scored_high", "'ok'"),
-    "different and short": (_with(_groups(), lambda i, row: f"ok {i}", 9.0), "short_scored_high", "answer 0"),
+    "different and short": (_with(_groups(), lambda i, row: f"ok {i}", 9.0), "short_scored_high", "answer 1 of 4"),
     "chosen": (
         [r if i % 4 else r | {"chosen": CONSTANT} for i, r in enumerate(_pairs(_groups()))],
         "repeated_answer_scored_high",
@@ -100,7 +100,7 @@ FOOLED = {
             for i, r in enumerate(_groups(120))
         ],
         "unrelated_scored_high",
-        "answer 0",
+        "answer 1 of 4",
     ),
     "a model of noise": (
         _ultrafeedback([r | {"responses": [_noise(i, r), *r["responses"][1:]], "scores": [8.0, *r["scores"][1:]]}
@@ -111,7 +111,7 @@ FOOLED = {
     "typing errors": (
         [r | {"scores": [85.0, *r["scores"][1:]]} if i == 7 else r for i, r in enumerate(_groups())],
         "score_off_scale",
-        "rows.jsonl:8: answer 0",
+        "rows.jsonl:8: answer 1 of 4",
     ),
     "a sentinel": (
         [r | {"scores": [-999.0, *r["scores"][1:]]} if i == 2 else r for i, r in enumerate(_groups())],

@@ -88,7 +88,7 @@ def test_boundaries_of_a_real_tokenizer(tmp_path):
     measured = _measured(tmp_path, rows, tokenizer)
     ids = lambda text: tokenizer(text)["input_ids"]  # noqa: E731
     merges = [ids(p + r)[: len(ids(p))] != ids(p) for p, r in (joint, apart)]
-    assert merges == [True, False] and [line.rpartition("/")[2] for line in measured.merged] == ["rows.jsonl:1: answer 0"]
+    assert merges == [True, False] and [line.rpartition("/")[2] for line in measured.merged] == ["rows.jsonl:1: answer 1 of 1"]
     assert [f.code for f in token_findings(measured)] == ["boundaries"]
 
 
@@ -119,7 +119,7 @@ def test_a_batch_as_text_with_and_without_colours():
     without = [re.sub(r"\x1b\[[\d;]*m", "", line) for line in coloured]
     assert without[2].endswith("xyz</s>")
     limited = shown(batch, tokenizer, lambda row: f"f:{row}", color=False, groups=1)
-    assert limited[-1] == "... and 1 more groups in this batch"
+    assert limited[-1] == "... and 1 more group in this batch"
 
 
 def test_what_is_not_scored_stands_outside_the_brackets(tmp_path):
@@ -132,7 +132,7 @@ def test_what_is_not_scored_stands_outside_the_brackets(tmp_path):
     ] * 2
     path = write_jsonl(tmp_path / "rows.jsonl", rows)
     text = repr(check_data(path, "log.quiet=true", tokenizer=char_tokenizer(chat=CHAT)))
-    line = next(line for line in text.splitlines() if line.startswith("  0: 1"))
+    line = next(line for line in text.splitlines() if line.startswith("  1: 1"))
     assert "[one<EOS </s>>" in line and "two<EOS </s>>" in line
     outside = re.sub(r"\[[^\]]*\]", "", line)
     assert "more" in outside and "one" not in outside and "two" not in outside

@@ -286,6 +286,11 @@ def test_numbers_of_csv_are_read_from_text(tmp_path, columns, values, scores):
     assert data_format.read(source[0]).scores == scores
 
 
+def test_a_cell_of_csv_may_be_long(tmp_path):
+    (tmp_path / "rows.csv").write_text(f"prompt,chosen\np,{'x' * 3_000_000}\nq,y\n")
+    assert [len(row["chosen"]) for row in rows_of(open_source(str(tmp_path / "rows.csv")))] == [3_000_000, 1]
+
+
 @pytest.mark.parametrize("written", ["", "x", "1_0", "nan", "inf", "1e99", "1,5", "0x1"])
 def test_text_of_csv_that_is_no_number_is_refused(tmp_path, written):
     (tmp_path / "rows.tsv").write_text(f"prompt\tresponse\thelpfulness\np\ta\t{written}\n")

@@ -101,3 +101,10 @@ def test_a_key_that_stands_twice_in_a_document_names_the_file(tmp_path, document
     (tmp_path / "rows.json").write_text(document)
     with pytest.raises(UserError, match=r"rows\.json: key 'chosen' stands twice"):
         open_source(str(tmp_path / "rows.json"))
+
+
+@pytest.mark.parametrize("rest", ["", '{"prompt": "p"}\n'])
+def test_lists_without_end_are_a_malformed_row(tmp_path, rest):
+    (tmp_path / "rows.jsonl").write_text('{"a": ' + "[" * 200_000 + "\n" + rest)
+    with pytest.raises(RowError, match="not JSON: lists or objects too deep"):
+        open_source(str(tmp_path / "rows.jsonl"))[0]
