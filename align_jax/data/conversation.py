@@ -28,7 +28,12 @@ class Conversation:
 
 def as_answer(response: Text) -> tuple[Any, ...]:
     """The messages of a response; plain text is what the assistant said."""
-    return ({"role": "assistant", "content": response},) if isinstance(response, str) else tuple(response)
+    return ({"role": "assistant", "content": response},) if isinstance(response, str) else whole_texts(response)
+
+
+def whole_texts(messages: Sequence[Message]) -> tuple[Message, ...]:
+    """Messages whose content, where it is a list of texts, is one text."""
+    return tuple({**m, "content": words(m)} if isinstance(m.get("content"), list | tuple) else m for m in messages)
 
 
 def joined(conversation: Conversation, answer: Sequence[Message]) -> Conversation:

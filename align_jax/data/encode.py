@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from align_jax.data.config import DataConfig
-from align_jax.data.conversation import Conversation, as_answer, joined, stating, without_end
+from align_jax.data.conversation import Conversation, as_answer, joined, stating, whole_texts, without_end
 from align_jax.data.formats.example import Example, Text
 from align_jax.data.sources import RowError
 from align_jax.data.template import ChatTemplate
@@ -235,7 +235,7 @@ class Encoder:
             return None
         if isinstance(prompt, str):
             prompt = ({"role": "user", "content": self._plain_words(example)},)
-        return Conversation(tuple(prompt), example.tools, example.documents)
+        return Conversation(whole_texts(prompt), example.tools, example.documents)
 
     def _plain_words(self, example: Example, mark: Any = lambda text: text) -> str:
         words = {name: mark(getattr(example, name)) for name in ("prompt", "group", "context")}
