@@ -45,8 +45,8 @@ TALKS = [
 
 
 PRINTS_TOOLS = (
-    "{{ tools | tojson }}{% for m in messages %}<|{{ m['role'] }}|>{{ m['content'] or '' }}{{ (m['tool_calls'] or []) | tojson }}"
-    "{% endfor %}{% if add_generation_prompt %}<|assistant|>{% endif %}"
+    "{{ tools | tojson }}{% for m in messages %}<|{{ m['role'] }}|>{{ m['content'] or '' }}"
+    "{{ (m['tool_calls'] or []) | tojson }}{% endfor %}{% if add_generation_prompt %}<|assistant|>{% endif %}"
 )
 
 

@@ -335,7 +335,7 @@ def wait_for(path, processes):
 
 @pytest.mark.slow
 def test_a_response_of_nothing_is_trained_on(world, whole):
-    # Blank text would be a malformed row of `groups`; what was sampled is the end token.
+    # What was sampled is the end token, and so is blank text where it is kept.
     folder, config = world
     given = rows(whole / "rounds" / "1" / "scored.jsonl")
     given[0]["responses"][0], given[0]["tokens"][0] = "", [3]
@@ -347,8 +347,9 @@ def test_a_response_of_nothing_is_trained_on(world, whole):
     assert main(["train", str(folder / "blank.yaml"), "--train.steps", "1"]) == 0
     (metrics,) = read_metrics(folder / "blank" / "metrics.jsonl")
     assert np.isfinite(metrics["loss"])
-    # The same rows are `groups` too, but for the blank one.
-    assert main(["train", str(folder / "blank.yaml"), "--data.format", "groups", "--run.dir", str(folder / "texts")]) == 2
+    groups = ["train", str(folder / "blank.yaml"), "--data.format", "groups", "--train.steps", "1"]
+    assert main([*groups, "--run.dir", str(folder / "texts")]) == 0
+    assert main([*groups, "--run.dir", str(folder / "refused"), "--data.on_empty", "error"]) == 2
 
 
 @pytest.mark.slow
