@@ -229,12 +229,28 @@ TARGETS: dict[str, Callable[[Example], list[Row] | str]] = {
 }
 
 
-def usual_target(example: Example) -> str:
-    """The format in which nothing of such an example is lost."""
+def _usual(example: Example) -> str:
+    """The format in which nothing of an example is lost."""
     if example.opinion is not None:
         return "gdpo"
     if example.tokens is not None:
         return "samples"
     if not example.responses:
         return "prompts"
-    return "completions" if example.scores is example.desirable is None else "groups"
+    return "completions" if example.scores is example.desirable is None and len(example.responses) == 1 else "groups"
+
+
+def usual_target(examples: Sequence[Example]) -> str:
+    """The format in which nothing of such examples is lost.
+
+    Raises:
+      UserError: there is none for all of them.
+    """
+    found = collections.Counter(map(_usual, examples))
+    if len(found) > 1:
+        needed = ", ".join(f"{name} ({plural(count, 'row')})" for name, count in found.most_common())
+        raise UserError(
+            f"no one format holds all of these rows; what loses nothing of them is {needed}: convert each data set by itself, "
+            "or say with --to which format all become, and what it does not hold is left out and counted"
+        )
+    return next(iter(found))
