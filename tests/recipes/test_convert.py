@@ -44,10 +44,15 @@ TALKS = [
 ]
 
 
-def _dataset(path, **options):
-    return GroupDataset(
-        DataConfig(train=str(path), **options), "train", Encoder(char_tokenizer(), DataConfig()), arrangement=MPO().arrangement
-    )
+PRINTS_TOOLS = (
+    "{{ tools | tojson }}{% for m in messages %}<|{{ m['role'] }}|>{{ m['content'] or '' }}{{ (m['tool_calls'] or []) | tojson }}"
+    "{% endfor %}{% if add_generation_prompt %}<|assistant|>{% endif %}"
+)
+
+
+def _dataset(path, chat=None, **options):
+    config = DataConfig(train=str(path), **options)
+    return GroupDataset(config, "train", Encoder(char_tokenizer(chat=chat), config), arrangement=MPO().arrangement)
 
 
 def _read(path):
@@ -75,7 +80,7 @@ def test_converted_data_gives_the_same_groups(tmp_path, ending):
 def test_conversations_with_tools_stay_as_they_are(tmp_path, ending):
     given = write_jsonl(tmp_path / "given.jsonl", TALKS)
     made = convert_data(given, tmp_path / f"out{ending}", "log.quiet=true")
-    before, after = _dataset(given), _dataset(made.files[0])
+    before, after = (_dataset(path, PRINTS_TOOLS) for path in (given, made.files[0]))
     examples = [(old.example_of(i), new.example_of(i)) for old, new in ((before, after),) for i in range(3)]
     assert all(old == new for old, new in examples) and len(examples[0][1].tools) == 2
     assert examples[0][1].responses[0][0]["tool_calls"][0]["function"]["arguments"] == {"x": "1"}
