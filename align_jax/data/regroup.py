@@ -195,8 +195,8 @@ def _completions(example: Example) -> list[Row] | str:
         return "no responses"
     if len(example.responses) == 1 and example.scores == (0.0,):
         return "not desirable"
-    best = int(np.argmax(example.scores)) if example.scores is not None else 0
-    return [_common(example) | {"completion": _text(example.responses[best])}]
+    best = example.responses if example.scores is None else [example.responses[int(np.argmax(example.scores))]]
+    return [_common(example) | {"completion": _text(text)} for text in best]
 
 
 def _prompts(example: Example) -> list[Row] | str:
@@ -237,7 +237,7 @@ def _usual(example: Example) -> str:
         return "samples"
     if not example.responses:
         return "prompts"
-    return "completions" if example.scores is example.desirable is None and len(example.responses) == 1 else "groups"
+    return "completions" if example.scores is example.desirable is None else "groups"
 
 
 def usual_target(examples: Sequence[Example]) -> str:

@@ -37,7 +37,8 @@ def _lines(to: str, kept: Sequence[Example]) -> Iterator[str]:
     if scores:
         yield f"the scores or labels of {plural(scores, 'row')} are left out; {_SCORES[to]}"
     most = {"pairs": 2, "completions": 1, "prompts": 0}.get(to)
-    fewer = [] if most is None else [len(e.responses) - most for e in kept if len(e.responses) > most]
+    several = [e for e in kept if to != "completions" or e.scores is not None]  # others are a completion each
+    fewer = [] if most is None else [len(e.responses) - most for e in several if len(e.responses) > most]
     if fewer:
         stay = {
             "pairs": "the best and the worst of each stay",

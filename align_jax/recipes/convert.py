@@ -100,8 +100,6 @@ def _run(config: Config, output: Path, how: Conversion, stop: Callable[[], bool]
     files = _files(output, how)
     counts = ConversionCounts()
     examples = _read(config, counts)
-    if not examples:
-        raise UserError(f"{config.data.train}: no row is left to convert: {'; '.join(counts.describe())}")
     if how.to is None and how.reward_model is None:
         usual_target(examples)  # before anything is done
     if how.join:
@@ -121,6 +119,8 @@ def _run(config: Config, output: Path, how: Conversion, stop: Callable[[], bool]
         kept, own = [e for e, out in zip(examples, parts, strict=True) if out == which], ConversionCounts()
         rows = rows_as(to, kept, own)
         expected = [example for example in kept if not isinstance(TARGETS[to](example), str)]
+        if not rows:
+            raise UserError(f"{file}: no row is left to write: {'; '.join(own.describe()[1:])}")
         write_rows(rows, file, lambda made, rows=rows: _check(made, to, rows))
         written += own.groups
         counts.dropped.update(own.dropped)
@@ -174,6 +174,10 @@ def _read(config: Config, counts: ConversionCounts) -> list[Example]:
         counts.dropped["its answers are empty (data.on_empty: drop)"] = len(left_out)
     if bad:
         counts.dropped[f"malformed, the first: {bad[0]['where']}: {bad[0]['reason']}"] = len(bad)
+    if not examples:
+        raise UserError(f"{opened.path}: no row is left to convert: {'; '.join(counts.describe())}")
+    if empty := sum(example.left_out for example in examples):
+        say(f"{plural(empty, 'empty answer is', 'empty answers are')} left out of rows that stay (data.on_empty: drop)")
     return examples
 
 

@@ -11,14 +11,14 @@ from align_jax.data.inspect.texts import BANDS, hashed, shingles, words
 
 _ALIKE = 0.8  # Jaccard similarity of their shingles from which texts are nearly the same
 _MANY = 5  # responses from which it matters whether they are
-_CENTRES = 64  # of texts whose sketches are chained, most frequent first: what is like none of these is alone
+_CENTRES = 64  # of texts whose sketches are chained: what is like none of these is alone
 
 
 def near_duplicates(gathered: Gathered) -> np.ndarray:
     """A number for every response, the same for those that say nearly the same.
 
     Texts that share a band of the sketch are chained, and a chain of five or more is taken apart by what the texts really
-    share: each belongs to a frequent one to which its shingles have a Jaccard similarity of at least 0.8.
+    share: each belongs to a centre to which its shingles have a Jaccard similarity of at least 0.8.
     """
     labels = _chained(gathered)
     order = np.argsort(labels, kind="stable")
@@ -48,11 +48,15 @@ def _chained(gathered: Gathered) -> np.ndarray:
 
 def _confirmed(gathered: Gathered, members: np.ndarray) -> np.ndarray:
     """Numbers from 0 for responses of one chain, the same for those that are alike."""
-    _, first, inverse, counts = np.unique(gathered.text[members], return_index=True, return_inverse=True, return_counts=True)
+    _, first, inverse = np.unique(gathered.text[members], return_index=True, return_inverse=True)
+    company = np.zeros(len(members), np.int64)  # those with most of it are centres
+    for band in gathered.bands[members].T:
+        _, keys, counts = np.unique(band, return_inverse=True, return_counts=True)
+        company += counts[keys]
     centres: list[set[int]] = []
     numbers = np.empty(len(first), np.int64)
     alone = _CENTRES
-    for i in np.argsort(-counts, kind="stable"):
+    for i in np.argsort(-company[first], kind="stable"):
         own = set(shingles(hashed(words(gathered.answer(int(members[first[i]]))))).tolist())
         found = next((k for k, centre in enumerate(centres) if _similarity(own, centre) >= _ALIKE), None)
         if found is None and len(centres) < _CENTRES:

@@ -29,7 +29,8 @@ _MOST, _SEVERAL = 0.5, 0.25  # shares of all prompts
 _REFUSAL = re.compile(
     r"\b(sorry|cannot|can[\u2019']t|unable to|not able to|won[\u2019']t|as an ai|decline|apologi[sz]e|refuse|not comfortable|"
     r"don[\u2019']t feel comfortable|leider|kann ich nicht|tut mir leid|désolée?|ne (peux|puis) pas|lo siento|no puedo|"
-    r"desculpe|lamento|não posso|mi dispiace|non posso|извините|не могу)\b|抱歉|无法|不能|無法|申し訳|できません|죄송|수 없습니다"
+    r"desculpe|lamento|não posso|mi dispiace|non posso|извините|не могу)\b|抱歉|无法|不能|無法|申し訳|できません|"
+    r"죄송|수 없습니다"
 )
 _SHORT, _LONG = 0.1, 10.0  # of the median length of the others
 
