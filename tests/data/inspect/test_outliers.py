@@ -8,13 +8,14 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from scipy import stats
 
 from align_jax import check_data
 from align_jax.data.config import DataConfig
 from align_jax.data.inspect import texts
 from align_jax.data.inspect.gather import gather
 from align_jax.data.inspect.outliers import near_duplicates, outlier_findings
-from align_jax.data.inspect.scores import standing
+from align_jax.data.inspect.scores import length_correlation, standing
 from align_jax.data.opened import open_data
 from tests.data.toys import write_jsonl
 
@@ -250,6 +251,26 @@ def test_standing_is_a_mid_rank(tmp_path):
     gathered = gather(open_data(DataConfig(train=write_jsonl(tmp_path / "r.jsonl", rows)), "train", None))
     np.testing.assert_allclose(standing(gathered), [2.5 / 4, 1 / 4, 1 / 4, 3.5 / 4, 0.5, 0.5])
     assert outlier_findings(gathered) == []
+
+
+def test_standing_and_correlation_of_all_rows_are_those_of_each(tmp_path):
+    rng = random.Random(3)
+    rows = []
+    for i in range(60):
+        count = rng.randint(2, 6)
+        texts_of = ["x" * rng.randint(1, 5) for _ in range(count)]
+        rows.append({"prompt": f"{i % 40}", "responses": texts_of, "scores": [rng.randint(0, 3) for _ in range(count)]})
+    gathered = gather(open_data(DataConfig(train=write_jsonl(tmp_path / "r.jsonl", rows)), "train", None))
+    wanted = [(stats.rankdata(row["scores"]) - 0.5) / len(row["scores"]) for row in rows]
+    np.testing.assert_allclose(standing(gathered), np.concatenate(wanted))
+    by_prompt = {}
+    for row in rows:
+        lengths = list(map(len, row["responses"]))
+        if len(set(lengths)) > 1 and len(set(row["scores"])) > 1:
+            by_prompt.setdefault(row["prompt"], []).append(stats.spearmanr(row["scores"], lengths).statistic)
+    found = length_correlation(gathered)
+    assert found["prompts"] == len(by_prompt) < 40
+    np.testing.assert_allclose(found["within"], np.mean([np.mean(values) for values in by_prompt.values()]))
 
 
 def test_near_duplicates_share_a_number(tmp_path):
