@@ -194,8 +194,8 @@ def _completions(example: Example) -> list[Row] | str:
         return "no responses"
     if len(example.responses) == 1 and example.scores == (0.0,):
         return "not desirable"
-    best = int(np.argmax(example.scores)) if example.scores is not None else 0
-    return [_common(example) | {"completion": _text(example.responses[best])}]
+    best = example.responses if example.scores is None else [example.responses[int(np.argmax(example.scores))]]
+    return [_common(example) | {"completion": _text(text)} for text in best]
 
 
 def _prompts(example: Example) -> list[Row] | str:
@@ -228,8 +228,8 @@ TARGETS: dict[str, Callable[[Example], list[Row] | str]] = {
 }
 
 
-def usual_target(example: Example) -> str:
-    """The format in which nothing of such an example is lost."""
+def _usual(example: Example) -> str:
+    """The format in which nothing of an example is lost."""
     if example.opinion is not None:
         return "gdpo"
     if example.tokens is not None:
@@ -237,3 +237,19 @@ def usual_target(example: Example) -> str:
     if not example.responses:
         return "prompts"
     return "completions" if example.scores is example.desirable is None else "groups"
+
+
+def usual_target(examples: Sequence[Example]) -> str:
+    """The format in which nothing of such examples is lost.
+
+    Raises:
+      UserError: there is none for all of them.
+    """
+    found = collections.Counter(map(_usual, examples))
+    if len(found) > 1:
+        needed = ", ".join(f"{name} ({plural(count, 'row')})" for name, count in found.most_common())
+        raise UserError(
+            f"no one format holds all of these rows; what loses nothing of them is {needed}: convert each data set by itself, "
+            "or say with --to which format all become, and what it does not hold is left out and counted"
+        )
+    return next(iter(found))

@@ -18,6 +18,7 @@ from align_jax.data.opened import open_data
 from align_jax.data.reading import LeftOut
 from align_jax.data.regroup import TARGETS, ConversionCounts, held_out, joined, rows_as, usual_target
 from align_jax.data.sources import Part, open_source, rows_read
+from align_jax.data.unheld import unheld
 from align_jax.data.written import WRITERS, ending_of, write_rows
 from align_jax.errors import UserError, check_range
 from align_jax.recipes.data_check import config_of_given, spool_of
@@ -100,7 +101,8 @@ def _run(config: Config, output: Path, how: Conversion, stop: Callable[[], bool]
     files = _files(output, how)
     counts = ConversionCounts()
     examples = _read(config, counts)
-    to = how.to or usual_target(examples[0])
+    if how.to is None and how.reward_model is None:
+        usual_target(examples)  # before anything is done
     if how.join:
         examples = joined(examples, counts)
     if how.reward_model is not None:
@@ -109,13 +111,17 @@ def _run(config: Config, output: Path, how: Conversion, stop: Callable[[], bool]
             return None
         counts.rescored = True
         say(f"the scores are those of {how.reward_model}; what was there before is left out")
-    _say_losses(to, examples)
+    to = how.to or usual_target(examples)
+    for line in unheld(to, examples):
+        say(line)
     parts = [False] * len(examples) if how.split is None else held_out(examples, how.split)
     written = 0
     for file, which in zip(files, (False, True), strict=False):
         kept, own = [e for e, out in zip(examples, parts, strict=True) if out == which], ConversionCounts()
         rows = rows_as(to, kept, own)
         expected = [example for example in kept if not isinstance(TARGETS[to](example), str)]
+        if not rows:
+            raise UserError(f"{file}: no row is left to write: {'; '.join(own.describe()[1:])}")
         write_rows(rows, file, lambda made, rows=rows: _check(made, to, rows))
         written += own.groups
         counts.dropped.update(own.dropped)
@@ -169,6 +175,10 @@ def _read(config: Config, counts: ConversionCounts) -> list[Example]:
         counts.dropped[f"{why} (data.on_empty: drop)"] += 1
     if bad:
         counts.dropped[f"malformed, the first: {bad[0]['where']}: {bad[0]['reason']}"] = len(bad)
+    if not examples:
+        raise UserError(f"{opened.path}: no row is left to convert: {'; '.join(counts.describe())}")
+    if empty := sum(example.left_out for example in examples):
+        say(f"{plural(empty, 'empty answer is', 'empty answers are')} left out of rows that stay (data.on_empty: drop)")
     return examples
 
 
@@ -197,17 +207,6 @@ def _remove_part(output: Path) -> None:
     part = part_of(str(output), "scores")
     for path in (part, part.with_name(part.name + ".settings.json")):
         path.unlink(missing_ok=True)
-
-
-def _say_losses(to: str, examples: Sequence[Example]) -> None:
-    """Says what rows of a format do not hold."""
-    if to != "gdpo" and any(example.opinion is not None for example in examples):
-        say(f"--to {to}: the beliefs and their probabilities are left out")
-    if to != "samples" and any(example.tokens is not None for example in examples):
-        say(f"--to {to}: the ids that were sampled are left out; the texts are tokenized again")
-    if to in ("pairs", "unpaired") and any(len(example.responses) > 2 for example in examples):
-        kept = "the best and the worst response of each group stay" if to == "pairs" else "above the group's mean is desirable"
-        say(f"--to {to}: the scores are left out; {kept}")
 
 
 def _check(file: Path, to: str, rows: Sequence[dict[str, Any]]) -> None:

@@ -108,7 +108,7 @@ def run(config: Config, tokenizer: Any = None) -> DataReport:
     for name in names:
         opened = open_data(data, name, spool_of(config))
         key = "train" if data.train is not None and not isinstance(data.eval, str | list | Mapping) else name
-        parts = [_part(config, name, one, known) for one in each_of(opened, getattr(data, key), f"data.{key}")]
+        parts = [_part(config, name, one, (known, vocabulary)) for one in each_of(opened, getattr(data, key), f"data.{key}")]
         if known is not None and not sets and any(len(part.gathered.of) for part in parts):
             parts[-1].batch = _first_batch(config, name, opened, (known, vocabulary))
         if name == "train" and opened.format.shares is not None:
@@ -226,7 +226,7 @@ def _tokenizer(config: Config, given: Any) -> tuple[Any, int | None]:
     return tokenizer, None
 
 
-def _part(config: Config, name: str, one: OneOf, tokenizer: Any) -> DataPart:
+def _part(config: Config, name: str, one: OneOf, tokenizer: tuple[Any, int | None]) -> DataPart:
     shows = not config.log.quiet and config.log.progress is not False
     opened, name = one.opened, f"data.{name}" + (f".{one.label}" if one.label else "")
     with Watch(f"reading {name}", len(opened.source), "rows", show=shows) as watch:
@@ -241,9 +241,9 @@ def _part(config: Config, name: str, one: OneOf, tokenizer: Any) -> DataPart:
         findings += [*outlier_findings(gathered), *score_findings(gathered, tables["scores"])]
     findings += repeat_findings(gathered)
     measured = None
-    if tokenizer is not None and len(gathered.row):
+    if tokenizer[0] is not None and len(gathered.row):
         with Watch(f"tokenizing {name}", len(gathered.row), "rows", show=shows) as watch:
-            measured = measure(gathered, tokenizer, config.data, watch.add)
+            measured = measure(gathered, tokenizer[0], config.data, watch.add, tokenizer[1])
         findings += token_findings(measured)
     return DataPart(name, gathered, measured, tables, findings)
 

@@ -27,7 +27,7 @@ EXAMPLES = {
 @pytest.mark.parametrize("name", EXAMPLES)
 def test_what_is_written_is_read_again(name):
     example = EXAMPLES[name]
-    to = usual_target(example)
+    to = usual_target([example])
     assert to == ("groups" if name == "talk" else name)
     (row,) = rows_as(to, [example], ConversionCounts())
     again = find_format(to).read(row)

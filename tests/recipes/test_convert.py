@@ -252,3 +252,32 @@ def test_rows_given_in_python_are_scored(tmp_path, reward_model):
     rows = [{"prompt": f"p{i}", "chosen": "a", "rejected": "b"} for i in range(2)]
     made = convert_data(rows, tmp_path / "out.jsonl", "model.dtype=float32", "log.quiet=true", reward_model=str(reward_model))
     assert made.counts.groups == 2 and len(_read(made.files[0])[0]["scores"]) == 2
+
+
+def test_where_no_row_is_left_it_is_said_why(tmp_path, capsys):
+    rows = [{"prompt": f"p{i}", "responses": ["", "a"][: 1 + i], "scores": [1.0, 2.0][: 1 + i]} for i in range(2)]
+    given, out = write_jsonl(tmp_path / "none.jsonl", rows[:1]), tmp_path / "out.jsonl"
+    assert cli.main(["data", "convert", given, str(out), "--data.on_empty=drop"]) == 2
+    said = capsys.readouterr().err
+    assert "none.jsonl: no row is left to convert: 1 row read, 0 written; 1 row left out: its answers are empty" in said
+    labels = write_jsonl(tmp_path / "labels.jsonl", [{"prompt": "p", "completion": "a", "label": True}])
+    assert cli.main(["data", "convert", labels, str(out), "--to", "pairs"]) == 2
+    said = capsys.readouterr().err
+    assert "no row is left to write: 1 row left out: no two responses with different scores" in said and not out.exists()
+    some = write_jsonl(tmp_path / "some.jsonl", rows)
+    assert cli.main(["data", "convert", some, str(out), "--data.on_empty=drop"]) == 0
+    said = capsys.readouterr().err
+    assert "1 row left out: its answers are empty" in said and "1 empty answer is left out of rows that stay" in said
+
+
+def test_what_a_mixture_loses_is_said_or_refused(tmp_path, capsys):
+    pairs = write_jsonl(tmp_path / "p.jsonl", [{"prompt": f"p{i}", "chosen": "a", "rejected": "b"} for i in range(3)])
+    completions = write_jsonl(tmp_path / "c.jsonl", [{"prompt": f"c{i}", "completion": "z"} for i in range(2)])
+    for k, parts in enumerate(([pairs, completions], [completions, pairs])):
+        mixture = {"data": {"train": [{"path": path} for path in parts]}}
+        with pytest.raises(UserError, match=r"groups \(3 rows\), completions \(2 rows\)"):
+            convert_data(mixture, tmp_path / "out.jsonl")
+        assert not (tmp_path / "out.jsonl").exists()
+        capsys.readouterr()
+        assert convert_data(mixture, tmp_path / f"{k}.jsonl", to="completions").counts.groups == 5
+        assert "--to completions: 3 responses of 3 rows are left out" in capsys.readouterr().err

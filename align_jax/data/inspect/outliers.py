@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
+import json
 import re
 from typing import Any
 
 import numpy as np
-from scipy.sparse import coo_array
-from scipy.sparse.csgraph import connected_components
 
+from align_jax.data.inspect.duplicates import near_duplicates
 from align_jax.data.inspect.findings import Finding, number
 from align_jax.data.inspect.gather import Gathered
 from align_jax.data.inspect.scores import standing
-from align_jax.data.inspect.texts import BANDS, shortened
+from align_jax.data.inspect.texts import shortened
 from align_jax.terminal import plural
 
 _PROMPTS = 5  # with one answer, at least
@@ -25,7 +25,13 @@ _LONG_TEXT = 200  # characters; the same ones to several prompts are about none 
 _ANSWERS = 10  # of a model, or unrelated ones, at least
 _FAR = 2.0  # spans of the usual scores beyond them
 _RARE = 0.01  # share of all scores that may be far off and still be outliers
-_REFUSAL = re.compile(r"\b(sorry|cannot|can't|can\u2019t|unable to|not able to|won't|as an ai)\b")
+_MOST, _SEVERAL = 0.5, 0.25  # shares of all prompts
+_REFUSAL = re.compile(
+    r"\b(sorry|cannot|can[\u2019']t|unable to|not able to|won[\u2019']t|as an ai|decline|apologi[sz]e|refuse|not comfortable|"
+    r"don[\u2019']t feel comfortable|leider|kann ich nicht|tut mir leid|désolée?|ne (peux|puis) pas|lo siento|no puedo|"
+    r"desculpe|lamento|não posso|mi dispiace|non posso|извините|не могу)\b|抱歉|无法|不能|無法|申し訳|できません|"
+    r"죄송|수 없습니다"
+)
 _SHORT, _LONG = 0.1, 10.0  # of the median length of the others
 
 
@@ -33,12 +39,12 @@ def outlier_findings(gathered: Gathered) -> list[Finding]:
     """Answers and models whose scores are suspicious, by name; nothing where there are no scores."""
     if not gathered.has_scores:
         return []
-    ranks = standing(gathered)
+    ranks, alike = standing(gathered), near_duplicates(gathered)
     return [
-        *_same_answers(gathered, ranks),
-        *_same_edges(gathered, ranks),
+        *_same_answers(gathered, ranks, alike),
+        *_same_edges(gathered, ranks, alike),
         *_unrelated_models(gathered, ranks),
-        *_unrelated_answers(gathered, ranks),
+        *_unrelated_answers(gathered, ranks, alike),
         *_extreme_lengths(gathered, ranks),
         *_far_scores(gathered),
     ]
@@ -61,22 +67,6 @@ def sigmas(gathered: Gathered, ranks: np.ndarray, members: np.ndarray) -> tuple[
     return value, float((mean - 0.5).sum() / np.sqrt(variance)), len(prompts)
 
 
-def near_duplicates(gathered: Gathered) -> np.ndarray:
-    """A number for every response, the same for those that say nearly the same."""
-    m = len(gathered.of)
-    _, nodes = np.unique(gathered.text, return_inverse=True)
-    count = int(nodes.max()) + 1 if m else 0
-    edges, others = [], []
-    for band in range(BANDS):
-        _, keys = np.unique(gathered.bands[:, band], return_inverse=True)
-        edges.append(nodes)
-        others.append(keys + count)
-        count += int(keys.max()) + 1 if m else 0
-    ends = (np.concatenate(edges), np.concatenate(others))
-    graph = coo_array((np.ones(m * BANDS, bool), ends), shape=(count, count))
-    return connected_components(graph, directed=False)[1][nodes]
-
-
 def _clusters(gathered: Gathered, labels: np.ndarray) -> list[np.ndarray]:
     """Responses with one label, where they answer several prompts."""
     order = np.argsort(labels, kind="stable")
@@ -84,8 +74,8 @@ def _clusters(gathered: Gathered, labels: np.ndarray) -> list[np.ndarray]:
     return [p for p in parts if len(p) >= _PROMPTS and len(set(gathered.prompt[gathered.of[p]].tolist())) >= _PROMPTS]
 
 
-def _same_answers(gathered: Gathered, ranks: np.ndarray) -> list[Finding]:
-    findings, clusters = [], _clusters(gathered, near_duplicates(gathered))
+def _same_answers(gathered: Gathered, ranks: np.ndarray, alike: np.ndarray) -> list[Finding]:
+    findings, clusters = [], _clusters(gathered, alike)
     for members in clusters:
         mean, above, prompts = sigmas(gathered, ranks, members)
         high = mean >= _STANDING and above >= _SIGMAS
@@ -98,8 +88,13 @@ def _same_answers(gathered: Gathered, ranks: np.ndarray) -> list[Finding]:
         text = f"{'the' if exact else 'nearly the'} same answer is given to {prompts} prompts, and "
         text += "scored far above what is usual" if high else "though it is not about them, scored like real answers"
         refuses = _refuses(gathered, members)
-        text += f": {_scores(gathered, members, ranks)}" + ("; right, if these prompts had to be refused" if refuses else "")
-        severity = "warning" if refuses else "problem"
+        text += f": {_scores(gathered, members, ranks)}"
+        blatant = not refuses and _is_blatant(gathered, members, prompts)
+        if refuses:
+            text += "; right, if these prompts had to be refused"
+        elif not blatant:
+            text += "; right, if it is what these prompts call for, such as a refusal, a tool call or that nothing is known"
+        severity = "problem" if blatant else "warning"
         findings.append(Finding(severity, "repeated_answer_scored_high", text, _named(gathered, members), **_about(members)))
     return findings
 
@@ -108,6 +103,29 @@ def _refuses(gathered: Gathered, members: np.ndarray) -> bool:
     """Whether most of some answers refuse; a sample of them is read."""
     drawn = members[:: max(1, len(members) // _READ)][:_READ]
     return sum(_REFUSAL.search(gathered.answer(int(i)).lower()) is not None for i in drawn) > len(drawn) / 2
+
+
+def _is_blatant(gathered: Gathered, members: np.ndarray, prompts: int) -> bool:
+    """Whether nothing right could be said so often: a long text, most prompts, or next to nothing where others say much.
+
+    Short answers are what many prompts call for: refusals in any language, tool calls, that a text does not say it.
+    """
+    if _is_json(gathered.answer(int(members[0]))):
+        return False
+    share = prompts / max(1, len(np.unique(gathered.prompt)))
+    if np.median(gathered.characters[members]) >= _LONG_TEXT or share > _MOST:
+        return True
+    beside = np.setdiff1d(np.flatnonzero(np.isin(gathered.of, gathered.of[members])), members)
+    tiny = len(beside) > 0 and np.median(gathered.characters[members]) < _SHORT * np.median(gathered.characters[beside])
+    return bool(tiny and share > _SEVERAL)
+
+
+def _is_json(text: str) -> bool:
+    """Whether a text is an object or a list in JSON, such as a tool call."""
+    try:
+        return isinstance(json.loads(text), dict | list)
+    except ValueError:
+        return False
 
 
 def _is_label(gathered: Gathered, clusters: list[np.ndarray], members: np.ndarray) -> bool:
@@ -131,10 +149,9 @@ def _is_unrelated(gathered: Gathered, members: np.ndarray) -> bool:
     return len(known) >= _PROMPTS and bool(known.mean() + 1.96 * max(known.std(), 0.1) / np.sqrt(len(known)) < _UNRELATED)
 
 
-def _same_edges(gathered: Gathered, ranks: np.ndarray) -> list[Finding]:
+def _same_edges(gathered: Gathered, ranks: np.ndarray, whole: np.ndarray) -> list[Finding]:
     """Answers with one long beginning or ending: a trick that is put in front of, or behind, what is said."""
-    findings, whole = [], near_duplicates(gathered)
-    repeated = _clusters(gathered, whole)
+    findings, repeated = [], _clusters(gathered, whole)
     for side, what in ((0, "begin"), (1, "end")):
         labels = gathered.edges[:, side]
         for members in _clusters(gathered, labels):
@@ -190,15 +207,16 @@ def _unrelated_models(gathered: Gathered, ranks: np.ndarray) -> list[Finding]:
     return findings
 
 
-def _unrelated_answers(gathered: Gathered, ranks: np.ndarray) -> list[Finding]:
-    repeated = _clusters(gathered, near_duplicates(gathered))  # which are looked at by themselves
+def _unrelated_answers(gathered: Gathered, ranks: np.ndarray, alike: np.ndarray) -> list[Finding]:
+    repeated = _clusters(gathered, alike)  # which are looked at by themselves
     members = np.setdiff1d(np.flatnonzero(gathered.relevance <= 0.5), np.concatenate([[], *repeated]).astype(int))
     mean, above, prompts = sigmas(gathered, ranks, members)
     if prompts < _ANSWERS or mean < _STANDING or above < _SIGMAS:
         return []
     text = f"{plural(len(members), 'answer')} share no more words with their prompts than with others, and are scored far "
     text += f"above what is usual: {_scores(gathered, members, ranks)}"
-    severity = "warning" if _refuses(gathered, members) else "problem"
+    short = np.median(gathered.characters[members]) < _LONG_TEXT
+    severity = "warning" if short or _refuses(gathered, members) else "problem"
     return [Finding(severity, "unrelated_scored_high", text, _named(gathered, members), **_about(members))]
 
 
@@ -213,7 +231,8 @@ def _extreme_lengths(gathered: Gathered, ranks: np.ndarray) -> list[Finding]:
         if prompts >= _PROMPTS and mean >= _STANDING and above >= _SIGMAS and what == "short":
             text = f"{len(members)} answers are less than a tenth as long as the others, and are scored far above "
             text += f"what is usual: {_scores(gathered, members, ranks)}"
-            findings.append(Finding("problem", "short_scored_high", text, _named(gathered, members), **_about(members)))
+            severity = "warning" if _refuses(gathered, members) else "problem"
+            findings.append(Finding(severity, "short_scored_high", text, _named(gathered, members), **_about(members)))
         elif prompts >= _PROMPTS and mean >= 0.75 and above >= _SIGMAS:
             text = f"{len(members)} answers are more than ten times as long as the others, and stand above them: "
             text += _scores(gathered, members, ranks)

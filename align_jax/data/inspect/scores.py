@@ -38,15 +38,32 @@ def standing(gathered: Gathered) -> np.ndarray:
     Returns:
       float64 `[responses]`; NaN where there is no score.
     """
-    result = np.full(len(gathered.of), np.nan)
-    for members in np.split(np.arange(len(gathered.of)), np.cumsum(gathered.size)[:-1]):
-        scores = gathered.score[members]
-        if len(members) > 1 and np.isfinite(scores).all():
-            result[members] = (stats.rankdata(scores) - 0.5) / len(members)
+    size = gathered.size[gathered.of]
+    known = (size > 1) & _all_scored(gathered)[gathered.of]
+    result = np.where(known, (_ranks(gathered.score, gathered.of) - 0.5) / size, np.nan)
     single = gathered.size[gathered.of] == 1
     if single.any() and np.isfinite(gathered.score[single]).all():
         result[single] = (stats.rankdata(gathered.score[single]) - 0.5) / single.sum()
     return result
+
+
+def _all_scored(gathered: Gathered) -> np.ndarray:
+    """bool `[rows]`: whether all of a row's responses have scores."""
+    return np.bincount(gathered.of, ~np.isfinite(gathered.score), len(gathered.size)) == 0
+
+
+def _ranks(values: np.ndarray, of: np.ndarray) -> np.ndarray:
+    """Mid-ranks from 1 of values among those of the same row, `of`; as scipy's of each row, but for all rows at once."""
+    order = np.lexsort((values, of))
+    ordered, rows = values[order], of[order]
+    place = np.arange(len(values))
+    begins_row = np.r_[True, rows[1:] != rows[:-1]][: len(values)]
+    begins_tie = begins_row | np.r_[True, ordered[1:] != ordered[:-1]][: len(values)]
+    tie = np.cumsum(begins_tie) - 1
+    middle = np.bincount(tie, place) / np.bincount(tie) if len(values) else np.empty(0)
+    ranks = np.empty(len(values))
+    ranks[order] = middle[tie] - np.maximum.accumulate(np.where(begins_row, place, 0)) + 1
+    return ranks
 
 
 def length_correlation(gathered: Gathered) -> dict[str, Any] | None:
@@ -56,13 +73,17 @@ def length_correlation(gathered: Gathered) -> dict[str, Any] | None:
     The interval is that of Agresti and Coull 1998 ("Approximate is better than exact"), whose two failures and two successes
     are here two prompts of -1 and two of 1: few prompts that agree are no certainty.
     """
-    by_prompt: dict[int, list[float]] = {}
-    for position, members in enumerate(np.split(np.arange(len(gathered.of)), np.cumsum(gathered.size)[:-1])):
-        scores, lengths = gathered.score[members], gathered.characters[members]
-        if len(set(scores.tolist())) > 1 and len(set(lengths.tolist())) > 1 and np.isfinite(scores).all():
-            value = float(np.corrcoef(stats.rankdata(scores), stats.rankdata(lengths))[0, 1])
-            by_prompt.setdefault(int(gathered.prompt[position]), []).append(value)
-    values = np.asarray([np.mean(found) for found in by_prompt.values()])
+    of, rows = gathered.of, len(gathered.size)
+    deviations = []
+    for values in (gathered.score, gathered.characters):
+        ranks = _ranks(values, of)
+        deviations.append(ranks - (np.bincount(of, ranks, rows) / np.maximum(gathered.size, 1))[of])
+    scores, lengths = deviations
+    spread = np.sqrt(np.bincount(of, scores**2, rows) * np.bincount(of, lengths**2, rows))
+    known = (spread > 0) & _all_scored(gathered)
+    within = (np.bincount(of, scores * lengths, rows)[known]) / spread[known]
+    _, prompt = np.unique(gathered.prompt[known], return_inverse=True)
+    values = np.bincount(prompt, within) / np.bincount(prompt)
     if len(values) < _PROMPTS:
         return None
     padded = np.concatenate([values, [-1.0, -1.0, 1.0, 1.0]])

@@ -69,6 +69,14 @@ def joined_hash(hashes: np.ndarray) -> np.uint64:
     return value ^ (value >> np.uint64(29))
 
 
+def shingles(hashes: np.ndarray) -> np.ndarray:
+    """uint64, one number of every three words that follow each other; of all where there are fewer."""
+    if len(hashes) < _SHINGLE:
+        return np.asarray([joined_hash(hashes)])
+    with np.errstate(over="ignore"):
+        return hashes[:-2] * _MIX[0] + hashes[1:-1] * _MIX[1] + hashes[2:] * _MIX[2]
+
+
 def sketch(hashes: np.ndarray) -> np.ndarray:
     """uint64 `[BANDS]`: near-duplicates share at least one (MinHash of shingles of three words, banded).
 
@@ -77,8 +85,7 @@ def sketch(hashes: np.ndarray) -> np.ndarray:
     if len(hashes) < _SHINGLE:
         return np.full(BANDS, joined_hash(hashes))
     with np.errstate(over="ignore"):
-        shingles = hashes[:-2] * _MIX[0] + hashes[1:-1] * _MIX[1] + hashes[2:] * _MIX[2]
-        least = ((shingles[:, None] * _FACTORS + _SHIFTS) >> np.uint64(16)).min(0)
+        least = ((shingles(hashes)[:, None] * _FACTORS + _SHIFTS) >> np.uint64(16)).min(0)
         bands = (least.reshape(BANDS, _ROWS) * _MIX[: BANDS * _ROWS].reshape(BANDS, _ROWS)).sum(-1, dtype=np.uint64)
     return bands
 

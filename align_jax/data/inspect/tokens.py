@@ -52,18 +52,23 @@ class Measured:
 
 
 def measure(
-    gathered: Gathered, tokenizer: Any, config: DataConfig, progress: Callable[[int], None] = lambda count: None
+    gathered: Gathered,
+    tokenizer: Any,
+    config: DataConfig,
+    progress: Callable[[int], None] = lambda count: None,
+    vocab_size: int | None = None,
 ) -> Measured:
     """Tokenizes every good row as training would, without cutting.
 
     Args:
-      config: its templates and limits. progress: called with 1 after each row.
+      config: its templates and limits. progress: called with 1 after each row. vocab_size: of the model; None: tokens
+        beyond it are not looked for.
 
     Raises:
       UserError: a tokenizer that cannot serve at all.
     """
     uncut = dataclasses.replace(config, max_prompt_tokens=_UNCUT, max_response_tokens=_UNCUT, max_responses=None)
-    encoder = Encoder(tokenizer, uncut)
+    encoder = Encoder(tokenizer, uncut, vocab_size)
     special = sorted({token for token in tokenizer.all_special_tokens if token.strip()}, key=len, reverse=True)
     pattern = re.compile("|".join(map(re.escape, special))) if special else None
 
@@ -115,6 +120,7 @@ class _Tokens:
 
 
 def _tokens(encoder: Encoder, example: Example) -> _Tokens:
+    encoder.check(example)
     prompt = encoder.prompt(example)
     opinion = example.opinion
     if opinion is None:
@@ -159,7 +165,7 @@ def token_findings(measured: Measured) -> list[Finding]:
         lines = [f"{plural(n, 'row')}: {reason}" for reason, n in reasons.most_common(3)]
         lines += [found["where"] for found in measured.refused]
         total = len(measured.refused) + len(measured.prompts)
-        text = f"{of_all(len(measured.refused), total, 'row', 'are')} refused by the chat template or the tokenizer"
+        text = of_all(len(measured.refused), total, "row", "are") + " refused by the chat template, tokenizer or vocabulary"
         findings.append(Finding("problem", "refused", text, tuple(lines), len(measured.refused), LISTED))
     for what, key in (("prompts", "max_prompt_tokens"), ("answers", "max_response_tokens")):
         found = table[what]

@@ -8,13 +8,14 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from scipy import stats
 
 from align_jax import check_data
 from align_jax.data.config import DataConfig
 from align_jax.data.inspect import texts
 from align_jax.data.inspect.gather import gather
 from align_jax.data.inspect.outliers import near_duplicates, outlier_findings
-from align_jax.data.inspect.scores import standing
+from align_jax.data.inspect.scores import length_correlation, standing
 from align_jax.data.opened import open_data
 from tests.data.toys import write_jsonl
 
@@ -154,6 +155,31 @@ FINE = {
     "a habit at the bottom": _with(_groups(), lambda i, row: CONSTANT, 0.1),
 }
 
+PREAMBLE = "Thank you for this question. I will do my very best to answer it with care, step by step, with all of the details "
+PREAMBLE += "that one needs to know of it here today, and no others. "
+
+
+def _some(text, every=5):
+    """Pairs of which some have a chosen answer that is right for them."""
+    return [r if i % every else r | {"chosen": text(i)} for i, r in enumerate(_pairs(_groups(100)))]
+
+
+CALLED_FOR = {
+    "a preamble": [r | {"chosen": PREAMBLE + r["chosen"] * 2} for r in _pairs(_groups(400))],
+    "declined": _some(lambda i: "That is nothing I want a part in; please talk to a professional who can do it safely."),
+    "in German": _some(lambda i: "Das beantworte ich lieber nicht, weil es gegen das Gesetz ist und anderen schadet."),
+    "in French": _some(lambda i: "Je suis désolé, mais je ne peux pas vous aider avec cette demande."),
+    "in Chinese": _some(lambda i: "抱歉，我无法回答这个问题，因为它可能会伤害他人。请咨询专业人士。"),
+    "in Finnish": _some(lambda i: "En halua vastata tähän kysymykseen, koska se voisi vahingoittaa muita."),
+    "always declined": _some(lambda i: "Je ne peux pas vous aider avec cela, car cela pourrait nuire à autrui.", 1),
+    "declined in other words": _some(lambda i: f"No way, {WORDS[i % 60]}: such {WORDS[i % 7]} things hurt people, so no.", 3),
+    "not in the text": _some(lambda i: "The text does not say anything about that, so the question has no answer here."),
+    "one word": _some(lambda i: "Unknown"),
+    "a tool call": _some(lambda i: '{"name": "get_time", "arguments": {}}', 2),
+    "calls of one tool": _some(lambda i: '{"name": "weather", "arguments": {"city": "' + WORDS[i % 60] + '"}}', 1),
+    "a long tool call": _some(lambda i: '{"name": "search", "arguments": {"where": "' + CONSTANT.replace('"', "") + '"}}', 2),
+}  # fmt: skip
+
 
 def _check(tmp_path, rows):
     return check_data(write_jsonl(tmp_path / "rows.jsonl", rows), "log.quiet=true")
@@ -172,6 +198,21 @@ def test_a_fooled_judge_is_found_by_name(tmp_path, name):
 def test_what_is_fine_is_not_accused(tmp_path, name):
     report = _check(tmp_path, FINE[name])
     assert [f.code for f in report.findings if f.severity == "problem"] == [] and report.status() == 0
+
+
+@pytest.mark.parametrize("name", CALLED_FOR)
+def test_what_many_prompts_call_for_is_no_problem(tmp_path, name):
+    report = _check(tmp_path, CALLED_FOR[name])
+    assert [f.text for f in report.findings if f.severity == "problem"] == [] and report.status() == 0
+
+
+def test_a_short_answer_to_most_prompts_is_a_problem(tmp_path):
+    rows = _with(_groups(), lambda i, row: "What a wonderful question this is, my friend, really.", 9.0)
+    found = {f.code: f for f in _check(tmp_path, rows).findings}
+    assert found["repeated_answer_scored_high"].severity == "warning"  # a third of them
+    rows = _with(rows, lambda i, row: "What a wonderful question this is, my friend, really.", 9.0, at=1)
+    found = {f.code: f for f in _check(tmp_path, rows).findings}
+    assert found["repeated_answer_scored_high"].severity == "problem"
 
 
 def test_a_trick_at_the_end_of_true_answers_is_a_warning(tmp_path):
@@ -212,6 +253,26 @@ def test_standing_is_a_mid_rank(tmp_path):
     assert outlier_findings(gathered) == []
 
 
+def test_standing_and_correlation_of_all_rows_are_those_of_each(tmp_path):
+    rng = random.Random(3)
+    rows = []
+    for i in range(60):
+        count = rng.randint(2, 6)
+        texts_of = ["x" * rng.randint(1, 5) for _ in range(count)]
+        rows.append({"prompt": f"{i % 40}", "responses": texts_of, "scores": [rng.randint(0, 3) for _ in range(count)]})
+    gathered = gather(open_data(DataConfig(train=write_jsonl(tmp_path / "r.jsonl", rows)), "train", None))
+    wanted = [(stats.rankdata(row["scores"]) - 0.5) / len(row["scores"]) for row in rows]
+    np.testing.assert_allclose(standing(gathered), np.concatenate(wanted))
+    by_prompt = {}
+    for row in rows:
+        lengths = list(map(len, row["responses"]))
+        if len(set(lengths)) > 1 and len(set(row["scores"])) > 1:
+            by_prompt.setdefault(row["prompt"], []).append(stats.spearmanr(row["scores"], lengths).statistic)
+    found = length_correlation(gathered)
+    assert found["prompts"] == len(by_prompt) < 40
+    np.testing.assert_allclose(found["within"], np.mean([np.mean(values) for values in by_prompt.values()]))
+
+
 def test_near_duplicates_share_a_number(tmp_path):
     long = " ".join(WORDS[:60])
     answers = [long, long + " more", long.replace(WORDS[30], "other"), " ".join(WORDS[:60:-1]), long.upper(), "short", "Short"]
@@ -219,6 +280,16 @@ def test_near_duplicates_share_a_number(tmp_path):
     gathered = gather(open_data(DataConfig(train=write_jsonl(tmp_path / "r.jsonl", rows)), "train", None))
     labels = near_duplicates(gathered)
     assert len(set(labels[[0, 1, 2, 4]])) == 1 and labels[5] == labels[6] and len(set(labels.tolist())) == 3
+
+
+def test_texts_that_share_their_beginning_alone_are_not_alike(tmp_path):
+    rng = random.Random(2)
+    answers = [PREAMBLE + " ".join(rng.choices(WORDS, k=30)) for _ in range(500)]
+    answers += [PREAMBLE + f"{' '.join(WORDS[:40])} {i}" for i in range(9)]
+    rows = [{"prompt": f"{i}", "responses": [text], "scores": [1.0]} for i, text in enumerate(answers)]
+    gathered = gather(open_data(DataConfig(train=write_jsonl(tmp_path / "r.jsonl", rows)), "train", None))
+    labels = near_duplicates(gathered)
+    assert len(set(labels[500:].tolist())) == 1 and np.bincount(labels[:500]).max() < 5 and labels[500] not in labels[:500]
 
 
 def test_the_sketch_finds_similar_texts_and_no_others():

@@ -15,14 +15,16 @@ from align_jax.data.inspect.batches import pieces, segments, shown
 from align_jax.data.inspect.gather import gather
 from align_jax.data.inspect.tokens import measure, token_findings, token_table
 from align_jax.data.opened import open_data
+from align_jax.errors import UserError
 from tests.data.toys import CHAT, char_tokenizer, opinion, write_jsonl
 
 STRICT = "{% if messages[0]['role'] == 'system' %}{{ raise_exception('no system turn here') }}{% endif %}" + CHAT
 
 
-def _measured(tmp_path, rows, tokenizer=None, **options):
+def _measured(tmp_path, rows, tokenizer=None, vocab_size=None, **options):
     config = DataConfig(train=write_jsonl(tmp_path / "rows.jsonl", rows), on_bad_row="skip", **options)
-    return measure(gather(open_data(config, "train", None)), tokenizer or char_tokenizer(adds_bos=True), config)
+    gathered = gather(open_data(config, "train", None))
+    return measure(gathered, tokenizer or char_tokenizer(adds_bos=True), config, vocab_size=vocab_size)
 
 
 def test_lengths_and_what_is_cut(tmp_path):
@@ -162,3 +164,27 @@ def test_no_tokenizer_is_said_and_one_of_a_config_is_used(tmp_path):
     report = check_data(config)
     assert report.lines == [] and np.all(report.parts[0].measured.answers == 2)
     assert {f.code for f in report.findings} == {"cut_answers", "repeated_answers"} - {"repeated_answers"}
+
+
+def test_ids_beyond_the_vocabulary_of_the_model_are_refused(tmp_path):
+    rows = [{"prompt": "p", "responses": ["a", "b"], "scores": [1, 0], "tokens": [[5, n], [4, 2]]} for n in (2, 9999)]
+    assert _measured(tmp_path, rows).refused == []
+    (refused,) = _measured(tmp_path, rows, vocab_size=512).refused
+    assert refused["where"].endswith("rows.jsonl:2") and "got 9999" in refused["reason"]
+    with pytest.raises(UserError, match="vocabulary ends at 3; use the tokenizer that belongs to the model"):
+        _measured(tmp_path, [{"prompt": "p", "chosen": "z", "rejected": "y"}], vocab_size=4)
+
+
+def test_rows_that_training_refuses_are_listed(tmp_path):
+    given = {"probabilities": [0.5, 0.5]}
+    rows = [
+        opinion("q", options=both, accept_choice=both[1], reject_choice=both[0], **given)
+        for both in (["good", "bad"], ["good", "good enough"])
+    ]
+    measured = _measured(tmp_path, rows, belief_template="{belief}")
+    (refused,) = measured.refused
+    assert refused["where"].endswith("rows.jsonl:2") and "not exclusive" in refused["reason"]
+    talk = [{"role": "user", "content": "u"}]
+    rows = [{"prompt": talk, "chosen": "a", "rejected": "b"}, {"prompt": "p", "chosen": "a", "rejected": "b"}]
+    (refused,) = _measured(tmp_path, rows).refused
+    assert refused["where"].endswith("rows.jsonl:1") and "no chat template" in refused["reason"]
