@@ -157,7 +157,7 @@ class Encoder:
                 if i != k and other[: len(ids)].tolist() == ids.tolist():
                     raise RowError(
                         f"field 'options': the statement of {options[k]!r} begins with that of {options[i]!r}, so that the "
-                        f"beliefs are not exclusive; end statements with a mark, such as data.belief_template: "
+                        "beliefs are not exclusive; end statements with a mark, such as data.belief_template: "
                         f"'{self.config.belief_template.rstrip()}.' or '{{id}}<{{belief}}>'"
                     )
         return found
@@ -181,7 +181,8 @@ class Encoder:
         return self._cut(list(tokens), False, None)
 
     def check(self, example: Example) -> bool:
-        """RowError where the chat template refuses the example's prompt or one of its responses; nothing is tokenized.
+        """RowError where an example cannot become tokens: what the chat template refuses or leaves out, ids that the vocabulary
+        does not have, beliefs that are not exclusive. Texts are rendered, and hardly any is tokenized.
 
         Returns:
           As `Prompt.changed`.
