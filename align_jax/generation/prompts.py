@@ -63,8 +63,13 @@ def _is_messages(prompt: Any) -> bool:
     return (
         isinstance(prompt, list)
         and bool(prompt)
-        and all(isinstance(m, dict) and isinstance(m.get("role"), str) for m in prompt)
+        and all(isinstance(m, dict) and isinstance(m.get("role"), str) and _says(m) for m in prompt)
     )
+
+
+def _says(message: dict[str, Any]) -> bool:
+    """Whether there is content, text or parts of it, or what may stand in its place."""
+    return isinstance(message.get("content"), str | list) or bool(message.get("tool_calls"))
 
 
 def _short(value: Any) -> str:

@@ -21,6 +21,7 @@ from align_jax.config.sections import GenerateConfig
 from align_jax.data import DataConfig, Encoder
 from align_jax.data.encode import Prompt
 from align_jax.data.formats import Example, as_text, find_format
+from align_jax.data.sources import RowError
 from align_jax.errors import UserError
 from align_jax.files import ResultsFile, check_apart
 from align_jax.generation import Sample, Sampling, StopStrings, absent_ids, end_ids, sample_text, stream, stream_beliefs
@@ -282,7 +283,10 @@ def encode(row: PromptRow, encoder: Encoder, options: GenerateConfig, shape: Mod
       UserError: it leaves no room in the context, or it has no such beliefs; names file and line.
     """
     values = row.values
-    example = find_format("prompts").read(values)
+    try:
+        example = find_format("prompts").read(values)
+    except RowError as error:
+        raise UserError(f"{row.where}: {error}") from error
     start = _prompt_of(example, encoder, row.where)
     prompt = start.ids.tolist()
     beliefs, fixed = _beliefs(row, start, encoder) if options.beliefs else ([], None)
