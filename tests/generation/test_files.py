@@ -24,6 +24,7 @@ def rows_of(path):
         ('{"text": "a"}', "prompts.jsonl:1: no `prompt`; the columns are text"),
         ('{"prompt": ""}', "prompts.jsonl:1: `prompt` must be text or messages"),
         ('{"prompt": [{"role": "user"}]}', "prompts.jsonl:1: `prompt` must be text or messages"),
+        ('{"prompt": [{"role": "user", "content": null}]}', "prompts.jsonl:1: `prompt` must be text or messages"),
         ('{"prompt": "a", "_index": 1}', "prompts.jsonl:1: the column '_index'"),
         (b'{"prompt": "a"}\n\xff\n', "prompts.jsonl:2: not UTF-8"),
     ],
