@@ -73,8 +73,9 @@ class GroupDataset:
         self._check(arrangement, data_format)
         self.format = spelled(data_format)
         self._read, self.bad_rows, look = data_format.read, [], Look()
-        templates = f"{config.prompt_template} {config.belief_template} {config.score}"
-        texts = f"{self._source.digest} {len(self._source)} {self.format} {config.on_empty} {templates}"
+        asked = (config.on_empty, config.prompt_template, config.belief_template, config.score, config.control_tokens,
+                 config.max_response_tokens)  # fmt: skip
+        texts = repr((self._source.digest, len(self._source), self.format, *asked))
         rendered = Rendered(encoder, texts, None if spool_dir is None else Path(spool_dir))
         rows = read_rows(self._source, self._read, config.on_bad_row, self.bad_rows, look.left_out, rendered.check)
         self._found = arrangement.survey(look.at(rows), config)

@@ -54,6 +54,14 @@ def test_a_second_start_on_the_same_rows_renders_none(tmp_path, monkeypatch):
     assert [bad["where"][-1] for bad in other.bad_rows] == ["1", "2"]
 
 
+def test_what_is_kept_is_not_believed_for_shorter_answers(tmp_path):
+    talks = [talk(("user", "a long question"), ("assistant", word)) for word in ("a", "b")]
+    given = [{"prompt": talk(("user", "q"), ("assistant", "s")), "chosen": talks[0], "rejected": talks[1]}]
+    dataset(tmp_path, given, chat=CHAT, spool=tmp_path / "spool")
+    with pytest.raises(UserError, match="rows.jsonl:1: .*cut to 8 tokens nothing else is left"):
+        dataset(tmp_path, given, chat=CHAT, spool=tmp_path / "spool", max_response_tokens=8)
+
+
 def test_a_cache_that_was_cut_short_is_made_anew(tmp_path):
     dataset(tmp_path, rows(), spool=tmp_path / "spool", on_bad_row="skip")
     (file,) = (tmp_path / "spool").iterdir()
