@@ -9,8 +9,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from align_jax.data.sources.base import RowError
-from align_jax.data.sources.plain import broken_text, parsed
+from align_jax.data.sources.plain import row_of
 from align_jax.errors import UserError
 
 
@@ -59,17 +58,7 @@ class ArrayRecords:
             raise IndexError(index)
         with self._lock:
             (record,) = self._reader.read([index])
-        try:
-            row = parsed(record)
-        except RowError:
-            raise
-        except ValueError as error:
-            raise RowError(f"not JSON, as records must be here: {error}") from error
-        if not isinstance(row, dict):
-            raise RowError(f"expected a JSON object per record, got {type(row).__name__}")
-        if problem := broken_text(row):
-            raise RowError(problem)
-        return row
+        return row_of(record, "record")
 
     def where(self, index: int) -> str:
         return f"{self.file} record {index}"

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from align_jax.data.sources.base import RowError, Source, digest_of_first
-from align_jax.data.sources.plain import broken_text, once, parsed
+from align_jax.data.sources.plain import broken_text, once, row_of
 from align_jax.errors import UserError
 
 _LISTS = ("data", "rows")  # keys of a document below which its rows stand
@@ -164,17 +164,7 @@ class JsonLines:
             with open(self.file, "rb") as stream:
                 stream.seek(start)
                 line = stream.readline()
-        try:
-            row = parsed(line)
-        except RowError:
-            raise
-        except ValueError as error:
-            raise RowError(f"not JSON: {error}") from error
-        if not isinstance(row, dict):
-            raise RowError(f"expected a JSON object per line, got {type(row).__name__}")
-        if (b"\\u" in line or b"\xed" in line) and (problem := broken_text(row)):
-            raise RowError(problem)
-        return row
+        return row_of(line, "line")
 
     def where(self, index: int) -> str:
         return f"{self.file}:{self._lines[index][1]}"

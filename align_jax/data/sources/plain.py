@@ -89,6 +89,25 @@ def parsed(text: str | bytes) -> Any:
         raise ValueError("lists or objects too deep in one another") from error
 
 
+def row_of(text: bytes, unit: str) -> dict[str, Any]:
+    """The object that a line or a record holds; RowError where it holds none, or half a character.
+
+    Args:
+      text: JSON. unit: what holds it, for errors.
+    """
+    try:
+        row = parsed(text)
+    except RowError:
+        raise
+    except ValueError as error:
+        raise RowError(f"not JSON: {error}") from error
+    if not isinstance(row, dict):
+        raise RowError(f"expected a JSON object per {unit}, got {type(row).__name__}")
+    if (b"\\u" in text or b"\xed" in text) and (problem := broken_text(row)):
+        raise RowError(problem)
+    return row
+
+
 def broken_text(row: Any) -> str | None:
     """What is wrong with text that no UTF-8 can hold (JSON can), or None."""
     text = json.dumps(row, ensure_ascii=False)
