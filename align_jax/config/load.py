@@ -24,6 +24,7 @@ from align_jax.config import check
 from align_jax.config.check import Choice, Schema, build
 from align_jax.config.given import config_of
 from align_jax.config.identity import identity
+from align_jax.config.rows import rows_in, with_rows
 from align_jax.config.sections import (
     BenchConfig,
     CheckpointConfig,
@@ -41,8 +42,7 @@ from align_jax.config.sections import (
 from align_jax.config.source import ConfigValues, Override, dump, escaped, parse_overrides
 from align_jax.data.config import DataConfig
 from align_jax.data.formats import find_format
-from align_jax.data.members import Member, is_members
-from align_jax.data.sources import GivenRows, given_rows
+from align_jax.data.members import Member
 from align_jax.errors import UserError
 from align_jax.models.config import ModelConfig
 from align_jax.objectives import OBJECTIVES, Objective, find_objective, name_of
@@ -122,11 +122,11 @@ class Config:
         if isinstance(values, Config) and values.run.dir == _own_folder(values):
             given["run"]["dir"] = None  # another run has another folder
         source = ConfigValues.of(given)
-        rows = _rows_in(source)
+        rows = rows_in(source)
         config = _from_source(source, options)
         for note in [] if config.log.quiet else source.notes:
             warnings.warn(note, stacklevel=2)
-        return _with_rows(config, rows)
+        return dataclasses.replace(config, data=with_rows(config.data, rows)) if rows else config
 
     @property
     def head(self) -> str:
@@ -348,56 +348,3 @@ def _own_folder(config: Config) -> str | None:
         return None
     name = re.sub(r"\W+", "-", name_of(config.objective))
     return os.path.join("runs", f"{name}-{identity(config.to_dict())}")
-
-
-def _rows_in(source: ConfigValues) -> dict[str, GivenRows]:
-    """The data that stands among the values as rows, by the name that takes their place in the values.
-
-    Raises:
-      UserError: rows that cannot be read.
-    """
-    rows: dict[str, GivenRows] = {}
-    data = source.values.get("data")
-    for name in ("train", "eval") if isinstance(data, dict) else ():
-        data[name] = _without_rows(data.get(name), f"data.{name}", rows)
-    return rows
-
-
-def _without_rows(value: Any, key: str, rows: dict[str, GivenRows]) -> Any:
-    """A value of `data.train` or `data.eval` with names in place of rows, which are added to `rows`."""
-    if value is None or type(value) in (str, int, float, bool):
-        return value
-    if isinstance(value, Mapping) and not _is_dataset(value) and not _has_splits(value):
-        path = _without_rows(value.get("path"), f"{key}.path", rows)
-        return {**value, "path": path} if path is not None else dict(value)
-    if isinstance(value, list | tuple) and (is_members(value) or any(_is_dataset(item) for item in value)):
-        return [_without_rows(item, f"{key}.{i}", rows) for i, item in enumerate(value)]
-    found = given_rows(value, key)
-    rows[str(found)] = found
-    return str(found)
-
-
-def _has_splits(value: Mapping) -> bool:
-    """Whether a dict holds rows of splits, and not the keys of a data set."""
-    return any(_is_dataset(item) or isinstance(item, list | tuple) for key, item in value.items() if key != "path")
-
-
-def _is_dataset(value: Any) -> bool:
-    return type(value).__module__.startswith("datasets.")
-
-
-def _with_rows(config: Config, rows: Mapping[str, GivenRows]) -> Config:
-    """The config with rows from Python in place of the names that stand for them."""
-
-    def given(value: Any) -> Any:
-        if isinstance(value, dict):
-            return {key: given(item) for key, item in value.items()}
-        if isinstance(value, list):
-            return [given(item) for item in value]
-        return rows.get(value, value) if isinstance(value, str) else value
-
-    if not rows:
-        return config
-    return dataclasses.replace(
-        config, data=dataclasses.replace(config.data, train=given(config.data.train), eval=given(config.data.eval))
-    )

@@ -19,16 +19,14 @@ from align_jax.config import Config, words
 from align_jax.config.jobs import JOBS
 from align_jax.config.sections import GenerateConfig
 from align_jax.data import DataConfig, Encoder
-from align_jax.data.encode import Prompt
-from align_jax.data.formats import Example, as_text, find_format
-from align_jax.data.sources import RowError
 from align_jax.errors import UserError
 from align_jax.files import ResultsFile, check_apart
 from align_jax.generation import Sample, Sampling, StopStrings, absent_ids, end_ids, sample_text, stream, stream_beliefs
 from align_jax.generation.prompts import PromptRow, read_prompts, write_model_outputs
-from align_jax.models import Decoder, ModelConfig
+from align_jax.models import Decoder
 from align_jax.objectives import name_of
 from align_jax.parallel.stop import StopSignal
+from align_jax.recipes.prompt_rows import Encoded, by_group, encode, prompt_of
 from align_jax.recipes.say import say, speaking, watching
 from align_jax.recipes.setup import Setup
 from align_jax.recipes.source import ModelSource, StoredModel, TrainedModel, current_model, load_tokenizer
@@ -81,7 +79,7 @@ def _texts(model: Decoder, prompts: Sequence[Any], tokenizer: Any, options: dict
         raise UserError(f"generate has no option {unknown[0]!r}; {near}it has seed, mesh, {', '.join(sorted(known))}")
     asked = GenerateConfig(**options)
     encoder = Encoder(tokenizer, DataConfig(max_prompt_tokens=sys.maxsize), model.config.vocab_size)
-    encoded = [_prompt_of(prompt, encoder, f"prompt {i}").ids.tolist() for i, prompt in enumerate(prompts)]
+    encoded = [prompt_of(prompt, encoder, f"prompt {i}").ids.tolist() for i, prompt in enumerate(prompts)]
     stops = StopStrings(tokenizer, asked.stop)
     samples = generation.generate(
         model,
@@ -99,15 +97,6 @@ def _texts(model: Decoder, prompts: Sequence[Any], tokenizer: Any, options: dict
         [stops.cut(sample_text(tokenizer, prompt, sample)) for sample in of_prompt]
         for prompt, of_prompt in zip(encoded, samples, strict=True)
     ]
-
-
-@dataclasses.dataclass(frozen=True)
-class Encoded:
-    """A prompt as tokens; with beliefs, their statements and which one is fixed."""
-
-    prompt: list[int]
-    beliefs: list[list[int]] = dataclasses.field(default_factory=list)
-    fixed: int | None = None
 
 
 def run(
@@ -258,73 +247,6 @@ def _say_what_is_there(results: ResultsFile, count: int) -> None:
         say(f"{results.path} held results of other settings; they are kept as {results.kept_as}")
     if results.done:
         say(f"{results.path} has {len(results.done)} of {count} prompts already")
-
-
-def by_group(row: PromptRow, data: DataConfig) -> list[PromptRow]:
-    """The row, or one row for each of its `groups`, each with its `group`."""
-    groups = row.values.get("groups")
-    if groups is None:
-        return [row]
-    if not isinstance(groups, list) or not groups or not all(isinstance(group, str) for group in groups):
-        raise UserError(f"{row.where}: `groups` must be a list of names, got {groups!r}")
-    if "{group}" not in data.prompt_template or not isinstance(row.values["prompt"], str):
-        raise UserError(
-            f"{row.where}: the prompt is the same for all of its `groups`: they are used by {{group}} in "
-            "data.prompt_template, in prompts of plain text"
-        )
-    rest = {key: value for key, value in row.values.items() if key != "groups"}
-    return [PromptRow(row.where, {**rest, "group": group}) for group in groups]
-
-
-def encode(row: PromptRow, encoder: Encoder, options: GenerateConfig, shape: ModelConfig) -> Encoded:
-    """The row's tokens.
-
-    Raises:
-      UserError: it leaves no room in the context, or it has no such beliefs; names file and line.
-    """
-    values = row.values
-    try:
-        example = find_format("prompts").read(values)
-    except RowError as error:
-        raise UserError(f"{row.where}: {error}") from error
-    start = _prompt_of(example, encoder, row.where)
-    prompt = start.ids.tolist()
-    beliefs, fixed = _beliefs(row, start, encoder) if options.beliefs else ([], None)
-    room = shape.max_length - len(prompt) - max(map(len, beliefs), default=0)
-    if room < 1:
-        what = "the prompt with its longest belief" if beliefs else "the prompt"
-        raise UserError(
-            f"{row.where}: {what} has {shape.max_length - room} tokens, which leaves no room in the model's context of "
-            f"{shape.max_length}; shorten it to at most {shape.max_length - 1}"
-        )
-    return Encoded(prompt, beliefs, fixed)
-
-
-def _prompt_of(prompt: Any, encoder: Encoder, where: str) -> Prompt:
-    """A prompt (text, messages or an example) as tokens; UserError with its place where it cannot be one."""
-    try:
-        if not isinstance(prompt, Example):
-            prompt = Example(prompt if isinstance(prompt, str) else as_text(prompt, "prompt"), ())
-        return encoder.prompt(prompt)
-    except ValueError as error:
-        raise UserError(f"{where}: {error}") from error
-
-
-def _beliefs(row: PromptRow, prompt: Prompt, encoder: Encoder) -> tuple[list[list[int]], int | None]:
-    options = row.values.get("options")
-    if not isinstance(options, list) or not options or not all(isinstance(o, str) for o in options):
-        raise UserError(f"{row.where}: generate.beliefs needs `options`, a list of the beliefs, got {options!r}")
-    fixed = row.values.get("belief")
-    if isinstance(fixed, str) and fixed in options:
-        fixed = options.index(fixed)
-    if isinstance(fixed, float) and fixed.is_integer():  # so written by tools that have no missing integers
-        fixed = int(fixed)
-    if fixed is not None and (isinstance(fixed, (bool, str)) or fixed not in range(len(options))):
-        raise UserError(f"{row.where}: `belief` {fixed!r} is not one of the options {options} or a number below {len(options)}")
-    try:
-        return [ids.tolist() for ids in encoder.beliefs(prompt, options)], fixed
-    except ValueError as error:
-        raise UserError(f"{row.where}: {error}") from error
 
 
 @dataclasses.dataclass(frozen=True)
