@@ -55,7 +55,7 @@ def conclude(measured: list[Measured], options: Options) -> Verdict:
     worst = max(last, key=lambda kind: last[kind].value)
     words = [below(found, LIMIT) for found in last.values()]
     mass = over_seeds(values_of(measured, "mass"))
-    line = f"distance {last[worst]} for the worst of four targets ({worst}), limit {LIMIT}; {mass} of the probability is on beliefs"
+    line = f"distance {last[worst]} for the worst target ({worst}), limit {LIMIT}; {mass} of the probability is on beliefs"
     return Verdict(all_of(*words), line, last | {"mass": mass})
 
 
@@ -77,7 +77,7 @@ EXPERIMENT = Experiment(
     number=1,
     claim="calibration alone drives the model's belief distribution to a known target",
     source="arXiv 2412.20299, the calibration term; docs/gdpo.md",
-    criterion=f"holds where the Jensen-Shannon distance after training is below {LIMIT} for every one of four targets (uniform, "
+    criterion=f"holds where the Jensen-Shannon distance after training is below {LIMIT} for each of four targets (uniform, "
     "skewed, 95/5, a zero), by the 95% interval over seeds; fails where it is above for one",
     cells=cells,
     measure=measure,
