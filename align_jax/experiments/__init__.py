@@ -1,7 +1,7 @@
 """Experiments: the quick start, and every claim of the papers, each a file: `align-jax experiment NAME`.
 
-A claim is a module of `gdpo/` or `mpo/` with an `EXPERIMENT`: `gdpo/calibration.py` is `gdpo-calibration`. Anything else here is a
-module with `main(argv)`.
+A claim is a module of `gdpo/` or `mpo/` with an `EXPERIMENT`: `gdpo/calibration.py` is `gdpo-calibration`. Anything else
+here is a module with `main(argv)`.
 """
 
 from __future__ import annotations
