@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import jax
 import jax.numpy as jnp
@@ -66,6 +66,7 @@ def gdpo_loss(
     preference_losses: ArrayLike,
     *,
     weights: Sequence[float] = (1.0, 1.0, 1.0),
+    calibration: Callable[[ArrayLike, ArrayLike], jax.Array] = belief_calibration_loss,
 ) -> jax.Array:
     """Group Distributional Preference Optimization: beliefs first, then preferences conditioned on the belief.
 
@@ -78,6 +79,7 @@ def gdpo_loss(
       preference_losses: `[B]`, a preference loss (DPO, KTO or MPO) on the texts, all conditioned on `b_c`.
       weights: three numbers >= 0 for calibration, belief statement and preference. A term whose weight is the number 0
         is left out, whatever it holds.
+      calibration: `(belief_logps, target_probs) -> [B]`, the first term: `belief_calibration_loss`, or another divergence.
 
     Returns:
       float32 `[B]`.
@@ -106,7 +108,7 @@ def gdpo_loss(
     statement, preference = as_floats(
         belief_statement_mean_logps=belief_statement_mean_logps, preference_losses=preference_losses
     )
-    terms = (belief_calibration_loss(belief_logps, target_probs), -statement, preference)
+    terms = (calibration(belief_logps, target_probs), -statement, preference)
     total = jnp.zeros_like(preference)
     for weight, term in zip(weights, terms, strict=True):
         if isinstance(weight, jax.Array) or weight != 0:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 from typing import ClassVar
 
 import jax
@@ -18,6 +19,12 @@ from align_jax.objectives.metrics import belief_metrics, pair_metrics, set_metri
 from align_jax.objectives.unpaired import mismatched_ratio
 
 PREFERENCES = tuple(TEXTS)
+DIVERGENCES = {
+    "kl": losses.belief_calibration_loss,
+    "reverse_kl": losses.belief_reverse_kl_loss,
+    "js": losses.belief_jensen_shannon_loss,
+    "tv": losses.belief_total_variation_loss,
+}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -37,6 +44,7 @@ class GDPO(Objective):
     belief_weight: float = 1.0  # of the belief statement term
     preference_weight: float = 1.0  # of the preference term
     renormalize: bool = False  # calibrate the distribution renormalised over the beliefs
+    divergence: str = "kl"  # of the calibration from the target: kl, reverse_kl, js (Jensen-Shannon) or tv (total variation)
     sft_weight: float = 0.0  # of the accepted text's own negative log-likelihood per token, given its belief
 
     def __post_init__(self):
@@ -45,6 +53,8 @@ class GDPO(Objective):
         check_fields("objective", self, "calibration_weight", "belief_weight", "preference_weight", "sft_weight", low=0)
         if self.preference not in PREFERENCES:
             raise UserError(f"objective.preference must be one of {', '.join(PREFERENCES)}, got {self.preference!r}")
+        if self.divergence not in DIVERGENCES:
+            raise UserError(f"objective.divergence must be one of {', '.join(DIVERGENCES)}, got {self.divergence!r}")
         if self.alpha and self.preference != "mpo":
             raise UserError(f"objective.alpha={self.alpha} is used by preference mpo only, not by {self.preference}")
 
@@ -63,12 +73,12 @@ class GDPO(Objective):
         exists, count = parts.exists, parts.beliefs.shape[1]
         ref = ref_logps(batch, logps, False)[:, count:]
         preference, metrics = self._preference(parts, ref, batch, statistic)
-        beliefs = parts.beliefs
-        if self.renormalize:
-            beliefs = jax.nn.log_softmax(jnp.where(exists[:, None], beliefs, 0.0), axis=-1)
+        divergence = functools.partial(DIVERGENCES[self.divergence], mask=parts.belief_mask, renormalize=self.renormalize)
         weights = (self.calibration_weight, self.belief_weight, self.preference_weight)
-        values = losses.gdpo_loss(beliefs, parts.targets, parts.statement_mean_logps, preference, weights=weights)
-        calibration = losses.belief_calibration_loss(beliefs, parts.targets, mask=parts.belief_mask)
+        values = losses.gdpo_loss(
+            parts.beliefs, parts.targets, parts.statement_mean_logps, preference, weights=weights, calibration=divergence
+        )
+        calibration = divergence(parts.beliefs, parts.targets)
         sft = self._sft(parts, batch)
         if self.sft_weight:
             values = values + self.sft_weight * sft
