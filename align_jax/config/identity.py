@@ -25,6 +25,11 @@ LATER: dict[str, Any] = {
     "model.revision": None,
     "objective.sft_weight": 0.0,
     "objective.divergence": "kl",
+    "objective.calibrate": "statement",
+    "objective.statement": "whole",
+    "objective.condition": "accepted",
+    "objective.latent_beliefs": False,
+    "objective.posterior": "reference",
 } | {f"data.{key}": value for key, value in LATER_OF_DATA.items()}
 # Keys whose default is written in another way now, as it was before.
 _BEFORE: dict[str, Any] = {"data.split": "train"}

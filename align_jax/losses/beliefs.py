@@ -116,6 +116,40 @@ def gdpo_loss(
     return total
 
 
+def belief_posterior(belief_logps: ArrayLike, text_logps: ArrayLike, *, mask: ArrayLike | None = None) -> jax.Array:
+    """The expectation step for beliefs that nobody labelled: who may have said a text, not differentiated.
+
+        q(b) = softmax_b [ log pi(b|x) + log pi(y|b,x) ]
+
+    Args:
+      belief_logps: `[B, N]`, log-probs of the belief statements, summed over each one's tokens.
+      text_logps: `[B, N]`, log-probs of one text conditioned on each of the beliefs, summed over its tokens.
+      mask: bool `[B, N]`, True for a belief that exists; None for all.
+
+    Returns:
+      float32 `[B, N]`, which sums to 1 over the beliefs of a row; 0 where there is none.
+
+    Raises:
+      ValueError: the shapes differ.
+
+    Example:
+      >>> import numpy as np
+      >>> from align_jax import losses
+      >>> beliefs, texts = np.log(np.array([[0.8, 0.2]])), np.log(np.array([[0.1, 0.8]]))
+      >>> [f"{q:.4f}" for q in losses.belief_posterior(beliefs, texts)[0]]
+      ['0.3333', '0.6667']
+
+    Source: Dempster, Laird and Rubin 1977, for the factorised policy of arXiv 2412.20299 (its question about latent beliefs).
+    """
+    given = {} if mask is None else {"mask": mask}
+    check_same_shape(belief_logps=belief_logps, text_logps=text_logps, **given)
+    check_set_axis("belief_logps", belief_logps)
+    beliefs, texts = as_floats(belief_logps=belief_logps, text_logps=text_logps)
+    mask = jnp.ones(beliefs.shape, bool) if mask is None else as_mask(mask)
+    joint = jax.lax.stop_gradient(jnp.where(mask, beliefs, 0.0) + jnp.where(mask, texts, 0.0))
+    return jnp.where(mask, jnp.exp(masked_log_softmax(joint, mask)), 0.0)
+
+
 def jensen_shannon_distance(p: ArrayLike, q: ArrayLike) -> jax.Array:
     """The Jensen-Shannon distance, a metric between distributions: the square root of the divergence in nats.
 
