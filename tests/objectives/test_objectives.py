@@ -302,9 +302,7 @@ def test_gdpo_with_kto_and_mpo_preferences():
     scores = np.array([[1.0, 1.0, 0.0]] * 3)
     logps, batch = gdpo_batch(texts=3, text_scores=scores)
     mpo = GDPO(preference="mpo", calibration_weight=0.0, belief_weight=0.0)
-    expected = losses.mpo_loss(
-        logps[:2, 3:], batch.labels["ref_logps"][:2, 3:], scores[:2], np.ones((2, 3), bool), beta=0.1
-    )
+    expected = losses.mpo_loss(logps[:2, 3:], batch.labels["ref_logps"][:2, 3:], scores[:2], np.ones((2, 3), bool), beta=0.1)
     np.testing.assert_allclose(mean(mpo(logps, batch)["loss"]), np.mean(expected), rtol=1e-5)
 
 

@@ -124,9 +124,7 @@ class Beliefs(Arrangement):
         beliefs = max(map(len, counts.values()), default=0)
         targets = {key: smoothed(count, config.belief_prior) for key, count in counts.items() if count.any()}
         slots = beliefs * (1 + self.ids + self.shortened) + texts * (beliefs if self.every else 1)
-        shares = {
-            key: _share_of_prior(count, len(counts[key]), config.belief_prior) for key, count in numbers.items()
-        }
+        shares = {key: _share_of_prior(count, len(counts[key]), config.belief_prior) for key, count in numbers.items()}
         return BeliefSurvey(items, found.dropped, slots, found.level, beliefs, texts, targets, shares)
 
     def fill(self, index: int, item: Item, example: Example, arranger: Arranger) -> Filled:
