@@ -10,6 +10,7 @@ logs. Scores, levels and target distributions are data: no gradient flows into t
 
 from align_jax.losses.beliefs import belief_calibration_loss, gdpo_loss, jensen_shannon_distance
 from align_jax.losses.kto import kto_kl, kto_loss
+from align_jax.losses.levels import levels_by_quantiles, levels_by_range, levels_by_thresholds, levels_of_grades
 from align_jax.losses.nca import infonca_loss, nca_loss
 from align_jax.losses.pairs import dpo_loss, hinge_loss, ipo_loss, robust_dpo_loss, simpo_loss
 from align_jax.losses.rewards import (
@@ -33,6 +34,10 @@ __all__ = [
     "jensen_shannon_distance",
     "kto_kl",
     "kto_loss",
+    "levels_by_quantiles",
+    "levels_by_range",
+    "levels_by_thresholds",
+    "levels_of_grades",
     "mpo_loss",
     "nca_loss",
     "ordered_mpo_loss",
