@@ -22,7 +22,7 @@ PREFERENCES = tuple(TEXTS)
 
 @dataclasses.dataclass(frozen=True)
 class GDPO(Objective):
-    """GDPO (arXiv 2412.20299): belief calibration + belief statement + belief-conditioned preference.
+    """GDPO (arXiv 2412.20299): belief calibration + belief statement + belief-conditioned preference (+ SFT of the text).
 
     Slots: the N belief statements of the prompt, then the texts, each conditioned on the accepted belief. Text slots are
     chosen and rejected (`dpo`), also a mismatched text (`kto`), or accepted and rejected sets (`mpo`).
@@ -37,11 +37,12 @@ class GDPO(Objective):
     belief_weight: float = 1.0  # of the belief statement term
     preference_weight: float = 1.0  # of the preference term
     renormalize: bool = False  # calibrate the distribution renormalised over the beliefs
+    sft_weight: float = 0.0  # of the accepted text's own negative log-likelihood per token, given its belief
 
     def __post_init__(self):
         check_fields("objective", self, "beta", low=0, open_low=True)
         check_fields("objective", self, "alpha", low=0)
-        check_fields("objective", self, "calibration_weight", "belief_weight", "preference_weight", low=0)
+        check_fields("objective", self, "calibration_weight", "belief_weight", "preference_weight", "sft_weight", low=0)
         if self.preference not in PREFERENCES:
             raise UserError(f"objective.preference must be one of {', '.join(PREFERENCES)}, got {self.preference!r}")
         if self.alpha and self.preference != "mpo":
@@ -68,15 +69,28 @@ class GDPO(Objective):
         weights = (self.calibration_weight, self.belief_weight, self.preference_weight)
         values = losses.gdpo_loss(beliefs, parts.targets, parts.statement_mean_logps, preference, weights=weights)
         calibration = losses.belief_calibration_loss(beliefs, parts.targets, mask=parts.belief_mask)
+        sft = self._sft(parts, batch)
+        if self.sft_weight:
+            values = values + self.sft_weight * sft
         return {
             "loss": weighted(values, exists),
             "loss/calibration": weighted(calibration, exists),
             "loss/belief": weighted(-parts.statement_mean_logps, exists),
             "loss/preference": weighted(preference, exists),
+            "loss/sft": weighted(sft, exists),
             **belief_metrics(parts.beliefs, parts.targets, exists),
             **metrics,
             **split_by_majority(metrics, parts.majority),
         }
+
+    def _sft(self, parts: BeliefParts, batch: GroupLabels) -> jax.Array:
+        """Negative log-likelihood per token of the accepted text, `[G]`; a mean over them where there are several."""
+        accepted = jnp.arange(parts.texts.shape[1]) == 0
+        if self.preference == "mpo":
+            accepted = jnp.asarray(batch.labels["text_scores"]) > 0
+        accepted = accepted & parts.text_mask
+        means = jnp.where(accepted, parts.texts, 0.0) / jnp.maximum(parts.text_lengths, 1)
+        return -jnp.sum(means, axis=-1) / jnp.maximum(jnp.sum(accepted, axis=-1), 1)
 
     def _preference(self, parts: BeliefParts, ref, batch, statistic) -> tuple[jax.Array, Metrics]:
         texts, rewards = parts.texts, self.beta * (parts.texts - ref)
@@ -103,6 +117,7 @@ class BeliefParts:
     targets: jax.Array  # [G, N]
     texts: jax.Array  # [G, T]
     text_mask: jax.Array  # bool [G, T]
+    text_lengths: jax.Array  # int [G, T], tokens of each
     statement_mean_logps: jax.Array  # [G], of the accepted belief's tokens
     majority: jax.Array  # bool [G], the accepted belief is the target's most probable one
     exists: jax.Array  # bool [G]
@@ -121,6 +136,7 @@ def split_beliefs(logps: jax.Array, batch: GroupLabels) -> BeliefParts:
         targets=targets,
         texts=logps[:, count:],
         text_mask=mask[:, count:],
+        text_lengths=lengths[:, count:],
         statement_mean_logps=take(logps) / jnp.maximum(take(lengths), 1),
         majority=take(targets) >= jnp.max(targets, axis=1),
         exists=jnp.any(mask[:, :count], axis=-1),

@@ -271,6 +271,22 @@ def test_gdpo_is_the_sum_of_its_three_terms():
     assert all(np.isfinite(x).all() for entry in out.values() for x in entry)
 
 
+def test_gdpo_can_add_the_likelihood_of_the_accepted_text():
+    logps, batch = gdpo_batch()  # text lengths 4 and 5
+    plain, added = GDPO()(logps, batch), GDPO(sft_weight=2.0)(logps, batch)
+    wanted = -np.mean(logps[:2, 3] / 4)
+    np.testing.assert_allclose([mean(plain["loss/sft"]), mean(added["loss/sft"])], wanted, rtol=1e-6)
+    np.testing.assert_allclose(mean(added["loss"]), mean(plain["loss"]) + 2 * wanted, rtol=1e-6)
+
+    scores = np.array([[1.0, 1.0, 0.0]] * 3)
+    logps, batch = gdpo_batch(texts=3, text_scores=scores)
+    alone = GDPO(preference="mpo", sft_weight=1.0, calibration_weight=0.0, belief_weight=0.0, preference_weight=0.0)
+    gradient = jax.grad(lambda own: jnp.sum(alone(own, batch)["loss"][0]))(jnp.asarray(logps))
+    expected = np.zeros_like(logps)
+    expected[:2, 3], expected[:2, 4] = -1 / 8, -1 / 10  # half of a mean over 4 tokens, and of one over 5
+    np.testing.assert_allclose(gradient, expected, rtol=1e-6)
+
+
 def test_gdpo_renormalised_ignores_probability_outside_the_beliefs():
     logps, batch = gdpo_batch()
     shifted = logps.copy()
@@ -322,6 +338,7 @@ def test_gdpo_with_kto_and_mpo_preferences():
         (lambda: KTO(desirable_weight=-1.0), "objective.desirable_weight"),
         (lambda: SimPO(gamma=-1.0), "objective.gamma"),
         (lambda: GDPO(preference="ipo"), "objective.preference must be one of dpo, kto, mpo, got 'ipo'"),
+        (lambda: GDPO(sft_weight=-1.0), "objective.sft_weight"),
         (lambda: GDPO(alpha=0.1), "objective.alpha=0.1 is used by preference mpo only"),
         (lambda: MPO(beta=float("nan")), "objective.beta"),
         (lambda: Reward(center=-1.0), "objective.center"),

@@ -18,6 +18,8 @@ from align_jax.data.config import DataConfig
 from align_jax.data.encode import plain_key
 from align_jax.data.formats.example import Example, Text
 from align_jax.data.records import Segment
+from align_jax.data.tallies import Tallies
+from align_jax.data.targets import BeliefPosterior
 
 TEXTS = {"dpo": 2, "kto": 3, "mpo": None}  # preference -> texts of a group; None: as many as there are
 
@@ -32,10 +34,22 @@ class BeliefItem(Item):
 
 @dataclasses.dataclass(frozen=True)
 class BeliefSurvey(Survey):
-    """Also `beliefs`, N, the most beliefs of a prompt; `targets`, prompt key -> belief distribution, where a row has none."""
+    """Also `beliefs`, N, the most beliefs of a prompt; `targets`, prompt key -> belief distribution as it is estimated; and
+    `estimated`, whether it is learned also where a row has one.
+    """
 
     beliefs: int = 0
-    targets: dict[str, np.ndarray] = dataclasses.field(default_factory=dict)
+    targets: dict[str, BeliefPosterior] = dataclasses.field(default_factory=dict)
+    estimated: bool = False
+
+    def target(self, example: Example) -> tuple[np.ndarray, np.ndarray]:
+        """p* of a row, and the parameters of the Dirichlet posterior that says how well it is known; 0 where nothing does."""
+        opinion = example.opinion
+        if opinion.probabilities is None or self.estimated:
+            found = self.targets[plain_key(example)]
+            return found.mean, found.alpha
+        given = np.asarray(opinion.probabilities)
+        return given, given * (opinion.answers or 0.0)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -43,8 +57,8 @@ class Beliefs(Arrangement):
     """Slots: the N belief statements of the prompt, then T texts, each conditioned on the accepted belief.
 
     The texts by `preference`: `dpo`: accepted and rejected; `kto`: also that of another prompt; `mpo`: accepted and rejected
-    ones of rows with the same prompt and belief. Labels: `target_probs` float32 `[N]`, `chosen_belief` int32, and with `mpo`
-    `text_scores` float32 `[T]`.
+    ones of rows with the same prompt and belief. Labels: `target_probs` float32 `[N]`; `target_alpha` float32 `[N]`, the
+    Dirichlet posterior of these (0 where it is not known); `chosen_belief` int32, and with `mpo` `text_scores` float32 `[T]`.
     """
 
     name = "gdpo"
@@ -61,7 +75,8 @@ class Beliefs(Arrangement):
 
     @property
     def labels(self) -> dict[str, Label]:
-        labels = {"target_probs": Label("float32", ("N",)), "chosen_belief": Label("int32")}
+        known = {name: Label("float32", ("N",)) for name in ("target_probs", "target_alpha")}
+        labels = {**known, "chosen_belief": Label("int32")}
         return labels | ({"text_scores": Label("float32", ("T",))} if self.preference == "mpo" else {})
 
     def sizes(self, slots: int) -> dict[str, int]:
@@ -69,13 +84,13 @@ class Beliefs(Arrangement):
         return {"K": slots, "N": slots - texts, "T": texts}
 
     def survey(self, rows: Iterable[tuple[int, Example]], config: DataConfig) -> BeliefSurvey:
-        counts: dict[str, np.ndarray] = {}
+        tallies = Tallies()
         companions: dict[tuple, list[int]] = collections.defaultdict(list)
 
         def counted() -> Iterator[tuple[int, Example]]:
             for row, example in rows:
                 key, opinion = plain_key(example), example.opinion
-                counts.setdefault(key, np.zeros(len(opinion.options)))[opinion.accepted] += 1
+                tallies.add(example)
                 companions[key, opinion.accepted].append(row)
                 yield row, example
 
@@ -84,9 +99,11 @@ class Beliefs(Arrangement):
         if texts is None:
             items = _with_companions(items, companions, config.max_responses or 8)
             texts = max((len(item.accepted) + len(item.rejected) for item in items), default=0)
-        beliefs = max(map(len, counts.values()), default=0)
-        targets = {key: smoothed(count, config.belief_prior) for key, count in counts.items()}
-        return BeliefSurvey(items, found.dropped, beliefs + texts, found.level, beliefs, targets)
+        beliefs = max((len(tally.options) for tally in tallies.by_prompt.values()), default=0)
+        targets, notes = tallies.targets(config)
+        return BeliefSurvey(
+            items, found.dropped, beliefs + texts, found.level, tuple(notes), beliefs, targets, config.target == "estimate"
+        )
 
     def fill(self, index: int, item: Item, example: Example, arranger: Arranger) -> Filled:
         opinion, survey = example.opinion, arranger.survey
@@ -98,8 +115,12 @@ class Beliefs(Arrangement):
         belief = opinion.accepted, opinion.options[opinion.accepted]
         texts = [arranger.encoder.after_belief(prompt, belief, statements[opinion.accepted], text) for text in chosen]
         segments = beliefs + [segment_of(text, count + i, opinion.accepted) for i, text in enumerate(texts)]
-        targets = opinion.probabilities if opinion.probabilities is not None else survey.targets[plain_key(example)]
-        labels = {"target_probs": _padded(targets, count), "chosen_belief": np.asarray(opinion.accepted, np.int32)}
+        targets, alpha = survey.target(example)
+        labels = {
+            "target_probs": _padded(targets, count),
+            "target_alpha": _padded(alpha, count),
+            "chosen_belief": np.asarray(opinion.accepted, np.int32),
+        }
         if self.preference == "mpo":
             labels["text_scores"] = _padded(scores, slots - count)
         return Filled(segments, labels, sum(text.cut for text in texts), slots)
@@ -115,12 +136,6 @@ class Beliefs(Arrangement):
             _, stranger = arranger.stranger(index, example)
             texts.append(stranger.responses[0])
         return texts, [1.0, 0.0]
-
-
-def smoothed(counts: np.ndarray, prior: float) -> np.ndarray:
-    """Posterior mean of a distribution under a symmetric Dirichlet prior: `(n_b + prior) / sum_b (n_b + prior)`."""
-    total = counts + prior
-    return total / total.sum()
 
 
 def _padded(values: Sequence[float], size: int) -> np.ndarray:
