@@ -24,17 +24,14 @@ LATER: dict[str, Any] = {
     "model.chat_template": None,
     "model.revision": None,
     "objective.sft_weight": 0.0,
-<<<<<<< HEAD
     "objective.divergence": "kl",
     "objective.calibrate": "statement",
     "objective.statement": "whole",
     "objective.condition": "accepted",
     "objective.latent_beliefs": False,
     "objective.posterior": "reference",
-=======
     "objective.levels_by": "range",
     "objective.thresholds": [],
->>>>>>> front-P
 } | {f"data.{key}": value for key, value in LATER_OF_DATA.items()}
 # Keys whose default is written in another way now, as it was before.
 _BEFORE: dict[str, Any] = {"data.split": "train"}

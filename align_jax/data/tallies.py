@@ -21,11 +21,13 @@ class Tally:
 
     Attributes:
       options: the beliefs that there are. group: who answered. counts: float64 `[N]`, answers of each belief.
+      rows: how many there are, also of those whose belief nobody says.
     """
 
     options: tuple[str, ...]
     group: str
     counts: np.ndarray
+    rows: int = 0
 
 
 class Tallies:
@@ -45,11 +47,13 @@ class Tallies:
         key = plain_key(example)
         if key not in self.by_prompt:
             self.by_prompt[key] = Tally(opinion.options, example.group, np.zeros(len(opinion.options)))
+        tally = self.by_prompt[key]
+        tally.rows += 1
         self._without += opinion.probabilities is None
-        if weights is None:
-            self.by_prompt[key].counts[opinion.accepted] += 1
-        else:
-            self.by_prompt[key].counts += weights
+        if weights is not None:
+            tally.counts += weights
+        elif opinion.accepted is not None:
+            tally.counts[opinion.accepted] += 1
 
     def targets(self, config: DataConfig) -> tuple[dict[str, BeliefPosterior], list[str]]:
         """The posterior of every prompt's distribution, and what there is to say of them.
@@ -63,7 +67,8 @@ class Tallies:
                 "data.target: auto, which estimates those that are missing"
             )
         if config.target_shrink == "none" or config.target == "given" or not (self._without or config.target == "estimate"):
-            return {key: posterior(tally.counts, _prior(tally, config)) for key, tally in self.by_prompt.items()}, []
+            known = {key: tally for key, tally in self.by_prompt.items() if tally.counts.any()}
+            return {key: posterior(tally.counts, _prior(tally, config)) for key, tally in known.items()}, []
         return self._shrunk(config)
 
     def _shrunk(self, config: DataConfig) -> tuple[dict[str, BeliefPosterior], list[str]]:

@@ -75,7 +75,6 @@ def _kto_case() -> Case:
     )
 
 
-<<<<<<< HEAD
 def _masked(loss):
     return lambda logps, targets, mask, **options: loss(logps, targets, mask=mask, **options)
 
@@ -101,7 +100,8 @@ def _divergence_cases(beliefs, mask) -> list[Case]:
             _case(f"{name}_renormalized", _masked(loss), slow, (*beliefs, mask), (0,), renormalize=True),
         )
     ]
-=======
+
+
 def _by_levels(rule, *more) -> tuple[Callable, Callable]:
     """Ordered levels from scores, and the slow way."""
     slow_rule = getattr(reference, rule.__name__)
@@ -118,11 +118,6 @@ def _by_levels(rule, *more) -> tuple[Callable, Callable]:
 def _tied_arrays() -> tuple[np.ndarray, ...]:
     policy, ref, scores, mask = set_arrays()
     return policy, ref, np.round(scores / 2), mask
-
-
-def _masked_calibration(logps, targets, mask, **options):
-    return losses.belief_calibration_loss(logps, targets, mask=mask, **options)
->>>>>>> front-P
 
 
 def _cases() -> list[Case]:

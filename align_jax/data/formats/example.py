@@ -13,24 +13,17 @@ Text = str | tuple[Mapping[str, Any], ...]
 
 @dataclasses.dataclass(frozen=True)
 class Opinion:
-<<<<<<< HEAD
-    """The belief part of a row; `probabilities` is None where it has to be estimated, the choices where nobody says them."""
+    """The belief part of a row.
 
-    options: tuple[str, ...]
-    probabilities: tuple[float, ...] | None
-    accepted: int | None
-    rejected: int | None
-=======
-    """The belief part of a row; `probabilities` is None where it has to be estimated; `answers` is how many it was counted
+    `probabilities` is None where it has to be estimated, the choices where nobody says them; `answers` is how many it was counted
     from, None where nobody says.
     """
 
     options: tuple[str, ...]
     probabilities: tuple[float, ...] | None
-    accepted: int
-    rejected: int
+    accepted: int | None
+    rejected: int | None
     answers: float | None = None
->>>>>>> front-P
 
 
 @dataclasses.dataclass(frozen=True)

@@ -19,11 +19,8 @@ _SUM = 1e-2  # what sums are off by in files that do not round
 class BeliefRows(Format):
     """Columns: `prompt`, `options` (the beliefs), `probabilities` (of each; may be missing), and of the accepted text
     `accept_response`, `accept_choice_id` (which belief, from 0) and `accept_choice` (its name; may be missing); of the rejected
-<<<<<<< HEAD
-    one `reject_...`. A row without both choices, whose texts may be `chosen` and `rejected`, serves `latent_beliefs`.
-=======
-    one `reject_...`. `answers`, a number that may be missing, says how many answers the probabilities were counted from.
->>>>>>> front-P
+    one `reject_...`. A row without both choices, whose texts may be `chosen` and `rejected`, serves `latent_beliefs`. `answers`, a
+    number that may be missing, says how many answers the probabilities were counted from.
     """
 
     name = "gdpo"
@@ -43,11 +40,7 @@ class BeliefRows(Format):
             text(row, "prompt"),
             (response(row, named[0]), response(row, named[1])),
             (1.0, 0.0),
-<<<<<<< HEAD
-            opinion=Opinion(options, _probabilities(row, options), accepted, rejected),
-=======
-            opinion=Opinion(options, _probabilities(row, options), *chosen.values(), _answers(row)),
->>>>>>> front-P
+            opinion=Opinion(options, _probabilities(row, options), accepted, rejected, _answers(row)),
         )
 
 
