@@ -20,8 +20,10 @@ FREE = (
 )
 
 # Keys that came later, at the value that means what was there before: no run is another one for them.
-LATER: dict[str, Any] = {"model.chat_template": None, "model.revision": None} | {
-    f"data.{key}": value for key, value in LATER_OF_DATA.items()
+LATER: dict[str, Any] = {
+    **{"model.chat_template": None, "model.revision": None},
+    **{"rounds.gold_model": None, "rounds.kl_stop": None, "rounds.best": "last"},
+    **{f"data.{key}": value for key, value in LATER_OF_DATA.items()},
 }
 # Keys whose default is written in another way now, as it was before.
 _BEFORE: dict[str, Any] = {"data.split": "train"}
