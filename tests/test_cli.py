@@ -275,7 +275,7 @@ def test_config_prints_all_keys_one_key_or_the_page(capsys):
 
 def test_experiments_are_listed_and_explained(capsys, no_preparation):
     assert cli.main(["experiment"]) == 0
-    assert capsys.readouterr().out.startswith("quickstart     The quick start: data, a base model, GDPO, export;")
+    assert capsys.readouterr().out.startswith("quickstart             The quick start: data, a base model, GDPO, export;")
     assert cli.main(["experiment", "quickstart", "--help"]) == 0
     out = capsys.readouterr().out
     assert out.startswith("usage: align-jax experiment quickstart [--section.key value ...]\n\nThe quick start: data")

@@ -18,7 +18,7 @@ from align_jax.config.early import check_early
 from align_jax.config.packaged import packaged_configs
 from align_jax.config.source import ConfigValues, parse_overrides
 from align_jax.errors import UserError
-from align_jax.experiments import about_experiment, check_experiment, experiments
+from align_jax.experiments import ALL, LIST, about_experiment, check_experiment, claims, experiments
 from align_jax.registry import suggest
 
 __all__ = ["COMMANDS", "Command", "Invocation", "main"]
@@ -67,8 +67,8 @@ def _run(name: str, rest: list[str]) -> int:
         raise UserError(f"unknown command {name!r}; {suggest(name, COMMANDS)}the commands are {', '.join(COMMANDS)}")
     command = COMMANDS[name]
     if command.passes_on:
-        if not rest:
-            return _print("\n".join(f"{one:<14} {about_experiment(one).splitlines()[0]}" for one in experiments()))
+        if not rest or rest == [LIST]:
+            return _print("\n".join(f"{one:<22} {about_experiment(one).splitlines()[0]}" for one in experiments()))
         if asks_for_help(rest):
             return _print(help_of(name) if rest[0].startswith("-") else _help_of_experiment(rest[0]))
         request = Invocation(Given({"name": rest[0], "rest": rest[1:]}, []), [])
@@ -113,7 +113,9 @@ def _print(text: str) -> int:
 
 
 def _help_of_experiment(name: str) -> str:
-    parts = [f"usage: align-jax experiment {name} [--section.key value ...]", about_experiment(name)]
+    claim = name == ALL or name in claims()
+    options = "[--quick] [--seeds N] [--model tiny|smollm2|PATH] [--out FOLDER]" if claim else "[--section.key value ...]"
+    parts = [f"usage: align-jax experiment {name} {options}", about_experiment(name)]
     if name in packaged_configs():
         parts.append(f"Its keys are those of the config {name} (`align-jax configs {name}` copies it): align-jax train --help")
     return "\n\n".join(parts)

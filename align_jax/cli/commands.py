@@ -380,10 +380,13 @@ COMMANDS = {
     ),
     "experiment": Command(
         experiment,
-        "run an experiment, such as quickstart",
-        "align-jax experiment quickstart --run.dir runs/first",
-        (Argument("NAME", "the experiment, or package.module:function; without it, all are listed", optional=True),),
-        "`align-jax experiment NAME --help` says what an experiment does.",
+        "run the quick start, or try a claim of a paper",
+        "align-jax experiment quickstart --run.dir runs/first\n"
+        "align-jax experiment list\n"
+        "align-jax experiment gdpo-calibration --quick --seeds 3\n"
+        "align-jax experiment gdpo-real --model smollm2",
+        (Argument("NAME", "the experiment, all of them, or package.module:function; `list` lists them", optional=True),),
+        "`align-jax experiment NAME --help` says what an experiment does; claims end in holds, fails or unclear.",
         passes_on=True,
     ),
     "config": Command(

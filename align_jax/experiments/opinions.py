@@ -50,6 +50,11 @@ def sentence(rng: np.random.Generator, topic: str, belief: str) -> str:
     return f"{rng.choice(_OPENINGS[belief])} {rng.choice(_REASONS[belief])}".format(topic=topic)
 
 
+def openings(belief: str) -> tuple[str, ...]:
+    """How sentences of this belief begin, with `{topic}` in them; those of no other belief begin so."""
+    return _OPENINGS[belief]
+
+
 def rows(count: int, seed: int, *, uniform: bool) -> Iterator[dict]:
     """Rows in the `gdpo` format.
 

@@ -1,0 +1,72 @@
+"""`align-jax experiment NAME|all [--quick] [--seeds N] [--model tiny|smollm2|PATH] [--out FOLDER]`."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+from pathlib import Path
+
+from align_jax.errors import UserError
+from align_jax.experiments import ALL, claims
+from align_jax.experiments.claim import Options
+from align_jax.experiments.running import OUT, folder_of, load, run
+from align_jax.experiments.work import Stopped
+from align_jax.parallel.stop import interruptible
+from align_jax.recipes.say import part_of_a_job
+
+
+def run_command(name: str, argv: Sequence[str]) -> int:
+    """Runs one claim, or all of them; 0 where it came to a verdict, whatever it is."""
+    given = _parsed(name, argv)
+    options = Options(given.quick, given.seeds, given.model)
+    with interruptible(), part_of_a_job():
+        try:
+            if name == ALL:
+                return _all(options, given.out)
+            run(name, options, folder_of(name, options, given.out), _tell)
+        except Stopped:
+            _tell("stopped; what was measured is kept, and the same command goes on")
+        return 0
+
+
+def _parsed(name: str, argv: Sequence[str]) -> argparse.Namespace:
+    parser = _Parser(prog=f"align-jax experiment {name}", add_help=False, allow_abbrev=False)
+    parser.add_argument("--quick", action="store_true")
+    parser.add_argument("--seeds", type=_count, default=3)
+    parser.add_argument("--model", default="tiny")
+    parser.add_argument("--out", type=Path, default=OUT)
+    return parser.parse_args(list(argv))
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str):
+        options = "[--quick] [--seeds N] [--model tiny|smollm2|PATH] [--out FOLDER]"
+        raise UserError(f"{message}; usage: {self.prog} {options}")
+
+
+def _count(text: str) -> int:
+    if not text.isdigit() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number of seeds, 1 or more")
+    return int(text)
+
+
+def _all(options: Options, out: Path) -> int:
+    """Every claim that runs on this model; one that fails to run does not keep the others from theirs."""
+    lines, broken = [], 0
+    for name in claims():
+        experiment = load(name)
+        if options.model != "tiny" and options.model not in experiment.models:
+            continue
+        try:
+            verdict = run(name, options, folder_of(name, options, out), _tell)
+            lines.append(f"{name:<24} {verdict.word:<8} {verdict.line}")
+        except UserError as error:
+            broken += 1
+            lines.append(f"{name:<24} not run  {error}")
+        _tell("")
+    print("\n".join(lines))
+    return 1 if broken else 0
+
+
+def _tell(line: str) -> None:
+    print(line, flush=True)

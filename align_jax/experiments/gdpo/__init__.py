@@ -1,0 +1,1 @@
+"""Claims and open questions of GDPO (arXiv 2412.20299)."""

@@ -1,0 +1,167 @@
+"""Runs an experiment: its cells one after the other, each kept when it is measured; then the verdict and the picture.
+
+OUT/cells/NAME.json    a measured cell, which is not measured again
+OUT/work/              runs and data of the experiment, removed at its end
+OUT/result.json        all of it, with the verdict; OUT/plot.png
+OUT/../common/         what several experiments share, such as base models
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib
+import json
+import os
+import platform
+import shutil
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from align_jax.errors import UserError, optional
+from align_jax.experiments import module_of
+from align_jax.experiments.claim import Cell, Experiment, Measured, Options, Verdict
+from align_jax.experiments.work import Work, data_root
+from align_jax.files import write_whole
+from align_jax.terminal import plural, spell_seconds
+from align_jax.version import __version__
+
+RESULT, PLOT = "result.json", "plot.png"
+OUT = Path("runs/experiments")
+
+
+def load(name: str) -> Experiment:
+    """The experiment of a claim."""
+    return importlib.import_module(module_of(name)).EXPERIMENT
+
+
+def folder_of(name: str, options: Options, out: Path = OUT) -> Path:
+    """Where results go, by default: `runs/experiments/NAME`, with the model and `quick` where they are not the usual ones."""
+    model = "" if options.model == "tiny" else f"-{Path(options.model).name}"
+    return out / f"{name}{model}{'-quick' if options.quick else ''}"
+
+
+def check(name: str, experiment: Experiment, options: Options) -> None:
+    """UserError where the experiment cannot be run with these options here."""
+    if options.model != "tiny" and not experiment.models:
+        raise UserError(f"--model: {name} trains no language model; leave it out")
+    known = experiment.models
+    if options.model in ("tiny", "smollm2") and known and options.model not in known:
+        raise UserError(f"--model: {name} runs on {' or '.join(known)}, not on {options.model}")
+    needed = (*experiment.data, *(["stories260k"] if "tiny" in known and options.model == "tiny" else []))
+    for folder in dict.fromkeys(needed):
+        if not (data_root() / folder).is_dir():
+            raise UserError(f"ALIGN_JAX_DATA: {name} needs the folder {folder}, which {data_root()} does not have")
+    optional("matplotlib", "plots", "the picture of an experiment")
+
+
+def run(name: str, options: Options, folder: Path, tell: Callable[[str], None] = print) -> Verdict:
+    """Runs one claim, or what is left of it.
+
+    Args:
+      name: such as `gdpo-calibration`. folder: of the results. tell: takes a line for the user.
+
+    Returns:
+      The verdict, which `folder/result.json` has too.
+
+    Raises:
+      UserError: it cannot be run here. Stopped: it was told to stop.
+    """
+    experiment = load(name)
+    check(name, experiment, options)
+    cells = experiment.cells(options)
+    tell(f"{name}: {experiment.claim}")
+    tell(f"source: {experiment.source}")
+    tell(f"criterion: {experiment.criterion}")
+    measured, began, fresh = [], time.perf_counter(), 0
+    for number, cell in enumerate(cells, 1):
+        found = _kept(folder, cell)
+        if found is None:
+            left = _left(began, fresh, len(cells) - number + 1)
+            tell(f"{number} of {len(cells)}: {cell.name}{left}")
+            found = _measure(experiment, cell, options, folder)
+            fresh += 1
+        measured.append(found)
+    if fresh < len(cells):
+        tell(f"{plural(len(cells) - fresh, 'cell')} had been measured before")
+    verdict = experiment.conclude(measured, options)
+    _write(folder, name, experiment, options, measured, verdict)
+    shutil.rmtree(folder / "work", ignore_errors=True)
+    tell(f"wrote {folder / RESULT} and {folder / PLOT}")
+    tell(f"{name}: {verdict.word}: {verdict.line}" + (" (quick run)" if options.quick else ""))
+    return verdict
+
+
+def _kept(folder: Path, cell: Cell) -> Measured | None:
+    file = folder / "cells" / f"{cell.name}.json"
+    if not file.exists():
+        return None
+    stored = json.loads(file.read_text(encoding="utf-8"))
+    if stored["settings"] != json.loads(json.dumps(cell.settings)):
+        return None
+    return Measured(cell, stored["values"], stored["seconds"])
+
+
+def _measure(experiment: Experiment, cell: Cell, options: Options, folder: Path) -> Measured:
+    began, own = time.perf_counter(), folder / "work" / "cells" / cell.name
+    own.mkdir(parents=True, exist_ok=True)
+    shared, common = folder / "work" / "shared", folder.parent / "common"
+    for place in (shared, common):
+        place.mkdir(parents=True, exist_ok=True)
+    values = experiment.measure(cell, Work(own, shared, common, options))
+    found = Measured(cell, plain(values), time.perf_counter() - began)
+    (folder / "cells").mkdir(exist_ok=True)
+    text = json.dumps({"settings": cell.settings, "values": found.values, "seconds": found.seconds}, indent=1)
+    write_whole(folder / "cells" / f"{cell.name}.json", text + "\n")
+    shutil.rmtree(own, ignore_errors=True)
+    return found
+
+
+def _left(began: float, done: int, left: int) -> str:
+    if not done:
+        return ""
+    return f" (about {spell_seconds((time.perf_counter() - began) / done * left)} left)"
+
+
+def _write(folder, name, experiment, options, measured: list[Measured], verdict: Verdict) -> None:
+    """result.json and plot.png."""
+    result = {
+        "experiment": name,
+        **{key: getattr(experiment, key) for key in ("number", "claim", "source", "criterion")},
+        "options": dataclasses.asdict(options),
+        "verdict": verdict.word,
+        "line": verdict.line,
+        "figures": {key: dataclasses.asdict(found) for key, found in verdict.figures.items()},
+        "seconds": sum(one.seconds for one in measured),
+        "machine": f"{platform.system()} {platform.machine()}, {os.cpu_count()} cores, {_device()}",
+        "versions": {"align_jax": __version__, "jax": _version_of_jax(), "python": platform.python_version()},
+        "cells": [{"name": one.cell.name, "settings": one.cell.settings, "values": one.values} for one in measured],
+    }
+    write_whole(folder / RESULT, json.dumps(result, indent=1, ensure_ascii=False) + "\n")
+    experiment.draw(measured, options).savefig(folder / PLOT, dpi=110)
+
+
+def plain(value: Any) -> Any:
+    """A value as JSON has it: arrays become lists, and numbers six significant digits."""
+    if isinstance(value, dict):
+        return {str(key): plain(one) for key, one in value.items()}
+    if isinstance(value, list | tuple):
+        return [plain(one) for one in value]
+    if hasattr(value, "tolist"):
+        return plain(np.asarray(value).tolist())
+    return float(f"{value:.6g}") if isinstance(value, float) else value
+
+
+def _device() -> str:
+    import jax
+
+    return jax.default_backend()
+
+
+def _version_of_jax() -> str:
+    import jax
+
+    return jax.__version__
