@@ -29,7 +29,7 @@ from align_jax.errors import UserError
 from align_jax.evaluation.rounds_plot import draw_rounds
 from align_jax.models import Decoder
 from align_jax.parallel.processes import of_first
-from align_jax.parallel.stop import Stopped, StopSignal
+from align_jax.parallel.stop import StoppedPass, StopSignal
 from align_jax.recipes import onpolicy
 from align_jax.recipes.folder import RunFolder
 from align_jax.recipes.round_job import EVAL_PROMPTS, LINES, Job, read_rows, write, write_rows
@@ -120,7 +120,7 @@ def _rounds(config: Config, stop: StopSignal) -> bool:
 def _complete(step: Callable[[], bool]) -> bool:
     try:
         return step()
-    except Stopped:  # in a pass that keeps what it has
+    except StoppedPass:  # in a pass that keeps what it has
         return False
 
 
