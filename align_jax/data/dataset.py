@@ -77,7 +77,11 @@ class GroupDataset:
                  config.max_response_tokens)  # fmt: skip
         texts = repr((self._source.digest, len(self._source), self.format, *asked))
         rendered = Rendered(encoder, texts, None if spool_dir is None else Path(spool_dir))
-        rows = read_rows(self._source, self._read, config.on_bad_row, self.bad_rows, look.left_out, rendered.check)
+        def check(row: int, example: Example) -> None:
+            arrangement.check(example)
+            rendered.check(row, example)
+
+        rows = read_rows(self._source, self._read, config.on_bad_row, self.bad_rows, look.left_out, check)
         self._found = arrangement.survey(look.at(rows), config)
         rendered.keep()
         look.check_template(config, self.path)

@@ -212,7 +212,9 @@ def _gdpo(example: Example) -> list[Row] | str:
     for name, number, response in zip(
         ("accept", "reject"), (opinion.accepted, opinion.rejected), example.responses, strict=True
     ):
-        row |= {f"{name}_choice_id": number, f"{name}_choice": opinion.options[number], f"{name}_response": _text(response)}
+        row[f"{name}_response"] = _text(response)
+        if number is not None:
+            row |= {f"{name}_choice_id": number, f"{name}_choice": opinion.options[number]}
     return [row]
 
 

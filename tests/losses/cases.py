@@ -75,8 +75,31 @@ def _kto_case() -> Case:
     )
 
 
-def _masked_calibration(logps, targets, mask, **options):
-    return losses.belief_calibration_loss(logps, targets, mask=mask, **options)
+def _masked(loss):
+    return lambda logps, targets, mask, **options: loss(logps, targets, mask=mask, **options)
+
+
+_masked_calibration = _masked(losses.belief_calibration_loss)
+
+
+DIVERGENCES = (
+    ("belief_reverse_kl", losses.belief_reverse_kl_loss, reference.reverse_kl),
+    ("belief_jensen_shannon", losses.belief_jensen_shannon_loss, reference.jensen_shannon_divergence),
+    ("belief_total_variation", losses.belief_total_variation_loss, reference.total_variation),
+)
+
+
+def _divergence_cases(beliefs, mask) -> list[Case]:
+    """With the mask and without, renormalised and not; masked rows have targets that sum to less than 1."""
+    return [
+        case
+        for name, loss, slow in DIVERGENCES
+        for case in (
+            _case(name, loss, slow, beliefs, (0, 1), (1,)),
+            _case(f"{name}_masked", _masked(loss), slow, (*beliefs, mask), (0,)),
+            _case(f"{name}_renormalized", _masked(loss), slow, (*beliefs, mask), (0,), renormalize=True),
+        )
+    ]
 
 
 def _cases() -> list[Case]:
@@ -118,6 +141,15 @@ def _cases() -> list[Case]:
             (*beliefs, belief_mask),
             (0,),
             renormalize=True,
+        ),
+        *_divergence_cases(beliefs, belief_mask),
+        _case(
+            "gdpo_reverse_kl",
+            functools.partial(losses.gdpo_loss, calibration=losses.belief_reverse_kl_loss),
+            functools.partial(reference.gdpo, divergence=reference.reverse_kl),
+            (*beliefs, statement, preference),
+            (0, 2, 3),
+            weights=(0.5, 2.0, 1.5),
         ),
         _case(
             "gdpo",

@@ -256,6 +256,28 @@ def test_gdpo_renormalised_ignores_probability_outside_the_beliefs():
     np.testing.assert_allclose(mean(plain(shifted, batch)["loss"]), mean(plain(logps, batch)["loss"]) + 2.0, rtol=1e-5)
 
 
+@pytest.mark.parametrize("renormalize", [False, True])
+@pytest.mark.parametrize(
+    "divergence, loss",
+    [
+        ("kl", losses.belief_calibration_loss),
+        ("reverse_kl", losses.belief_reverse_kl_loss),
+        ("js", losses.belief_jensen_shannon_loss),
+        ("tv", losses.belief_total_variation_loss),
+    ],
+)
+def test_gdpo_calibrates_by_the_divergence_asked_for(divergence, loss, renormalize):
+    logps, batch = gdpo_batch()
+    targets = batch.labels["target_probs"]
+    wanted = [float(loss(logps[g, :n], targets[g, :n], renormalize=renormalize)) for g, n in ((0, 3), (1, 2))]
+    option = GDPO(divergence=divergence, renormalize=renormalize, belief_weight=0.0, preference_weight=0.0)
+    out = option(logps, batch)
+    np.testing.assert_allclose([mean(out["loss"]), mean(out["loss/calibration"])], np.mean(wanted), rtol=1e-5)
+    gradient = jax.grad(lambda own: jnp.sum(option(own, batch)["loss"][0]))(jnp.asarray(logps))
+    there = np.broadcast_to(np.arange(5) < np.array([3, 2, 0])[:, None], (3, 5))
+    assert np.all(np.asarray(gradient)[~there] == 0) and np.all(np.isfinite(gradient)) and np.any(gradient != 0)
+
+
 def test_gdpo_belief_metrics_and_majority_split():
     from scipy.spatial.distance import jensenshannon
 
@@ -280,9 +302,7 @@ def test_gdpo_with_kto_and_mpo_preferences():
     scores = np.array([[1.0, 1.0, 0.0]] * 3)
     logps, batch = gdpo_batch(texts=3, text_scores=scores)
     mpo = GDPO(preference="mpo", calibration_weight=0.0, belief_weight=0.0)
-    expected = losses.mpo_loss(
-        logps[:2, 3:], batch.labels["ref_logps"][:2, 3:], scores[:2], np.ones((2, 3), bool), beta=0.1
-    )
+    expected = losses.mpo_loss(logps[:2, 3:], batch.labels["ref_logps"][:2, 3:], scores[:2], np.ones((2, 3), bool), beta=0.1)
     np.testing.assert_allclose(mean(mpo(logps, batch)["loss"]), np.mean(expected), rtol=1e-5)
 
 
@@ -299,6 +319,7 @@ def test_gdpo_with_kto_and_mpo_preferences():
         (lambda: KTO(desirable_weight=-1.0), "objective.desirable_weight"),
         (lambda: SimPO(gamma=-1.0), "objective.gamma"),
         (lambda: GDPO(preference="ipo"), "objective.preference must be one of dpo, kto, mpo, got 'ipo'"),
+        (lambda: GDPO(divergence="l2"), "objective.divergence must be one of kl, reverse_kl, js, tv, got 'l2'"),
         (lambda: GDPO(sft_weight=-1.0), "objective.sft_weight"),
         (lambda: GDPO(alpha=0.1), "objective.alpha=0.1 is used by preference mpo only"),
         (lambda: MPO(beta=float("nan")), "objective.beta"),
