@@ -29,19 +29,21 @@ class Size:
     """How much of the data a model is shown.
 
     Attributes:
-      prompt, response: tokens, at most. answers: to a prompt. groups: prompts a step.
-      pairs_at_once: rows of pairs a step, where a row is a pair. held: prompts at the end, of 80.
+      prompt, response: tokens, at most. answers: to a prompt that is trained on. groups: prompts a step.
+      search, held: prompts of a search, of train.jsonl, and prompts at the end, of eval.jsonl. held_answers: to each of those.
     """
 
     prompt: int = 64
     response: int = 96
     answers: int = 4
     groups: int = 4
+    search: int = 80
     held: int = 80
+    held_answers: int = 8
 
 
 TINY = Size()
-LARGE = Size(response=64, groups=2, held=60)
+LARGE = Size(prompt=96, response=64, groups=2, search=24, held=60, held_answers=4)
 
 
 def size_of(work: Work) -> Size:
@@ -79,14 +81,14 @@ def chosen(row: Row, which: Sequence[int]) -> Row:
 
 
 def pairs(rows: Sequence[Row]) -> list[Row]:
-    """A row for every two answers of a prompt whose scores differ."""
-    return [
-        chosen(row, (i, j))
-        for row in rows
-        for i in range(len(row["scores"]))
-        for j in range(i + 1, len(row["scores"]))
-        if row["scores"][i] != row["scores"][j] and row["responses"][i] != row["responses"][j]
-    ]
+    """A row for every answer above its prompt's mean score with every one that is not: what MPO contrasts, two at a time."""
+    made = []
+    for row in rows:
+        mean = np.mean(row["scores"])
+        accepted = [i for i, score in enumerate(row["scores"]) if score > mean]
+        rejected = [i for i, score in enumerate(row["scores"]) if score <= mean]
+        made += [chosen(row, (i, j)) for i in accepted for j in rejected if row["responses"][i] != row["responses"][j]]
+    return made
 
 
 def written(work: Work, name: str, rows: Sequence[Row]) -> Path:
@@ -95,17 +97,18 @@ def written(work: Work, name: str, rows: Sequence[Row]) -> Path:
 
 
 def held_out(work: Work, size: Size) -> Path:
-    """The prompts of eval.jsonl that are kept for the end, all answers."""
-    return written(work, "eval", rows_of(work.data("preferences/eval.jsonl"))[: size.held])
+    """The prompts of eval.jsonl, which are kept for the end."""
+    rows = rows_of(work.data("preferences/eval.jsonl"))[: size.held]
+    return written(work, "eval", [thinned(row, size.held_answers) for row in rows])
 
 
-def config(work: Work, train: Path, objective: Mapping[str, Any], **sections: Mapping[str, Any]) -> dict[str, Any]:
+def config(work: Work, rows: Path, objective: Mapping[str, Any], **sections: Mapping[str, Any]) -> dict[str, Any]:
     """A config for training on a file of rows; `sections` add keys to it."""
     size = size_of(work)
     values: dict[str, Any] = {
         "model": {"path": str(work.model), "dtype": "float32"},
         "data": {
-            "train": str(train),
+            "train": str(rows),
             "format": "groups",
             "max_prompt_tokens": size.prompt,
             "max_response_tokens": size.response,
