@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Mapping
 
@@ -18,7 +19,8 @@ _SUM = 1e-2  # what sums are off by in files that do not round
 class BeliefRows(Format):
     """Columns: `prompt`, `options` (the beliefs), `probabilities` (of each; may be missing), and of the accepted text
     `accept_response`, `accept_choice_id` (which belief, from 0) and `accept_choice` (its name; may be missing); of the rejected
-    one `reject_...`. A row without both choices, whose texts may be `chosen` and `rejected`, serves `latent_beliefs`.
+    one `reject_...`. A row without both choices, whose texts may be `chosen` and `rejected`, serves `latent_beliefs`. `answers`, a
+    number that may be missing, says how many answers the probabilities were counted from.
     """
 
     name = "gdpo"
@@ -38,7 +40,7 @@ class BeliefRows(Format):
             text(row, "prompt"),
             (response(row, named[0]), response(row, named[1])),
             (1.0, 0.0),
-            opinion=Opinion(options, _probabilities(row, options), accepted, rejected),
+            opinion=Opinion(options, _probabilities(row, options), accepted, rejected, _answers(row)),
         )
 
 
@@ -72,6 +74,15 @@ def _probabilities(row: Mapping, options: tuple[str, ...]) -> tuple[float, ...] 
         near += ": percentages? divide them by 100" if near and abs(sum(values) - 100) < 2 else ""
         raise RowError(f"field 'probabilities': expected {len(options)} numbers that sum to 1, got {short(values)}{near}")
     return tuple(p / sum(values) for p in values)
+
+
+def _answers(row: Mapping) -> float | None:
+    value = row.get("answers")
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        return None  # a column of another meaning, as lists of texts have it
+    if not 0 < value < math.inf:
+        raise RowError(f"field 'answers': expected how many answers the probabilities were counted from, got {value!r}")
+    return float(value)
 
 
 def _tolerance(values: list[float]) -> float:
