@@ -12,7 +12,8 @@ def measured(options, gain, spread=0.0):
     """Every arm at 0.7, MPO above it."""
     cells = EXPERIMENT.cells(options)
     return [
-        Measured(c, dict.fromkeys(SHOWN, 0.7 + (gain + spread * c.settings["seed"] if c.settings["arm"] == "MPO" else 0))) for c in cells
+        Measured(c, dict.fromkeys(SHOWN, 0.7 + (gain + spread * c.settings["seed"] if c.settings["arm"] == "MPO" else 0)))
+        for c in cells
     ]
 
 

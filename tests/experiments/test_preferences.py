@@ -16,7 +16,7 @@ def a_row(scores, prompt="p"):
     return {"prompt": prompt, "responses": [f"text {i}" for i in range(len(scores))], "scores": list(scores)}
 
 
-def a_work(tmp_path, model="tiny"):
+def a_work(tmp_path, model):
     return Work(tmp_path / "own", tmp_path / "shared", tmp_path / "common", Options(model=model))
 
 
@@ -48,12 +48,13 @@ def test_pairs_are_all_that_mpo_contrasts():
 
 
 @pytest.mark.parametrize("objective", [{"name": "mpo", "beta": 0.1}, {"name": "sft"}])
-def test_the_config_is_one_that_the_library_takes(tmp_path, monkeypatch, objective):
-    (tmp_path / "stories260k").mkdir()
-    monkeypatch.setenv("ALIGN_JAX_DATA", str(tmp_path))
-    values = preferences.config(a_work(tmp_path), tmp_path / "rows.jsonl", objective, train={"steps": 3}, run={"seed": 5})
+def test_the_config_is_one_that_the_library_takes(tmp_path, objective):
+    (tmp_path / "a-model").mkdir()
+    values = preferences.config(
+        a_work(tmp_path, str(tmp_path / "a-model")), tmp_path / "rows.jsonl", objective, train={"steps": 3}, run={"seed": 5}
+    )
     config = Config.of(values)
-    assert config.train.steps == 3 and config.run.seed == 5 and config.train.groups_per_step == preferences.TINY.groups
+    assert config.train.steps == 3 and config.run.seed == 5 and config.train.groups_per_step == preferences.LARGE.groups
     assert find_format(config.data.format).evaluated_as == "mpo"
 
 

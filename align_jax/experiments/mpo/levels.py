@@ -11,7 +11,18 @@ from collections.abc import Sequence
 from typing import Any
 
 from align_jax.experiments import plots, preferences
-from align_jax.experiments.claim import Cell, Experiment, Interval, Measured, Options, Verdict, above, by_setting, over_seeds, values_of
+from align_jax.experiments.claim import (
+    Cell,
+    Experiment,
+    Interval,
+    Measured,
+    Options,
+    Verdict,
+    above,
+    by_setting,
+    over_seeds,
+    values_of,
+)
 from align_jax.experiments.work import Work
 
 BETA, RATE = 0.1, 1.0e-3
@@ -105,8 +116,8 @@ EXPERIMENT = Experiment(
     number=19,
     claim="several ordered levels of answers teach a finer order of answers than two sets",
     source="arXiv 2412.04628, open question 1",
-    criterion="holds where the rank correlation of implicit rewards and scores on held-out prompts is higher after training with 4 "
-    "levels by quantiles than with MPO's two sets, by the 95% interval of the gain over seeds; fails where it is lower; the "
+    criterion="holds where the rank correlation of implicit rewards and scores on held-out prompts is higher after training with "
+    "4 levels by quantiles than with MPO's two sets, by the 95% interval of the gain over seeds; fails where it is lower; the "
     "other levels are shown beside them",
     cells=cells,
     measure=measure,

@@ -1,8 +1,8 @@
 """MPO: wrong scores mislead it no more than they mislead DPO on the best answer against the worst.
 
-Two kinds of wrong scores. A judge that was fooled: one and the same senseless string stands among the answers to every prompt, and
-a judge of GPT-4's strength gave it 7.3 of 10 on average; the objectives are trained on such prompts, and asked about others. And
-noise: a share of the scores of real answers is replaced by scores of other answers, drawn at random.
+Two kinds of wrong scores. A judge that was fooled: one and the same senseless string stands among the answers to every prompt,
+and a judge, a large model, gave it 7.3 of 10 on average; the objectives are trained on such prompts, and asked about others.
+And noise: a share of the scores of real answers is replaced by scores of other answers, drawn at random.
 """
 
 from __future__ import annotations
@@ -151,7 +151,9 @@ def conclude(measured: list[Measured], options: Options) -> Verdict:
         f"on held-out prompts the string beats {beaten['MPO']:.0%} of the real answers under MPO and {beaten['DPO']:.0%} under "
         f"DPO (difference {more['string']}); noise costs MPO {more['noise']} more accuracy than DPO; margin {MARGIN}"
     )
-    figures = {f"{arm} - DPO: {kind}": found for arm in beaten if arm != "DPO" for kind, found in more_than_dpo(measured, arm).items()}
+    figures = {
+        f"{arm} - DPO: {kind}": found for arm in beaten if arm != "DPO" for kind, found in more_than_dpo(measured, arm).items()
+    }
     return Verdict(all_of(*(below(found, MARGIN) for found in more.values())), line, figures)
 
 
@@ -179,8 +181,8 @@ EXPERIMENT = Experiment(
     number=17,
     claim="wrong scores mislead MPO no more than they mislead DPO on the best answer against the worst",
     source="arXiv 2412.04628, which asks for miscalibrated rewards; docs/results.md",
-    criterion="two harms: the share of real answers that a senseless string beats on held-out prompts after training on prompts "
-    "where a judge was fooled by it, and the accuracy lost where 60% of the scores are replaced at random; holds where MPO "
+    criterion="two harms: the share of real answers that a senseless string beats on held-out prompts after training on "
+    "prompts where a judge was fooled by it, and the accuracy lost where 60% of the scores are replaced at random; holds where MPO "
     f"takes less than {MARGIN} more of both than DPO, by the 95% interval over seeds; fails where it takes more of one",
     cells=cells,
     measure=measure,

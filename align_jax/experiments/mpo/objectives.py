@@ -167,7 +167,9 @@ def gain(measured: Sequence[Measured], key: str, arm: str = SET) -> Interval:
     if len(ours) > 1:
         return over_seeds([a[key] - b[key] for a, b in zip(ours, theirs, strict=True)])
     value = ours[0][key] - theirs[0][key]
-    halves = [(one.values.get(f"{key}/high", math.nan) - one.values.get(f"{key}/low", math.nan)) / 2 for one in (*ours, *theirs)]
+    halves = [
+        (one.values.get(f"{key}/high", math.nan) - one.values.get(f"{key}/low", math.nan)) / 2 for one in (*ours, *theirs)
+    ]
     half = math.hypot(*halves)
     return Interval(value) if math.isnan(half) else Interval(value, value - half, value + half)
 
@@ -178,7 +180,9 @@ def conclude(measured: list[Measured], options: Options) -> Verdict:
     best = max(arms, key=arms.get)
     said = ", ".join(f"{gains[key]} in {name}" for key, name in DECIDES.items())
     prompts = " (over prompts)" if len(measured) == len(arms) else ""
-    line = f"{SET} has {said} more than DPO, best against worst{prompts}; the highest accuracy is that of {best}, {arms[best]:.3f}"
+    line = (
+        f"{SET} has {said} more than DPO, best against worst{prompts}; the highest accuracy is that of {best}, {arms[best]:.3g}"
+    )
     figures = {f"{SET} - {PAIR}: {key}": found for key, found in gains.items()}
     if "W-MPO" in arms:
         figures |= {f"W-MPO - {PAIR}: {key}": gain(measured, key, "W-MPO") for key in DECIDES}
@@ -186,11 +190,11 @@ def conclude(measured: list[Measured], options: Options) -> Verdict:
 
 
 SHOWN = {
-    "accuracy": "accuracy: accepted answer above rejected",
-    "controlled": "the same, longer and shorter answers\nweighted alike",
-    "shorter": "the same, where the accepted answer\nis the shorter one",
-    "rank": "rank correlation of reward and score",
-    "kl": "KL to the start, nats per sample of 48 tokens",
+    "accuracy": "accuracy: accepted answer\nabove rejected",
+    "controlled": "length-controlled accuracy",
+    "shorter": "accuracy where the accepted\nanswer is the shorter one",
+    "rank": "rank correlation of\nreward and score",
+    "kl": "KL to the start, nats per\nsample of up to 48 tokens",
 }
 
 
@@ -218,7 +222,7 @@ def _interval(one: Measured, key: str) -> Interval:
 
 EXPERIMENT = Experiment(
     number=12,
-    claim="contrasting the set of accepted answers with the set of rejected ones beats DPO on the best answer against the worst",
+    claim="contrasting a prompt's accepted answers with its rejected ones beats DPO on the best answer against the worst",
     source="arXiv 2412.04628, the comparison with DPO; docs/results.md",
     criterion="holds where MPO's accuracy and its length-controlled accuracy on held-out prompts are both above those of DPO "
     "(best against worst), by the 95% interval of the gain over seeds, or over prompts where there is one seed; fails where "

@@ -15,13 +15,13 @@ from typing import Any
 import numpy as np
 
 from align_jax.experiments import plots, preferences
-from align_jax.experiments.claim import Cell, Experiment, Interval, Measured, Options, Verdict, above, over_seeds, values_of
+from align_jax.experiments.claim import Cell, Experiment, Interval, Measured, Options, Verdict, above, over_seeds
 from align_jax.experiments.work import Work, read_rows
 
 PROXY, GOLD = "proxy", "gold"
 PROXY_PROMPTS, NEW_TOKENS = 100, 64
 KL_STOP = 40.0  # nats a response, a fifth of what some of the runs in docs/results.md went to
-STOPS = {"all rounds": "last", f"KL above {KL_STOP:g}": "kl", "best by gold": "best"}
+STOPS = {"all rounds": "last", f"KL above {KL_STOP:g}": "stopped", "best by gold": "best"}
 
 
 def cells(options: Options) -> list[Cell]:
@@ -38,7 +38,10 @@ def measure(cell: Cell, work: Work) -> dict[str, Any]:
         judges[name], accuracy[name] = _judge(work, cell, name, file)
     values = _rounds(work, cell, judges)
     every = work.train(values, "rounds")
-    scale = {PROXY: _spread(every.folder / "rounds/0/eval_scored.jsonl"), GOLD: _spread(every.folder / "rounds/0/eval_gold.jsonl")}
+    scale = {
+        PROXY: _spread(every.folder / "rounds/0/eval_scored.jsonl"),
+        GOLD: _spread(every.folder / "rounds/0/eval_gold.jsonl"),
+    }
     last = every.history[-1]["round"]
     texts = {str(number): _texts(every.folder / f"rounds/{number}/eval_samples.jsonl") for number in (0, last)}
     lines = every.history
@@ -114,8 +117,8 @@ def conclude(measured: list[Measured], options: Options) -> Verdict:
     gap = over_seeds([one[PROXY][one["last"]] - one[GOLD][one["last"]] for one in measured])
     kept = {name: over_seeds([one[GOLD][one[key]] for one in measured]) for name, key in STOPS.items()}
     line = (
-        f"after all rounds the proxy's reward is {proxy.value:.2f} spreads above the start, the gold reward {gold.value:.2f}: a "
-        f"gap of {gap}; gold reward where rounds end {', '.join(f'{name}: {found.value:.2f}' for name, found in kept.items())}"
+        f"after all rounds the proxy's reward is {proxy.value:.2f} spreads above the start, the gold reward {gold.value:.2f}: "
+        f"a gap of {gap}; gold reward where rounds end {', '.join(f'{name}: {found.value:.2f}' for name, found in kept.items())}"
     )
     return Verdict(above(gap, 0), line, {"gap": gap, PROXY: proxy, GOLD: gold} | _named(kept))
 
@@ -126,8 +129,8 @@ def _named(kept: Mapping[str, Interval]) -> dict[str, Interval]:
 
 def draw(measured: list[Measured], options: Options):
     note = (
-        "Each line is a seed, each point a round. Gains over the starting model's samples, in standard deviations of the judge's own "
-        "scores over them. Squares: where rounds.kl_stop ends; stars: the round that rounds.best: gold takes."
+        "Each line is a seed, each point a round. Gains over the starting model's samples, in standard deviations of the "
+        "judge's own scores over them. Squares: where rounds.kl_stop ends; stars: the round that rounds.best: gold takes."
     )
     title = "Rounds against a reward model: what it says of the samples, and what a judge says that they never saw"
     figure, axes = plots.figure(title, note, columns=2, size=(5.2, 3.9))
@@ -144,7 +147,9 @@ def draw(measured: list[Measured], options: Options):
             axes[0, 0].plot([one["kl"][at]], [one[GOLD][at]], marker, color="black", markersize=size, fillstyle="none")
     axes[0, 0].axhline(0, color="black", linewidth=0.9)
     axes[0, 0].axvline(KL_STOP, color="black", linewidth=0.9, linestyle="--")
-    axes[0, 0].set(xlabel=f"KL to the start, nats per response (dashed: rounds.kl_stop, {KL_STOP:g})", ylabel="gain in reward, spreads")
+    axes[0, 0].set(
+        xlabel=f"KL to the start, nats per response (dashed: rounds.kl_stop, {KL_STOP:g})", ylabel="gain in reward, spreads"
+    )
     plots.legend(axes[0, 0])
     ends = [[one[GOLD][one[key]] for one in measured] for key in STOPS.values()]
     plots.bars(axes[0, 1], list(STOPS), ends, "gain in gold reward where the rounds end, spreads", 0.0)
