@@ -30,7 +30,6 @@ def test_verdicts(gold, spread, word, quick):
     found = EXPERIMENT.conclude(measured(options, gold, spread), options)
     assert found.word == word
     assert found.figures["gap"].value == pytest.approx(1 - gold - spread)
-    EXPERIMENT.draw(measured(options, gold, spread), options).savefig("/dev/null", format="png", dpi=20)
 
 
 def test_where_rounds_end():
@@ -53,3 +52,7 @@ def test_the_spread_of_a_judge(tmp_path):
     rows = [{"scores": [1.0, 3.0]}, {"scores": [5.0, 7.0]}]
     (tmp_path / "scored.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
     assert rounds._spread(tmp_path / "scored.jsonl") == pytest.approx(5**0.5)
+
+
+def test_the_picture():
+    EXPERIMENT.draw(measured(Options(), 0.3, 0.01), Options()).savefig("/dev/null", format="png", dpi=20)

@@ -29,7 +29,7 @@ from align_jax.experiments.claim import (
 from align_jax.experiments.preferences import Row
 from align_jax.experiments.work import Work
 
-BETA, RATE = 0.1, 1.0e-3
+BETA, RATE = 0.1, 3.0e-4  # of configs/mpo-preferences.yaml
 ARMS: dict[str, dict[str, Any]] = {
     "MPO": {"name": "mpo", "beta": BETA},
     "DPO": {"name": "dpo", "beta": BETA},
@@ -182,8 +182,8 @@ EXPERIMENT = Experiment(
     claim="wrong scores mislead MPO no more than they mislead DPO on the best answer against the worst",
     source="arXiv 2412.04628, which asks for miscalibrated rewards; docs/results.md",
     criterion="two harms: the share of real answers that a senseless string beats on held-out prompts after training on "
-    "prompts where a judge was fooled by it, and the accuracy lost where 60% of the scores are replaced at random; holds where MPO "
-    f"takes less than {MARGIN} more of both than DPO, by the 95% interval over seeds; fails where it takes more of one",
+    "prompts where a judge was fooled by it, and the accuracy lost where 60% of the scores are replaced at random; holds where "
+    f"MPO takes less than {MARGIN} more of both than DPO, by the 95% interval over seeds; fails where it takes more of one",
     cells=cells,
     measure=measure,
     conclude=conclude,

@@ -116,9 +116,10 @@ def conclude(measured: list[Measured], options: Options) -> Verdict:
     proxy, gold = (over_seeds([one[name][one["last"]] for one in measured]) for name in (PROXY, GOLD))
     gap = over_seeds([one[PROXY][one["last"]] - one[GOLD][one["last"]] for one in measured])
     kept = {name: over_seeds([one[GOLD][one[key]] for one in measured]) for name, key in STOPS.items()}
+    ends = ", ".join(f"{name} {found.value:.2f}" for name, found in kept.items())
     line = (
         f"after all rounds the proxy's reward is {proxy.value:.2f} spreads above the start, the gold reward {gold.value:.2f}: "
-        f"a gap of {gap}; gold reward where rounds end {', '.join(f'{name}: {found.value:.2f}' for name, found in kept.items())}"
+        f"a gap of {gap}; gold reward where rounds end: {ends}"
     )
     return Verdict(above(gap, 0), line, {"gap": gap, PROXY: proxy, GOLD: gold} | _named(kept))
 
