@@ -19,8 +19,8 @@ _SUM = 1e-2  # what sums are off by in files that do not round
 class BeliefRows(Format):
     """Columns: `prompt`, `options` (the beliefs), `probabilities` (of each; may be missing), and of the accepted text
     `accept_response`, `accept_choice_id` (which belief, from 0) and `accept_choice` (its name; may be missing); of the rejected
-    one `reject_...`. A row without both choices, whose texts may be `chosen` and `rejected`, serves `latent_beliefs`. `answers`, a
-    number that may be missing, says how many answers the probabilities were counted from.
+    one `reject_...`. A row without both choices, whose texts may be `chosen` and `rejected`, serves `latent_beliefs`.
+    `answers`, a number that may be missing, says how many answers the probabilities were counted from.
     """
 
     name = "gdpo"
