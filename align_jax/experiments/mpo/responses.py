@@ -107,8 +107,8 @@ def draw(measured: list[Measured], options: Options):
     arms, sizes = by_setting(measured, "kind", "k"), sorted(set(values_of(measured, "k")))
     title = "More answers to a prompt: what the model learns about the order of other answers"
     note = (
-        "80 held-out prompts with 8 answers each. Points: mean of seeds; dark line: 95% interval over seeds; light line: "
-        "95% interval over the held-out prompts (mean of seeds), which all points share; dashed: chance."
+        "80 held-out prompts with 8 answers each. Small dots: seeds; large: their mean; dark line: 95% interval over seeds; "
+        "light line: 95% interval over the held-out prompts (mean of seeds), which all points share; dashed: chance."
     )
     figure, axes = plots.figure(title, note, columns=2, size=(5.6, 4.2))
     labels = {
@@ -121,6 +121,7 @@ def draw(measured: list[Measured], options: Options):
                 _point(axis, j + 0.2 * i - 0.1, arms[kind, k], key, i, kind if j == 0 else None)
         axis.axhline(0.5 if key == "accuracy" else 0.0, color="black", linewidth=0.9, linestyle="--")
         axis.set_xticks(range(len(sizes)), [str(k) for k in sizes])
+        axis.set_xlim(-0.5, len(sizes) - 0.5)
         axis.set(xlabel="answers in a set, K", ylabel=label)
     plots.legend(axes[0, 0])
     return figure
@@ -133,6 +134,7 @@ def _point(axis, x: float, found: Sequence[Measured], key: str, number: int, nam
         axis.plot([x, x], ends, color=colour, alpha=0.25, linewidth=6, solid_capstyle="butt")
     if over.known:
         axis.plot([x, x], [over.low, over.high], color=colour, linewidth=2)
+    axis.plot([x + 0.05] * len(found), values_of(found, key), ".", color="0.25", markersize=4)
     axis.plot([x], [over.value], plots.MARKERS[number], color=colour, label=name, markersize=7)
 
 
