@@ -148,6 +148,7 @@ def draw(measured: list[Measured], options: Options):
         plain = float(np.mean(values_of(arms[PLAIN], key)))
         plots.bars(axis, [_name(pair) for pair in arms], [values_of(found, key) for found in arms.values()], label, plain)
     axes[0, 1].set_yticklabels([])
+    axes[0, 0].set_title("real preferences, a tiny language model", loc="left")
     right, x = axes[0, 2], np.arange(len(TABLE_ALPHAS))
     for i, p in enumerate((0, 1, 2)):
         plots.curve(right, x, 100 * table(measured, p), f"p = {p}", i)

@@ -157,5 +157,5 @@ EXPERIMENT = Experiment(
     measure=measure,
     conclude=conclude,
     draw=draw,
-    seconds=(10, 40),
+    seconds=(5, 20),
 )

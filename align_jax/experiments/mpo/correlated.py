@@ -135,5 +135,5 @@ EXPERIMENT = Experiment(
     measure=measure,
     conclude=conclude,
     draw=draw,
-    seconds=(15, 40),
+    seconds=(5, 10),
 )

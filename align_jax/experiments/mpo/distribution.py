@@ -153,5 +153,5 @@ EXPERIMENT = Experiment(
     measure=measure,
     conclude=conclude,
     draw=draw,
-    seconds=(20, 60),
+    seconds=(5, 10),
 )

@@ -195,5 +195,5 @@ EXPERIMENT = Experiment(
     measure=measure,
     conclude=conclude,
     draw=draw,
-    seconds=(10, 60),
+    seconds=(8, 20),
 )
