@@ -15,6 +15,7 @@ from align_jax.data.arrange.beliefs import TEXTS
 from align_jax.errors import UserError, check_fields
 from align_jax.objectives.base import Metrics, Objective, ref_logps, weighted
 from align_jax.objectives.metrics import belief_metrics, pair_metrics, set_metrics, split_by_majority
+from align_jax.objectives.signature_metrics import belief_widths, cancelled_pairs, pair_drift, set_signatures
 from align_jax.objectives.unpaired import mismatched_ratio
 
 PREFERENCES = tuple(TEXTS)
@@ -79,6 +80,7 @@ class GDPO(Objective):
             "loss/preference": weighted(preference, exists),
             "loss/sft": weighted(sft, exists),
             **belief_metrics(parts.beliefs, parts.targets, exists),
+            **belief_widths(parts.beliefs, parts.targets, exists),
             **metrics,
             **split_by_majority(metrics, parts.majority),
         }
@@ -97,9 +99,12 @@ class GDPO(Objective):
         if self.preference == "mpo":
             scores = jnp.asarray(batch.labels["text_scores"])
             values = losses.mpo_loss(texts, ref, scores, parts.text_mask, beta=self.beta, alpha=self.alpha)
-            return values, set_metrics(texts, rewards, scores, parts.text_mask)
-        metrics = pair_metrics(texts, rewards, parts.exists)
+            own = set_signatures(texts - ref, parts.text_lengths, scores, parts.text_mask, self.beta)
+            return values, set_metrics(texts, rewards, scores, parts.text_mask) | own
+        metrics = pair_metrics(texts, rewards, parts.exists) | pair_drift(texts - ref, parts.text_lengths, parts.exists)
         if self.preference == "dpo":
+            pull = jax.nn.sigmoid(rewards[:, 1] - rewards[:, 0])
+            metrics |= cancelled_pairs(texts, parts.text_lengths, pull, parts.exists)
             return losses.dpo_loss(texts[:, 0], texts[:, 1], ref[:, 0], ref[:, 1], beta=self.beta), metrics
         kl = jnp.maximum(statistic, 0.0)
         both = [
