@@ -107,9 +107,7 @@ class GDPO(Objective):
             metrics |= cancelled_pairs(texts, parts.text_lengths, pull, parts.exists)
             return losses.dpo_loss(texts[:, 0], texts[:, 1], ref[:, 0], ref[:, 1], beta=self.beta), metrics
         kl = jnp.maximum(statistic, 0.0)
-        both = [
-            losses.kto_loss(texts[:, i], ref[:, i], jnp.full(texts.shape[:1], i == 0), kl, beta=self.beta) for i in (0, 1)
-        ]
+        both = [losses.kto_loss(texts[:, i], ref[:, i], jnp.full(texts.shape[:1], i == 0), kl, beta=self.beta) for i in (0, 1)]
         return (both[0] + both[1]) / 2, {**metrics, "kl": weighted(jnp.broadcast_to(kl, parts.exists.shape), parts.exists)}
 
 

@@ -40,13 +40,13 @@ class SetObjective(Objective):
         scores = jnp.asarray(batch.scores)
         contrast = losses.partition(scores, mask)[2]
         metrics = set_metrics(logps, self.beta * (logps - ref), scores, mask)
-        values, counted, lengths = self.loss(logps, ref, scores, mask), self.counted(exists, contrast), jnp.asarray(batch.lengths)
+        values, counted = self.loss(logps, ref, scores, mask), self.counted(exists, contrast)
         return {
             "loss": weighted(values, counted),
             "groups/no_contrast": weighted((exists & ~contrast).astype(jnp.float32), exists),
             **metrics,
             **loss_square(values, counted),
-            **({} if self.reference_free else set_signatures(logps - ref, lengths, scores, mask, self.beta)),
+            **({} if self.reference_free else set_signatures(logps - ref, jnp.asarray(batch.lengths), scores, mask, self.beta)),
         }
 
     def loss(self, logps, ref, scores, mask) -> jax.Array:
