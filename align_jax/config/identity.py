@@ -20,9 +20,19 @@ FREE = (
 )
 
 # Keys that came later, at the value that means what was there before: no run is another one for them.
-LATER: dict[str, Any] = {"model.chat_template": None, "model.revision": None, "objective.sft_weight": 0.0} | {
-    f"data.{key}": value for key, value in LATER_OF_DATA.items()
-}
+LATER: dict[str, Any] = {
+    "model.chat_template": None,
+    "model.revision": None,
+    "objective.sft_weight": 0.0,
+    "objective.divergence": "kl",
+    "objective.calibrate": "statement",
+    "objective.statement": "whole",
+    "objective.condition": "accepted",
+    "objective.latent_beliefs": False,
+    "objective.posterior": "reference",
+    "objective.levels_by": "range",
+    "objective.thresholds": [],
+} | {f"data.{key}": value for key, value in LATER_OF_DATA.items()}
 # Keys whose default is written in another way now, as it was before.
 _BEFORE: dict[str, Any] = {"data.split": "train"}
 

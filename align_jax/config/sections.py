@@ -335,7 +335,8 @@ class LogConfig:
 
     Attributes:
       every: steps between lines of metrics; evaluations and the last step are always written.
-      progress: a bar on a terminal, elsewhere a line every ten seconds; False leaves single lines about what happens.
+      progress: a bar on a terminal, elsewhere a line every ten seconds, of long passes later every thirty; False leaves single
+        lines about what happens.
       plots: draw the curves of a training run to `run.dir/curves.png` when it ends or is stopped.
       signatures: warn, once each, where a run shows a way in which training fails (docs/signatures.md).
       tensorboard: event files in `run.dir/tensorboard` (`pip install 'align-jax[tensorboard]'`).

@@ -77,7 +77,11 @@ class GroupDataset:
                  config.max_response_tokens)  # fmt: skip
         texts = repr((self._source.digest, len(self._source), self.format, *asked))
         rendered = Rendered(encoder, texts, None if spool_dir is None else Path(spool_dir))
-        rows = read_rows(self._source, self._read, config.on_bad_row, self.bad_rows, look.left_out, rendered.check)
+        def check(row: int, example: Example) -> None:
+            arrangement.check(example)
+            rendered.check(row, example)
+
+        rows = read_rows(self._source, self._read, config.on_bad_row, self.bad_rows, look.left_out, check)
         self._found = arrangement.survey(look.at(rows), config)
         rendered.keep()
         look.check_template(config, self.path)
@@ -85,7 +89,13 @@ class GroupDataset:
             raise UserError(f"no group is left: none of the {len(look.rows)} rows has {arrangement.needs}")
         items, mixed = look.epoch(self._found.items, data_format.shares if which == "train" else None)
         self._found = dataclasses.replace(self._found, items=items)
-        self.notes = [*mixed, *look.notes(), *rendered.notes(), *([] if _is_held_out(config, which) else data_format.notes())]
+        self.notes = [
+            *mixed,
+            *self._found.notes,
+            *look.notes(),
+            *rendered.notes(),
+            *([] if _is_held_out(config, which) else data_format.notes()),
+        ]
         self._config, self._ends, self._arrangement = config, ends, arrangement
         self.slots, self.group_names = self._found.slots, look.group_names
         self.source_names = look.source_names if len(look.source_names) > 1 else ()

@@ -162,6 +162,24 @@ class Encoder:
                     )
         return found
 
+    def belief_part(self, prompt: Prompt, belief: tuple[int, str], ids: np.ndarray, template: str) -> np.ndarray:
+        """The tokens of a belief statement, of all `ids`, that end within what a beginning of `belief_template` renders.
+
+        Raises:
+          RowError: no token ends within it.
+        """
+        number, words = belief
+        part = template.format(id=number, belief=words)
+        added = self._belief_text(prompt, part)[len(prompt.text) :]
+        own, _ = self.tokens.after(prompt.whole, prompt.text, added)
+        same = next((i for i, (a, b) in enumerate(zip(own, ids, strict=False)) if a != b), min(len(own), len(ids)))
+        if not same:
+            raise RowError(
+                f"field 'options': the tokenizer joins {part!r} to what follows in {self._statement(number, words)!r}; change "
+                f"data.belief_template ({self.config.belief_template!r})"
+            )
+        return ids[:same]
+
     def after_belief(self, prompt: Prompt, belief: tuple[int, str], ids: np.ndarray, response: Text) -> Answer:
         """A response behind the statement of a belief, whose `ids` are not part of it."""
         return self._cut(*self._behind_belief(prompt, belief, ids, response))

@@ -209,10 +209,14 @@ def _gdpo(example: Example) -> list[Row] | str:
     row = _common(example) | {"options": list(opinion.options)}
     if opinion.probabilities is not None:
         row["probabilities"] = list(opinion.probabilities)
+    if opinion.answers is not None:
+        row["answers"] = opinion.answers
     for name, number, response in zip(
         ("accept", "reject"), (opinion.accepted, opinion.rejected), example.responses, strict=True
     ):
-        row |= {f"{name}_choice_id": number, f"{name}_choice": opinion.options[number], f"{name}_response": _text(response)}
+        row[f"{name}_response"] = _text(response)
+        if number is not None:
+            row |= {f"{name}_choice_id": number, f"{name}_choice": opinion.options[number]}
     return [row]
 
 

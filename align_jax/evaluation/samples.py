@@ -124,13 +124,14 @@ def sampled_belief_metrics(drawn: Sequence[np.ndarray], targets: Sequence[np.nda
     """Jensen-Shannon distance between the frequencies of the drawn beliefs and the target; a (sum, weight) per prompt.
 
     Frequencies of S draws are not a distribution known exactly: a model that predicts p* is still at a distance of about
-    `sqrt((N - 1) / (8 S))` for N beliefs.
+    `sqrt((N - 1) / (8 S))` for N beliefs. A prompt whose target nobody knows (NaN) counts nothing.
     """
     distances = []
     for beliefs, target in zip(drawn, targets, strict=True):
         counts = np.bincount(beliefs, minlength=len(target)).astype(np.float64)
         distances.append(float(jensen_shannon_distance(counts / counts.sum(), target)))
-    return {"beliefs/js_distance_sampled": (np.asarray(distances), np.ones(len(distances)))}
+    found = np.asarray(distances)
+    return {"beliefs/js_distance_sampled": (np.where(np.isnan(found), 0.0, found), (~np.isnan(found)).astype(float))}
 
 
 def consistency_metrics(

@@ -13,7 +13,7 @@ from typing import Any
 from align_jax.config import Config
 from align_jax.errors import UserError
 from align_jax.experiments.claim import Options
-from align_jax.recipes.jobs import Rounds, Run, evaluate, export, generate, train
+from align_jax.recipes.jobs import Rounds, Run, evaluate, export, generate, score, train
 
 DATA = "ALIGN_JAX_DATA"
 
@@ -97,6 +97,10 @@ class Work:
     def generate(self, *args: Any, **options: Any) -> Any:
         """`align_jax.generate`."""
         return generate(*args, **options)
+
+    def score(self, *args: Any, **options: Any) -> Any:
+        """`align_jax.score`."""
+        return score(*args, **options)
 
     def once(self, name: str, make: Callable[[Path], None], *, common: bool = False) -> Path:
         """A file or folder that all cells share: made by the first one, whole or not at all.

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import jax
 import jax.numpy as jnp
@@ -66,6 +66,7 @@ def gdpo_loss(
     preference_losses: ArrayLike,
     *,
     weights: Sequence[float] = (1.0, 1.0, 1.0),
+    calibration: Callable[[ArrayLike, ArrayLike], jax.Array] = belief_calibration_loss,
 ) -> jax.Array:
     """Group Distributional Preference Optimization: beliefs first, then preferences conditioned on the belief.
 
@@ -78,6 +79,7 @@ def gdpo_loss(
       preference_losses: `[B]`, a preference loss (DPO, KTO or MPO) on the texts, all conditioned on `b_c`.
       weights: three numbers >= 0 for calibration, belief statement and preference. A term whose weight is the number 0
         is left out, whatever it holds.
+      calibration: `(belief_logps, target_probs) -> [B]`, the first term: `belief_calibration_loss`, or another divergence.
 
     Returns:
       float32 `[B]`.
@@ -106,12 +108,46 @@ def gdpo_loss(
     statement, preference = as_floats(
         belief_statement_mean_logps=belief_statement_mean_logps, preference_losses=preference_losses
     )
-    terms = (belief_calibration_loss(belief_logps, target_probs), -statement, preference)
+    terms = (calibration(belief_logps, target_probs), -statement, preference)
     total = jnp.zeros_like(preference)
     for weight, term in zip(weights, terms, strict=True):
         if isinstance(weight, jax.Array) or weight != 0:
             total = total + weight * term
     return total
+
+
+def belief_posterior(belief_logps: ArrayLike, text_logps: ArrayLike, *, mask: ArrayLike | None = None) -> jax.Array:
+    """The expectation step for beliefs that nobody labelled: who may have said a text, not differentiated.
+
+        q(b) = softmax_b [ log pi(b|x) + log pi(y|b,x) ]
+
+    Args:
+      belief_logps: `[B, N]`, log-probs of the belief statements, summed over each one's tokens.
+      text_logps: `[B, N]`, log-probs of one text conditioned on each of the beliefs, summed over its tokens.
+      mask: bool `[B, N]`, True for a belief that exists; None for all.
+
+    Returns:
+      float32 `[B, N]`, which sums to 1 over the beliefs of a row; 0 where there is none.
+
+    Raises:
+      ValueError: the shapes differ.
+
+    Example:
+      >>> import numpy as np
+      >>> from align_jax import losses
+      >>> beliefs, texts = np.log(np.array([[0.8, 0.2]])), np.log(np.array([[0.1, 0.8]]))
+      >>> [f"{q:.4f}" for q in losses.belief_posterior(beliefs, texts)[0]]
+      ['0.3333', '0.6667']
+
+    Source: Dempster, Laird and Rubin 1977, for the factorised policy of arXiv 2412.20299 (its question about latent beliefs).
+    """
+    given = {} if mask is None else {"mask": mask}
+    check_same_shape(belief_logps=belief_logps, text_logps=text_logps, **given)
+    check_set_axis("belief_logps", belief_logps)
+    beliefs, texts = as_floats(belief_logps=belief_logps, text_logps=text_logps)
+    mask = jnp.ones(beliefs.shape, bool) if mask is None else as_mask(mask)
+    joint = jax.lax.stop_gradient(jnp.where(mask, beliefs, 0.0) + jnp.where(mask, texts, 0.0))
+    return jnp.where(mask, jnp.exp(masked_log_softmax(joint, mask)), 0.0)
 
 
 def jensen_shannon_distance(p: ArrayLike, q: ArrayLike) -> jax.Array:

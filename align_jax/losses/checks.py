@@ -58,5 +58,11 @@ def check_label_smoothing(value) -> None:
         raise ValueError(f"label_smoothing must be in [0, 0.5), got {value!r}")
 
 
+def check_smoothing(name: str, value) -> None:
+    """Raises ValueError outside (0, 1); what is traced passes."""
+    if _known(value) and not 0 < value < 1:
+        raise ValueError(f"{name} must be in (0, 1), got {value!r}")
+
+
 def _known(value) -> bool:
     return isinstance(value, numbers.Real | np.number)

@@ -84,14 +84,40 @@ def belief_metrics(belief_logps: jax.Array, target_probs: jax.Array, exists: jax
     GDPO authors log as `CLS_Sum`.
 
     Args:
-      belief_logps: `[G, N]`, -inf where the prompt has no such belief. target_probs: `[G, N]`. exists: bool `[G]`.
+      belief_logps: `[G, N]`, -inf where the prompt has no such belief. exists: bool `[G]`.
+      target_probs: `[G, N]`; where nobody knows them, NaN, there is no distance.
     """
     safe = jnp.where(exists[:, None], belief_logps, 0.0)
     predicted = jax.nn.softmax(safe, axis=-1)
-    targets = jnp.where(exists[:, None], target_probs, 1.0)
+    known = exists & jnp.all(jnp.isfinite(target_probs), axis=-1)
+    targets = jnp.where(known[:, None], target_probs, 1.0)
     return {
-        "beliefs/js_distance": weighted(losses.jensen_shannon_distance(predicted, targets), exists),
+        "beliefs/js_distance": weighted(losses.jensen_shannon_distance(predicted, targets), known),
         "beliefs/mass": weighted(jnp.exp(jax.nn.logsumexp(safe, axis=-1)), exists),
+    }
+
+
+def latent_metrics(posterior: jax.Array, beliefs: jax.Array, texts: jax.Array, chosen: jax.Array, exists: jax.Array) -> Metrics:
+    """What latent beliefs are taken to be.
+
+    `latent/entropy` is of the posterior, in nats. `latent/share/B` is the share of belief B: one that goes to 1 where people
+    differ is a collapse. `latent/agreement` is how often the most probable belief is the labelled one, where rows have labels.
+    `latent/evidence` is `log sum_b pi(b|x) pi(y|b,x)` of the accepted text, which expectation-maximization raises.
+
+    Args:
+      posterior, beliefs, texts: `[G, N]`, q, and the policy's log-probs of the statements (-inf where there is none) and of the
+        accepted text behind each. chosen: int `[G]`, -1 where nobody says it. exists: bool `[G]`.
+    """
+    log = jnp.log(jnp.where(posterior > 0, posterior, 1.0))
+    joint = jnp.where(exists[:, None], beliefs + texts, 0.0)
+    there = jnp.isfinite(beliefs) & exists[:, None]
+    right = (jnp.argmax(posterior, axis=-1) == chosen).astype(jnp.float32)
+    shares = {f"latent/share/{b}": weighted(posterior[:, b], there[:, b]) for b in range(posterior.shape[1])}
+    return {
+        "latent/entropy": weighted(-jnp.sum(posterior * log, axis=-1), exists),
+        "latent/agreement": weighted(right, exists & (chosen >= 0)),
+        "latent/evidence": weighted(jax.nn.logsumexp(joint, axis=-1), exists),
+        **shares,
     }
 
 

@@ -88,14 +88,16 @@ def belief_widths(belief_logps: jax.Array, target_probs: jax.Array, exists: jax.
     """Entropy in nats of the predicted beliefs (renormalised) and of the target: the first below the second is too narrow.
 
     Args:
-      belief_logps: `[G, N]`, -inf where the prompt has no such belief. target_probs: `[G, N]`. exists: bool `[G]`.
+      belief_logps: `[G, N]`, -inf where the prompt has no such belief. target_probs: `[G, N]`, NaN where nobody knows them:
+        such groups do not count. exists: bool `[G]`.
     """
+    known = exists & jnp.all(jnp.isfinite(target_probs), axis=-1)
     safe = jnp.where(exists[:, None], belief_logps, 0.0)
     predicted = jax.nn.softmax(safe, axis=-1)
     entropy = lambda p: jnp.sum(jax.scipy.special.entr(p), axis=-1)  # noqa: E731
     return {
-        "beliefs/entropy": weighted(entropy(predicted), exists),
-        "beliefs/target_entropy": weighted(entropy(target_probs), exists),
+        "beliefs/entropy": weighted(entropy(predicted), known),
+        "beliefs/target_entropy": weighted(entropy(target_probs), known),
     }
 
 

@@ -297,7 +297,7 @@ def _texts(data: EvalData):
     for i in np.unique(np.linspace(0, len(dataset) - 1, min(len(dataset), _JUDGE_TEXTS // 2)).round().astype(int)):
         example = dataset.example_of(int(i))
         for text, belief in zip(example.responses, (example.opinion.accepted, example.opinion.rejected), strict=True):
-            if isinstance(text, str):
+            if isinstance(text, str) and belief is not None:
                 yield text, example.opinion.options[belief]
 
 

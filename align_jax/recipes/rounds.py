@@ -35,7 +35,7 @@ from align_jax.files import write_whole
 from align_jax.models import Decoder
 from align_jax.objectives import MPO
 from align_jax.parallel.processes import of_first, on_first
-from align_jax.parallel.stop import StopSignal
+from align_jax.parallel.stop import Stopped, StopSignal
 from align_jax.recipes import generate, onpolicy, score
 from align_jax.recipes.export import export_model
 from align_jax.recipes.folder import RunFolder
@@ -140,13 +140,20 @@ def _rounds(config: Config, stop: StopSignal) -> bool:
         for step in () if finished else _steps(job, number):
             stopped = job.stopped()
             job.stop.idle()
-            if stopped or not step():
+            if stopped or not _complete(step):
                 say(f"stopped by {stop.cause} in round {number} of {config.rounds.number}; the same command goes on from there")
                 return False
         _report(job, number)
     say(f"all rounds are done, see {job.root / 'rounds.jsonl'}; export with: align-jax export {job.root} {job.root / 'export'}")
     say_plainly(rounds_table(_read_rows(job.root / "rounds.jsonl")))
     return True
+
+
+def _complete(step: Callable[[], bool]) -> bool:
+    try:
+        return step()
+    except Stopped:  # in a pass that keeps what it has
+        return False
 
 
 def _prepare(config: Config, stop: StopSignal) -> Job:

@@ -75,8 +75,49 @@ def _kto_case() -> Case:
     )
 
 
-def _masked_calibration(logps, targets, mask, **options):
-    return losses.belief_calibration_loss(logps, targets, mask=mask, **options)
+def _masked(loss):
+    return lambda logps, targets, mask, **options: loss(logps, targets, mask=mask, **options)
+
+
+_masked_calibration = _masked(losses.belief_calibration_loss)
+
+
+DIVERGENCES = (
+    ("belief_reverse_kl", losses.belief_reverse_kl_loss, reference.reverse_kl),
+    ("belief_jensen_shannon", losses.belief_jensen_shannon_loss, reference.jensen_shannon_divergence),
+    ("belief_total_variation", losses.belief_total_variation_loss, reference.total_variation),
+)
+
+
+def _divergence_cases(beliefs, mask) -> list[Case]:
+    """With the mask and without, renormalised and not; masked rows have targets that sum to less than 1."""
+    return [
+        case
+        for name, loss, slow in DIVERGENCES
+        for case in (
+            _case(name, loss, slow, beliefs, (0, 1), (1,)),
+            _case(f"{name}_masked", _masked(loss), slow, (*beliefs, mask), (0,)),
+            _case(f"{name}_renormalized", _masked(loss), slow, (*beliefs, mask), (0,), renormalize=True),
+        )
+    ]
+
+
+def _by_levels(rule, *more) -> tuple[Callable, Callable]:
+    """Ordered levels from scores, and the slow way."""
+    slow_rule = getattr(reference, rule.__name__)
+
+    def loss(policy, ref, scores, mask, **options):
+        return losses.ordered_mpo_loss(policy, ref, rule(scores, mask, *more), mask, **options)
+
+    def slow(policy, ref, scores, mask, **options):
+        return reference.ordered_mpo(policy, ref, slow_rule(scores, mask, *more), mask, **options)
+
+    return loss, slow
+
+
+def _tied_arrays() -> tuple[np.ndarray, ...]:
+    policy, ref, scores, mask = set_arrays()
+    return policy, ref, np.round(scores / 2), mask
 
 
 def _cases() -> list[Case]:
@@ -91,6 +132,24 @@ def _cases() -> list[Case]:
         _case("wmpo_half", losses.mpo_loss, reference.mpo, sets, (0, 1), beta=0.2, alpha=1.0, power=0.5),
         _case("wmpo_0", losses.mpo_loss, reference.mpo, sets, (0,), beta=0.2, alpha=1.0, power=0),
         _case("ordered", losses.ordered_mpo_loss, reference.ordered_mpo, level_arrays(), (0, 1), beta=0.2),
+        *(
+            _case(
+                f"ordered_{name}",
+                *_by_levels(rule, *more),
+                arrays,
+                (0, 1, 2),
+                (2,),
+                beta=0.2,
+            )
+            for name, rule, more, arrays in (
+                ("range", losses.levels_by_range, (3,), sets),
+                ("quantiles", losses.levels_by_quantiles, (3,), sets),
+                ("quantiles_tied", losses.levels_by_quantiles, (2,), _tied_arrays()),
+                ("thresholds", losses.levels_by_thresholds, ([2, 4],), _tied_arrays()),
+                ("grades", losses.levels_of_grades, (None,), _tied_arrays()),
+                ("grades_most", losses.levels_of_grades, (2,), _tied_arrays()),
+            )
+        ),
         _case("infonca", losses.infonca_loss, reference.infonca, sets, (0, 1, 2), (2,), beta=0.2, temperature=2.0),
         _case("nca", losses.nca_loss, reference.nca, sets, (0, 1, 2), (2,), beta=0.2, temperature=2.0),
         _case("dpo", losses.dpo_loss, reference.dpo, pairs, every, beta=0.3),
@@ -118,6 +177,15 @@ def _cases() -> list[Case]:
             (*beliefs, belief_mask),
             (0,),
             renormalize=True,
+        ),
+        *_divergence_cases(beliefs, belief_mask),
+        _case(
+            "gdpo_reverse_kl",
+            functools.partial(losses.gdpo_loss, calibration=losses.belief_reverse_kl_loss),
+            functools.partial(reference.gdpo, divergence=reference.reverse_kl),
+            (*beliefs, statement, preference),
+            (0, 2, 3),
+            weights=(0.5, 2.0, 1.5),
         ),
         _case(
             "gdpo",

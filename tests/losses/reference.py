@@ -50,6 +50,36 @@ def ordered_mpo(policy, ref, levels, mask, *, beta):
     return total
 
 
+def levels_by_range(scores, mask, count):
+    """Counts the edges `max - k (max - min) / count` that a score has fallen to."""
+    chosen = [s for s, m in zip(scores, mask, strict=True) if m]
+    result = []
+    for s, m in zip(scores, mask, strict=True):
+        edges = [k for k in range(1, count) if m and max(chosen) > min(chosen)]
+        result.append(sum((max(chosen) - s) * count >= k * (max(chosen) - min(chosen)) for k in edges))
+    return np.array(result)
+
+
+def levels_by_quantiles(scores, mask, count):
+    """Sorts; a tie has the mean of its places."""
+    chosen = sorted((float(s) for s, m in zip(scores, mask, strict=True) if m), reverse=True)
+    result = []
+    for s, m in zip(scores, mask, strict=True):
+        places = [i for i, other in enumerate(chosen) if m and other == s]
+        result.append(int(count * sum(places) / len(places) / len(chosen)) if places else 0)
+    return np.array(result)
+
+
+def levels_by_thresholds(scores, mask, thresholds):
+    return np.array([sum(s < t for t in thresholds) if m else 0 for s, m in zip(scores, mask, strict=True)])
+
+
+def levels_of_grades(scores, mask, most):
+    grades = sorted({float(s) for s, m in zip(scores, mask, strict=True) if m}, reverse=True)
+    last = len(grades) if most is None else most - 1
+    return np.array([min(grades.index(s), last) if m else 0 for s, m in zip(scores, mask, strict=True)])
+
+
 def infonca(policy, ref, scores, mask, *, beta, temperature):
     policy, ref, scores = valid(mask, policy, ref, scores)
     if not scores:
@@ -142,18 +172,51 @@ def calibration(logps, targets, mask=None, *, renormalize=False):
     return sum(p * (np.log(p) - (logp - shift)) for p, logp in zip(targets, logps, strict=True) if p > 0)
 
 
-def gdpo(logps, targets, statement, preference, *, weights=(1.0, 1.0, 1.0)):
-    return weights[0] * calibration(logps, targets) - weights[1] * float(statement) + weights[2] * float(preference)
+def _outcomes(logps, targets, mask, renormalize):
+    """(policy, target) over the beliefs and, unless renormalised, no belief; None for a row without targets."""
+    mask = np.ones(len(targets), bool) if mask is None else mask
+    logps, targets = valid(mask, logps, targets)
+    if sum(targets) == 0:
+        return None
+    if renormalize:
+        return softmax(logps).tolist(), targets
+    probs = np.exp(logps).tolist()
+    return [*probs, 1 - sum(probs)], [*targets, 0.0]
+
+
+def reverse_kl(logps, targets, mask=None, *, renormalize=False, smoothing=1e-3):
+    found = _outcomes(logps, targets, mask, renormalize)
+    if found is None:
+        return 0.0
+    smoothed = [(1 - smoothing) * t + smoothing / len(found[1]) for t in found[1]]
+    return sum(p * np.log(p / t) for p, t in zip(found[0], smoothed, strict=True) if p > 0)
+
+
+def jensen_shannon_divergence(logps, targets, mask=None, *, renormalize=False):
+    found = _outcomes(logps, targets, mask, renormalize)
+    return 0.0 if found is None else _halved_divergences(*found)
+
+
+def total_variation(logps, targets, mask=None, *, renormalize=False):
+    found = _outcomes(logps, targets, mask, renormalize)
+    return 0.0 if found is None else sum(abs(p - t) for p, t in zip(*found, strict=True)) / 2
+
+
+def gdpo(logps, targets, statement, preference, *, weights=(1.0, 1.0, 1.0), divergence=calibration):
+    return weights[0] * divergence(logps, targets) - weights[1] * float(statement) + weights[2] * float(preference)
 
 
 def jensen_shannon(p, q):
     p, q = np.asarray(p, np.float64), np.asarray(q, np.float64)
-    p, q = p / p.sum(), q / q.sum()
+    return np.sqrt(_halved_divergences(p / p.sum(), q / q.sum()))
+
+
+def _halved_divergences(p, q):
     divergence = 0.0
     for a, b in zip(p, q, strict=True):
         m = (a + b) / 2
         divergence += (a * np.log(a / m) if a > 0 else 0.0) / 2 + (b * np.log(b / m) if b > 0 else 0.0) / 2
-    return np.sqrt(divergence)
+    return divergence
 
 
 def gradient(function, arrays, index: int, step: float = 1e-5) -> np.ndarray:

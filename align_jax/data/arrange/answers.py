@@ -16,7 +16,7 @@ def encode_answer(encoder: Encoder, prompt: Prompt, example: Example, which: int
     if example.tokens is not None:
         return encoder.sample(example.tokens[which])
     belief, opinion = None, example.opinion
-    if opinion is not None:
+    if opinion is not None and opinion.accepted is not None:
         number = opinion.accepted if which == 0 else opinion.rejected
         belief = number, opinion.options[number]
     return encoder.answer(prompt, example.responses[which], belief)

@@ -80,6 +80,9 @@ class Arrangement:
         """The groups that a row becomes; none drops it."""
         return [Item(row)]
 
+    def check(self, example: Example) -> None:
+        """RowError for a row that lacks what the objective learns from."""
+
     def is_level(self, example: Example) -> bool:
         """Whether a group that is kept gives no contrast; they are counted and said."""
         return False

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Mapping
 
@@ -10,13 +11,16 @@ from align_jax.data.formats.example import Example, Opinion
 from align_jax.data.formats.fields import as_text, field, items, number, response, said, short, text, whole
 from align_jax.data.sources import RowError
 
+_RESPONSES = ("accept_response", "reject_response")
+_CHOICES = ("accept_choice_id", "reject_choice_id")
 _SUM = 1e-2  # what sums are off by in files that do not round
 
 
 class BeliefRows(Format):
     """Columns: `prompt`, `options` (the beliefs), `probabilities` (of each; may be missing), and of the accepted text
     `accept_response`, `accept_choice_id` (which belief, from 0) and `accept_choice` (its name; may be missing); of the rejected
-    one `reject_...`.
+    one `reject_...`. A row without both choices, whose texts may be `chosen` and `rejected`, serves `latent_beliefs`.
+    `answers`, a number that may be missing, says how many answers the probabilities were counted from.
     """
 
     name = "gdpo"
@@ -29,12 +33,14 @@ class BeliefRows(Format):
         options = tuple(_option(o, f"options[{i}]") for i, o in enumerate(items(row, "options")))
         if len(options) < 2 or len(set(options)) != len(options):
             raise RowError(f"field 'options': expected at least two different beliefs, got {short(list(options))}")
-        chosen = {name: _choice(row, name, options) for name in ("accept_choice_id", "reject_choice_id")}
+        unlabelled = all(row.get(name) is None for name in _CHOICES)
+        accepted, rejected = (None if unlabelled else _choice(row, name, options) for name in _CHOICES)
+        named = ("chosen", "rejected") if unlabelled and "accept_response" not in row else _RESPONSES
         return Example(
             text(row, "prompt"),
-            (response(row, "accept_response"), response(row, "reject_response")),
+            (response(row, named[0]), response(row, named[1])),
             (1.0, 0.0),
-            opinion=Opinion(options, _probabilities(row, options), chosen["accept_choice_id"], chosen["reject_choice_id"]),
+            opinion=Opinion(options, _probabilities(row, options), accepted, rejected, _answers(row)),
         )
 
 
@@ -68,6 +74,15 @@ def _probabilities(row: Mapping, options: tuple[str, ...]) -> tuple[float, ...] 
         near += ": percentages? divide them by 100" if near and abs(sum(values) - 100) < 2 else ""
         raise RowError(f"field 'probabilities': expected {len(options)} numbers that sum to 1, got {short(values)}{near}")
     return tuple(p / sum(values) for p in values)
+
+
+def _answers(row: Mapping) -> float | None:
+    value = row.get("answers")
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        return None  # a column of another meaning, as lists of texts have it
+    if not 0 < value < math.inf:
+        raise RowError(f"field 'answers': expected how many answers the probabilities were counted from, got {value!r}")
+    return float(value)
 
 
 def _tolerance(values: list[float]) -> float:

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 from scipy import stats
 
+from align_jax.data.formats.example import Opinion
 from align_jax.data.inspect.findings import LISTED, Finding, of_all
 from align_jax.data.inspect.gather import Gathered
 from align_jax.data.inspect.texts import plain, shortened
@@ -60,7 +61,13 @@ def belief_tables(gathered: Gathered, prior: float) -> dict[str, Any] | None:
 def _units(gathered: Gathered) -> list[np.ndarray]:
     order = np.argsort(gathered.unit, kind="stable")
     parts = np.split(order, np.flatnonzero(np.diff(gathered.unit[order])) + 1)
-    return [part for part in parts if len(part) and gathered.opinions[part[0]] is not None]
+    parts = [np.asarray([i for i in part if _states(gathered.opinions[i])], np.int64) for part in parts]
+    return [part for part in parts if len(part)]
+
+
+def _states(opinion: Opinion | None) -> bool:
+    """Whether a row says which belief its accepted text states."""
+    return opinion is not None and opinion.accepted is not None
 
 
 def _unit(gathered: Gathered, members: np.ndarray, prior: float) -> dict[str, Any]:
@@ -104,7 +111,7 @@ def _by_group(gathered: Gathered) -> dict[str, Any]:
     """How often each belief is accepted, by its text, of each group and of all."""
     counts: dict[str, collections.Counter] = collections.defaultdict(collections.Counter)
     for position, opinion in enumerate(gathered.opinions):
-        if opinion is not None:
+        if _states(opinion):
             name = gathered.groups[gathered.group[position]] if gathered.group[position] >= 0 else ""
             counts["all"][opinion.options[opinion.accepted]] += 1
             if name:

@@ -125,9 +125,10 @@ def _tokens(encoder: Encoder, example: Example) -> _Tokens:
     opinion = example.opinion
     if opinion is None:
         answers = [encode_answer(encoder, prompt, example, k) for k in range(len(example.responses))]
-    else:  # as they are trained on: each behind the accepted belief
-        belief, ids = (opinion.accepted, opinion.options[opinion.accepted]), encoder.beliefs(prompt, opinion.options)
-        answers = [encoder.after_belief(prompt, belief, ids[opinion.accepted], text) for text in example.responses]
+    else:  # as they are trained on: each behind the accepted belief, or all
+        accepted = 0 if opinion.accepted is None else opinion.accepted
+        belief, ids = (accepted, opinion.options[accepted]), encoder.beliefs(prompt, opinion.options)
+        answers = [encoder.after_belief(prompt, belief, ids[accepted], text) for text in example.responses]
     return _Tokens(len(prompt.ids), [len(a.tokens) for a in answers], [a.merged for a in answers], prompt.changed)
 
 
