@@ -14,7 +14,7 @@ import jax
 
 from align_jax.recipes.say import say
 from align_jax.training.callbacks import Callback
-from align_jax.training.signatures import SIGNATURES, WINDOW, Signature
+from align_jax.training.signatures import SETTLED, SIGNATURES, WINDOW, Signature
 
 FILE = "signatures.jsonl"
 DOCS = "docs/signatures.md"
@@ -52,7 +52,7 @@ class WatchSignatures(Callback):
         """Takes the metrics of a step in; the signatures that show, with their numbers."""
         found = []
         for signature in SIGNATURES:
-            if step <= max(self._warmup, signature.part * self._steps):
+            if step <= max(self._warmup, SETTLED * self._steps):
                 continue
             value = signature.value(metrics, "eval/") if signature.evaluations else math.nan
             recent = self._recent[signature.name]
@@ -60,7 +60,7 @@ class WatchSignatures(Callback):
                 recent.append(of_step)
                 if len(recent) == WINDOW and not signature.is_bad(value):
                     value = statistics.median(recent)
-            if signature.is_bad(value):
+            if signature.is_bad(value) and step > signature.part * self._steps:
                 found.append((signature, value))
         return found
 

@@ -58,9 +58,9 @@ def test_a_failing_run_is_warned_of_once_and_a_healthy_one_not(signature, tmp_pa
     for i, metrics in enumerate(steps):
         (folder := tmp_path / str(i)).mkdir()
         (warning,) = watch(folder, [(n, metrics) for n in range(101)])
-        settled = int(max(SETTLED, signature.part) * 100)
+        first = int(SETTLED * 100) + (WINDOW if metrics is bad else 1)
         assert (warning["name"], warning["limit"]) == (signature.name, signature.limit)
-        assert warning["step"] == settled + (WINDOW if metrics is bad and i == 0 and signature.steps else 1)
+        assert warning["step"] == max(first, int(signature.part * 100) + 1)
         (line,) = capsys.readouterr().err.splitlines()
         assert line == f"align-jax: {warning_line(warning)}" and signature.remedy in line and signature.means in line
         assert f"{signature.name} at step {warning['step']}" in line and f"{warning['value']:.3g}, " in line
