@@ -152,7 +152,7 @@ def judge(monkeypatch):
 def test_a_round_with_beliefs(world, judge, tmp_path, capsys, beliefs):  # noqa: F811
     _, config = world
     run = tmp_path / "run"
-    more = ("--train.steps", 3, "--train.groups_per_step", 4, "--generate.max_new_tokens", 8, "--generate.rows", 8)
+    more = ("--train.steps", 3, "--train.groups_per_step", 4, "--generate.max_new_tokens", 8, "--generate.rows", 4)
     command = ("--run.dir", run, "--reference.cache_dir", tmp_path / "cache", *options(**SECTION, beliefs=beliefs), *more)
     judge.stop_after = 3 * 2 + 2 * SAMPLES  # the held-out samples of the start, and two rows of round 1
     assert train(config, *command) == 0
