@@ -1,4 +1,4 @@
-"""The real opinions of `$ALIGN_JAX_DATA/opinions` for experiments: questions held out whole, what a model believes and writes."""
+"""The real opinions of `$ALIGN_JAX_DATA/opinions`: questions held out whole, what a model believes about them and writes."""
 
 from __future__ import annotations
 
@@ -77,7 +77,9 @@ def config(work: Work, train: Path, tokens: int) -> dict[str, Any]:
     return {"model": {"path": str(work.model), "dtype": "float32"}, "data": data}
 
 
-def speak(work: Work, values: Mapping[str, Any], run: str | None, asked: Sequence[Asked], samples: int, tokens: int) -> list[dict]:
+def speak(
+    work: Work, values: Mapping[str, Any], run: str | None, asked: Sequence[Asked], samples: int, tokens: int
+) -> list[dict]:
     """What a model believes about every question, and texts given each belief.
 
     Args:
@@ -94,10 +96,8 @@ def speak(work: Work, values: Mapping[str, Any], run: str | None, asked: Sequenc
     options = {"prompts": str(prompts), "output": str(output), "beliefs": True, "samples": samples, "max_new_tokens": tokens}
     given = {key: value for key, value in values.items() if key not in ("objective", "optimizer", "train")}
     rows = work.generate(work.config({**given, "generate": options}, run or "untrained"))
-    return [
-        {"belief": row["belief"], "distribution": row["belief_distribution"], "mass": row["belief_mass"], "texts": row["responses"]}
-        for row in rows
-    ]
+    names = {"belief": "belief", "distribution": "belief_distribution", "mass": "belief_mass", "texts": "responses"}
+    return [{name: row[column] for name, column in names.items()} for row in rows]
 
 
 @functools.lru_cache(1)

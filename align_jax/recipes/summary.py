@@ -17,6 +17,7 @@ from align_jax.cost.compilations import so_far
 from align_jax.data.members import holds_rows
 from align_jax.evaluation.curves import draw_curves
 from align_jax.recipes.say import is_part, say_plainly
+from align_jax.recipes.warned import read_warnings, warning_lines
 from align_jax.terminal import plural, spell_seconds
 
 CURVES = "curves.png"
@@ -84,7 +85,8 @@ class Told:
         picture = self._draw(folder, history)
         if is_part():
             return
-        lines = [self._took(), *run_lines(history), *self.notes, f"folder   {folder}", *([picture] if picture else []), "next"]
+        told = [self._took(), *run_lines(history), *warning_lines(read_warnings(folder)), *self.notes]
+        lines = [*told, f"folder   {folder}", *([picture] if picture else []), "next"]
         say_plainly("\n".join(f"  {line}" for line in "\n".join(lines).splitlines()))
         say_plainly("\n".join(f"    {line}" for line in next_commands(self._config, folder, self.best)))
 

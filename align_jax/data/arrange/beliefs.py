@@ -74,8 +74,8 @@ class Beliefs(Arrangement):
     The texts by `preference`: `dpo`: accepted and rejected; `kto`: also that of another prompt; `mpo`: accepted and rejected
     ones of rows with the same prompt and belief. Labels: `target_probs` float32 `[N]` (NaN where nobody knows them);
     `target_alpha` float32 `[N]`, the Dirichlet posterior of these (0 where it is not known); `chosen_belief` int32 (-1 where
-    nobody says it), with `mpo` `text_scores` float32 `[T]`, and where rows need not be labelled `belief_smoothing`, float32: the
-    share of the prior in the distribution of the prompt's beliefs.
+    nobody says it), with `mpo` `text_scores` float32 `[T]`, and where rows need not be labelled `belief_smoothing`, float32:
+    the share of the prior in the distribution of the prompt's beliefs.
 
     Attributes:
       preference: as above.
@@ -138,11 +138,12 @@ class Beliefs(Arrangement):
         if texts is None:
             items = _with_companions(items, companions, config.max_responses or 8)
             texts = max((len(item.accepted) + len(item.rejected) for item in items), default=0)
-        counted_by = tallies.by_prompt
-        beliefs = max((len(tally.options) for tally in counted_by.values()), default=0)
+        asked = tallies.by_prompt
+        beliefs = max((len(tally.options) for tally in asked.values()), default=0)
         slots = beliefs * (1 + self.ids + self.shortened) + texts * (beliefs if self.every else 1)
         targets, notes = tallies.targets(config)
-        shares = {key: _share_of_prior(tally.rows, len(tally.options), config.belief_prior) for key, tally in counted_by.items()}
+        prior = config.belief_prior
+        shares = {key: _share_of_prior(tally.rows, len(tally.options), prior) for key, tally in asked.items()}
         known = beliefs, texts, targets, config.target == "estimate", shares
         return BeliefSurvey(items, found.dropped, slots, found.level, tuple(notes), *known)
 

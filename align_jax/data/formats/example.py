@@ -15,8 +15,8 @@ Text = str | tuple[Mapping[str, Any], ...]
 class Opinion:
     """The belief part of a row.
 
-    `probabilities` is None where it has to be estimated, the choices where nobody says them; `answers` is how many it was counted
-    from, None where nobody says.
+    `probabilities` is None where it has to be estimated, the choices where nobody says them; `answers` is how many it was
+    counted from, None where nobody says.
     """
 
     options: tuple[str, ...]

@@ -1,10 +1,9 @@
 """GDPO: on real opinions, a model learns what groups of people believe, also about questions that it never saw.
 
-People's answers to the open questions of a survey, with their sentiment as the belief. A third of the questions is held out whole.
-Compared are the model before training, SFT, DPO after SFT, GDPO alone, GDPO with a term for the likelihood of the accepted text,
-and GDPO after SFT (the authors' recipe), at equal steps, and the mean predictor, which gives every question the average
-distribution. Texts given a belief are judged by a classifier that is
-measured on people's own texts first.
+People's answers to the open questions of a survey, with their sentiment as the belief. A third of the questions is held out
+whole. Compared are the model before training, SFT, DPO after SFT, GDPO alone, GDPO with a term for the likelihood of the
+accepted text, and GDPO after SFT (the authors' recipe), at equal steps, and the mean predictor, which gives every question the
+average distribution. Texts given a belief are judged by a classifier that is measured on people's own texts first.
 """
 
 from __future__ import annotations
@@ -38,11 +37,12 @@ ARMS = {
     "sft-gdpo": "SFT, then GDPO",
 }
 BEST = "sft-gdpo"
+KEYS = ("first", "second", "rows", "rate", "tokens", "samples", "new", "answers")
 SIZES = {  # (tiny or not, quick or not) -> settings
-    (True, False): {"first": 150, "second": 150, "rows": 8, "rate": 1e-3, "tokens": 96, "samples": 4, "new": 48, "answers": 200},
-    (True, True): {"first": 40, "second": 40, "rows": 8, "rate": 1e-3, "tokens": 64, "samples": 2, "new": 32, "answers": 60},
-    (False, False): {"first": 30, "second": 30, "rows": 8, "rate": 1e-4, "tokens": 96, "samples": 2, "new": 40, "answers": 60},
-    (False, True): {"first": 8, "second": 8, "rows": 4, "rate": 1e-4, "tokens": 48, "samples": 1, "new": 24, "answers": 16},
+    (True, False): dict(zip(KEYS, (150, 150, 8, 1e-3, 96, 4, 48, 200), strict=True)),
+    (True, True): dict(zip(KEYS, (40, 40, 8, 1e-3, 64, 2, 32, 60), strict=True)),
+    (False, False): dict(zip(KEYS, (30, 30, 8, 1e-4, 96, 2, 40, 60), strict=True)),
+    (False, True): dict(zip(KEYS, (8, 8, 4, 1e-4, 48, 1, 24, 16), strict=True)),
 }
 OBJECTIVES = {
     "sft": {"name": "sft"},
@@ -176,9 +176,9 @@ def conclude(measured: list[Measured], options: Options) -> Verdict:
         figures |= {f"{key}, {arm}": over_seeds(values_of(cells, key)) for arm, cells in arms.items()}
     word = all_of(below(gain_seen, 0.0), below(gain_unseen, 0.0))
     line = (
-        f"distance {figures[f'{BEST}, seen']} on seen and {figures[f'{BEST}, unseen']} on unseen questions after SFT and GDPO; "
-        f"against the mean predictor {gain_seen} and {gain_unseen}; texts express their belief in {figures[f'consistency, {BEST}']} "
-        f"(chance 0.33, the judge itself {data['judge']['accuracy']:.2f})"
+        f"distance {figures[f'{BEST}, seen']} on seen and {figures[f'{BEST}, unseen']} on unseen questions after SFT and "
+        f"GDPO, {gain_seen} and {gain_unseen} from the mean predictor's; texts express their belief in "
+        f"{figures[f'consistency, {BEST}']} (chance 0.33, the judge itself {data['judge']['accuracy']:.2f})"
     )
     return Verdict(word, line, figures)
 
@@ -189,8 +189,8 @@ def draw(measured: list[Measured], options: Options):
     model = "a model of 260 thousand parameters" if options.model == "tiny" else options.model
     title = {"holds": "predicts", "fails": "does not predict", "unclear": "may predict"}[verdict.word]
     note = (
-        "Dots: means over questions, lines: 95% intervals over questions. The mean predictor gives every question the average of the "
-        "training questions. Right: share of texts in which a judge finds the belief that they were given "
+        "Dots: means over questions, lines: 95% intervals over questions. The mean predictor gives every question the average "
+        "of the training questions. Right: share of texts in which a judge finds the belief that they were given "
         f"(of people's own texts it finds {data['judge']['accuracy']:.0%} right), and share that only state a belief again."
     )
     figure, axes = plots.figure(
@@ -201,13 +201,15 @@ def draw(measured: list[Measured], options: Options):
     for panel, kind in ((axes[0, 0], "seen"), (axes[0, 1], "unseen")):
         plots.intervals(panel, labels, [verdict.figures[f"{name}, {kind}"] for name in names],
                         "Jensen-Shannon distance to people's beliefs\n(0: the same)")  # fmt: skip
-        panel.set_title(f"questions {'of' if kind == 'seen' else 'not in'} the training data ({(seen == (kind == 'seen')).sum()})", fontsize=10)
+        where = f"in the training data ({seen.sum()})" if kind == "seen" else f"not in the training data ({(~seen).sum()})"
+        panel.set_title(f"questions {where}", fontsize=10)
         panel.set_xlim(left=0)
     axes[0, 1].set_yticklabels([])
     panel = axes[0, 2]
     rows = np.arange(len(arms))
     for i, (key, name) in enumerate((("consistency", "expresses its belief"), ("repeats", "states a belief again"))):
-        panel.plot([verdict.figures[f"{key}, {arm}"].value for arm in arms], rows, plots.MARKERS[i], color=plots.COLOURS[i], label=name)
+        shares = [verdict.figures[f"{key}, {arm}"].value for arm in arms]
+        panel.plot(shares, rows, plots.MARKERS[i], color=plots.COLOURS[i], label=name)
     panel.axvline(1 / 3, color="black", linewidth=0.9, linestyle="--", label="chance")
     panel.axvline(data["judge"]["accuracy"], color="0.5", linewidth=0.9, linestyle=":", label="judge on people's texts")
     panel.set_yticks(rows, [ARMS[arm] for arm in arms])
@@ -222,8 +224,8 @@ EXPERIMENT = Experiment(
     number=4,
     claim="trained on real opinions, GDPO gives what groups believe, also on questions that it never saw",
     source="arXiv 2412.20299, the experiments on opinions; Global Dialogues, rounds 1 to 3",
-    criterion="holds where the distance of SFT, then GDPO is below that of the mean predictor on seen and on unseen questions (95% "
-    "interval of the paired difference over questions below 0); fails where one is above",
+    criterion="holds where the distance of SFT, then GDPO is below that of the mean predictor on seen and on unseen questions "
+    "(95% interval of the paired difference over questions below 0); fails where one is above",
     cells=cells,
     measure=measure,
     conclude=conclude,
