@@ -422,6 +422,9 @@ class RoundsConfig:
         its reward falls while that of `reward_model` rises, the policy has learned the weaknesses of `reward_model`.
       kl_stop: end after the first round whose KL divergence to the start of the run is above this, in nats per response; the
         run then is complete. None makes all rounds.
+      beliefs: with objective gdpo, which draws a belief before each text: the `model` draws it from its own distribution over
+        the options of the prompt, or it is drawn from p* (`target`).
+      beliefs_per_prompt: with objective gdpo, how many beliefs are drawn for a prompt; each gets `samples_per_prompt` texts.
       best: which round `align-jax export`, `generate` and `evaluate` take: the `last`, or that with the highest `gold` reward
         or `reward` on held-out prompts.
     """
@@ -436,6 +439,8 @@ class RoundsConfig:
     gold_model: str | None = None
     kl_stop: float | None = None
     best: Literal["last", "gold", "reward"] = "last"
+    beliefs: Literal["model", "target"] = "model"
+    beliefs_per_prompt: int = 1
 
     def __post_init__(self):
         check_fields("rounds", self, "kl_stop", low=0, open_low=True)
@@ -443,5 +448,5 @@ class RoundsConfig:
             raise UserError(f"rounds.gold_model: {self.gold_model} is rounds.reward_model; give one that is not trained on")
         if self.best == "gold" and self.gold_model is None:
             raise UserError("rounds.best: 'gold' needs rounds.gold_model, a reward model that is not trained on")
-        check_fields("rounds", self, "number", "prompts_per_round", "eval_prompts", "eval_samples", low=1)
+        check_fields("rounds", self, "number", "prompts_per_round", "eval_prompts", "eval_samples", "beliefs_per_prompt", low=1)
         check_range("rounds.samples_per_prompt", self.samples_per_prompt, 2, hint="for a contrast")
