@@ -64,7 +64,7 @@ def picture(topics: Sequence[str], group: np.ndarray, before: np.ndarray, after:
         "is Jensen-Shannon's, 0 where the shares are the same."
     )
     columns = min(3, len(topics))
-    figure, panels = plots.figure(title, note, columns=columns, rows=-(-len(topics) // columns), size=(3.5, 2.7), sharey=True)
+    figure, panels = plots.figure(title, columns=columns, rows=-(-len(topics) // columns), size=(3.5, 2.7), sharey=True)
     x = np.arange(len(opinions.BELIEFS))
     for i, (axis, topic) in enumerate(zip(panels.flat, topics, strict=False)):
         for shares, name, number, move in ((after, "model after GDPO", 0, 0.12), (before, "model before GDPO", 1, -0.12)):
@@ -80,5 +80,6 @@ def picture(topics: Sequence[str], group: np.ndarray, before: np.ndarray, after:
     for unused in panels.flat[len(topics) :]:
         unused.set_visible(False)
     handles, names = panels.flat[0].get_legend_handles_labels()
-    figure.legend(handles[::-1], names[::-1], loc="outside lower center", ncols=len(names), fontsize=9)
+    below = {"loc": "outside lower center", "ncols": len(names), "fontsize": 9, "title": note, "title_fontsize": 8}
+    figure.legend(handles[::-1], names[::-1], frameon=False, **below)
     return figure
