@@ -32,6 +32,9 @@ LATER: dict[str, Any] = {
     "objective.posterior": "reference",
     "objective.levels_by": "range",
     "objective.thresholds": [],
+    "rounds.gold_model": None,
+    "rounds.kl_stop": None,
+    "rounds.best": "last",
 } | {f"data.{key}": value for key, value in LATER_OF_DATA.items()}
 # Keys whose default is written in another way now, as it was before.
 _BEFORE: dict[str, Any] = {"data.split": "train"}

@@ -419,6 +419,12 @@ class RoundsConfig:
       reference: of the objective: the model at the start of the `round`, or of the `run`.
       eval_prompts: how many held-out prompts; None is all.
       eval_samples: responses to each held-out prompt, after every round and before the first.
+      gold_model: a second reward model, given like the first and never trained on, that scores the held-out samples, too: where
+        its reward falls while that of `reward_model` rises, the policy has learned the weaknesses of `reward_model`.
+      kl_stop: end after the first round whose KL divergence to the start of the run is above this, in nats per response; the
+        run then is complete. None makes all rounds.
+      best: which round `align-jax export`, `generate` and `evaluate` take: the `last`, or that with the highest `gold` reward
+        or `reward` on held-out prompts.
     """
 
     number: int
@@ -428,7 +434,15 @@ class RoundsConfig:
     reference: Literal["round", "run"] = "round"
     eval_prompts: int | None = None
     eval_samples: int = 4
+    gold_model: str | None = None
+    kl_stop: float | None = None
+    best: Literal["last", "gold", "reward"] = "last"
 
     def __post_init__(self):
+        check_fields("rounds", self, "kl_stop", low=0, open_low=True)
+        if self.gold_model is not None and self.gold_model == self.reward_model:
+            raise UserError(f"rounds.gold_model: {self.gold_model} is rounds.reward_model; give one that is not trained on")
+        if self.best == "gold" and self.gold_model is None:
+            raise UserError("rounds.best: 'gold' needs rounds.gold_model, a reward model that is not trained on")
         check_fields("rounds", self, "number", "prompts_per_round", "eval_prompts", "eval_samples", low=1)
         check_range("rounds.samples_per_prompt", self.samples_per_prompt, 2, hint="for a contrast")

@@ -8,26 +8,14 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from align_jax.experiments.options import Options
+
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
     from align_jax.experiments.work import Work
 
 HOLDS, FAILS, UNCLEAR = "holds", "fails", "unclear"
-
-
-@dataclasses.dataclass(frozen=True)
-class Options:
-    """How an experiment is run.
-
-    Attributes:
-      quick: fewer steps and smaller data, for a first look; its verdict is of that, and is shown as such.
-      seeds: how many. model: `tiny`, `smollm2`, or the folder of a model.
-    """
-
-    quick: bool = False
-    seeds: int = 3
-    model: str = "tiny"
 
 
 @dataclasses.dataclass(frozen=True)

@@ -12,7 +12,7 @@ from typing import Any
 
 from align_jax.config import Config
 from align_jax.errors import UserError
-from align_jax.experiments.claim import Options
+from align_jax.experiments.options import Options
 from align_jax.recipes.jobs import Rounds, Run, evaluate, export, generate, score, train
 
 DATA = "ALIGN_JAX_DATA"

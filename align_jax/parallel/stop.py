@@ -20,8 +20,8 @@ INTERRUPTED = 128 + signal.SIGINT  # exit status of a command that Ctrl-C ended,
 GRACE_SECONDS = 2.0  # for what is on its way out at once
 
 
-class Stopped(SystemExit):
-    """Work was left because a stop was asked for, and what there was of it is kept; where nobody catches it, the process ends.
+class StoppedPass(SystemExit):
+    """A pass was left because a stop was asked for, and what it has is kept; where nobody catches this, the process ends.
 
     With status `STOPPED`; where it was Ctrl-C, leaving the `StopSignal` makes it a KeyboardInterrupt.
     """
@@ -35,7 +35,7 @@ class StopSignal:
 
     Where nothing would be lost (before the first question, after `idle`) both stop at once, by KeyboardInterrupt and by
     SystemExit(STOPPED); so does Ctrl-C when it is pressed again. Where Ctrl-C was remembered, leaving the context raises
-    KeyboardInterrupt, also in place of `Stopped`, so that what follows does not run.
+    KeyboardInterrupt, also in place of `StoppedPass`, so that what follows does not run.
     On one process outside the main thread, where Python lets nobody handle signals, it never fires.
     On several processes all must stop after the same question, which JAX's preemption service agrees on: all ask equally often;
     a first Ctrl-C is handed to it as a SIGTERM, and so always remembered.
@@ -72,7 +72,7 @@ class StopSignal:
         _active = None if _active is self else _active
         for number, handler in self._previous.items():
             signal.signal(number, handler)
-        if self._interrupted and (kind is None or issubclass(kind, Stopped)):
+        if self._interrupted and (kind is None or issubclass(kind, StoppedPass)):
             raise KeyboardInterrupt from None
 
     @property

@@ -157,7 +157,7 @@ def models_of(setup: Setup) -> dict[str, ModelSource]:
     """
     given = setup.config.evaluate.models
     if not given:
-        trained = setup.folder.newest
+        trained = setup.folder.chosen
         if not trained.is_run or not trained.steps:
             own = ": it is its own reference, so implicit rewards are 0; give --reference.path"
             alone = "" if setup.config.reference.path or setup.source.shape.head == "score" else own

@@ -26,7 +26,7 @@ from align_jax.models.attention import choose_backend
 from align_jax.objectives import Objective
 from align_jax.parallel.mesh import data_shards, make_mesh
 from align_jax.parallel.processes import LargestAhead, largest_anywhere, of_first
-from align_jax.parallel.stop import Stopped, listening
+from align_jax.parallel.stop import StoppedPass, listening
 from align_jax.recipes.folder import RunFolder
 from align_jax.recipes.say import say, say_once, watching
 from align_jax.recipes.source import ModelSource, reference_model, starting_model
@@ -227,14 +227,14 @@ def fill_reference(
     """The pass over the batches that computes what a table of reference log-probs lacks; says how far it is, and where it ends.
 
     Raises:
-      Stopped: SIGTERM or Ctrl-C; what was computed is kept, and that was said.
+      StoppedPass: SIGTERM or Ctrl-C; what was computed is kept, and that was said.
     """
     missing, processes = int((~known(table.values)[needed]).sum()), jax.process_count()
     with listening() as stop, stop.during("this batch of reference log-probs"):
         try:
             with watching("reference log-probs", missing, "rows") as watch:
                 compute_reference(score, batches, table, stop, lambda rows: watch.add(rows * processes))
-        except Stopped:
+        except StoppedPass:
             kept = int(known(table.values)[needed].sum())
             say(
                 f"stopped by {stop.cause}: {kept} of {len(needed)} rows have their reference log-probs, which are kept; the "

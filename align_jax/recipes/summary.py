@@ -165,12 +165,15 @@ def rounds_table(lines: Sequence[Record]) -> str:
     Args:
       lines: of rounds.jsonl.
     """
+    gold = any("eval/gold" in line for line in lines)
     rows = [
         [line["round"] or "start", with_interval(line, "reward"), with_interval(line, "gain") if line["round"] else "",
+         *([with_interval(line, "gold") if "eval/gold" in line else ""] if gold else []),
          f"{line['eval/kl']:.3g}", f"{line['eval/length']:.0f}"]
         for line in lines
     ]  # fmt: skip
-    headers = ["round", "held-out reward [95%]", "gain over the start", "KL to the start", "tokens"]
+    judge = ["gold reward [95%]"] if gold else []
+    headers = ["round", "held-out reward [95%]", "gain over the start", *judge, "KL to the start", "tokens"]
     return tabulate(rows, headers=headers, disable_numparse=True)
 
 

@@ -23,7 +23,7 @@ from jax.experimental import multihost_utils
 
 from align_jax.batch import GroupBatch
 from align_jax.parallel.processes import largest_anywhere, on_first
-from align_jax.parallel.stop import Stopped, StopSignal
+from align_jax.parallel.stop import StoppedPass, StopSignal
 
 SAVE_SECONDS = 30.0  # of work, at most, that a kill costs
 
@@ -98,7 +98,7 @@ def compute_reference(
       done: told how many more rows this process knows.
 
     Raises:
-      Stopped: `stop` says so; what was computed is saved.
+      StoppedPass: `stop` says so; what was computed is saved.
     """
     there = known(table.values)
     for batch in batches:
@@ -114,7 +114,7 @@ def compute_reference(
         done(int((~there[rows]).sum()))
         if stop.requested():
             table.save()
-            raise Stopped
+            raise StoppedPass
 
 
 def _anywhere(*flags: bool) -> tuple[bool, ...]:

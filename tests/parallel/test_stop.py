@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from align_jax.parallel.stop import INTERRUPTED, Stopped, StopSignal, listening
+from align_jax.parallel.stop import INTERRUPTED, StoppedPass, StopSignal, listening
 
 ROOT = Path(__file__).parents[2]
 
@@ -88,7 +88,7 @@ def test_a_part_of_the_work_is_named_and_behind_it_nothing_is_lost():
         assert not stop.waits
 
 
-@pytest.mark.parametrize("number, raised", [(signal.SIGTERM, Stopped), (signal.SIGINT, KeyboardInterrupt)])
+@pytest.mark.parametrize("number, raised", [(signal.SIGTERM, StoppedPass), (signal.SIGINT, KeyboardInterrupt)])
 def test_work_that_nobody_listens_for_listens_itself_and_ends_the_process(number, raised):
     before = signal.getsignal(number)
     with pytest.raises(raised):
@@ -96,7 +96,7 @@ def test_work_that_nobody_listens_for_listens_itself_and_ends_the_process(number
             assert not stop.requested()
             signal.raise_signal(number)
             if stop.requested():
-                raise Stopped
+                raise StoppedPass
     assert signal.getsignal(number) is before
 
 

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from align_jax.parallel.stop import Stopped
+from align_jax.parallel.stop import StoppedPass
 from align_jax.scoring import reference
 from align_jax.scoring.reference import Cache, cache_of, cached, compute_reference, known
 
@@ -130,7 +130,7 @@ class Work:
         compute_reference(self.score, batches, table, self, self.done)
 
 
-@pytest.mark.parametrize("problem, raised", [(None, Stopped), (KeyboardInterrupt(), KeyboardInterrupt)])
+@pytest.mark.parametrize("problem, raised", [(None, StoppedPass), (KeyboardInterrupt(), KeyboardInterrupt)])
 def test_what_is_ended_in_the_middle_is_kept_and_only_the_rest_is_computed(tmp_path, problem, raised):
     file, every = tmp_path / "key.npy", np.arange(4)
     first, second = Work(file, 2, problem), Work(file)
@@ -146,7 +146,7 @@ def test_what_is_ended_in_the_middle_is_kept_and_only_the_rest_is_computed(tmp_p
 
 
 def test_a_stop_ends_the_process_as_sigterm_does():
-    assert isinstance(Stopped(), SystemExit) and Stopped().code == 143
+    assert isinstance(StoppedPass(), SystemExit) and StoppedPass().code == 143
 
 
 def test_a_killed_pass_has_what_was_computed_before_its_last_save(tmp_path, monkeypatch):
@@ -163,6 +163,6 @@ def test_what_another_run_wrote_meanwhile_stays(tmp_path):
         save(work.file, filled([0, 2], 7))
         work.run(table)
 
-    with pytest.raises(Stopped):
+    with pytest.raises(StoppedPass):
         cached(Cache(work.file), SHAPE, np.arange(4), meanwhile)
     assert np.load(work.file)[:, 0].tolist() == [0, pytest.approx(np.nan, nan_ok=True), 7, 3]

@@ -189,8 +189,8 @@ def draw(measured: list[Measured], options: Options):
     model = "a model of 260 thousand parameters" if options.model == "tiny" else options.model
     title = {"holds": "predicts", "fails": "does not predict", "unclear": "may predict"}[verdict.word]
     note = (
-        "Dots: means over questions, lines: 95% intervals over questions. The mean predictor gives every question the average of "
-        "the training questions. Right: share of texts in which a judge finds the belief that they were given "
+        "Dots: means over questions, lines: 95% intervals over questions. The mean predictor gives every question the average "
+        "of the training questions. Right: share of texts in which a judge finds the belief that they were given "
         f"(of people's own texts it finds {data['judge']['accuracy']:.0%} right), and share that only state a belief again."
     )
     figure, axes = plots.figure(
