@@ -81,6 +81,12 @@ def test_nothing_is_said_in_warm_up(tmp_path):
     assert warning["step"] == 60
 
 
+def test_supervised_training_may_leave_the_reference(tmp_path):
+    far = of_evaluation(HEALTHY | FAILING["kl_runs_away"] | FAILING["sampled_kl_runs_away"])
+    assert watch(tmp_path, [(n, far) for n in range(101)], pulled=False) == []
+    assert [w["name"] for w in watch(tmp_path, [(n, far) for n in range(101)])] == ["kl_runs_away", "sampled_kl_runs_away"]
+
+
 def test_what_is_absent_or_says_nothing_is_not_judged(tmp_path):
     nothing = {name: None for name in HEALTHY} | {"beliefs/entropy": float("nan")}
     no_mass = HEALTHY | {"beliefs/entropy": 0.1, "beliefs/mass": 1e-31}  # renormalised beliefs of a model that never says one
