@@ -270,10 +270,8 @@ def _train(training: Training, measure: Callable | None, stop: StopSignal, told:
 
 
 def _watch(config: Config, folder: RunFolder, steps: int, begun: int) -> list[WatchSignatures]:
-    history = folder.history if begun else []
-    return [
-        WatchSignatures(folder.path, steps, optim.warmup_of(config.optimizer, steps), config.objective.needs_reference, history)
-    ]
+    options = {"pulled": config.objective.needs_reference, "history": folder.history if begun else []}
+    return [WatchSignatures(folder.path, steps, warmup=optim.warmup_of(config.optimizer, steps), **options)]
 
 
 def prepare_folder(training: Training, begun: int) -> None:

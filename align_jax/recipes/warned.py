@@ -33,7 +33,7 @@ class WatchSignatures(Callback):
     """
 
     def __init__(
-        self, folder: Path, steps: int, warmup: int = 0, pulled: bool = True, history: Iterable[Mapping[str, Any]] = ()
+        self, folder: Path, steps: int, *, warmup: int = 0, pulled: bool = True, history: Iterable[Mapping[str, Any]] = ()
     ):
         self._file, self._steps, self._warmup = folder / FILE, steps, warmup
         history = [record for record in history if record["step"]]
