@@ -167,13 +167,14 @@ SIGNATURES = (
     ),
     Signature(
         name="kl_runs_away",
-        metrics=("drift/absolute",),
-        words="nats per token by which log-probs moved from the reference",
+        metrics=("drift/chosen",),
+        words="nats per token, up or down, by which chosen responses moved from the reference",
         limit=0.5,
         above=True,
         means="the model is far from the reference, where implicit rewards mean little",
         remedy="a larger objective.beta, a lower learning rate, fewer steps",
-        reason="every token 1.6 times as likely or unlikely; healthy runs, at learning rates for tiny models, have 0.2 to 0.35",
+        reason="every token 1.6 times as likely or unlikely; healthy runs of tiny models have 0.2 to 0.35; rejected may fall",
+        number=lambda m: abs(m["drift/chosen"]),
         pulled=True,
     ),
     Signature(
