@@ -338,7 +338,8 @@ class LogConfig:
       progress: a bar on a terminal, elsewhere a line every ten seconds, of long passes later every thirty; False leaves single
         lines about what happens.
       plots: draw the curves of a training run to `run.dir/curves.png` when it ends or is stopped.
-      signatures: warn, once each, where a run shows a way in which training fails (docs/signatures.md).
+      signatures: warn, once each, where a run shows a way in which training fails (docs/signatures.md); of a quiet run
+        they are in its folder alone.
       tensorboard: event files in `run.dir/tensorboard` (`pip install 'align-jax[tensorboard]'`).
       wandb_project: project of Weights & Biases; None does not log there.
       wandb_name: of the run's page there.

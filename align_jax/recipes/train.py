@@ -232,7 +232,6 @@ def _train(training: Training, measure: Callable | None, stop: StopSignal, told:
         with _metrics_log(config, steps, begun) as log:
             cut, minutes = CountCut(), config.checkpoint.minutes
             timer = None if minutes is None else SaveTimer(60 * minutes)
-            warmup, history = optim.warmup_of(config.optimizer, steps), folder.history if begun else []
             state, _ = fit(
                 state,
                 training.loader,
@@ -246,7 +245,7 @@ def _train(training: Training, measure: Callable | None, stop: StopSignal, told:
                     StopWhen(stop.requested),
                     CheckMetric(config.checkpoint.best_metric),
                     AddCosts(optim.make_schedule(config.optimizer, steps), before),
-                    *([WatchSignatures(folder.path, steps, warmup, history)] if config.log.signatures else []),
+                    *(_watch(config, folder, steps, begun) if config.log.signatures else []),
                     cut,
                     Log(log.log),
                     Save(_save(training, checkpoints), save_every(config), checkpoints.latest_step, timer),
@@ -268,6 +267,11 @@ def _train(training: Training, measure: Callable | None, stop: StopSignal, told:
     if told.best:
         say(f"the checkpoint with the best {config.checkpoint.best_metric} is that of step {best}: export it with --step best")
     return state, True
+
+
+def _watch(config: Config, folder: RunFolder, steps: int, begun: int) -> list[WatchSignatures]:
+    options = {"pulled": config.objective.needs_reference, "history": folder.history if begun else []}
+    return [WatchSignatures(folder.path, steps, warmup=optim.warmup_of(config.optimizer, steps), **options)]
 
 
 def prepare_folder(training: Training, begun: int) -> None:

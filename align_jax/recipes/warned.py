@@ -28,16 +28,20 @@ class WatchSignatures(Callback):
 
     Args:
       folder: of the run. steps: of the whole run. warmup: steps of rising learning rate, after which it is judged.
+      pulled: whether the objective holds the model at a reference.
       history: records of earlier starts. Where there are none, what the folder holds is not this run's, and goes.
     """
 
-    def __init__(self, folder: Path, steps: int, warmup: int = 0, history: Iterable[Mapping[str, Any]] = ()):
+    def __init__(
+        self, folder: Path, steps: int, *, warmup: int = 0, pulled: bool = True, history: Iterable[Mapping[str, Any]] = ()
+    ):
         self._file, self._steps, self._warmup = folder / FILE, steps, warmup
         history = [record for record in history if record["step"]]
         if not history and jax.process_index() == 0:
             self._file.unlink(missing_ok=True)
         self._said = {warning["name"] for warning in read_warnings(folder)}
-        self._recent = {s.name: collections.deque(maxlen=WINDOW) for s in SIGNATURES}
+        self._watched = [s for s in SIGNATURES if pulled or not s.pulled]
+        self._recent = {s.name: collections.deque(maxlen=WINDOW) for s in self._watched}
         for record in history:
             self._judged(record["step"], record)
 
@@ -51,7 +55,7 @@ class WatchSignatures(Callback):
     def _judged(self, step: int, metrics: Mapping[str, Any]) -> list[tuple[Signature, float]]:
         """Takes the metrics of a step in; the signatures that show, with their numbers."""
         found = []
-        for signature in SIGNATURES:
+        for signature in self._watched:
             if step <= max(self._warmup, SETTLED * self._steps):
                 continue
             value = signature.value(metrics, "eval/") if signature.evaluations else math.nan

@@ -23,6 +23,7 @@ class Signature:
       means: what it means. remedy: what to try. reason: why the limit is where it is.
       steps, evaluations: whether metrics of steps, or of evaluations, are judged.
       part: of the run that must have passed before it is said.
+      pulled: only of objectives that hold the model at a reference: supervised training leaves it, and should.
     """
 
     name: str
@@ -37,6 +38,7 @@ class Signature:
     steps: bool = True
     evaluations: bool = True
     part: float = 0.0
+    pulled: bool = False
 
     def value(self, metrics: Values, prefix: str = "") -> float:
         """The number, of metrics whose names begin with `prefix`; NaN where one is absent or nothing can be said."""
@@ -165,13 +167,15 @@ SIGNATURES = (
     ),
     Signature(
         name="kl_runs_away",
-        metrics=("drift/absolute",),
-        words="nats per token by which log-probs moved from the reference",
+        metrics=("drift/chosen",),
+        words="nats per token, up or down, by which chosen responses moved from the reference",
         limit=0.5,
         above=True,
         means="the model is far from the reference, where implicit rewards mean little",
         remedy="a larger objective.beta, a lower learning rate, fewer steps",
-        reason="every token 1.6 times as likely or unlikely; healthy runs, at learning rates for tiny models, have 0.2 to 0.35",
+        reason="every token 1.6 times as likely or unlikely; healthy runs of tiny models have 0.2 to 0.35; rejected may fall",
+        number=lambda m: abs(m["drift/chosen"]),
+        pulled=True,
     ),
     Signature(
         name="sampled_kl_runs_away",
@@ -182,6 +186,7 @@ SIGNATURES = (
         means="what the model says is unlike anything that the reference says",
         remedy="a larger objective.beta, a lower learning rate, fewer steps",
         reason="as kl_runs_away; measured 0.38 to 0.44 after mpo and dpo on a tiny model, 1.2 after supervised training",
+        pulled=True,
         steps=False,
     ),
     Signature(

@@ -30,7 +30,7 @@ FAILING = {
     "minority_falls": {"rewards/margins/minority": -0.7},
     "chosen_falls": {"drift/chosen": -0.2},
     "loss_varies": {"loss/std": 5.0},
-    "kl_runs_away": {"drift/absolute": 0.9},
+    "kl_runs_away": {"drift/chosen": 0.9},
     "sampled_kl_runs_away": {"kl/reference_per_token": 1.3},
     "one_answer": {"sets/top_accepted": 0.99},
 }
@@ -81,11 +81,17 @@ def test_nothing_is_said_in_warm_up(tmp_path):
     assert warning["step"] == 60
 
 
+def test_supervised_training_may_leave_the_reference(tmp_path):
+    far = of_evaluation(HEALTHY | FAILING["kl_runs_away"] | FAILING["sampled_kl_runs_away"])
+    assert watch(tmp_path, [(n, far) for n in range(101)], pulled=False) == []
+    assert [w["name"] for w in watch(tmp_path, [(n, far) for n in range(101)])] == ["kl_runs_away", "sampled_kl_runs_away"]
+
+
 def test_what_is_absent_or_says_nothing_is_not_judged(tmp_path):
     nothing = {name: None for name in HEALTHY} | {"beliefs/entropy": float("nan")}
     no_mass = HEALTHY | {"beliefs/entropy": 0.1, "beliefs/mass": 1e-31}  # renormalised beliefs of a model that never says one
     no_majority = HEALTHY | {"rewards/margins/majority": 0.01, "rewards/margins/minority": -0.3}
-    no_margin = HEALTHY | {"rewards/margins": -1.0, "drift/chosen": -2.0}
+    no_margin = HEALTHY | {"rewards/margins": -1.0, "drift/chosen": -0.4}
     for metrics in (nothing, {}, of_evaluation(no_mass), of_evaluation(no_majority), no_margin):
         assert watch(tmp_path, [(n, metrics) for n in range(101)]) == []
 
