@@ -1,8 +1,8 @@
 """GDPO: preferences that conflict cancel under DPO, and do not when each is conditioned on the belief of who holds it.
 
-Some people prefer one text and others the opposite one, because of what they believe. First the gradients: of the two preferences
-together, over the sum of both alone, on a model at its start. Then training, at 50/50 and at 80/20: does the model come to
-prefer what each side prefers?
+Some people prefer one text and others the opposite one, because of what they believe. First the gradients: of the two
+preferences together, over the sum of both alone, on a model at its start. Then training, at 50/50 and at 80/20: does the model
+come to prefer what each side prefers?
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from align_jax.experiments.claim import (
     Cell,
     Experiment,
     Interval,
-    Measured,
+    Measurement,
     Options,
     Verdict,
     above,
@@ -26,7 +26,7 @@ from align_jax.experiments.claim import (
     over_seeds,
     values_of,
 )
-from align_jax.experiments.work import Work, write_rows
+from align_jax.experiments.work import Workplace, write_rows
 
 SHARES = {"50/50": (0.5, 0.5), "80/20": (0.8, 0.2)}
 SIDES = ("majority", "minority")
@@ -46,7 +46,7 @@ def cells(options: Options) -> list[Cell]:
     return made
 
 
-def measure(cell: Cell, work: Work) -> dict[str, Any]:
+def measure(cell: Cell, work: Workplace) -> dict[str, Any]:
     return _gradients(cell, work) if cell.settings["what"] == "gradients" else _training(cell, work)
 
 
@@ -62,7 +62,7 @@ def opposites(topics: list[world.Topic], seed: int) -> list[tuple[dict, dict]]:
     return found
 
 
-def _gradients(cell: Cell, work: Work) -> dict[str, Any]:
+def _gradients(cell: Cell, work: Workplace) -> dict[str, Any]:
     """How much of the gradients of two opposite preferences is left when they are added: 0 none, 1 all."""
     import jax
     import jax.numpy as jnp
@@ -79,7 +79,8 @@ def _gradients(cell: Cell, work: Work) -> dict[str, Any]:
     def gradient(given: bool, side: int):
         rows = [pair[side] for pair in pairs]
         statements = [
-            f" {world.STATEMENT.format(id=row['accept_choice_id'], belief=row['accept_choice'])}" if given else "" for row in rows
+            f" {world.STATEMENT.format(id=row['accept_choice_id'], belief=row['accept_choice'])}" if given else ""
+            for row in rows
         ]
         prompts = [world.PROMPT.format(prompt=row["prompt"]) + text for row, text in zip(rows, statements, strict=True)]
         texts = [[row["accept_response"], row["reject_response"]] for row in rows]
@@ -99,7 +100,7 @@ def _gradients(cell: Cell, work: Work) -> dict[str, Any]:
     return left
 
 
-def _training(cell: Cell, work: Work) -> dict[str, Any]:
+def _training(cell: Cell, work: Workplace) -> dict[str, Any]:
     settings = cell.settings
     seed, probs = settings["seed"], SHARES[settings["shares"]]
     pairs = opposites(world.topics({settings["shares"]: probs}, TOPICS, seed), seed)
@@ -127,12 +128,12 @@ def _training(cell: Cell, work: Work) -> dict[str, Any]:
     }
 
 
-def _parts(measured: list[Measured]) -> tuple[list[Measured], dict[tuple, list[Measured]]]:
+def _parts(measured: list[Measurement]) -> tuple[list[Measurement], dict[tuple, list[Measurement]]]:
     kinds = by_setting(measured, "what")
     return kinds["gradients"], by_setting(kinds["training"], "objective", "shares")
 
 
-def conclude(measured: list[Measured], options: Options) -> Verdict:
+def conclude(measured: list[Measurement], options: Options) -> Verdict:
     gradients, training = _parts(measured)
     left = {f"gradient left, {NAMES[name]}": over_seeds(values_of(gradients, name)) for name in OBJECTIVES}
     kept = {name: left[f"gradient left, {NAMES[name]}"] for name in OBJECTIVES}
@@ -149,17 +150,17 @@ def conclude(measured: list[Measured], options: Options) -> Verdict:
     )
     line = (
         f"of two opposite gradients DPO keeps {kept['dpo']} and GDPO "
-        f"{kept['gdpo']}; after training at 80/20 the minority's margin is {minority['dpo']} under DPO "
-        f"and {minority['gdpo']} under GDPO (above 0: its preference is learned)"
+        f"{kept['gdpo']}; after training at 80/20 the minority's margin is {minority['dpo']} under DPO and "
+        f"{minority['gdpo']} under GDPO (above 0: its preference is learned)"
     )
     return Verdict(word, line, left | margins)
 
 
-def draw(measured: list[Measured], options: Options):
+def draw(measured: list[Measurement], options: Options):
     gradients, training = _parts(measured)
     note = (
-        f"Two texts of opposite beliefs for each of {TOPICS} topics; a margin above 0 means that the model prefers what this side "
-        f"prefers (implicit reward, nats). {len(gradients)} seeds: line = mean, band = range."
+        f"Two texts of opposite beliefs for each of {TOPICS} topics; a margin above 0 means that the model prefers what this "
+        f"side prefers (implicit reward, nats). {len(gradients)} seeds: line = mean, band = range."
     )
     figure, axes = plots.figure(
         "Opposite preferences cancel in DPO; given the belief, both are learned"
@@ -179,7 +180,8 @@ def draw(measured: list[Measured], options: Options):
             found = training[name, shares]
             for j, side in enumerate(SIDES):
                 which = side if shares != "50/50" else ("first side", "second side")[j]
-                plots.curve(panel, found[0]["steps_measured"], values_of(found, side), f"{NAMES[name].split()[0]}: {which}", 2 * i + j)
+                label = f"{NAMES[name].split()[0]}: {which}"
+                plots.curve(panel, found[0]["steps_measured"], values_of(found, side), label, 2 * i + j)
         panel.axhline(0, color="black", linewidth=0.9)
         panel.set(xlabel="training steps", ylabel="margin (nats)")
         panel.set_title(f"people are split {shares}", fontsize=10)
@@ -191,8 +193,8 @@ EXPERIMENT = Experiment(
     number=2,
     claim="preferences that conflict cancel under DPO, and do not when each is conditioned on its belief",
     source="arXiv 2412.20299, the motivation of belief conditioning; docs/gdpo.md",
-    criterion="holds where DPO keeps less than 0.01 of two opposite gradients and GDPO more than 0.1, and after training at 80/20 "
-    "the minority's margin is below 0 under DPO and above 0 under GDPO (95% intervals over seeds); fails where one is reversed",
+    criterion="holds where DPO keeps less than 0.01 of two opposite gradients and GDPO more than 0.1, and after training at "
+    "80/20 the minority's margin is below 0 under DPO and above 0 under GDPO (95% intervals over seeds); fails where one is reversed",
     cells=cells,
     measure=measure,
     conclude=conclude,
