@@ -40,7 +40,7 @@ This page is written by `python -m align_jax.experiments.page` from the results 
 """
 
 
-def main(folders: Sequence[str]) -> int:
+def write_page(folders: Sequence[str]) -> int:
     """Takes the results of folders in, and writes the page."""
     for folder in folders:
         take(Path(folder), DOCS / "experiments")
@@ -157,4 +157,4 @@ def _one_line(text: str) -> str:
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    sys.exit(write_page(sys.argv[1:]))

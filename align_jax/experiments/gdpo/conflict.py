@@ -69,7 +69,9 @@ def _gradients(cell: Cell, work: Workplace) -> dict[str, Any]:
     from flax import nnx
     from transformers import AutoTokenizer
 
-    from align_jax import load_model, losses, response_logps
+    from align_jax import losses
+    from align_jax.hf import load_model
+    from align_jax.scoring.texts import response_logps
 
     folder = world.base_model(work)
     model, tokenizer = load_model(folder), AutoTokenizer.from_pretrained(folder)
@@ -107,6 +109,8 @@ def _training(cell: Cell, work: Workplace) -> dict[str, Any]:
     for pair in pairs:  # the first side is the majority, whatever its belief
         for row in pair:
             row["probabilities"] = list(probs)
+    if settings["objective"] == "dpo":  # which knows no beliefs
+        pairs = [tuple(map(_without_belief, pair)) for pair in pairs]
     counts = [round(50 * p) for p in probs]
     files = {name: work.folder / f"{name}.jsonl" for name in ("train", *SIDES)}
     write_rows(files["train"], [row for pair in pairs for row, count in zip(pair, counts, strict=True) for _ in range(count)])
@@ -115,7 +119,7 @@ def _training(cell: Cell, work: Workplace) -> dict[str, Any]:
     values = world.config(
         work,
         files["train"],
-        data={"eval": [str(files[name]) for name in SIDES]},
+        data={"eval": [str(files[name]) for name in SIDES], "format": "auto"},
         objective=OBJECTIVES[settings["objective"]],
         train={"steps": settings["steps"], "eval_every": max(1, settings["steps"] // 10)},
         optimizer={"learning_rate": 3.0e-4},
@@ -126,6 +130,10 @@ def _training(cell: Cell, work: Workplace) -> dict[str, Any]:
     return {"steps_measured": [line["step"] for line in lines]} | {
         side: [line[metric(side)] for line in lines] for side in SIDES
     }
+
+
+def _without_belief(row: dict[str, Any]) -> dict[str, str]:
+    return {"prompt": row["prompt"], "chosen": row["accept_response"], "rejected": row["reject_response"]}
 
 
 def _parts(measured: list[Measurement]) -> tuple[list[Measurement], dict[tuple, list[Measurement]]]:
@@ -194,7 +202,8 @@ EXPERIMENT = Experiment(
     claim="preferences that conflict cancel under DPO, and do not when each is conditioned on its belief",
     source="arXiv 2412.20299, the motivation of belief conditioning; docs/gdpo.md",
     criterion="holds where DPO keeps less than 0.01 of two opposite gradients and GDPO more than 0.1, and after training at "
-    "80/20 the minority's margin is below 0 under DPO and above 0 under GDPO (95% intervals over seeds); fails where one is reversed",
+    "80/20 the minority's margin is below 0 under DPO and above 0 under GDPO (95% intervals over seeds); fails where one is "
+    "reversed",
     cells=cells,
     measure=measure,
     conclude=conclude,
