@@ -29,18 +29,18 @@ one small file, `align_jax/experiments/gdpo/` or `mpo/`, with its criterion, whi
     align-jax experiment gdpo-calibration                 # --quick, --seeds N, --model tiny|smollm2|PATH, --out FOLDER
     align-jax experiment all --quick
 
-*holds* and *fails* are said where the 95% interval of the deciding figure (over seeds, by Student's t, or over prompts where that
-is said) lies on one side of the criterion's threshold, *unclear* where it does not. `tiny` is a LLaMA of 260 thousand parameters
-(`stories260k`, in the folder that `ALIGN_JAX_DATA` names), or one smaller still that is trained on a world of generated opinions;
-`smollm2` is SmolLM2-135M-Instruct with weights that were 4-bit once. What is so at this size may be different at 8B: these are
-results of what was run, not of the method at any size. An interrupted experiment goes on where it stopped; `result.json` has
-every number.
+*holds* and *fails* are said where the 95% interval of the deciding figure (over seeds, by Student's t, or over prompts where
+that is said) lies on one side of the criterion's threshold, *unclear* where it does not. `tiny` is a LLaMA of 260 thousand
+parameters (`stories260k`, in the folder that `ALIGN_JAX_DATA` names), or one smaller still that is trained on a world of
+generated opinions; `smollm2` is SmolLM2-135M-Instruct with weights that were 4-bit once. What is so at this size may be
+different at 8B: these are results of what was run, not of the method at any size. An interrupted experiment goes on where it
+stopped; `result.json` has every number.
 
 This page is written by `python -m align_jax.experiments.page` from the results in docs/experiments/.
 """
 
 
-def main(folders: Sequence[str]) -> int:
+def write_page(folders: Sequence[str]) -> int:
     """Takes the results of folders in, and writes the page."""
     for folder in folders:
         take(Path(folder), DOCS / "experiments")
@@ -157,4 +157,4 @@ def _one_line(text: str) -> str:
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    sys.exit(write_page(sys.argv[1:]))

@@ -22,7 +22,7 @@ from align_jax.experiments.claim import (
     over_seeds,
     values_of,
 )
-from align_jax.experiments.work import Stopped, write_rows
+from align_jax.experiments.work import JobStopped, write_rows
 
 pytest.importorskip("matplotlib")
 
@@ -64,12 +64,12 @@ def test_cells_are_measured_once_and_a_stopped_experiment_goes_on(run, tmp_path)
 
     def measure(cell, work):
         if cell.name in stop:
-            raise Stopped
+            raise JobStopped
         measured.append(cell.name)
         assert work.folder.is_dir() and work.shared.is_dir() and work.common == tmp_path / "out" / "common"
         return {"x": float(cell.settings["arm"] == "b")}
 
-    with pytest.raises(Stopped):
+    with pytest.raises(JobStopped):
         run(toy(measure))
     assert measured == ["a-0", "a-1", "a-2", "b-0"] and not (tmp_path / "out/toy/result.json").exists()
     stop.clear()
