@@ -2,7 +2,7 @@
 
 import pytest
 
-from align_jax.experiments.claim import Measured, Options
+from align_jax.experiments.claim import Measurement, Options
 from align_jax.experiments.mpo import alpha
 from align_jax.experiments.mpo.alpha import DECIDES, EXPERIMENT, REAL, TABLE_ALPHAS
 
@@ -13,9 +13,9 @@ def measured(options, gain, spread=0.001):
         if cell.settings["where"] == REAL:
             own = (cell.settings["alpha"], cell.settings["p"]) == DECIDES
             value = 0.4 + own * (gain + spread * cell.settings["seed"])
-            made.append(Measured(cell, {"rank": value, "accuracy": value}))
+            made.append(Measurement(cell, {"rank": value, "accuracy": value}))
         else:
-            made.append(Measured(cell, {"gain": [0.8 + gain * a for a in TABLE_ALPHAS]}))
+            made.append(Measurement(cell, {"gain": [0.8 + gain * a for a in TABLE_ALPHAS]}))
     return made
 
 

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from align_jax.experiments.claim import Interval, Measured, Options
+from align_jax.experiments.claim import Interval, Measurement, Options
 from align_jax.experiments.mpo import bias
 from align_jax.experiments.mpo.bias import ACCEPTED, ATTRIBUTE, EXPERIMENT, SCATTER, SIGNED, SIZES
 from tests.losses import reference
@@ -14,7 +14,7 @@ def measured(options, slope, spread=0.0):
     for cell in EXPERIMENT.cells(options):
         own = (n ** (slope + spread * cell.settings["seed"])).tolist()
         values = {ATTRIBUTE: own, ACCEPTED: own, SCATTER: (n**-0.5).tolist(), SIGNED: (-0.5 / n).tolist()}
-        made.append(Measured(cell, values))
+        made.append(Measurement(cell, values))
     return made
 
 

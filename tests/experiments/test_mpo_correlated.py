@@ -3,14 +3,14 @@
 import numpy as np
 import pytest
 
-from align_jax.experiments.claim import Measured, Options
+from align_jax.experiments.claim import Measurement, Options
 from align_jax.experiments.mpo import correlated
 from align_jax.experiments.mpo.correlated import EXPERIMENT, SIZES, effective
 
 
 def measured(options, factor=1.0, lost=0.5, spread=0.001):
     return [
-        Measured(
+        Measurement(
             cell,
             {
                 "error": [factor * effective(n, cell.settings["rho"]) ** -0.5 for n in SIZES],

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from align_jax.experiments.claim import Measured, Options
+from align_jax.experiments.claim import Measurement, Options
 from align_jax.experiments.mpo import distribution
 from align_jax.experiments.mpo.distribution import ARMS, DPO, EXPERIMENT, MPO, SHAPES
 
@@ -14,7 +14,7 @@ def measured(options, gain, spread=0.001, but=None):
         more = gain if cell.settings["shape"] != but else -gain
         more += spread * cell.settings["seed"]
         values = {f"gain/{arm}": 0.5 + more * (arm != DPO) for arm in ARMS} | {"accepted": 0.5, "heaviest": 0.3}
-        made.append(Measured(cell, values))
+        made.append(Measurement(cell, values))
     return made
 
 

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from align_jax.experiments.claim import Measured, Options
+from align_jax.experiments.claim import Measurement, Options
 from align_jax.experiments.mpo import infonce
 from align_jax.experiments.mpo.infonce import EXPERIMENT, INFORMATION, REFERENCE, SCORES, SIZES
 from tests.losses import reference
@@ -19,7 +19,7 @@ def measured(options, over=0.0, off=0.001, away=0.0, spread=1e-5):
         values = {f"bound/{i:g}": [i + over + spread * cell.settings["seed"]] * len(SIZES) for i in INFORMATION}
         for start in infonce.STARTS:
             values |= {f"mpo/{start}": mpo.tolist(), f"infonca/{start}": nca.tolist()}
-        made.append(Measured(cell, values))
+        made.append(Measurement(cell, values))
     return made
 
 

@@ -2,7 +2,7 @@
 
 import pytest
 
-from align_jax.experiments.claim import Measured, Options
+from align_jax.experiments.claim import Measurement, Options
 from align_jax.experiments.mpo import responses
 from align_jax.experiments.mpo.responses import COMPUTE, EXPERIMENT, PROMPTS
 
@@ -11,7 +11,7 @@ def measured(options, gain, spread=0.001, kinds=(PROMPTS, COMPUTE)):
     made = []
     for cell in EXPERIMENT.cells(options):
         more = (cell.settings["k"] > 2) * (cell.settings["kind"] in kinds) * (gain + spread * cell.settings["seed"])
-        made.append(Measured(cell, {key: 0.4 + more for key in ("rank", "accuracy")} | {"rank/low": 0.3, "rank/high": 0.5}))
+        made.append(Measurement(cell, {key: 0.4 + more for key in ("rank", "accuracy")} | {"rank/low": 0.3, "rank/high": 0.5}))
     return made
 
 

@@ -2,15 +2,15 @@
 
 import pytest
 
-from align_jax.experiments.claim import Measured, Options
+from align_jax.experiments.claim import Measurement, Options
 from align_jax.experiments.mpo import scaling
 from align_jax.experiments.mpo.scaling import EXPERIMENT
-from align_jax.experiments.work import Work
+from align_jax.experiments.work import Workplace
 
 
 def measured(options, power, growth, spread=0.001):
     return [
-        Measured(
+        Measurement(
             cell,
             {
                 "seconds": (1 + spread * cell.settings["seed"])
@@ -39,7 +39,7 @@ def test_one_repeat_is_unclear():
 
 
 def test_the_config_is_one_that_the_library_takes(tmp_path):
-    work = Work(tmp_path, tmp_path, tmp_path, Options(model=str(tmp_path)))
+    work = Workplace(tmp_path, tmp_path, tmp_path, Options(model=str(tmp_path)))
     for cell in EXPERIMENT.cells(Options()):
         found = scaling.config(cell, work)
         assert (found.bench.responses, found.model.rows_per_chunk) == (cell.settings["k"], cell.settings["rows"])

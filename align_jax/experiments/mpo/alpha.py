@@ -17,7 +17,7 @@ from align_jax.experiments.claim import (
     Cell,
     Experiment,
     Interval,
-    Measured,
+    Measurement,
     Options,
     Verdict,
     above,
@@ -25,7 +25,7 @@ from align_jax.experiments.claim import (
     values_of,
 )
 from align_jax.experiments.tabular import TabularObjective
-from align_jax.experiments.work import Work
+from align_jax.experiments.work import Workplace
 
 BETA, RATE = 0.1, 3.0e-4  # of configs/mpo-preferences.yaml
 REAL, TABLE = "real preferences", "a table"
@@ -52,7 +52,7 @@ def cells(options: Options) -> list[Cell]:
     return real + table
 
 
-def measure(cell: Cell, work: Work) -> dict[str, Any]:
+def measure(cell: Cell, work: Workplace) -> dict[str, Any]:
     if cell.settings["where"] == TABLE:
         return {"gain": table_gains(cell.settings["p"], cell.settings["seed"], cell.settings["tables"])}
     alpha, p, seed, steps = (cell.settings[key] for key in ("alpha", "p", "seed", "steps"))
@@ -88,26 +88,26 @@ def table_gains(power: float, seed: int, tables: int) -> list[float]:
     return np.mean(found, axis=0).tolist()
 
 
-def _real(measured: Sequence[Measured]) -> dict[tuple[float, int], list[Measured]]:
-    found: dict[tuple[float, int], list[Measured]] = {}
+def _real(measured: Sequence[Measurement]) -> dict[tuple[float, int], list[Measurement]]:
+    found: dict[tuple[float, int], list[Measurement]] = {}
     for one in measured:
         if one["where"] == REAL:
             found.setdefault((one["alpha"], one["p"]), []).append(one)
     return found
 
 
-def gain(measured: Sequence[Measured], key: str, pair: tuple[float, int]) -> Interval:
+def gain(measured: Sequence[Measurement], key: str, pair: tuple[float, int]) -> Interval:
     """How much more a weighting has than none, over seeds in pairs."""
     arms = _real(measured)
     return over_seeds([a[key] - b[key] for a, b in zip(arms[pair], arms[PLAIN], strict=True)])
 
 
-def table(measured: Sequence[Measured], p: int) -> np.ndarray:
+def table(measured: Sequence[Measurement], p: int) -> np.ndarray:
     """The gains of tables, `[seeds, alphas]`."""
     return np.asarray(values_of([one for one in measured if one["where"] == TABLE and one["p"] == p], "gain"), float)
 
 
-def conclude(measured: list[Measured], options: Options) -> Verdict:
+def conclude(measured: list[Measurement], options: Options) -> Verdict:
     rank, accuracy = (gain(measured, key, DECIDES) for key in ("rank", "accuracy"))
     alpha = TABLE_ALPHAS.index(DECIDES[0])
     on_table = over_seeds(table(measured, 1)[:, alpha] - table(measured, 1)[:, 0])
@@ -131,7 +131,7 @@ def _name(pair: tuple[float, int]) -> str:
     return "no weights" if pair == PLAIN else f"alpha {pair[0]:g}, p {pair[1]}"
 
 
-def draw(measured: list[Measured], options: Options):
+def draw(measured: list[Measurement], options: Options):
     arms = _real(measured)
     title = "Weighting answers by the distance of their scores from the mean"
     note = (

@@ -24,13 +24,13 @@ from align_jax.experiments.claim import (
     Cell,
     Experiment,
     Interval,
-    Measured,
+    Measurement,
     Options,
     Verdict,
     over_seeds,
     values_of,
 )
-from align_jax.experiments.work import Work
+from align_jax.experiments.work import Workplace
 
 SIZES = tuple(2**i for i in range(1, 10))
 EXPECTED, NEAR = -0.5, 0.02
@@ -45,7 +45,7 @@ def cells(options: Options) -> list[Cell]:
     return [Cell(f"seed-{seed}", {"seed": seed, "answers": answers}) for seed in range(options.seeds)]
 
 
-def measure(cell: Cell, work: Work) -> dict[str, Any]:
+def measure(cell: Cell, work: Workplace) -> dict[str, Any]:
     rng = np.random.default_rng(cell.settings["seed"])
     found: dict[str, list[float]] = {name: [] for name in (ATTRIBUTE, ACCEPTED, SCATTER, SIGNED)}
     for n in SIZES:
@@ -95,7 +95,7 @@ def slope(sizes: Sequence[float], values: Sequence[float]) -> float:
     return float(np.polyfit(np.log(sizes), np.log(np.abs(values)), 1)[0])
 
 
-def slopes(measured: Sequence[Measured], name: str) -> Interval:
+def slopes(measured: Sequence[Measurement], name: str) -> Interval:
     """The slope, over seeds."""
     return over_seeds([slope(SIZES, values) for values in values_of(measured, name)])
 
@@ -108,7 +108,7 @@ def near(found: Interval) -> str:
     return HOLDS if low < found.low and found.high < high else FAILS if found.high < low or found.low > high else UNCLEAR
 
 
-def conclude(measured: list[Measured], options: Options) -> Verdict:
+def conclude(measured: list[Measurement], options: Options) -> Verdict:
     found = {name: slopes(measured, name) for name in (ATTRIBUTE, ACCEPTED, SCATTER, SIGNED)}
     line = (
         f"slope {found[ATTRIBUTE]} for the error of the set's mean attribute, expected -0.5; {found[ACCEPTED]} for that of the "
@@ -125,7 +125,7 @@ NAMES = {
 }
 
 
-def draw(measured: list[Measured], options: Options):
+def draw(measured: list[Measurement], options: Options):
     title = "How fast the errors of a sampled set fall with its number of answers"
     note = (
         f"{len(measured)} seeds: line = mean, band = range. Grey lines: 1/sqrt(n), dotted: 1/n. Slopes are fitted to all "

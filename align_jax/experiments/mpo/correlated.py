@@ -19,7 +19,7 @@ from align_jax.experiments.claim import (
     Cell,
     Experiment,
     Interval,
-    Measured,
+    Measurement,
     Options,
     Verdict,
     above,
@@ -29,7 +29,7 @@ from align_jax.experiments.claim import (
     values_of,
 )
 from align_jax.experiments.mpo.bias import rms
-from align_jax.experiments.work import Work
+from align_jax.experiments.work import Workplace
 
 CORRELATIONS = (0.0, 0.1, 0.3, 0.6)
 SIZES = tuple(2**i for i in range(1, 10))
@@ -51,7 +51,7 @@ def effective(n: int, rho: float) -> float:
     return n / (1 + (n - 1) * rho)
 
 
-def measure(cell: Cell, work: Work) -> dict[str, Any]:
+def measure(cell: Cell, work: Workplace) -> dict[str, Any]:
     rho, seed, trials = (cell.settings[key] for key in ("rho", "seed", "trials"))
     rng = np.random.default_rng(seed)
     scores, uniform = rng.normal(size=ANSWERS), np.ones(ANSWERS)
@@ -65,7 +65,7 @@ def measure(cell: Cell, work: Work) -> dict[str, Any]:
     return {"error": error, "gain": float(np.mean(gains))}
 
 
-def ratio(measured: list[Measured], rho: float) -> list[Interval]:
+def ratio(measured: list[Measurement], rho: float) -> list[Interval]:
     """Error over the predicted one, for every size."""
     found = np.asarray(values_of(by_setting(measured, "rho")[rho], "error"))
     return [over_seeds(found[:, i] * np.sqrt(effective(n, rho))) for i, n in enumerate(SIZES)]
@@ -78,7 +78,7 @@ def _near(found: Interval) -> str:
     return HOLDS if low < found.low and found.high < high else FAILS if found.high < low or found.low > high else UNCLEAR
 
 
-def conclude(measured: list[Measured], options: Options) -> Verdict:
+def conclude(measured: list[Measurement], options: Options) -> Verdict:
     arms, most = by_setting(measured, "rho"), CORRELATIONS[-1]
     ratios = {rho: over_seeds([float(np.mean(one["error"] * np.sqrt(_effective(rho)))) for one in arms[rho]]) for rho in arms}
     lost = over_seeds([a["gain"] - b["gain"] for a, b in zip(arms[0.0], arms[most], strict=True)])
@@ -95,7 +95,7 @@ def _effective(rho: float) -> np.ndarray:
     return np.asarray([effective(n, rho) for n in SIZES])
 
 
-def draw(measured: list[Measured], options: Options):
+def draw(measured: list[Measurement], options: Options):
     arms = by_setting(measured, "rho")
     title = "Sets of correlated answers: their error, and what is learned from them"
     note = (

@@ -19,7 +19,7 @@ from align_jax.experiments.claim import (
     Cell,
     Experiment,
     Interval,
-    Measured,
+    Measurement,
     Options,
     Verdict,
     above,
@@ -29,7 +29,7 @@ from align_jax.experiments.claim import (
     values_of,
 )
 from align_jax.experiments.tabular import TabularObjective
-from align_jax.experiments.work import Work
+from align_jax.experiments.work import Workplace
 
 ANSWERS, IN_SET, SETS, NOISE = 64, 8, 64, 1.0
 STEPS, RATE = 600, 0.03
@@ -64,7 +64,7 @@ def true_scores(rng: np.random.Generator, shape: str, count: int) -> np.ndarray:
     return skewed if shape == "few good" else 10 - skewed
 
 
-def measure(cell: Cell, work: Work) -> dict[str, Any]:
+def measure(cell: Cell, work: Workplace) -> dict[str, Any]:
     found = [
         _table(np.random.default_rng((cell.settings["seed"], n)), cell.settings["shape"])
         for n in range(cell.settings["tables"])
@@ -97,12 +97,12 @@ def set_figures(scores: np.ndarray) -> dict[str, Any]:
     return {"accepted": float(accepted.mean()), "heaviest": float((weights.max(1) / weights.sum(1)).mean())}
 
 
-def gain(measured: Sequence[Measured], arm: str, shape: str) -> Interval:
+def gain(measured: Sequence[Measurement], arm: str, shape: str) -> Interval:
     """How much more of the possible gain an arm reaches than DPO, over seeds in pairs."""
     return over_seeds([one[f"gain/{arm}"] - one[f"gain/{DPO}"] for one in by_setting(measured, "shape")[shape]])
 
 
-def conclude(measured: list[Measured], options: Options) -> Verdict:
+def conclude(measured: list[Measurement], options: Options) -> Verdict:
     found = {(arm, shape): gain(measured, arm, shape) for shape in SHAPES for arm in (MPO, WMPO)}
     shapes = {shape: found[MPO, shape] for shape in SHAPES}
     low = min(shapes, key=lambda shape: shapes[shape].value)
@@ -116,7 +116,7 @@ def conclude(measured: list[Measured], options: Options) -> Verdict:
     return Verdict(all_of(*(above(one, 0) for one in shapes.values())), line, figures)
 
 
-def draw(measured: list[Measured], options: Options):
+def draw(measured: list[Measurement], options: Options):
     shapes = by_setting(measured, "shape")
     title = f"What a policy learns from sets of {IN_SET} scored answers, by the shape of the scores' distribution"
     note = (

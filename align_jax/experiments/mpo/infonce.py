@@ -23,7 +23,7 @@ from align_jax.experiments.claim import (
     Cell,
     Experiment,
     Interval,
-    Measured,
+    Measurement,
     Options,
     Verdict,
     all_of,
@@ -32,7 +32,7 @@ from align_jax.experiments.claim import (
     values_of,
 )
 from align_jax.experiments.tabular import TabularObjective
-from align_jax.experiments.work import Work
+from align_jax.experiments.work import Workplace
 
 INFORMATION = (0.5, 1.5, 4.0)  # nats
 SIZES = (2, 4, 8, 32, 128, 512)
@@ -53,7 +53,7 @@ def cells(options: Options) -> list[Cell]:
     return [Cell(f"seed-{seed}", {"seed": seed, "answers": answers}) for seed in range(options.seeds)]
 
 
-def measure(cell: Cell, work: Work) -> dict[str, Any]:
+def measure(cell: Cell, work: Workplace) -> dict[str, Any]:
     seed, answers = cell.settings["seed"], cell.settings["answers"]
     rng = np.random.default_rng(seed)
     bounds = {
@@ -106,7 +106,7 @@ def variation(p: Sequence[float], q: Sequence[float]) -> float:
     return float(np.abs(np.asarray(p) - np.asarray(q)).sum() / 2)
 
 
-def ends(measured: Sequence[Measured]) -> dict[str, Interval]:
+def ends(measured: Sequence[Measurement]) -> dict[str, Interval]:
     """What is said of the ends of training, over seeds; of the two starts, the worse, or the difference."""
     accepted = np.asarray(SCORES) > np.mean(SCORES)
     off = [max(1 - np.asarray(one[f"mpo/{start}"])[accepted].sum() for start in STARTS) for one in measured]
@@ -119,7 +119,7 @@ def ends(measured: Sequence[Measured]) -> dict[str, Interval]:
     }
 
 
-def excess(measured: Sequence[Measured]) -> dict[tuple[float, int], Interval]:
+def excess(measured: Sequence[Measurement]) -> dict[tuple[float, int], Interval]:
     """The bound minus the information, for every information and number of answers."""
     return {
         (known, k): over_seeds([one[f"bound/{known:g}"][i] - known for one in measured])
@@ -128,7 +128,7 @@ def excess(measured: Sequence[Measured]) -> dict[tuple[float, int], Interval]:
     }
 
 
-def conclude(measured: list[Measured], options: Options) -> Verdict:
+def conclude(measured: list[Measurement], options: Options) -> Verdict:
     over, at = excess(measured), ends(measured)
     off, apart, away = at.values()
     large = {pair: one for pair, one in over.items() if pair[1] >= LARGE * np.exp(pair[0])}
@@ -146,7 +146,7 @@ def conclude(measured: list[Measured], options: Options) -> Verdict:
     return Verdict(all_of(*words), line, figures)
 
 
-def draw(measured: list[Measured], options: Options):
+def draw(measured: list[Measurement], options: Options):
     title = "MPO with one accepted answer as a bound on information, and where training by MPO and by InfoNCA ends"
     note = (
         "Left: dashed lines are the true information. Middle and right: one table of 8 answers, scores as named, those "
@@ -169,7 +169,7 @@ def draw(measured: list[Measured], options: Options):
     return figure
 
 
-def _both(one: Measured, name: str) -> dict[str, Sequence[float]]:
+def _both(one: Measurement, name: str) -> dict[str, Sequence[float]]:
     return {"from the reference": one[f"{name}/reference"], "from elsewhere": one[f"{name}/elsewhere"]}
 
 

@@ -18,7 +18,7 @@ from align_jax.experiments.claim import (
     Cell,
     Experiment,
     Interval,
-    Measured,
+    Measurement,
     Options,
     Verdict,
     above,
@@ -28,7 +28,7 @@ from align_jax.experiments.claim import (
     values_of,
 )
 from align_jax.experiments.preferences import Row
-from align_jax.experiments.work import Work
+from align_jax.experiments.work import Workplace
 
 BETA, RATE = 0.1, 3.0e-4  # of configs/mpo-preferences.yaml
 PROMPTS, COMPUTE = "equal prompts", "equal compute"
@@ -51,7 +51,7 @@ def cells(options: Options) -> list[Cell]:
     ]
 
 
-def measure(cell: Cell, work: Work) -> dict[str, Any]:
+def measure(cell: Cell, work: Workplace) -> dict[str, Any]:
     kind, k, seed = (cell.settings[key] for key in ("kind", "k", "seed"))
     rows = divided(preferences.rows_of(work.data("preferences/many_responses.jsonl")), k, seed, whole=kind == COMPUTE)
     values = preferences.config(
@@ -80,13 +80,13 @@ def divided(rows: Sequence[Row], k: int, seed: int, *, whole: bool) -> list[Row]
     return made
 
 
-def gain(measured: Sequence[Measured], kind: str, k: int, key: str = "rank") -> Interval:
+def gain(measured: Sequence[Measurement], kind: str, k: int, key: str = "rank") -> Interval:
     """How much more `k` answers have than 2, over seeds in pairs."""
     arms = by_setting(measured, "kind", "k")
     return over_seeds([a[key] - b[key] for a, b in zip(arms[kind, k], arms[kind, 2], strict=True)])
 
 
-def conclude(measured: list[Measured], options: Options) -> Verdict:
+def conclude(measured: list[Measurement], options: Options) -> Verdict:
     most = max(values_of(measured, "k"))
     found = {kind: gain(measured, kind, most) for kind in (PROMPTS, COMPUTE)}
     half = np.mean([(one["rank/high"] - one["rank/low"]) / 2 for one in measured])
@@ -103,7 +103,7 @@ def conclude(measured: list[Measured], options: Options) -> Verdict:
     return Verdict(all_of(*(above(one, 0) for one in found.values())), line, figures)
 
 
-def draw(measured: list[Measured], options: Options):
+def draw(measured: list[Measurement], options: Options):
     arms, sizes = by_setting(measured, "kind", "k"), sorted(set(values_of(measured, "k")))
     title = "More answers to a prompt: what the model learns about the order of other answers"
     note = (
@@ -127,7 +127,7 @@ def draw(measured: list[Measured], options: Options):
     return figure
 
 
-def _point(axis, x: float, found: Sequence[Measured], key: str, number: int, name: str | None) -> None:
+def _point(axis, x: float, found: Sequence[Measurement], key: str, number: int, name: str | None) -> None:
     colour, over = plots.COLOURS[number], over_seeds(values_of(found, key))
     if all(f"{key}/low" in one.values for one in found):
         ends = [np.mean(values_of(found, f"{key}/{end}")) for end in ("low", "high")]

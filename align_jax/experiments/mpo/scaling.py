@@ -17,7 +17,7 @@ from align_jax.experiments.claim import (
     Cell,
     Experiment,
     Interval,
-    Measured,
+    Measurement,
     Options,
     Verdict,
     all_of,
@@ -26,7 +26,7 @@ from align_jax.experiments.claim import (
     over_seeds,
     values_of,
 )
-from align_jax.experiments.work import Work
+from align_jax.experiments.work import Workplace
 from align_jax.recipes.bench import bench
 
 SIZES, QUICK = (2, 8, 32, 128, 512), (2, 8, 32, 128)
@@ -47,14 +47,14 @@ def cells(options: Options) -> list[Cell]:
     ]
 
 
-def measure(cell: Cell, work: Work) -> dict[str, Any]:
+def measure(cell: Cell, work: Workplace) -> dict[str, Any]:
     found = bench(config(cell, work))
     every = found["step_seconds_all"]
     # The fastest step is the one that other programs on the machine disturbed least.
     return {"seconds": min(every), "memory": found["peak_memory_bytes"] / MIB, "every": every}
 
 
-def config(cell: Cell, work: Work) -> Config:
+def config(cell: Cell, work: Workplace) -> Config:
     """What is measured: MPO's step on random tokens."""
     values = {
         "model": {"path": str(work.model), "dtype": "float32", "rows_per_chunk": cell.settings["rows"]},
@@ -73,30 +73,30 @@ def config(cell: Cell, work: Work) -> Config:
     return work.config(values)
 
 
-def _sizes(measured: Sequence[Measured]) -> list[int]:
+def _sizes(measured: Sequence[Measurement]) -> list[int]:
     return sorted(set(values_of(measured, "k")))
 
 
-def per_seed(measured: Sequence[Measured], rows: int | None, key: str) -> np.ndarray:
+def per_seed(measured: Sequence[Measurement], rows: int | None, key: str) -> np.ndarray:
     """A figure of every seed and number of answers, `[seeds, sizes]`."""
     arms = by_setting(measured, "rows", "k")
     return np.asarray([values_of(arms[rows, k], key) for k in _sizes(measured)], float).T
 
 
-def exponent(measured: Sequence[Measured], rows: int | None) -> Interval:
+def exponent(measured: Sequence[Measurement], rows: int | None) -> Interval:
     """The slope of log seconds over log K from `FROM` answers on, over seeds."""
     sizes = np.asarray(_sizes(measured))
     seconds = per_seed(measured, rows, "seconds")[:, sizes >= FROM]
     return over_seeds([float(np.polyfit(np.log(sizes[sizes >= FROM]), np.log(one), 1)[0]) for one in seconds])
 
 
-def ratio(measured: Sequence[Measured], rows: int | None, key: str, base: int) -> Interval:
+def ratio(measured: Sequence[Measurement], rows: int | None, key: str, base: int) -> Interval:
     """A figure of the most answers over that of `base` answers, over seeds."""
     found = per_seed(measured, rows, key)
     return over_seeds(found[:, -1] / found[:, _sizes(measured).index(base)])
 
 
-def conclude(measured: list[Measured], options: Options) -> Verdict:
+def conclude(measured: list[Measurement], options: Options) -> Verdict:
     growth = {name: exponent(measured, rows) for name, rows in ARMS.items()}
     memory = {name: ratio(measured, rows, "memory", CHUNK) for name, rows in ARMS.items()}
     time = {name: ratio(measured, rows, "seconds", 2) for name, rows in ARMS.items()}
@@ -115,7 +115,7 @@ def conclude(measured: list[Measured], options: Options) -> Verdict:
 ARMS = {WHOLE: None, CHUNKS: CHUNK}
 
 
-def draw(measured: list[Measured], options: Options):
+def draw(measured: list[Measurement], options: Options):
     sizes = _sizes(measured)
     title = "A training step of MPO with more and more answers to a prompt"
     note = (
