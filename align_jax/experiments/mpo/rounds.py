@@ -169,5 +169,5 @@ EXPERIMENT = Experiment(
     draw=draw,
     data=("preferences",),
     models=("tiny",),
-    seconds=(90, 300),
+    seconds=(75, 300),
 )
