@@ -35,6 +35,8 @@ LATER: dict[str, Any] = {
     "rounds.gold_model": None,
     "rounds.kl_stop": None,
     "rounds.best": "last",
+    "rounds.beliefs": "model",
+    "rounds.beliefs_per_prompt": 1,
 } | {f"data.{key}": value for key, value in LATER_OF_DATA.items()}
 # Keys whose default is written in another way now, as it was before.
 _BEFORE: dict[str, Any] = {"data.split": "train"}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import collections
 import dataclasses
+from collections.abc import Mapping
 
 import numpy as np
 
@@ -66,39 +67,40 @@ class Tallies:
                 f"data.target: given, but {plural(self._without, 'row has', 'rows have')} no `probabilities`; add them, or set "
                 "data.target: auto, which estimates those that are missing"
             )
+        known = {key: tally for key, tally in self.by_prompt.items() if tally.counts.any()}
         if config.target_shrink == "none" or config.target == "given" or not (self._without or config.target == "estimate"):
-            known = {key: tally for key, tally in self.by_prompt.items() if tally.counts.any()}
             return {key: posterior(tally.counts, _prior(tally, config)) for key, tally in known.items()}, []
-        return self._shrunk(config)
+        return _shrunk(known, config) if known else ({}, [])
 
-    def _shrunk(self, config: DataConfig) -> tuple[dict[str, BeliefPosterior], list[str]]:
-        pools: dict[tuple, list[str]] = collections.defaultdict(list)
-        for key, tally in self.by_prompt.items():
-            pools[tally.options, tally.group if config.target_shrink == "group" else ""].append(key)
-        shared = {pool: np.stack([self.by_prompt[key].counts for key in keys]) for pool, keys in pools.items() if len(keys) > 1}
-        found, alone, notes = {}, 0, []
-        for options in dict.fromkeys(options for options, _ in shared):
-            mine = {pool: counts for pool, counts in shared.items() if pool[0] == options}
-            strength = choose_strength(list(mine.values()), config.belief_prior)
-            for pool, counts in mine.items():
-                prior = strength.value * mean_distribution(counts, config.belief_prior)
-                found |= {key: posterior(self.by_prompt[key].counts, prior) for key in pools[pool]}
-            prompts = sum(map(len, mine.values()))
-            whose = f"the mean of {plural(len(mine), 'group')}" if config.target_shrink == "group" else "their mean"
-            notes.append(
-                f"p* of {prompts} prompts ({', '.join(options)}) is shrunk towards {whose}, which counts for "
-                f"{strength.value:.3g} answers (by held-out likelihood)"
-                + (": they seem to be alike" if strength.at_end else "")
-            )
-        for key, tally in self.by_prompt.items():
-            if key not in found:
-                found[key], alone = posterior(tally.counts, _prior(tally, config)), alone + 1
-        if alone:
-            notes.append(
-                f"p* of {plural(alone, 'prompt')} is not shrunk: no other prompt has the same options"
-                + (" and group" if config.target_shrink == "group" else "")
-            )
-        return found, notes
+
+def _shrunk(tallies: Mapping[str, Tally], config: DataConfig) -> tuple[dict[str, BeliefPosterior], list[str]]:
+    """Posteriors whose prior is the mean of the prompts with the same options."""
+    pools: dict[tuple, list[str]] = collections.defaultdict(list)
+    for key, tally in tallies.items():
+        pools[tally.options, tally.group if config.target_shrink == "group" else ""].append(key)
+    shared = {pool: np.stack([tallies[key].counts for key in keys]) for pool, keys in pools.items() if len(keys) > 1}
+    found, alone, notes = {}, 0, []
+    for options in dict.fromkeys(options for options, _ in shared):
+        mine = {pool: counts for pool, counts in shared.items() if pool[0] == options}
+        strength = choose_strength(list(mine.values()), config.belief_prior)
+        for pool, counts in mine.items():
+            prior = strength.value * mean_distribution(counts, config.belief_prior)
+            found |= {key: posterior(tallies[key].counts, prior) for key in pools[pool]}
+        prompts = sum(map(len, mine.values()))
+        whose = f"the mean of their group ({len(mine)} of them)" if config.target_shrink == "group" else "their mean"
+        notes.append(
+            f"p* of {prompts} prompts ({', '.join(options)}) is shrunk towards {whose}, which counts for "
+            f"{strength.value:.3g} answers (by held-out likelihood)" + (": they seem to be alike" if strength.at_end else "")
+        )
+    for key, tally in tallies.items():
+        if key not in found:
+            found[key], alone = posterior(tally.counts, _prior(tally, config)), alone + 1
+    if alone:
+        notes.append(
+            f"p* of {plural(alone, 'prompt')} is not shrunk: no other prompt has the same options"
+            + (" and group" if config.target_shrink == "group" else "")
+        )
+    return found, notes
 
 
 def _prior(tally: Tally, config: DataConfig) -> np.ndarray:

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from align_jax.experiments.work import Work, read_rows, write_rows
+from align_jax.experiments.work import Workplace, read_rows, write_rows
 
 Row = dict[str, Any]
 
@@ -46,7 +46,7 @@ TINY = Size()
 LARGE = Size(prompt=96, response=64, groups=2, search=24, held=60, held_answers=4)
 
 
-def size_of(work: Work) -> Size:
+def size_of(work: Workplace) -> Size:
     """The sizes that the model at hand is tried at on two cores."""
     return LARGE if work.large else TINY
 
@@ -91,18 +91,18 @@ def pairs(rows: Sequence[Row]) -> list[Row]:
     return made
 
 
-def written(work: Work, name: str, rows: Sequence[Row]) -> Path:
+def written(work: Workplace, name: str, rows: Sequence[Row]) -> Path:
     """A file of the experiment with these rows."""
     return work.once(f"{name}.jsonl", lambda path: write_rows(path, list(rows)))
 
 
-def held_out(work: Work, size: Size) -> Path:
+def held_out(work: Workplace, size: Size) -> Path:
     """The prompts of eval.jsonl, which are kept for the end."""
     rows = rows_of(work.data("preferences/eval.jsonl"))[: size.held]
     return written(work, "eval", [thinned(row, size.held_answers) for row in rows])
 
 
-def config(work: Work, rows: Path, objective: Mapping[str, Any], **sections: Mapping[str, Any]) -> dict[str, Any]:
+def config(work: Workplace, rows: Path, objective: Mapping[str, Any], **sections: Mapping[str, Any]) -> dict[str, Any]:
     """A config for training on a file of rows; `sections` add keys to it."""
     size = size_of(work)
     values: dict[str, Any] = {
@@ -122,7 +122,7 @@ def config(work: Work, rows: Path, objective: Mapping[str, Any], **sections: Map
     return {name: values.get(name, {}) | dict(sections.get(name, {})) for name in (*values, *sections)}
 
 
-def agreement(work: Work, values: Mapping[str, Any], run: Path, held: Path, **options: Any) -> dict[str, dict[str, Any]]:
+def agreement(work: Workplace, values: Mapping[str, Any], run: Path, held: Path, **options: Any) -> dict[str, dict[str, Any]]:
     """What `align-jax evaluate` says of a run on a file of rows, every objective by the same measure.
 
     Args:

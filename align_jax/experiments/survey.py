@@ -12,7 +12,7 @@ import numpy as np
 from scipy.spatial.distance import jensenshannon
 
 from align_jax.evaluation.judges import Classifier, Question
-from align_jax.experiments.work import Work, read_rows, write_rows
+from align_jax.experiments.work import Workplace, read_rows, write_rows
 
 CHAT_STATEMENT, STATEMENT = "({belief}) ", "{id}<{belief}>"
 
@@ -28,7 +28,7 @@ class Asked:
     seen: bool
 
 
-def split(work: Work, held_out: float = 1 / 3) -> tuple[Path, Path]:
+def split(work: Workplace, held_out: float = 1 / 3) -> tuple[Path, Path]:
     """Training rows of two thirds of the questions, and held-out rows of all; the same for every cell.
 
     Returns:
@@ -68,7 +68,7 @@ def distance(p: Sequence[float], q: Sequence[float]) -> float:
     return float(jensenshannon(np.asarray(p, np.float64), np.asarray(q, np.float64)))
 
 
-def config(work: Work, train: Path, tokens: int) -> dict[str, Any]:
+def config(work: Workplace, train: Path, tokens: int) -> dict[str, Any]:
     """A config of GDPO on the opinions: the authors' templates for the tiny model, the chat template for others."""
     templates = {"belief_template": CHAT_STATEMENT if work.large else STATEMENT}
     if not work.large:
@@ -78,7 +78,7 @@ def config(work: Work, train: Path, tokens: int) -> dict[str, Any]:
 
 
 def speak(
-    work: Work, values: Mapping[str, Any], run: str | None, asked: Sequence[Asked], samples: int, tokens: int
+    work: Workplace, values: Mapping[str, Any], run: str | None, asked: Sequence[Asked], samples: int, tokens: int
 ) -> list[dict]:
     """What a model believes about every question, and texts given each belief.
 
@@ -132,7 +132,7 @@ def _repeated(asked: Sequence[Asked]) -> list[Asked]:
     return [one for one in asked for _ in one.options]
 
 
-def surprise(work: Work, values: Mapping[str, Any], run: str | None, held: Path, rows: int) -> float:
+def surprise(work: Workplace, values: Mapping[str, Any], run: str | None, held: Path, rows: int) -> float:
     """Nats per token of people's own held-out answers, each with its statement in front.
 
     Args:

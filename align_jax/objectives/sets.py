@@ -17,6 +17,7 @@ from align_jax.data.arrange import Group
 from align_jax.errors import UserError, check_fields
 from align_jax.objectives.base import Metrics, Objective, ref_logps, weighted
 from align_jax.objectives.metrics import set_metrics
+from align_jax.objectives.signature_metrics import loss_square, set_signatures
 
 
 @dataclasses.dataclass(frozen=True)
@@ -42,10 +43,13 @@ class SetObjective(Objective):
         scores = jnp.asarray(batch.scores)
         contrast = self.contrast(scores, mask)
         metrics = set_metrics(logps, self.beta * (logps - ref), scores, mask)
+        values, counted = self.loss(logps, ref, scores, mask), self.counted(exists, contrast)
         return {
-            "loss": weighted(self.loss(logps, ref, scores, mask), self.counted(exists, contrast)),
+            "loss": weighted(values, counted),
             "groups/no_contrast": weighted((exists & ~contrast).astype(jnp.float32), exists),
             **metrics,
+            **loss_square(values, counted),
+            **({} if self.reference_free else set_signatures(logps - ref, jnp.asarray(batch.lengths), scores, mask, self.beta)),
         }
 
     def loss(self, logps, ref, scores, mask) -> jax.Array:

@@ -15,7 +15,7 @@ from align_jax.config.source import parse_overrides
 from align_jax.data import BatchLoader, Encoder, GroupDataset, RowLayout, pack_groups
 from align_jax.data.formats import spelled
 from align_jax.data.inspect.batches import shown
-from align_jax.data.inspect.beliefs import belief_findings, belief_tables
+from align_jax.data.inspect.beliefs import belief_findings, belief_tables, unstated_findings
 from align_jax.data.inspect.findings import LISTED, Finding, named, of_all, worst_first
 from align_jax.data.inspect.gather import Gathered, gather
 from align_jax.data.inspect.members import OneOf, each_of, epoch_line
@@ -235,7 +235,7 @@ def _part(config: Config, name: str, one: OneOf, tokenizer: tuple[Any, int | Non
         gathered.format = spelled(one.format)
     findings = _of_rows(gathered, one.notes)
     tables: dict[str, Any] = {"scores": None, "beliefs": belief_tables(gathered, config.data.belief_prior)}
-    findings += belief_findings(tables["beliefs"])
+    findings += [*belief_findings(tables["beliefs"]), *unstated_findings(gathered)]
     if gathered.has_scores:
         tables["scores"] = score_tables(gathered)
         findings += [*outlier_findings(gathered), *score_findings(gathered, tables["scores"])]

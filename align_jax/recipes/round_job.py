@@ -13,7 +13,7 @@ from align_jax.files import write_whole
 from align_jax.parallel.processes import of_first, on_first
 from align_jax.parallel.stop import StopSignal
 
-EVALUATION, EVAL_PROMPTS, LINES = "evaluation.json", "eval_prompts.jsonl", "rounds.jsonl"
+EVALUATION, EVAL_PROMPTS, LINES, PAIRS = "evaluation.json", "eval_prompts.jsonl", "rounds.jsonl", "pairs.jsonl"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -41,6 +41,11 @@ class Job:
     def model(self, number: int) -> str:
         """The model after a round."""
         return str(self.at(number) / "model") if number else self.start
+
+    @property
+    def has_beliefs(self) -> bool:
+        """Whether a belief is drawn before each text."""
+        return self.config.objective.arrangement.has_beliefs
 
     def stopped(self) -> bool:
         return self.stop.requested()
@@ -74,6 +79,12 @@ def samples_data(config: Config, scored: Path, **more: Any) -> DataConfig:
     """The data section that trains on samples with their scores."""
     plain = {"format": "samples", "eval": None, "max_rows": None, "on_bad_row": "error"}
     return dataclasses.replace(of_own_files(config), train=str(scored), **plain | more)
+
+
+def pairs_data(config: Config, pairs: Path) -> DataConfig:
+    """The data section that trains on pairs of texts given a belief, whose distributions are known."""
+    plain = {"format": "gdpo", "eval": None, "max_rows": None, "on_bad_row": "error", "target": "auto"}
+    return dataclasses.replace(of_own_files(config), train=str(pairs), **plain)
 
 
 def write(path: Path, text: str) -> None:

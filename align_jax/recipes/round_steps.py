@@ -8,6 +8,7 @@ import shutil
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import jax
 import numpy as np
@@ -18,7 +19,19 @@ from align_jax.parallel.processes import of_first, on_first
 from align_jax.recipes import generate, onpolicy, score
 from align_jax.recipes.export import export_model
 from align_jax.recipes.folder import RunFolder
-from align_jax.recipes.round_job import EVAL_PROMPTS, EVALUATION, Job, of_own_files, read_rows, samples_data, write, write_rows
+from align_jax.recipes.round_beliefs import DRAW, belief_summary, give, pair, sampled_ratios, state, texts_alone
+from align_jax.recipes.round_job import (
+    EVAL_PROMPTS,
+    EVALUATION,
+    PAIRS,
+    Job,
+    of_own_files,
+    pairs_data,
+    read_rows,
+    samples_data,
+    write,
+    write_rows,
+)
 from align_jax.recipes.say import part_of_a_job, say
 from align_jax.recipes.setup import Setup
 from align_jax.recipes.source import trained_model
@@ -31,17 +44,15 @@ SAMPLE, TRAIN, EVALUATE = 2, 3, 4  # uses of the run's seed
 def steps_of(job: Job, number: int) -> list[Callable[[], bool]]:
     """What is left of a round, in order; each returns whether it is complete."""
     at, rounds = job.at(number), job.config.rounds
-    training = [
-        partial(_sample, job, number - 1, at / "prompts.jsonl", at / "samples.jsonl"),
-        partial(_score, job, rounds.reward_model, at / "samples.jsonl", at / "scored.jsonl"),
-        partial(_train, job, number),
-        partial(_export, job, number),
-    ]
-    gold = [(rounds.gold_model, "eval_gold.jsonl")] if rounds.gold_model is not None else []
+    sampling = _sampling_beliefs if job.has_beliefs else _sampling
+    training = [*sampling(job, number), partial(_train, job, number), partial(_export, job, number)]
+    judges = [(rounds.reward_model, "eval_scored.jsonl")]
+    judges += [(rounds.gold_model, "eval_gold.jsonl")] if rounds.gold_model is not None else []
+    samples, judged = at / "eval_samples.jsonl", at / ("eval_stated.jsonl" if job.has_beliefs else "eval_samples.jsonl")
     evaluation = [
-        partial(_sample, job, number, job.root / EVAL_PROMPTS, at / "eval_samples.jsonl"),
-        partial(_score, job, rounds.reward_model, at / "eval_samples.jsonl", at / "eval_scored.jsonl"),
-        *(partial(_score, job, judge, at / "eval_samples.jsonl", at / name) for judge, name in gold),
+        partial(_sample, job, number, job.root / EVAL_PROMPTS, samples),
+        *([partial(state, job, samples, judged)] if job.has_beliefs else []),
+        *(partial(_score, job, judge, judged, at / name) for judge, name in judges),
         partial(_evaluate, job, number),
     ]
     if number == 0 or of_first((at / "model").exists()):
@@ -53,11 +64,46 @@ def steps_of(job: Job, number: int) -> list[Callable[[], bool]]:
     return training + evaluation
 
 
+def _sampling(job: Job, number: int) -> list[Callable[[], bool]]:
+    """The samples of a round, with their scores."""
+    at = job.at(number)
+    return [
+        partial(_sample, job, number - 1, at / "prompts.jsonl", at / "samples.jsonl"),
+        partial(_score, job, job.config.rounds.reward_model, at / "samples.jsonl", at / "scored.jsonl"),
+    ]
+
+
+def _sampling_beliefs(job: Job, number: int) -> list[Callable[[], bool]]:
+    """The same with a belief before each text, and the pairs that are made of them."""
+    at, rounds = job.at(number), job.config.rounds
+    prompts, given, samples, stated = (at / f"{name}.jsonl" for name in ("prompts", "given", "samples", "stated"))
+    drawn = at / "drawn.jsonl" if rounds.beliefs == "model" else None
+    draws = rounds.beliefs_per_prompt, onpolicy.derived_seed(job.config.run.seed, DRAW, number)
+    return [
+        *([partial(_draw, job, number - 1, prompts, drawn)] if drawn is not None else []),
+        partial(give, prompts, drawn, given, draws),
+        partial(_sample, job, number - 1, given, samples),
+        partial(state, job, samples, stated),
+        partial(_score, job, rounds.reward_model, stated, at / "scored.jsonl"),
+        partial(pair, at / "scored.jsonl", at / PAIRS),
+    ]
+
+
+def _draw(job: Job, number: int, prompts: Path, output: Path) -> bool:
+    """Beliefs that the model after round `number` draws for prompts, each with a token of text, which is not used."""
+    config, draws = job.config, job.config.rounds.beliefs_per_prompt
+    drawing = {"samples": draws, "max_new_tokens": 1, "beliefs": True, "tokens": False}
+    options = dataclasses.replace(config.generate, prompts=str(prompts), output=str(output), **drawing)
+    run = RunConfig(dir=None, seed=onpolicy.derived_seed(config.run.seed, DRAW, number + 1))
+    return generate.run(job.with_model(number, run=run, generate=options), cut_prompts=True, stop=job.stopped)
+
+
 def _sample(job: Job, number: int, prompts: Path, output: Path) -> bool:
     """Samples of the model after round `number`; held-out ones are drawn with the same random numbers in every round."""
     rounds, held_out = job.config.rounds, prompts.name == EVAL_PROMPTS
     use, samples = ((EVALUATE,), rounds.eval_samples) if held_out else ((SAMPLE, number + 1), rounds.samples_per_prompt)
-    options = dataclasses.replace(job.config.generate, prompts=str(prompts), output=str(output), samples=samples, tokens=True)
+    files = {"prompts": str(prompts), "output": str(output)}
+    options = dataclasses.replace(job.config.generate, **files, samples=samples, tokens=True, beliefs=job.has_beliefs)
     run = RunConfig(dir=None, seed=onpolicy.derived_seed(job.config.run.seed, *use))
     return generate.run(job.with_model(number, run=run, generate=options), cut_prompts=True, stop=job.stopped)
 
@@ -78,7 +124,7 @@ def _train(job: Job, number: int) -> bool:
         number - 1,
         run=RunConfig(str(at), onpolicy.derived_seed(config.run.seed, TRAIN, number)),
         reference=reference,
-        data=samples_data(config, at / "scored.jsonl"),
+        data=pairs_data(config, at / PAIRS) if job.has_beliefs else samples_data(config, at / "scored.jsonl"),
         log=dataclasses.replace(config.log, wandb_name=name),
     )
     with part_of_a_job():
@@ -95,16 +141,26 @@ def _export(job: Job, number: int) -> bool:
 def _evaluate(job: Job, number: int) -> bool:
     at = job.at(number)
     scored = at / "eval_scored.jsonl"
-    now, start = ({name: read_rows(folder / f"eval_{name}.jsonl") for name in _judges(job)} for folder in (at, job.at(0)))
+    now, start = ({name: _texts(job, folder / f"eval_{name}.jsonl") for name in _judges(job)} for folder in (at, job.at(0)))
     # Under one program, so that equal models give equal numbers.
     ratios = _logps(job, number, scored) - _logps(job, 0, scored)
+    if job.has_beliefs:
+        ratios = sampled_ratios(ratios, now["scored"], start["scored"])
     result = {"round": number, **onpolicy.held_out_summary(now["scored"], start["scored"], ratios)}
     if "gold" in now:
         result |= onpolicy.reward_summary("gold", now["gold"], start["gold"])
+    if job.has_beliefs:
+        result |= belief_summary(now["scored"])
     if number:
-        result |= onpolicy.training_summary(read_rows(at / "scored.jsonl"))
+        result |= onpolicy.training_summary(_texts(job, at / "scored.jsonl"))
     write(at / EVALUATION, json.dumps(result, indent=2) + "\n")
     return True
+
+
+def _texts(job: Job, scored: Path) -> list[dict[str, Any]]:
+    """Scored samples, with the tokens of their texts."""
+    rows = read_rows(scored)
+    return texts_alone(rows) if job.has_beliefs else rows
 
 
 def _judges(job: Job) -> tuple[str, ...]:
@@ -113,8 +169,11 @@ def _judges(job: Job) -> tuple[str, ...]:
 
 
 def _logps(job: Job, number: int, scored: Path) -> np.ndarray:
-    """Log-probs `[prompts, samples]` of held-out samples under the model after a round."""
-    data = {"max_response_tokens": job.config.generate.max_new_tokens, "max_responses": None}
+    """Log-probs `[prompts, samples]` of held-out samples, with their beliefs, under the model after a round."""
+    longest = job.config.generate.max_new_tokens
+    if job.has_beliefs:  # their statements stand before them
+        longest = max(len(tokens) for row in read_rows(scored) for tokens in row["tokens"])
+    data = {"max_response_tokens": longest, "max_responses": None}
     config = job.with_model(number, reference=ReferenceConfig(None, job.config.reference.cache_dir),
                             data=samples_data(job.config, scored, **data))  # fmt: skip
     config = dataclasses.replace(config, run=dataclasses.replace(config.run, dir=str(scored.parent)))

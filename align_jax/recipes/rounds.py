@@ -32,6 +32,7 @@ from align_jax.parallel.processes import of_first
 from align_jax.parallel.stop import StoppedPass, StopSignal
 from align_jax.recipes import onpolicy
 from align_jax.recipes.folder import RunFolder
+from align_jax.recipes.round_beliefs import check_prompts
 from align_jax.recipes.round_job import EVAL_PROMPTS, LINES, Job, read_rows, write, write_rows
 from align_jax.recipes.round_steps import steps_of
 from align_jax.recipes.say import say, say_plainly, speaking
@@ -145,7 +146,10 @@ def _prepare(config: Config, stop: StopSignal) -> Job:
 
 
 def _read_prompts(config: Config, which: str) -> list[dict[str, Any]]:
-    rows, bad, notes = distinct_prompts(config.data, which, Path(config.run.dir) / "spool")
+    beliefs = config.objective.arrangement.has_beliefs
+    rows, bad, notes = distinct_prompts(config.data, which, Path(config.run.dir) / "spool", beliefs)
+    if beliefs:
+        check_prompts(rows, which)
     skipped = f", {len(bad)} malformed rows skipped, the first: {bad[0]}" if bad else ""
     for note in notes:
         say(f"data.{which}: {note}")
@@ -172,6 +176,7 @@ def _report(job: Job, number: int) -> float:
     now, before = found[-1], f"{found[-2]['eval/reward']:.3f} -> " if number else ""
     gain = f" (against the start {with_interval(now, 'gain')})" if number else ", before training"
     gold = f", gold reward {with_interval(now, 'gold')}" if "eval/gold" in now else ""
+    gold += f", belief distance {with_interval(now, 'js_distance')}" if "eval/js_distance" in now else ""
     say(
         f"round {number} of {job.config.rounds.number}: held-out reward {before}{with_interval(now, 'reward')}{gain}{gold}, "
         f"KL {now['eval/kl']:.3g}, {now['eval/length']:.0f} tokens"

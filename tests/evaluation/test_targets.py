@@ -6,7 +6,7 @@ import numpy as np
 from scipy.spatial.distance import jensenshannon
 
 from align_jax.data.targets import posterior
-from align_jax.evaluation import Responses, measure
+from align_jax.evaluation import Responses, estimates, measure, target_lines
 from align_jax.evaluation.metrics.targets import target_knowledge
 from align_jax.objectives import GDPO
 
@@ -62,6 +62,12 @@ def test_rows_that_do_not_know_do_not_count_and_beliefs_that_are_not_there_chang
 def test_an_evaluation_measures_it_where_the_labels_are_there_by_group_too():
     given = responses([[0.6, 0.4], [0.1, 0.9]], [[40, 20], [400, 200]])
     given.labels["group_id"] = np.array([0, 1])
-    table = measure(given, GDPO(), np.arange(2), ("north", "south")).means()
+    whole = measure(given, GDPO(), np.arange(2), ("north", "south"))
+    table = whole.means()
     assert table["beliefs/within_target"] == 0.5 and table["beliefs/within_target/worst_group"] == 0
     assert 0 < table["beliefs/js_distance_of_target"] < table["beliefs/js_distance"]
+    (line,) = target_lines({"run": estimates(whole, 0, 0)})
+    distance, known = (f"{table[f'beliefs/{name}']:.3f}" for name in ("js_distance", "js_distance_of_target"))
+    assert line.startswith(f"run: beliefs are {distance} from p*, which is itself known to about {known} (95%: 0.")
+    assert line.endswith("within what it is known to: 50% of the rows")
+    assert target_lines({"run": {}}) == []

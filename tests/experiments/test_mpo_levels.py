@@ -2,14 +2,14 @@
 
 import pytest
 
-from align_jax.experiments.claim import Measured, Options
+from align_jax.experiments.claim import Measurement, Options
 from align_jax.experiments.mpo.levels import ARMS, EXPERIMENT, MORE, SHOWN
 from align_jax.objectives import find_objective
 
 
 def measured(options, gain, spread=0.0):
     return [
-        Measured(cell, dict.fromkeys(SHOWN, 0.4 + (gain + spread * cell.settings["seed"]) * (cell.settings["arm"] == MORE)))
+        Measurement(cell, dict.fromkeys(SHOWN, 0.4 + (gain + spread * cell.settings["seed"]) * (cell.settings["arm"] == MORE)))
         for cell in EXPERIMENT.cells(options)
     ]
 

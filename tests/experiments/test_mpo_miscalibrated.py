@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from align_jax.experiments.claim import Measured, Options
+from align_jax.experiments.claim import Measurement, Options
 from align_jax.experiments.mpo import miscalibrated
 from align_jax.experiments.mpo.miscalibrated import CONTROL, EXPERIMENT, FOOLED, NOISE
 
@@ -15,7 +15,7 @@ def measured(options, harm):
         more = harm * (cell.settings["arm"] == "MPO") + 0.001 * cell.settings["seed"]
         accuracy = 0.7 - cell.settings["share"] * (0.1 + more / 0.6)
         values = {"accuracy": accuracy} if cell.settings["kind"] == NOISE else {"beaten": 0.4 + more, "per_token": 0.1}
-        made.append(Measured(cell, values))
+        made.append(Measurement(cell, values))
     return made
 
 

@@ -2,7 +2,7 @@
 
 import pytest
 
-from align_jax.experiments.claim import Measured, Options
+from align_jax.experiments.claim import Measurement, Options
 from align_jax.experiments.mpo import objectives
 from align_jax.experiments.mpo.objectives import ARMS, EXPERIMENT, SHOWN
 from align_jax.objectives import find_objective
@@ -12,7 +12,7 @@ def measured(options, gain, spread=0.0):
     """Every arm at 0.7, MPO above it."""
     cells = EXPERIMENT.cells(options)
     return [
-        Measured(c, dict.fromkeys(SHOWN, 0.7 + (gain + spread * c.settings["seed"] if c.settings["arm"] == "MPO" else 0)))
+        Measurement(c, dict.fromkeys(SHOWN, 0.7 + (gain + spread * c.settings["seed"] if c.settings["arm"] == "MPO" else 0)))
         for c in cells
     ]
 

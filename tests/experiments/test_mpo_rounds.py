@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from align_jax.experiments.claim import Measured, Options
+from align_jax.experiments.claim import Measurement, Options
 from align_jax.experiments.mpo import rounds
 from align_jax.experiments.mpo.rounds import EXPERIMENT, GOLD, PROXY
 
@@ -19,7 +19,7 @@ def measured(options, gold, spread=0.01):
             GOLD: [(gold + more) * n / number for n in range(number + 1)],
             "last": number, "stopped": number - 1, "best": 1,
         }  # fmt: skip
-        made.append(Measured(cell, values))
+        made.append(Measurement(cell, values))
     return made
 
 

@@ -9,7 +9,7 @@ from align_jax.config import Config
 from align_jax.data.formats import find_format
 from align_jax.experiments import preferences
 from align_jax.experiments.claim import Options
-from align_jax.experiments.work import Work
+from align_jax.experiments.work import Workplace
 
 
 def a_row(scores, prompt="p"):
@@ -17,7 +17,7 @@ def a_row(scores, prompt="p"):
 
 
 def a_work(tmp_path, model):
-    return Work(tmp_path / "own", tmp_path / "shared", tmp_path / "common", Options(model=model))
+    return Workplace(tmp_path / "own", tmp_path / "shared", tmp_path / "common", Options(model=model))
 
 
 def test_rows_of_ultrafeedbacks_layout(tmp_path):

@@ -82,6 +82,11 @@ def _masked(loss):
 _masked_calibration = _masked(losses.belief_calibration_loss)
 
 
+def _posterior_sum(beliefs, texts, values, mask):
+    found = losses.belief_posterior(beliefs, texts, mask=mask)
+    return (found * values).sum(-1)
+
+
 DIVERGENCES = (
     ("belief_reverse_kl", losses.belief_reverse_kl_loss, reference.reverse_kl),
     ("belief_jensen_shannon", losses.belief_jensen_shannon_loss, reference.jensen_shannon_divergence),
@@ -177,6 +182,14 @@ def _cases() -> list[Case]:
             (*beliefs, belief_mask),
             (0,),
             renormalize=True,
+        ),
+        _case(
+            "belief_posterior",
+            _posterior_sum,
+            reference.posterior_sum,
+            (beliefs[0], set_arrays()[0][:, :BELIEFS] / 3, beliefs[1], belief_mask),
+            (0, 1, 2),
+            (0, 1),
         ),
         *_divergence_cases(beliefs, belief_mask),
         _case(

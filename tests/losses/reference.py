@@ -202,6 +202,12 @@ def total_variation(logps, targets, mask=None, *, renormalize=False):
     return 0.0 if found is None else sum(abs(p - t) for p, t in zip(*found, strict=True)) / 2
 
 
+def posterior_sum(beliefs, texts, values, mask):
+    """The expectation of some values under the posterior."""
+    beliefs, texts, values = valid(mask, beliefs, texts, values)
+    return float(softmax(np.array(beliefs) + np.array(texts)) @ values) if beliefs else 0.0
+
+
 def gdpo(logps, targets, statement, preference, *, weights=(1.0, 1.0, 1.0), divergence=calibration):
     return weights[0] * divergence(logps, targets) - weights[1] * float(statement) + weights[2] * float(preference)
 

@@ -135,6 +135,23 @@ def test_a_weight_of_zero_leaves_its_term_out_whatever_it_holds():
         np.testing.assert_allclose(losses.gdpo_loss(*arrays, weights=weights), [wanted], rtol=1e-6)
 
 
+@pytest.mark.parametrize("filler", [np.nan, np.inf, 1e30])
+def test_the_posterior_reads_no_masked_belief_and_has_no_gradient(filler):
+    beliefs, mask = belief_arrays()[0], np.arange(4) < np.array([4, 3, 2, 1, 0, 3, 4, 2])[:, None]
+    found = losses.belief_posterior(beliefs, 2 * beliefs, mask=mask)
+    filled = losses.belief_posterior(*(np.where(mask, x, np.float32(filler)) for x in (beliefs, 2 * beliefs)), mask=mask)
+    np.testing.assert_array_equal(filled, found)
+    np.testing.assert_allclose(np.sum(found, axis=1), np.any(mask, axis=1), rtol=1e-6)
+    assert np.all(np.asarray(found)[~mask] == 0)
+    gradient = jax.grad(lambda own: jnp.sum(losses.belief_posterior(own, own, mask=mask) * beliefs))(jnp.asarray(beliefs))
+    assert np.all(gradient == 0)
+
+
+def test_the_posterior_of_texts_of_thousands_of_nats_is_finite():
+    found = losses.belief_posterior(np.array([[-1e4, -1.0]]), np.array([[-1.0, -2e4]]))
+    np.testing.assert_array_equal(found, [[1.0, 0.0]])
+
+
 def test_distance_equals_scipys_normalised_or_not():
     scipy_distance = pytest.importorskip("scipy.spatial.distance")
     rng = np.random.default_rng(0)

@@ -398,7 +398,7 @@ def test_the_interval_is_the_bootstraps():
     "overrides, message",
     [
         (["--rounds.reward_model", "null"], "rounds.reward_model"),
-        (["--objective.name", "gdpo", "--objective.preference", "mpo"], "--objective.name: 'gdpo' cannot be trained in rounds"),
+        (["--objective.name", "gdpo", "--objective.preference", "mpo"], "has no beliefs; rounds with objective gdpo need"),
         (["--objective.name", "reward", "--objective.alpha", "null"], "--objective.name: 'reward' cannot be trained in rounds"),
         (["--rounds.samples_per_prompt", "1"], "rounds.samples_per_prompt: 1 must be at least 2"),
         (["--rounds.prompts_per_round", "99"], "rounds.prompts_per_round: 99 are wanted, but"),

@@ -325,6 +325,31 @@ def test_every_objective_trains(world, objective):
     assert all(np.isfinite(m["loss"]) and m["grad_norm"] > 0 for m in metrics)
 
 
+def test_gdpo_trains_and_measures_on_rows_without_labels(world, capsys):
+    folder, config = world
+    values = yaml.safe_load(config.read_text())
+    rows = [json.loads(line) for line in Path(values["data"]["train"]).read_text().splitlines()]
+    kept = ("prompt", "options", "accept_response", "reject_response")
+    unlabelled = [{name: row[name] for name in kept} for row in rows]
+    values["data"] |= {"train": str(folder / "unlabelled.jsonl"), "eval": 0.2}
+    Path(values["data"]["train"]).write_text("".join(json.dumps(row) + "\n" for row in unlabelled))
+    values["train"] |= {"steps": 2, "eval_every": 2}
+    values["run"]["dir"] = str(folder / "unlabelled")
+    path = folder / "unlabelled.yaml"
+    path.write_text(yaml.safe_dump(values))
+    assert train(path) == 2
+    assert "unlabelled.jsonl:1: fields 'accept_choice_id'" in capsys.readouterr().err
+    options = {"latent_beliefs": True, "preference": "kto", "calibrate": "id", "statement": "authors", "divergence": "js"}
+    more = [word for name, value in options.items() for word in (f"--objective.{name}", str(value).lower())]
+    assert train(path, "--data.belief_template", "{id} : {belief} :", *more) == 0
+    lines = read_metrics(folder / "unlabelled" / "metrics.jsonl")
+    assert all(np.isfinite(line["loss"]) and line["grad_norm"] > 0 for line in lines if "loss" in line)
+    last = next(line for line in reversed(lines) if "eval/loss" in line)
+    assert 0 < last["eval/latent/entropy"] < np.log(len(rows[0]["options"])) and last.get("eval/beliefs/js_distance") is None
+    shares = [value for name, value in last.items() if name.startswith("eval/latent/share/")]
+    assert sum(shares) == pytest.approx(1, abs=1e-5) and last.get("eval/latent/agreement") is None
+
+
 def test_a_loss_that_is_not_finite_stops_the_run_and_says_where(world, capsys):
     folder, config = world
     assert train(config, "--run.dir", folder / "nan", "--optimizer.learning_rate", 1e38, "--optimizer.clip_norm", "null") == 2

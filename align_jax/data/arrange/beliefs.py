@@ -23,6 +23,7 @@ from align_jax.data.sources import RowError
 from align_jax.data.tallies import Tallies
 from align_jax.data.targets import BeliefPosterior
 
+Said = Text | tuple[int, ...]  # a text, or the ids that it was sampled as
 TEXTS = {"dpo": 2, "kto": 3, "mpo": None}  # preference -> texts of a group; None: as many as there are
 
 
@@ -155,7 +156,10 @@ class Beliefs(Arrangement):
         cut: set[int] = set()
         for place, belief in enumerate(range(len(statements)) if self.every else [opinion.accepted]):
             for i, text in enumerate(chosen):
-                answer = encoder.after_belief(prompt, (belief, opinion.options[belief]), statements[belief], text)
+                if _are_ids(text):
+                    answer = encoder.sample(text)
+                else:
+                    answer = encoder.after_belief(prompt, (belief, opinion.options[belief]), statements[belief], text)
                 segments.append(segment_of(answer, count + place * survey.texts + i, belief))
                 cut |= {i} if answer.cut else set()
         first = survey.slots - count * (self.ids + self.shortened)
@@ -180,17 +184,26 @@ class Beliefs(Arrangement):
             labels["belief_smoothing"] = np.asarray(survey.shares[key], np.float32)
         return labels
 
-    def _texts(self, index: int, item: Item, example: Example, arranger: Arranger) -> tuple[list[Text], list[float]]:
+    def _texts(self, index: int, item: Item, example: Example, arranger: Arranger) -> tuple[list[Said], list[float]]:
         """The texts of a group, and a score of each."""
         if self.preference == "mpo":
             sets = ((item.accepted, 0), (item.rejected, 1))
-            chosen = [(arranger.example(row).responses[which], 1.0 - which) for rows, which in sets for row in rows]
+            chosen = [(_said(arranger.example(row), which), 1.0 - which) for rows, which in sets for row in rows]
             return [text for text, _ in chosen], [score for _, score in chosen]
-        texts = list(example.responses)
+        texts = [_said(example, which) for which in range(len(example.responses))]
         if self.preference == "kto":
             _, stranger = arranger.stranger(index, example)
-            texts.append(stranger.responses[0])
+            texts.append(_said(stranger, 0))
         return texts, [1.0, 0.0]
+
+
+def _said(example: Example, which: int) -> Said:
+    """A text, as the ids that it was sampled as where these are known."""
+    return example.responses[which] if example.tokens is None else example.tokens[which]
+
+
+def _are_ids(text: Said) -> bool:
+    return isinstance(text, tuple) and isinstance(text[0], int)
 
 
 def _share_of_prior(rows: int, beliefs: int, prior: float) -> float:

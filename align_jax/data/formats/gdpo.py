@@ -8,19 +8,21 @@ from collections.abc import Mapping
 
 from align_jax.data.formats.base import Format
 from align_jax.data.formats.example import Example, Opinion
-from align_jax.data.formats.fields import as_text, field, items, number, response, said, short, text, whole
+from align_jax.data.formats.fields import as_text, field, items, number, response, said, short, text, token_ids, whole
 from align_jax.data.sources import RowError
 
 _RESPONSES = ("accept_response", "reject_response")
+_TOKENS = ("accept_tokens", "reject_tokens")
 _CHOICES = ("accept_choice_id", "reject_choice_id")
 _SUM = 1e-2  # what sums are off by in files that do not round
 
 
 class BeliefRows(Format):
     """Columns: `prompt`, `options` (the beliefs), `probabilities` (of each; may be missing), and of the accepted text
-    `accept_response`, `accept_choice_id` (which belief, from 0) and `accept_choice` (its name; may be missing); of the rejected
-    one `reject_...`. A row without both choices, whose texts may be `chosen` and `rejected`, serves `latent_beliefs`.
-    `answers`, a number that may be missing, says how many answers the probabilities were counted from.
+    `accept_response`, `accept_choice_id` (which belief, from 0) and `accept_choice` (its name; may be missing); of the
+    rejected one `reject_...`; where the texts were sampled also their ids, `accept_tokens` and `reject_tokens`. A row without
+    both choices, whose texts may be `chosen` and `rejected`, serves `latent_beliefs`. `answers`, a number that may be missing,
+    says how many answers the probabilities were counted from.
     """
 
     name = "gdpo"
@@ -41,6 +43,7 @@ class BeliefRows(Format):
             (response(row, named[0]), response(row, named[1])),
             (1.0, 0.0),
             opinion=Opinion(options, _probabilities(row, options), accepted, rejected, _answers(row)),
+            tokens=_tokens(row),
         )
 
 
@@ -57,6 +60,12 @@ def _choice(row: Mapping, name: str, options: tuple[str, ...]) -> int:
     if written is not None and _words(said(written)) != _words(options[value]):
         raise RowError(f"field {name.removesuffix('_id')!r}: {written!r} is not option {value}, {options[value]!r}")
     return value
+
+
+def _tokens(row: Mapping) -> tuple[tuple[int, ...], ...] | None:
+    if all(row.get(name) is None for name in _TOKENS):
+        return None
+    return tuple(token_ids(field(row, name), name) for name in _TOKENS)
 
 
 def _words(text: str) -> str:

@@ -51,11 +51,23 @@ def belief_tables(gathered: Gathered, prior: float) -> dict[str, Any] | None:
 
     Returns:
       `units`: of each prompt its beliefs, how often each was accepted, the posterior with its interval, the stated
-      probabilities, and the p-value of their agreement; `by_group`: shares with Wilson intervals; None without beliefs.
+      probabilities, and the p-value of their agreement; `by_group`: shares with Wilson intervals; None where no row says one.
     """
-    if not gathered.has_beliefs:
+    units = _units(gathered)
+    if not units:
         return None
-    return {"units": [_unit(gathered, members, prior) for members in _units(gathered)], "by_group": _by_group(gathered)}
+    return {"units": [_unit(gathered, members, prior) for members in units], "by_group": _by_group(gathered)}
+
+
+def unstated_findings(gathered: Gathered) -> list[Finding]:
+    """How many rows have options and do not say which of them their texts state."""
+    count = sum(opinion is not None and not _states(opinion) for opinion in gathered.opinions)
+    if not count:
+        return []
+    text = (
+        f"{of_all(count, len(gathered.opinions), 'row', 'lack')} the beliefs that the texts state: for objective.latent_beliefs"
+    )
+    return [Finding("note", "beliefs_not_said", text, count=count)]
 
 
 def _units(gathered: Gathered) -> list[np.ndarray]:

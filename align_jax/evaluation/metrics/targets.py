@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from typing import ClassVar
 
 import numpy as np
@@ -46,7 +47,7 @@ def target_knowledge(responses: Responses) -> Sums:
     exists = responses.mask[:, :count]
     logps = np.where(exists, responses.logps[:, :count], -np.inf).astype(np.float64)
     predicted = np.exp(logps - np.max(logps, axis=1, keepdims=True, where=exists, initial=-np.inf))
-    distances = jensenshannon(predicted, np.where(targets > 0, targets, 0.0), axis=1)
+    distances = np.nan_to_num(jensenshannon(predicted, np.where(known[:, None], targets, 1.0), axis=1))
     mean, top = _of_posteriors(alpha, known)
     weight = known.astype(np.float64)
     values = {
@@ -59,15 +60,19 @@ def target_knowledge(responses: Responses) -> Sums:
 
 def _of_posteriors(alpha: np.ndarray, known: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Mean and 95% quantile of the distance of draws to the posterior mean, `[n]` each, 0 where nothing is known."""
-    mean, top = np.zeros(len(alpha)), np.zeros(len(alpha))
+    found = np.zeros((len(alpha), 2))
     different, which = np.unique(alpha, axis=0, return_inverse=True)  # rows of one prompt have one posterior
-    for i, parameters in enumerate(different):
-        if not parameters.sum() > 0:
-            continue
-        found = BeliefPosterior(parameters)
-        draws = found.draws(_DRAWS)
-        distances = jensenshannon(draws, np.broadcast_to(found.mean, draws.shape), axis=1)
-        distances = np.nan_to_num(distances)  # scipy's rounding can leave a root of -1e-17
-        here = (which.reshape(-1) == i) & known
-        mean[here], top[here] = distances.mean(), np.quantile(distances, 0.95)
-    return mean, top
+    values = np.asarray([_of_posterior(tuple(parameters)) for parameters in different.tolist()])
+    found[known] = values[which.reshape(-1)[known]]
+    return found[:, 0], found[:, 1]
+
+
+@functools.lru_cache(maxsize=100_000)  # every model of an evaluation, and every evaluation of a run, has the same prompts
+def _of_posterior(parameters: tuple[float, ...]) -> tuple[float, float]:
+    if not sum(parameters) > 0:
+        return 0.0, 0.0
+    known = BeliefPosterior(np.asarray(parameters))
+    draws = known.draws(_DRAWS)
+    distances = jensenshannon(draws, np.broadcast_to(known.mean, draws.shape), axis=1)
+    distances = np.nan_to_num(distances)  # scipy's rounding can leave a root of -1e-17
+    return float(distances.mean()), float(np.quantile(distances, 0.95))

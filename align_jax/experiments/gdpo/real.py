@@ -17,7 +17,7 @@ from align_jax.experiments.claim import (
     Cell,
     Experiment,
     Interval,
-    Measured,
+    Measurement,
     Options,
     Verdict,
     all_of,
@@ -26,7 +26,7 @@ from align_jax.experiments.claim import (
     over_seeds,
     values_of,
 )
-from align_jax.experiments.work import Work
+from align_jax.experiments.work import Workplace
 
 ARMS = {
     "start": "before training",
@@ -61,7 +61,7 @@ def cells(options: Options) -> list[Cell]:
     return made
 
 
-def measure(cell: Cell, work: Work) -> dict[str, Any]:
+def measure(cell: Cell, work: Workplace) -> dict[str, Any]:
     train, held = survey.split(work)
     asked = survey.questions(held)
     judge = survey.judge(train)
@@ -84,7 +84,7 @@ def measure(cell: Cell, work: Work) -> dict[str, Any]:
     }
 
 
-def _trained(cell: Cell, work: Work, values: dict[str, Any]) -> str | None:
+def _trained(cell: Cell, work: Workplace, values: dict[str, Any]) -> str | None:
     """Trains the arm; the name of its run, None where nothing is trained."""
     arm, size, seed = cell.settings["arm"], cell.settings, cell.settings["seed"]
     if arm == "start":
@@ -149,19 +149,19 @@ def _over_questions(values: np.ndarray, draws: int = 4000) -> Interval:
     return Interval(float(values.mean()), float(low), float(high))
 
 
-def _parts(measured: list[Measured]) -> tuple[Measured, dict[str, list[Measured]], np.ndarray]:
+def _parts(measured: list[Measurement]) -> tuple[Measurement, dict[str, list[Measurement]], np.ndarray]:
     """The data, the cells of each arm, and which questions training saw."""
     arms = by_setting(measured, "arm")
     data = arms.pop("judge")[0]
     return data, arms, np.asarray(data["seen"])
 
 
-def _distances(cells: list[Measured]) -> np.ndarray:
+def _distances(cells: list[Measurement]) -> np.ndarray:
     """`[questions]`, the mean over seeds."""
     return np.mean(values_of(cells, "distances"), axis=0)
 
 
-def conclude(measured: list[Measured], options: Options) -> Verdict:
+def conclude(measured: list[Measurement], options: Options) -> Verdict:
     data, arms, seen = _parts(measured)
     mean, best = np.asarray(data["mean_distances"]), _distances(arms[BEST])
     figures = {f"{arm}, {kind}": _over_questions(_distances(cells)[which])
@@ -183,14 +183,14 @@ def conclude(measured: list[Measured], options: Options) -> Verdict:
     return Verdict(word, line, figures)
 
 
-def draw(measured: list[Measured], options: Options):
+def draw(measured: list[Measurement], options: Options):
     data, arms, seen = _parts(measured)
     verdict = conclude(measured, options)
     model = "a model of 260 thousand parameters" if options.model == "tiny" else options.model
     title = {"holds": "predicts", "fails": "does not predict", "unclear": "may predict"}[verdict.word]
     note = (
-        "Dots: means over questions, lines: 95% intervals over questions. The mean predictor gives every question the average of "
-        "the training questions. Right: share of texts in which a judge finds the belief that they were given "
+        "Dots: means over questions, lines: 95% intervals over questions. The mean predictor gives every question the average "
+        "of the training questions. Right: share of texts in which a judge finds the belief that they were given "
         f"(of people's own texts it finds {data['judge']['accuracy']:.0%} right), and share that only state a belief again."
     )
     figure, axes = plots.figure(

@@ -15,7 +15,7 @@ from align_jax.experiments.claim import (
     Cell,
     Experiment,
     Interval,
-    Measured,
+    Measurement,
     Options,
     Verdict,
     above,
@@ -23,7 +23,7 @@ from align_jax.experiments.claim import (
     over_seeds,
     values_of,
 )
-from align_jax.experiments.work import Work
+from align_jax.experiments.work import Workplace
 
 BETA, RATE = 0.1, 3.0e-4  # of configs/mpo-preferences.yaml
 TWO, MORE = "two sets (MPO)", "4 levels by quantiles"  # what the verdict compares; the others are shown
@@ -60,7 +60,7 @@ def _words(arm: str) -> list[str]:
     return "".join(c if c.isalnum() else " " for c in arm.lower()).split()
 
 
-def measure(cell: Cell, work: Work) -> dict[str, Any]:
+def measure(cell: Cell, work: Workplace) -> dict[str, Any]:
     train = preferences.written(work, "train", preferences.rows_of(work.data("preferences/train.jsonl")))
     values = preferences.config(
         work,
@@ -74,13 +74,13 @@ def measure(cell: Cell, work: Work) -> dict[str, Any]:
     return preferences.figures(preferences.agreement(work, values, work.train(values).folder, held, resamples=0))
 
 
-def gain(measured: Sequence[Measured], key: str, arm: str) -> Interval:
+def gain(measured: Sequence[Measurement], key: str, arm: str) -> Interval:
     """How much an arm has more than two sets, over seeds in pairs."""
     arms = by_setting(measured, "arm")
     return over_seeds([a[key] - b[key] for a, b in zip(arms[arm], arms[TWO], strict=True)])
 
 
-def conclude(measured: list[Measured], options: Options) -> Verdict:
+def conclude(measured: list[Measurement], options: Options) -> Verdict:
     arms = by_setting(measured, "arm")
     rank = {arm: over_seeds(values_of(found, "rank")).value for arm, found in arms.items()}
     found, best = gain(measured, "rank", MORE), max(rank, key=rank.get)
@@ -99,7 +99,7 @@ SHOWN = {
 }
 
 
-def draw(measured: list[Measured], options: Options):
+def draw(measured: list[Measurement], options: Options):
     arms = by_setting(measured, "arm")
     note = "Held-out prompts with 8 answers each; small dots: seeds; line: 95% interval over seeds. Dashed: chance."
     title = "Two sets of answers against more levels, taken from scores in several ways"

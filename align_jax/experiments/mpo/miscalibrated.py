@@ -17,7 +17,7 @@ from align_jax.experiments.claim import (
     Cell,
     Experiment,
     Interval,
-    Measured,
+    Measurement,
     Options,
     Verdict,
     all_of,
@@ -27,7 +27,7 @@ from align_jax.experiments.claim import (
     values_of,
 )
 from align_jax.experiments.preferences import Row
-from align_jax.experiments.work import Work
+from align_jax.experiments.work import Workplace
 
 BETA, RATE = 0.1, 3.0e-4  # of configs/mpo-preferences.yaml
 ARMS: dict[str, dict[str, Any]] = {
@@ -62,7 +62,7 @@ def _plain(arm: str) -> str:
     return arm.lower().replace(",", "").replace(" ", "-")
 
 
-def measure(cell: Cell, work: Work) -> dict[str, Any]:
+def measure(cell: Cell, work: Workplace) -> dict[str, Any]:
     kind, share, seed = (cell.settings[key] for key in ("kind", "share", "seed"))
     if kind == NOISE:
         rows = [preferences.thinned(row, 4) for row in preferences.rows_of(work.data("preferences/train.jsonl"))]
@@ -119,23 +119,23 @@ def real_above_string(row: Row) -> Row:
     return {**row, "scores": [float(i != string_of(row)) for i in range(len(row["scores"]))]}
 
 
-def _per_seed(measured: Sequence[Measured], arm: str, kind: str, key: str, share: float = 0.0) -> list[float]:
+def _per_seed(measured: Sequence[Measurement], arm: str, kind: str, key: str, share: float = 0.0) -> list[float]:
     return values_of([one for one in measured if (one["arm"], one["kind"], one["share"]) == (arm, kind, share)], key)
 
 
-def drawn(measured: Sequence[Measured], arm: str) -> list[float]:
+def drawn(measured: Sequence[Measurement], arm: str) -> list[float]:
     """Per seed, the share of real answers to held-out prompts that the string beats."""
     return _per_seed(measured, arm, FOOLED, "beaten")
 
 
-def lost(measured: Sequence[Measured], arm: str) -> list[float]:
+def lost(measured: Sequence[Measurement], arm: str) -> list[float]:
     """Per seed, the accuracy without noise minus that with the most noise."""
     most = max(values_of(measured, "share"))
     clean, worst = (_per_seed(measured, arm, NOISE, "accuracy", share) for share in (0.0, most))
     return [a - b for a, b in zip(clean, worst, strict=True)]
 
 
-def more_than_dpo(measured: Sequence[Measured], arm: str) -> dict[str, Interval]:
+def more_than_dpo(measured: Sequence[Measurement], arm: str) -> dict[str, Interval]:
     """How much more of either kind of harm an arm takes than DPO, over seeds in pairs."""
     kinds = {"string": drawn, "noise": lost}
     return {
@@ -144,7 +144,7 @@ def more_than_dpo(measured: Sequence[Measured], arm: str) -> dict[str, Interval]
     }
 
 
-def conclude(measured: list[Measured], options: Options) -> Verdict:
+def conclude(measured: list[Measurement], options: Options) -> Verdict:
     more = more_than_dpo(measured, "MPO")
     beaten = {arm: over_seeds(drawn(measured, arm)).value for arm in by_setting(measured, "arm")}
     line = (
@@ -157,7 +157,7 @@ def conclude(measured: list[Measured], options: Options) -> Verdict:
     return Verdict(all_of(*(below(found, MARGIN) for found in more.values())), line, figures)
 
 
-def draw(measured: list[Measured], options: Options):
+def draw(measured: list[Measurement], options: Options):
     arms = list(by_setting(measured, "arm"))
     note = "Small dots: seeds; lines: 95% interval over seeds. Bands: range of seeds. DPO: best answer against worst."
     title = "What wrong scores do: a senseless string that a judge liked, and scores replaced at random"

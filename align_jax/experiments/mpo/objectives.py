@@ -18,7 +18,7 @@ from align_jax.experiments.claim import (
     Cell,
     Experiment,
     Interval,
-    Measured,
+    Measurement,
     Options,
     Verdict,
     above,
@@ -27,7 +27,7 @@ from align_jax.experiments.claim import (
     over_seeds,
     values_of,
 )
-from align_jax.experiments.work import Work
+from align_jax.experiments.work import Workplace
 
 BETAS = (0.1, 0.02)
 # name -> objective, the betas that are tried
@@ -74,7 +74,7 @@ def _scale(name: str, beta: float | None) -> dict[str, float]:
     return {"beta": beta, "gamma": beta / 2} if name == "simpo" else {"beta": beta}
 
 
-def measure(cell: Cell, work: Work) -> dict[str, Any]:
+def measure(cell: Cell, work: Workplace) -> dict[str, Any]:
     arm, seed, count = (cell.settings[key] for key in ("arm", "seed", "trials"))
     search = [_trial(work, cell, number) for number in range(count)]
     best = max(range(count), key=lambda number: search[number][CHOSEN_BY])
@@ -95,7 +95,7 @@ def measure(cell: Cell, work: Work) -> dict[str, Any]:
     }
 
 
-def _trial(work: Work, cell: Cell, number: int) -> dict[str, Any]:
+def _trial(work: Workplace, cell: Cell, number: int) -> dict[str, Any]:
     """What a trial of the search measured on the prompts of the search; only the run of the best so far is kept."""
     arm, count = cell.settings["arm"], cell.settings["trials"]
     objective, rate = trials(arm, count, work.large)[number]
@@ -113,7 +113,7 @@ def _trial(work: Work, cell: Cell, number: int) -> dict[str, Any]:
     return found
 
 
-def _drop_worse(work: Work, arm: str, last: int) -> None:
+def _drop_worse(work: Workplace, arm: str, last: int) -> None:
     """Runs of trials that others beat are removed: a large model's take gigabytes."""
     files = [work.shared / f"{_name(arm, number)}.json" for number in range(last + 1)]
     found = [json.loads(file.read_text(encoding="utf-8"))[CHOSEN_BY] for file in files]
@@ -122,7 +122,7 @@ def _drop_worse(work: Work, arm: str, last: int) -> None:
             shutil.rmtree(work.shared / _name(arm, number), ignore_errors=True)
 
 
-def _config(work: Work, cell: Cell, objective: dict[str, Any], rate: float) -> dict[str, Any]:
+def _config(work: Workplace, cell: Cell, objective: dict[str, Any], rate: float) -> dict[str, Any]:
     paired = cell.settings["arm"] == "DPO, all pairs"
     files, groups = _files(work, cell), preferences.size_of(work).groups
     if paired:  # as many prompts a step as the others
@@ -137,7 +137,7 @@ def _config(work: Work, cell: Cell, objective: dict[str, Any], rate: float) -> d
     )
 
 
-def _files(work: Work, cell: Cell) -> dict[str, Path]:
+def _files(work: Workplace, cell: Cell) -> dict[str, Path]:
     """Files of rows: to train on, the same as accepted-rejected pairs, and to search on."""
     size = preferences.size_of(work)
     train, search = preferences.split(preferences.rows_of(work.data("preferences/train.jsonl")), size.search)
@@ -160,7 +160,7 @@ def _name(arm: str, number: int) -> str:
     return f"{_plain(arm)}-trial-{number}"
 
 
-def gain(measured: Sequence[Measured], key: str, arm: str = SET) -> Interval:
+def gain(measured: Sequence[Measurement], key: str, arm: str = SET) -> Interval:
     """How much an arm has more than DPO: over seeds, in pairs; of one seed, over prompts, as if the two were independent."""
     arms = by_setting(measured, "arm")
     ours, theirs = arms[arm], arms[PAIR]
@@ -174,7 +174,7 @@ def gain(measured: Sequence[Measured], key: str, arm: str = SET) -> Interval:
     return Interval(value) if math.isnan(half) else Interval(value, value - half, value + half)
 
 
-def conclude(measured: list[Measured], options: Options) -> Verdict:
+def conclude(measured: list[Measurement], options: Options) -> Verdict:
     gains = {key: gain(measured, key) for key in DECIDES}
     arms = {arm: over_seeds(values_of(found, "accuracy")).value for arm, found in by_setting(measured, "arm").items()}
     best = max(arms, key=arms.get)
@@ -198,7 +198,7 @@ SHOWN = {
 }
 
 
-def draw(measured: list[Measured], options: Options):
+def draw(measured: list[Measurement], options: Options):
     arms = by_setting(measured, "arm")
     one = len(next(iter(arms.values()))) == 1
     spread = "line: 95% interval over prompts" if one else "small dots: seeds; line: their 95% interval"
@@ -216,7 +216,7 @@ def draw(measured: list[Measured], options: Options):
     return figure
 
 
-def _interval(one: Measured, key: str) -> Interval:
+def _interval(one: Measurement, key: str) -> Interval:
     return Interval(one[key], one.values.get(f"{key}/low"), one.values.get(f"{key}/high"))
 
 

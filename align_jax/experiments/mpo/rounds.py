@@ -15,8 +15,8 @@ from typing import Any
 import numpy as np
 
 from align_jax.experiments import plots, preferences
-from align_jax.experiments.claim import Cell, Experiment, Interval, Measured, Options, Verdict, above, over_seeds
-from align_jax.experiments.work import Work, read_rows
+from align_jax.experiments.claim import Cell, Experiment, Interval, Measurement, Options, Verdict, above, over_seeds
+from align_jax.experiments.work import Workplace, read_rows
 
 PROXY, GOLD = "proxy", "gold"
 PROXY_PROMPTS, NEW_TOKENS = 100, 64
@@ -29,7 +29,7 @@ def cells(options: Options) -> list[Cell]:
     return [Cell(f"seed-{seed}", {"seed": seed, **size}) for seed in range(options.seeds)]
 
 
-def measure(cell: Cell, work: Work) -> dict[str, Any]:
+def measure(cell: Cell, work: Workplace) -> dict[str, Any]:
     rows = [preferences.thinned(row, 4) for row in preferences.rows_of(work.data("preferences/train.jsonl"))]
     others, own = preferences.split(rows, PROXY_PROMPTS, cell.settings["seed"])
     judges, accuracy = {}, {}
@@ -60,7 +60,7 @@ def measure(cell: Cell, work: Work) -> dict[str, Any]:
     }
 
 
-def _judge(work: Work, cell: Cell, name: str, file: Path) -> tuple[Path, float]:
+def _judge(work: Workplace, cell: Cell, name: str, file: Path) -> tuple[Path, float]:
     """A reward model's run, and how many held-out pairs it has right."""
     values = preferences.config(
         work,
@@ -75,7 +75,7 @@ def _judge(work: Work, cell: Cell, name: str, file: Path) -> tuple[Path, float]:
     return run.folder, [line for line in run.history if "eval/rewards/accuracies" in line][-1]["eval/rewards/accuracies"]
 
 
-def _rounds(work: Work, cell: Cell, judges: Mapping[str, Path]) -> dict[str, Any]:
+def _rounds(work: Workplace, cell: Cell, judges: Mapping[str, Path]) -> dict[str, Any]:
     values = preferences.config(
         work,
         preferences.written(work, "prompts", preferences.rows_of(work.data("preferences/train.jsonl"))),
@@ -112,7 +112,7 @@ def best_by_gold(lines: Sequence[Mapping[str, Any]]) -> int:
     return max(lines[1:], key=lambda line: line["eval/gold"])["round"]
 
 
-def conclude(measured: list[Measured], options: Options) -> Verdict:
+def conclude(measured: list[Measurement], options: Options) -> Verdict:
     proxy, gold = (over_seeds([one[name][one["last"]] for one in measured]) for name in (PROXY, GOLD))
     gap = over_seeds([one[PROXY][one["last"]] - one[GOLD][one["last"]] for one in measured])
     kept = {name: over_seeds([one[GOLD][one[key]] for one in measured]) for name, key in STOPS.items()}
@@ -128,7 +128,7 @@ def _named(kept: Mapping[str, Interval]) -> dict[str, Interval]:
     return {f"gold, {name}": found for name, found in kept.items()}
 
 
-def draw(measured: list[Measured], options: Options):
+def draw(measured: list[Measurement], options: Options):
     note = (
         "Each line is a seed, each point a round. Gains over the starting model's samples, in standard deviations of the "
         "judge's own scores over them. Squares: where rounds.kl_stop ends; stars: the round that rounds.best: gold takes."

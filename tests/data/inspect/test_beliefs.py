@@ -7,7 +7,7 @@ import pytest
 from scipy import stats
 
 from align_jax.data.config import DataConfig
-from align_jax.data.inspect.beliefs import belief_findings, belief_tables, posterior, wilson
+from align_jax.data.inspect.beliefs import belief_findings, belief_tables, posterior, unstated_findings, wilson
 from align_jax.data.inspect.gather import gather
 from align_jax.data.opened import open_data
 from tests.data.toys import opinion, write_jsonl
@@ -87,3 +87,16 @@ def test_without_stated_probabilities_few_rows_are_uncertain(tmp_path):
 def test_minorities_and_unanimity_are_said(tmp_path):
     codes = [f.code for f in belief_findings(_tables(tmp_path, _rows([1, 96, 3], (0.01, 0.96, 0.03))))]
     assert codes == ["rare_beliefs", "one_sided"]
+
+
+def test_rows_that_do_not_say_their_beliefs_are_counted_apart(tmp_path):
+    unsaid = {"accept_choice_id": None, "reject_choice_id": None, "accept_choice": None, "reject_choice": None}
+    rows = [*_rows((3, 1, 0)), opinion() | unsaid, opinion("other") | unsaid]
+    gathered = gather(open_data(DataConfig(train=write_jsonl(tmp_path / "rows.jsonl", rows), format="gdpo"), "train", None))
+    tables = belief_tables(gathered, 1.0)
+    assert [unit["counts"] for unit in tables["units"]] == [[3, 1, 0]] and tables["by_group"]["all"]["no"]["count"] == 3
+    (finding,) = unstated_findings(gathered)
+    assert finding.text.startswith("2 of 6 rows lack the beliefs") and finding.count == 2
+    rows = write_jsonl(tmp_path / "none.jsonl", [opinion() | unsaid])
+    gathered = gather(open_data(DataConfig(train=rows, format="gdpo"), "train", None))
+    assert belief_tables(gathered, 1.0) is None and "1 of 1 row lacks" in unstated_findings(gathered)[0].text
