@@ -11,6 +11,7 @@ from setuptools import find_packages, setup
 HERE = Path(__file__).parent
 VERSION = re.search(r'^__version__ = "(.+)"$', (HERE / "align_jax" / "version.py").read_text(encoding="utf-8"), re.M)[1]
 PLOTS, JUDGE, TENSORBOARD = ["matplotlib>=3.9"], ["scikit-learn>=1.5"], ["tensorboardX>=2.6"]
+SMOLLM2 = ["gguf>=0.17"]
 
 setup(
     name="align-jax",
@@ -58,10 +59,11 @@ setup(
         "judge": JUDGE,  # `evaluate.judge: classifier`
         "tensorboard": TENSORBOARD,  # `log.sinks: [tensorboard]`
         "wandb": ["wandb>=0.20"],
+        "smollm2": SMOLLM2,  # `experiment NAME --model smollm2` where the hub is not reached
         "gpu": ["jax[cuda13]"],
         "tpu": ["jax[tpu]"],
         "test": [
-            *(*PLOTS, *JUDGE, *TENSORBOARD),
+            *(*PLOTS, *JUDGE, *TENSORBOARD, *SMOLLM2),
             *("pytest>=8.0", "hypothesis>=6.100", "ruff>=0.12", "setuptools>=77", "torch==2.13.0"),
         ],
     },

@@ -13,6 +13,7 @@
     align_jax.export(run.folder, "out")
     align_jax.check_data("train.jsonl")   # what the data are like: prints as text
     align_jax.convert_data("pairs.jsonl", "groups.parquet", join=True)
+    align_jax.label_beliefs("answers.jsonl", "beliefs.jsonl", by="model", model=path, options=["support", "oppose"])
     align_jax.generate(model, prompts, tokenizer=tokenizer, samples=8)
 
     state, history = align_jax.fit(state, batches, step, steps=100)    # the loop alone
@@ -32,6 +33,7 @@ if TYPE_CHECKING:
     from align_jax.data import make_groups
     from align_jax.errors import UserError
     from align_jax.hf import load_model, save_model
+    from align_jax.recipes.beliefs import label_beliefs
     from align_jax.recipes.convert import convert_data
     from align_jax.recipes.data_check import check_data
     from align_jax.recipes.jobs import Run, evaluate, export, generate, score, train
@@ -52,6 +54,7 @@ _HOMES = {
     "export": "align_jax.recipes.jobs",
     "fit": "align_jax.training.fit",
     "generate": "align_jax.recipes.jobs",
+    "label_beliefs": "align_jax.recipes.beliefs",
     "load_model": "align_jax.hf",
     "make_groups": "align_jax.data",
     "response_logps": "align_jax.scoring.texts",
@@ -73,6 +76,7 @@ __all__ = [
     "export",
     "fit",
     "generate",
+    "label_beliefs",
     "load_model",
     "losses",
     "make_groups",

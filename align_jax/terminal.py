@@ -24,6 +24,7 @@ from tqdm.contrib.logging import logging_redirect_tqdm
 
 PREFIX = "align-jax: "  # of lines that could be from anybody
 PLAIN_SECONDS = 10.0  # between lines of progress where there is no terminal
+_PLAIN_FIRST, _PLAIN_LATER = 6, 3  # so many lines; those after them come so many times more rarely
 _NARROW = 20  # columns; no bar has room in fewer
 _BAR = 5  # cells of a bar, at least
 _TICK = 0.5  # seconds between two looks of the line that changes
@@ -138,6 +139,8 @@ def _on_console(handler: Any) -> bool:
 class Watch:
     """Something that takes time: a line that changes on a terminal, elsewhere one every `PLAIN_SECONDS`; silent if short.
 
+    After the first minute there are fewer lines, one every thirty seconds.
+
     Args:
       what: that is waited for. total, unit: how much there is to do of it, where that is known.
       show: False shows nothing. note: () -> what is going on besides, or an empty text.
@@ -192,10 +195,12 @@ class Watch:
 
     def _run(self, terminal: bool) -> None:
         pause = (0.0 if self._at_once else _DELAY) if terminal else PLAIN_SECONDS
-        opened = False
+        opened, lines = False, 0
         while not self._over.wait(pause):
             if not terminal:
                 write_line(PREFIX + self.text(), self.stream)
+                lines += 1
+                pause = PLAIN_SECONDS * (1 if lines < _PLAIN_FIRST else _PLAIN_LATER)
                 continue
             (status.draw if opened else status.open)(self)
             opened, pause = True, _TICK

@@ -22,8 +22,8 @@ from align_jax.errors import UserError
 
 ROOT = Path(__file__).parent.parent
 NAMES = (
-    *("train", "evaluate", "export", "generate", "score", "bench", "compile", "data check", "data convert", "experiment"),
-    *("config", "configs"),
+    *("train", "evaluate", "export", "generate", "score", "bench", "compile", "data check", "data convert"),
+    *("data beliefs", "experiment", "config", "configs"),
 )
 TINY = """\
 model: {path: some/model}
@@ -324,7 +324,7 @@ def test_help_of_commands_that_begin_alike(argv, capsys):
 
 def test_an_unknown_command_of_two_words(capsys):
     assert cli.main(["data", "chek", "x.jsonl"]) == 2
-    said = "align-jax: unknown command 'data chek'; did you mean data check? there are data check and data convert\n"
-    assert capsys.readouterr().err == said
+    said = "align-jax: unknown command 'data chek'; did you mean data check? there are data check, data convert, data beliefs"
+    assert capsys.readouterr().err == f"{said}\n"
     assert cli.main(["data", "check"]) == 2
     assert capsys.readouterr().err.startswith("align-jax data check: give DATA: align-jax data check DATA [--tokenizer PATH]")

@@ -58,7 +58,7 @@ def _run(name: str, rest: list[str]) -> int:
         if not rest or asks_for_help(rest):
             return _print(help_of_several(several))
         given = f"{name} {rest[0]}"
-        raise UserError(f"unknown command {given!r}; {suggest(given, several)}there are {' and '.join(several)}")
+        raise UserError(f"unknown command {given!r}; {suggest(given, several)}there are {', '.join(several)}")
     if name in ("-h", "--help", "help"):
         return _print(usage())
     if name in ("-V", "--version", "version"):

@@ -378,6 +378,15 @@ COMMANDS = {
         data.CONVERT,
         takes_data="INPUT",
     ),
+    "data beliefs": Command(
+        data.beliefs,
+        "label answers with the beliefs that they express, for GDPO",
+        "align-jax data beliefs answers.jsonl --options support,oppose,unsure \\\n"
+        "    --output beliefs.jsonl --by model --model path/to/llama",
+        data.BELIEFS,
+        "Writes format gdpo, with the distribution of beliefs of each prompt and how well it is known.",
+        takes_data="INPUT",
+    ),
     "experiment": Command(
         experiment,
         "run the quick start, or try a claim of a paper",

@@ -1,4 +1,4 @@
-"""The commands about data: `align-jax data check` and `align-jax data convert`."""
+"""The commands about data: `align-jax data check`, `align-jax data convert` and `align-jax data beliefs`."""
 
 from __future__ import annotations
 
@@ -12,6 +12,12 @@ from typing import Any
 from align_jax.cli.arguments import Argument
 
 STOPPED = 143  # SIGTERM before the work was done
+
+
+def options(text: str) -> tuple[str, ...]:
+    """The beliefs of `support,oppose,unsure`, for `Argument.type`."""
+    return tuple(part.strip() for part in text.split(",") if part.strip())
+
 
 CHECK = (
     Argument("DATA", "a data file or folder, a hub id or known name, or a config (YAML) or run folder whose data it is"),
@@ -30,6 +36,20 @@ CONVERT = (
     Argument("--reward-model", "score the responses anew: a folder, a hub id or a run folder", "PATH"),
     Argument("--split", "a fraction of the prompts goes to OUTPUT.eval, the rest to OUTPUT.train", "FRACTION", float),
     Argument("--force", "replace files that are there"),
+)
+
+BELIEFS = (
+    Argument("INPUT", "a data file or folder, a hub id or known name, or a config whose data.train it is"),
+    Argument("--output", "the file to write: .jsonl, .jsonl.gz, .parquet or .array_record", "FILE", required=True),
+    Argument("--by", "model, classifier or endpoint", "HOW", required=True),
+    Argument(
+        "--options", "the beliefs that there are: support,oppose,unsure; those of the rows by default", "A,B,...", options
+    ),
+    Argument("--model", "with --by model: a folder, hub id or run folder; by default that of the config", "PATH"),
+    Argument("--prior", "with --by model: model, its own probability of each belief (default), or uniform", "WHICH"),
+    Argument("--labelled", "with --by classifier: texts with their belief, columns text and belief, or format gdpo", "FILE"),
+    Argument("--min-posterior", "leave answers out whose belief is less sure than this; they are counted", "P", float),
+    Argument("--force", "replace a file that is there"),
 )
 
 
@@ -73,3 +93,15 @@ def convert(request: Any) -> int:
     with StopSignal() as stop:
         done = recipe.run(request.config(), Path(given["output"]), how, stop.requested)
     return 0 if done is not None else STOPPED
+
+
+def beliefs(request: Any) -> int:
+    """`align-jax data beliefs`."""
+    from align_jax.recipes import beliefs as recipe
+    from align_jax.recipes.stance_labels import Labelling
+
+    given = request.given
+    how = {name: given[name] for name in ("by", "options", "model", "prior", "labelled", "force")}
+    how |= {} if given["min_posterior"] is None else {"min_posterior": given["min_posterior"]}
+    recipe.run(request.config(), Path(given["output"]), Labelling(**how))
+    return 0

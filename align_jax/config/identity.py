@@ -30,6 +30,13 @@ LATER: dict[str, Any] = {
     "objective.condition": "accepted",
     "objective.latent_beliefs": False,
     "objective.posterior": "reference",
+    "objective.levels_by": "range",
+    "objective.thresholds": [],
+    "rounds.gold_model": None,
+    "rounds.kl_stop": None,
+    "rounds.best": "last",
+    "rounds.beliefs": "model",
+    "rounds.beliefs_per_prompt": 1,
 } | {f"data.{key}": value for key, value in LATER_OF_DATA.items()}
 # Keys whose default is written in another way now, as it was before.
 _BEFORE: dict[str, Any] = {"data.split": "train"}

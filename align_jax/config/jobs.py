@@ -56,6 +56,9 @@ JOBS = {
         reads=("model", "objective", "run", "train", "log"),
     ),
     "data convert": Needs(requires=(), files=("data.train",), own=("data",), reads=("model", "score", "mesh", "log")),
+    "data beliefs": Needs(
+        requires=(), files=("data.train",), own=("data",), reads=("model", "evaluate", "score", "run", "mesh", "log")
+    ),
     "bench": Needs(requires=("model", "objective"), own=("bench",), reads=(*_EVERY, "optimizer", "train")),
     "compile": Needs(requires=("model", "objective"), reads=("model", "data", "objective", "optimizer", "mesh", "train")),
 }

@@ -237,13 +237,22 @@ def _cross_check(source: ConfigValues, config: Config) -> None:
 def _check_rounds(source: ConfigValues, config: Config) -> None:
     """UserError for what does not go with on-policy rounds, with its place."""
     objective, rounds = config.objective, config.rounds
+    beliefs = objective.arrangement.has_beliefs
     refused = [
         ("data.eval", config.data.eval is None, "is required by rounds: the reward of samples on held-out prompts is measured"),
         (
             "objective.name",
-            objective.arrangement.refusal(find_format("samples")) is not None or config.head != "lm_head",
-            f"{name_of(objective)!r} cannot be trained in rounds: a language model is, on samples with scores and without "
-            "beliefs",
+            config.head != "lm_head" or not (beliefs or objective.arrangement.refusal(find_format("samples")) is None),
+            f"{name_of(objective)!r} cannot be trained in rounds: a language model is, on samples with scores",
+        ),
+        (
+            "objective.latent_beliefs",
+            getattr(objective, "latent_beliefs", False),
+            "true is not used in rounds, where the belief of each text is known: it was drawn first",
+        ),
+        *(
+            (f"rounds.{key}", getattr(rounds, key) != default and not beliefs, "is used by objective gdpo alone")
+            for key, default in (("beliefs", "model"), ("beliefs_per_prompt", 1))
         ),
         (
             "rounds.reference",

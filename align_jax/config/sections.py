@@ -335,8 +335,11 @@ class LogConfig:
 
     Attributes:
       every: steps between lines of metrics; evaluations and the last step are always written.
-      progress: a bar on a terminal, elsewhere a line every ten seconds; False leaves single lines about what happens.
+      progress: a bar on a terminal, elsewhere a line every ten seconds, of long passes later every thirty; False leaves single
+        lines about what happens.
       plots: draw the curves of a training run to `run.dir/curves.png` when it ends or is stopped.
+      signatures: warn, once each, where a run shows a way in which training fails (docs/signatures.md); of a quiet run
+        they are in its folder alone.
       tensorboard: event files in `run.dir/tensorboard` (`pip install 'align-jax[tensorboard]'`).
       wandb_project: project of Weights & Biases; None does not log there.
       wandb_name: of the run's page there.
@@ -348,6 +351,7 @@ class LogConfig:
     every: int = 1
     progress: bool = True
     plots: bool = True
+    signatures: bool = True
     quiet: bool = False
     tensorboard: bool = False
     wandb_project: str | None = None
@@ -415,6 +419,15 @@ class RoundsConfig:
       reference: of the objective: the model at the start of the `round`, or of the `run`.
       eval_prompts: how many held-out prompts; None is all.
       eval_samples: responses to each held-out prompt, after every round and before the first.
+      gold_model: a second reward model, given like the first and never trained on, that scores the held-out samples, too: where
+        its reward falls while that of `reward_model` rises, the policy has learned the weaknesses of `reward_model`.
+      kl_stop: end after the first round whose KL divergence to the start of the run is above this, in nats per response; the
+        run then is complete. None makes all rounds.
+      beliefs: with objective gdpo, which draws a belief before each text: the `model` draws it from its own distribution over
+        the options of the prompt, or it is drawn from p* (`target`).
+      beliefs_per_prompt: with objective gdpo, how many beliefs are drawn for a prompt; each gets `samples_per_prompt` texts.
+      best: which round `align-jax export`, `generate` and `evaluate` take: the `last`, or that with the highest `gold` reward
+        or `reward` on held-out prompts.
     """
 
     number: int
@@ -424,7 +437,17 @@ class RoundsConfig:
     reference: Literal["round", "run"] = "round"
     eval_prompts: int | None = None
     eval_samples: int = 4
+    gold_model: str | None = None
+    kl_stop: float | None = None
+    best: Literal["last", "gold", "reward"] = "last"
+    beliefs: Literal["model", "target"] = "model"
+    beliefs_per_prompt: int = 1
 
     def __post_init__(self):
-        check_fields("rounds", self, "number", "prompts_per_round", "eval_prompts", "eval_samples", low=1)
+        check_fields("rounds", self, "kl_stop", low=0, open_low=True)
+        if self.gold_model is not None and self.gold_model == self.reward_model:
+            raise UserError(f"rounds.gold_model: {self.gold_model} is rounds.reward_model; give one that is not trained on")
+        if self.best == "gold" and self.gold_model is None:
+            raise UserError("rounds.best: 'gold' needs rounds.gold_model, a reward model that is not trained on")
+        check_fields("rounds", self, "number", "prompts_per_round", "eval_prompts", "eval_samples", "beliefs_per_prompt", low=1)
         check_range("rounds.samples_per_prompt", self.samples_per_prompt, 2, hint="for a contrast")

@@ -20,6 +20,8 @@ LATER: dict[str, object] = {
     "on_empty": "keep",
     "score": "assistant",
     "control_tokens": "text",
+    "target": "auto",
+    "target_shrink": "none",
 }
 
 _PROMPT_FIELDS, _BELIEF_FIELDS = {"prompt", "group", "context"}, {"id", "belief"}
@@ -55,6 +57,12 @@ class DataConfig:
     prompt_template: str = "{prompt}"  # text of a plain prompt; may use {prompt}, {group} and {context}
     belief_template: str = "{id}<{belief}>"  # text of a belief statement; may use {id} and {belief}
     belief_prior: float = 1.0  # pseudo-count of every belief where its distribution is estimated from the rows
+    # which belief distribution (p*) is learned: given, the rows' `probabilities`; estimate, from the accepted beliefs of
+    # a prompt's rows; auto: given where a row has one
+    target: str = "auto"
+    # an estimated distribution is shrunk towards the mean of all prompts with the same options (overall), or of those of its
+    # `group` too; how strongly, held-out answers say. none: towards equal probabilities, by belief_prior
+    target_shrink: str = "none"
     chat_template: str = "auto"  # always, never, or auto: for conversations, and for plain prompts of a chat tokenizer
     date: str | None = None  # the day, YYYY-MM-DD, for chat templates that print one; null: that on which the run was started
     # of a conversation as an answer, which words are scored: the assistant's (those that the template marks as generated,
@@ -87,6 +95,8 @@ class DataConfig:
             ("on_empty", ("keep", "drop", "error")),
             ("chat_template", ("auto", "always", "never")),
             ("truncate_prompt", ("left", "right")),
+            ("target", ("auto", "given", "estimate")),
+            ("target_shrink", ("none", "overall", "group")),
             ("score", ("assistant", "all")),
             ("control_tokens", ("text", "tokens")),
         ):
@@ -96,6 +106,8 @@ class DataConfig:
         check_fields("data", self, "max_rows", "max_prompt_tokens", "max_response_tokens", "workers", "prefetch", low=1)
         check_fields("data", self, "max_responses", low=2, hint="or null for all")
         check_fields("data", self, "belief_prior", low=0)
+        if self.target == "given" and self.target_shrink != "none":
+            raise UserError(f"data.target_shrink: {self.target_shrink!r} has no effect with data.target: given; leave one out")
         _check_template("prompt_template", self.prompt_template, _PROMPT_FIELDS, "prompt")
         _check_template("belief_template", self.belief_template, _BELIEF_FIELDS, None)
 

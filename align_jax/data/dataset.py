@@ -89,7 +89,13 @@ class GroupDataset:
             raise UserError(f"no group is left: none of the {len(look.rows)} rows has {arrangement.needs}")
         items, mixed = look.epoch(self._found.items, data_format.shares if which == "train" else None)
         self._found = dataclasses.replace(self._found, items=items)
-        self.notes = [*mixed, *look.notes(), *rendered.notes(), *([] if _is_held_out(config, which) else data_format.notes())]
+        self.notes = [
+            *mixed,
+            *self._found.notes,
+            *look.notes(),
+            *rendered.notes(),
+            *([] if _is_held_out(config, which) else data_format.notes()),
+        ]
         self._config, self._ends, self._arrangement = config, ends, arrangement
         self.slots, self.group_names = self._found.slots, look.group_names
         self.source_names = look.source_names if len(look.source_names) > 1 else ()

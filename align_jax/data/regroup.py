@@ -209,6 +209,8 @@ def _gdpo(example: Example) -> list[Row] | str:
     row = _common(example) | {"options": list(opinion.options)}
     if opinion.probabilities is not None:
         row["probabilities"] = list(opinion.probabilities)
+    if opinion.answers is not None:
+        row["answers"] = opinion.answers
     for name, number, response in zip(
         ("accept", "reject"), (opinion.accepted, opinion.rejected), example.responses, strict=True
     ):

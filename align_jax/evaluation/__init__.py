@@ -8,7 +8,7 @@
 from align_jax.evaluation.intervals import Estimate, estimates, resampled_means
 from align_jax.evaluation.judges import Classifier, Endpoint, Judge, Question, Verdicts
 from align_jax.evaluation.measure import evaluated_as, measure
-from align_jax.evaluation.report import as_json, joint_table, text_table
+from align_jax.evaluation.report import as_json, joint_table, target_lines, text_table
 from align_jax.evaluation.responses import Responses, collect
 from align_jax.evaluation.table import Table, stack, table_of
 
@@ -30,5 +30,6 @@ __all__ = [
     "resampled_means",
     "stack",
     "table_of",
+    "target_lines",
     "text_table",
 ]

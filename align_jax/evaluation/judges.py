@@ -47,16 +47,22 @@ class Judge(Protocol):
     def __call__(self, questions: Sequence[Question]) -> Verdicts: ...
 
 
+_OF = "evaluate.judge: classifier"
+
+
 class Classifier:
     """Logistic regression on character n-grams, trained on texts whose belief is known; any language, no download.
 
-    A fifth of the texts is held out to measure it, then it is trained again on all. Classes are weighted by the inverse of
-    their frequency, because beliefs are imbalanced.
+    A fifth of the texts is held out to measure it, then it is trained again on all.
 
     Args:
       texts: (text, belief) of people; doubles are dropped. seed: of the split.
+      balanced: classes are weighted by the inverse of their frequency, because beliefs are imbalanced and a judge must find
+        the rare ones; False leaves them as frequent as they are, for probabilities that are to be counted.
+      of: who needs it, begins errors.
 
     Attributes:
+      beliefs: that it knows.
       quality: `accuracy`, `balanced_accuracy` and `majority` (the accuracy of always naming the most frequent belief) on
         the held-out texts, and how many texts there were.
 
@@ -65,8 +71,8 @@ class Classifier:
       MissingPackage: scikit-learn is not installed.
     """
 
-    def __init__(self, texts: Iterable[tuple[str, str]], seed: int = 0):
-        optional("sklearn", "judge", "evaluate.judge: classifier")
+    def __init__(self, texts: Iterable[tuple[str, str]], seed: int = 0, *, balanced: bool = True, of: str = _OF):
+        optional("sklearn", "judge", of)
         from sklearn.metrics import accuracy_score, balanced_accuracy_score
         from sklearn.model_selection import train_test_split
 
@@ -75,14 +81,14 @@ class Classifier:
         rare = min((labels.count(b) for b in set(labels)), default=0)
         if len(set(labels)) < 2 or rare < 5:
             raise UserError(
-                f"evaluate.judge: classifier needs at least 5 texts of each of two or more beliefs, and the data has "
+                f"{of} needs at least 5 texts of each of two or more beliefs, and the data has "
                 f"{dict((b, labels.count(b)) for b in sorted(set(labels)))}; use another judge, or none"
             )
         train, held = train_test_split(np.arange(len(pairs)), test_size=0.2, random_state=seed, stratify=labels)
         pick = lambda where: zip(*(pairs[i] for i in where), strict=True)  # noqa: E731
         train_texts, train_labels = pick(train)
         held_texts, held_labels = pick(held)
-        guesses = _fit(train_texts, train_labels).predict(held_texts)
+        guesses = _fit(train_texts, train_labels, balanced).predict(held_texts)
         self.quality = {
             "judge": "classifier",
             "texts": len(pairs),
@@ -90,7 +96,8 @@ class Classifier:
             "balanced_accuracy": float(balanced_accuracy_score(held_labels, guesses)),
             "majority": max(held_labels.count(b) for b in set(held_labels)) / len(held_labels),
         }
-        self._model = _fit([text for text, _ in pairs], labels)
+        self._model = _fit([text for text, _ in pairs], labels, balanced)
+        self.beliefs = tuple(map(str, self._model.classes_))
 
     def __call__(self, questions: Sequence[Question]) -> Verdicts:
         if not questions:
@@ -104,14 +111,21 @@ class Classifier:
         unknown = answers.count(None)
         return Verdicts(answers, f"{unknown} texts have beliefs that the classifier never saw" if unknown else "")
 
+    def posteriors(self, questions: Sequence[Question]) -> list[np.ndarray]:
+        """The probability of each option of each question, all of which it knows; they add to 1."""
+        column = {belief: i for i, belief in enumerate(self.beliefs)}
+        found = self._model.predict_proba([q.text for q in questions])
+        chosen = [row[[column[option] for option in q.options]] for q, row in zip(questions, found, strict=True)]
+        return [values / values.sum() for values in chosen]
 
-def _fit(texts: Sequence[str], labels: Sequence[str]):
+
+def _fit(texts: Sequence[str], labels: Sequence[str], balanced: bool):
     from sklearn.feature_extraction.text import TfidfVectorizer
     from sklearn.linear_model import LogisticRegression
     from sklearn.pipeline import make_pipeline
 
     features = TfidfVectorizer(analyzer="char_wb", ngram_range=(1, 4), min_df=2, max_features=30_000, sublinear_tf=True)
-    model = LogisticRegression(C=3.0, class_weight="balanced", max_iter=300, tol=1e-3)
+    model = LogisticRegression(C=3.0, class_weight="balanced" if balanced else None, max_iter=300, tol=1e-3)
     return make_pipeline(features, model).fit(list(texts), list(labels))
 
 

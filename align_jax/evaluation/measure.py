@@ -15,6 +15,8 @@ from align_jax.evaluation.table import Table, table_of
 from align_jax.objectives import Objective, find_objective
 from align_jax.training.step import group_metrics
 
+IN_TRAINING = ("gradients/", "loss/squared")  # metrics of a step, whose batches are drawn at random
+
 
 def evaluated_as(trained: Objective | None, data_format: str) -> Objective:
     """The objective whose metrics are measured: the one that is trained, or one that the format's data can answer.
@@ -64,7 +66,8 @@ def measure(
       UserError: a label that a metric needs and the data does not have.
     """
     metrics = group_metrics(responses.logps, responses.group_labels, objective)
-    metrics = {name: pair for name, pair in metrics.items() if keep_loss or not name.startswith("loss")}
+    left_out = IN_TRAINING if keep_loss else (*IN_TRAINING, "loss")
+    metrics = {name: pair for name, pair in metrics.items() if not name.startswith(left_out)}
     beta = getattr(objective, "beta", 1.0)  # a reward model's scores are rewards
     for metric in find_metrics() if further is None else further:
         lacking = [name for name in metric.labels if name not in responses.labels]

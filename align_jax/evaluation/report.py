@@ -10,7 +10,7 @@ from tabulate import tabulate
 from align_jax.evaluation.intervals import Estimate
 
 Columns = Mapping[str, Mapping[str, Estimate]]  # model -> metric -> estimate
-_SECTIONS = ("loss", "sets", "rewards", "length", "kl", "beliefs", "latent", "consistency", "logps")
+_SECTIONS = ("loss", "sets", "rewards", "length", "kl", "drift", "beliefs", "latent", "consistency", "logps")
 
 
 def metric_names(columns: Columns) -> list[str]:
@@ -61,6 +61,21 @@ def _cell(estimate: Estimate | None) -> str:
 def _number(value: float) -> str:
     text = f"{value:.3f}" if abs(value) < 100 else f"{value:.1f}"
     return text.removeprefix("-") if float(text) == 0 else text
+
+
+def target_lines(columns: Columns) -> list[str]:
+    """In words, for each model: whether its beliefs can be told from p* by the answers that p* was counted from."""
+    lines = []
+    for model, column in columns.items():
+        names = ("js_distance", "js_distance_of_target", "js_distance_of_target_q95", "within_target")
+        found = [column.get(f"beliefs/{name}") for name in names]
+        if None not in found:
+            distance, mean, top, within = (_number(estimate.value) for estimate in found)
+            lines.append(
+                f"{model}: beliefs are {distance} from p*, which is itself known to about {mean} (95%: {top}); "
+                f"within what it is known to: {float(within):.0%} of the rows"
+            )
+    return lines
 
 
 def as_json(columns: Columns) -> dict:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Hashable, Sequence
+import re
+from collections.abc import Callable, Hashable, Sequence
 
 import numpy as np
 
@@ -156,4 +157,26 @@ def consistency_metrics(
     if not whole[1].any():
         return {}
     by_belief = {f"consistency/belief/{name}": tuple(both) for name, both in totals.items()}
-    return {"consistency/accuracy": tuple(whole), **by_belief}
+    chance = whole[1] / np.asarray([max(len(of_prompt), 1) for of_prompt in options])
+    return {"consistency/accuracy": tuple(whole), "consistency/chance": (chance, whole[1]), **by_belief}
+
+
+def repetition_metrics(texts: Sequence[Sequence[str]], statements: Sequence[Sequence[str]]) -> Sums:
+    """`consistency/repeats_statement`: how many texts hold a belief statement of their prompt once more.
+
+    A statement counts with its marks (`(Negative)`, `1<Yes>`) wherever it stands, and one that is only words, which people
+    use too, where it is a line of its own.
+
+    Args:
+      texts: of each prompt, without the statement that they were conditioned on. statements: all of each prompt, as text.
+    """
+    again = [sum(map(_repeats(names), of_prompt)) for of_prompt, names in zip(texts, statements, strict=True)]
+    return {"consistency/repeats_statement": (np.asarray(again, np.float64), np.asarray([len(t) for t in texts]))}
+
+
+def _repeats(statements: Sequence[str]) -> Callable[[str], bool]:
+    stripped = [re.escape(s.strip()) for s in statements if s.strip()]
+    plain = [s.strip().replace(" ", "").isalnum() for s in statements if s.strip()]
+    parts = [f"^[ \t]*{s}[ \t]*$" if is_plain else s for s, is_plain in zip(stripped, plain, strict=True)]
+    found = re.compile("|".join(parts) or "(?!)", re.MULTILINE)
+    return lambda text: found.search(text) is not None

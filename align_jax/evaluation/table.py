@@ -15,6 +15,7 @@ Sums = dict[str, tuple[np.ndarray, np.ndarray]]  # name -> (sums [n], weights [n
 BY_GROUP = {
     "beliefs/js_distance": np.fmax,
     "beliefs/js_distance_sampled": np.fmax,
+    "beliefs/within_target": np.fmin,
     "beliefs/mass": np.fmin,
     "rewards/accuracies": np.fmin,
     "consistency/accuracy": np.fmin,

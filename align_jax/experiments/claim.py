@@ -8,26 +8,14 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from align_jax.experiments.options import Options
+
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-    from align_jax.experiments.work import Work
+    from align_jax.experiments.work import Workplace
 
 HOLDS, FAILS, UNCLEAR = "holds", "fails", "unclear"
-
-
-@dataclasses.dataclass(frozen=True)
-class Options:
-    """How an experiment is run.
-
-    Attributes:
-      quick: fewer steps and smaller data, for a first look; its verdict is of that, and is shown as such.
-      seeds: how many. model: `tiny`, `smollm2`, or the folder of a model.
-    """
-
-    quick: bool = False
-    seeds: int = 3
-    model: str = "tiny"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -43,7 +31,7 @@ class Cell:
 
 
 @dataclasses.dataclass(frozen=True)
-class Measured:
+class Measurement:
     """A cell with what was measured: numbers, lists of numbers, or texts, as JSON has them."""
 
     cell: Cell
@@ -140,23 +128,23 @@ class Experiment:
     source: str
     criterion: str
     cells: Callable[[Options], list[Cell]]
-    measure: Callable[[Cell, Work], dict[str, Any]]
-    conclude: Callable[[list[Measured], Options], Verdict]
-    draw: Callable[[list[Measured], Options], Figure]
+    measure: Callable[[Cell, Workplace], dict[str, Any]]
+    conclude: Callable[[list[Measurement], Options], Verdict]
+    draw: Callable[[list[Measurement], Options], Figure]
     data: tuple[str, ...] = ()
     models: tuple[str, ...] = ()
     seconds: tuple[int, int] = (60, 600)
 
 
-def by_setting(measured: Sequence[Measured], *keys: str) -> dict[Any, list[Measured]]:
+def by_setting(measured: Sequence[Measurement], *keys: str) -> dict[Any, list[Measurement]]:
     """The measured cells by one setting, or a tuple of several, in their order."""
-    found: dict[Any, list[Measured]] = {}
+    found: dict[Any, list[Measurement]] = {}
     for one in measured:
         key = tuple(one[key] for key in keys)
         found.setdefault(key if len(keys) > 1 else key[0], []).append(one)
     return found
 
 
-def values_of(measured: Sequence[Measured], key: str) -> list[float]:
+def values_of(measured: Sequence[Measurement], key: str) -> list[float]:
     """One value of several cells."""
     return [one[key] for one in measured]

@@ -10,7 +10,7 @@ from align_jax.errors import UserError
 from align_jax.experiments import ALL, claims
 from align_jax.experiments.claim import Options
 from align_jax.experiments.running import OUT, folder_of, load, run
-from align_jax.experiments.work import Stopped
+from align_jax.experiments.work import JobStopped
 from align_jax.parallel.stop import interruptible
 from align_jax.recipes.say import part_of_a_job
 
@@ -24,7 +24,7 @@ def run_command(name: str, argv: Sequence[str]) -> int:
             if name == ALL:
                 return _all(options, given.out)
             run(name, options, folder_of(name, options, given.out), _tell)
-        except Stopped:
+        except JobStopped:
             _tell("stopped; what was measured is kept, and the same command goes on")
         return 0
 

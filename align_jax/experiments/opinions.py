@@ -45,6 +45,11 @@ def distributions(seed: int) -> np.ndarray:
     return probs / probs.sum(1, keepdims=True)
 
 
+def questions(count: int) -> list[str]:
+    """A question about each of the first `count` topics."""
+    return [_QUESTIONS[0].format(topic=topic) for topic in TOPICS[:count]]
+
+
 def sentence(rng: np.random.Generator, topic: str, belief: str) -> str:
     """One sentence of a person who holds this belief about the topic."""
     return f"{rng.choice(_OPENINGS[belief])} {rng.choice(_REASONS[belief])}".format(topic=topic)

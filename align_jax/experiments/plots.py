@@ -9,7 +9,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from align_jax.experiments.claim import over_seeds
+from align_jax.experiments.claim import Interval, over_seeds
 
 # Okabe and Ito's, which the colour-blind tell apart; with a marker each, so that grey prints are read too.
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#999999")
@@ -60,14 +60,30 @@ def bars(axis: Axes, names: Sequence[str], seeds: Sequence[Sequence[float]], lab
         axis.annotate(
             f"{found.value:.3g}", (found.value, i), xytext=(0, 8), textcoords="offset points", ha="center", fontsize=8
         )
+    _rows(axis, names, label, limit)
+
+
+def legend(axis: Axes, **options) -> None:
+    """The legend of a panel, small, where it hides least."""
+    axis.legend(fontsize=8, frameon=True, framealpha=0.85, **options)
+
+
+def intervals(axis: Axes, names: Sequence[str], found: Sequence[Interval], label: str, limit: float | None = None) -> None:
+    """A horizontal dot a name with its interval and its number; `limit` as a dashed line."""
+    for i, one in enumerate(found):
+        colour = COLOURS[i % len(COLOURS)]
+        if one.known:
+            axis.plot([one.low, one.high], [i, i], color=colour, linewidth=2.5, alpha=0.5, solid_capstyle="butt")
+        axis.plot([one.value], [i], MARKERS[i % len(MARKERS)], color=colour, markersize=8, zorder=2)
+        number = f"{one.value:.3g}"
+        axis.annotate(number, (one.value, i), xytext=(0, 8), textcoords="offset points", ha="center", fontsize=8)
+    _rows(axis, names, label, limit)
+
+
+def _rows(axis: Axes, names: Sequence[str], label: str, limit: float | None) -> None:
     if limit is not None:
         axis.axvline(limit, color="black", linewidth=0.9, linestyle="--", zorder=1)
     axis.set_yticks(range(len(names)), names)
     axis.set_ylim(len(names) - 0.4, -0.7)
     axis.margins(x=0.12)
     axis.set_xlabel(label)
-
-
-def legend(axis: Axes, **options) -> None:
-    """The legend of a panel, small, where it hides least."""
-    axis.legend(fontsize=8, frameon=True, framealpha=0.85, **options)

@@ -10,21 +10,23 @@ from align_jax.config import Config, load_config, parse_overrides
 from align_jax.config.packaged import packaged_config
 from align_jax.config.source import Override
 from align_jax.errors import UserError
-from align_jax.experiments import opinions
+from align_jax.experiments import beliefs_picture, opinions
 from align_jax.recipes.export import export
 from align_jax.recipes.folder import RunFolder
 from align_jax.recipes.say import part_of_a_job, say
 from align_jax.recipes.train import Run, train
 
 OUT = Path("runs/quickstart")
+PICTURE = "beliefs.png"
 ROWS = {"base": 8000, "train": 4000, "eval": 400}
 
 
 def main(argv: Sequence[str]) -> int:
-    """Trains a base model on all beliefs alike, then GDPO on a group's; prints the distance before and after.
+    """Trains a base model on all beliefs alike, then GDPO on a group's; prints the distance before and after,
+    and draws both beside the group's beliefs.
 
     All of it is kept below runs/quickstart, or below the folder that --run.dir names: the data, base/ and base-model/ (the base
-    model's run and its export), gdpo/ and model/ (the run of GDPO and its export).
+    model's run and its export), gdpo/ and model/ (the run of GDPO and its export), and beliefs.png.
     """
     began = time.perf_counter()
     out, options = _folder(parse_overrides(argv))
@@ -47,6 +49,7 @@ def main(argv: Sequence[str]) -> int:
 
     measured = [line["eval/beliefs/js_distance"] for line in run.history if "eval/beliefs/js_distance" in line]
     print(f"Jensen-Shannon distance to the group's beliefs: {measured[0]:.3f} before, {measured[-1]:.3f} after GDPO")
+    print(beliefs_picture.draw(config, out / "base-model", out / "model", out / PICTURE))
     print(f"exported model: {out / 'model'} ({time.perf_counter() - began:.0f} s in all)")
     return 0
 

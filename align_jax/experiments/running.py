@@ -23,8 +23,8 @@ import numpy as np
 
 from align_jax.errors import UserError, optional
 from align_jax.experiments import module_of
-from align_jax.experiments.claim import Cell, Experiment, Measured, Options, Verdict
-from align_jax.experiments.work import Work, data_root
+from align_jax.experiments.claim import Cell, Experiment, Measurement, Options, Verdict
+from align_jax.experiments.work import Workplace, data_root
 from align_jax.files import write_whole
 from align_jax.terminal import plural, spell_seconds
 from align_jax.version import __version__
@@ -68,7 +68,7 @@ def run(name: str, options: Options, folder: Path, tell: Callable[[str], None] =
       The verdict, which `folder/result.json` has too.
 
     Raises:
-      UserError: it cannot be run here. Stopped: it was told to stop.
+      UserError: it cannot be run here. JobStopped: it was told to stop.
     """
     experiment = load(name)
     check(name, experiment, options)
@@ -95,24 +95,24 @@ def run(name: str, options: Options, folder: Path, tell: Callable[[str], None] =
     return verdict
 
 
-def _kept(folder: Path, cell: Cell) -> Measured | None:
+def _kept(folder: Path, cell: Cell) -> Measurement | None:
     file = folder / "cells" / f"{cell.name}.json"
     if not file.exists():
         return None
     stored = json.loads(file.read_text(encoding="utf-8"))
     if stored["settings"] != json.loads(json.dumps(cell.settings)):
         return None
-    return Measured(cell, stored["values"], stored["seconds"])
+    return Measurement(cell, stored["values"], stored["seconds"])
 
 
-def _measure(experiment: Experiment, cell: Cell, options: Options, folder: Path) -> Measured:
+def _measure(experiment: Experiment, cell: Cell, options: Options, folder: Path) -> Measurement:
     began, own = time.perf_counter(), folder / "work" / "cells" / cell.name
     own.mkdir(parents=True, exist_ok=True)
     shared, common = folder / "work" / "shared", folder.parent / "common"
     for place in (shared, common):
         place.mkdir(parents=True, exist_ok=True)
-    values = experiment.measure(cell, Work(own, shared, common, options))
-    found = Measured(cell, plain(values), time.perf_counter() - began)
+    values = experiment.measure(cell, Workplace(own, shared, common, options))
+    found = Measurement(cell, plain(values), time.perf_counter() - began)
     (folder / "cells").mkdir(exist_ok=True)
     text = json.dumps({"settings": cell.settings, "values": found.values, "seconds": found.seconds}, indent=1)
     write_whole(folder / "cells" / f"{cell.name}.json", text + "\n")
@@ -126,7 +126,7 @@ def _left(began: float, done: int, left: int) -> str:
     return f" (about {spell_seconds((time.perf_counter() - began) / done * left)} left)"
 
 
-def _write(folder, name, experiment, options, measured: list[Measured], verdict: Verdict) -> None:
+def _write(folder, name, experiment, options, measured: list[Measurement], verdict: Verdict) -> None:
     """result.json and plot.png."""
     result = {
         "experiment": name,

@@ -12,18 +12,18 @@ from typing import Any
 
 from align_jax.config import Config
 from align_jax.errors import UserError
-from align_jax.experiments.claim import Options
-from align_jax.recipes.jobs import Rounds, Run, evaluate, export, generate, train
+from align_jax.experiments.options import Options
+from align_jax.recipes.jobs import Rounds, Run, evaluate, export, generate, score, train
 
 DATA = "ALIGN_JAX_DATA"
 
 
-class Stopped(Exception):
+class JobStopped(Exception):
     """A job was told to stop; what it had is kept, and the same command goes on."""
 
 
 @dataclasses.dataclass(frozen=True)
-class Work:
+class Workplace:
     """The place of a cell.
 
     Attributes:
@@ -61,11 +61,11 @@ class Work:
           shared: whether other cells use it too: then it lies in `shared`, and is trained once.
 
         Raises:
-          Stopped: SIGTERM came first.
+          JobStopped: SIGTERM came first.
         """
         run = train(self.config(values, name, shared=shared))
         if isinstance(run, Rounds | Run) and not run.finished:
-            raise Stopped
+            raise JobStopped
         return run
 
     def config(self, values: Mapping[str, Any], name: str = "run", *, shared: bool = False) -> Config:
@@ -97,6 +97,10 @@ class Work:
     def generate(self, *args: Any, **options: Any) -> Any:
         """`align_jax.generate`."""
         return generate(*args, **options)
+
+    def score(self, *args: Any, **options: Any) -> Any:
+        """`align_jax.score`."""
+        return score(*args, **options)
 
     def once(self, name: str, make: Callable[[Path], None], *, common: bool = False) -> Path:
         """A file or folder that all cells share: made by the first one, whole or not at all.

@@ -16,7 +16,7 @@ import yaml
 from align_jax.config.packaged import packaged_config
 from align_jax.experiments import opinions
 from align_jax.experiments.opinions import BELIEFS, TOPICS, sentence
-from align_jax.experiments.work import Work, write_rows
+from align_jax.experiments.work import Workplace, write_rows
 
 PROMPT, STATEMENT, QUESTION = "question : {prompt}", "{id} : {belief} :", "what do people here think about {topic} ?"
 BASE_ROWS, BASE_STEPS = 8000, 300
@@ -90,12 +90,12 @@ def _begins(text: str, opening: str) -> bool:
     return words.startswith(before.strip()) and (not after.strip() or after.strip() in words)
 
 
-def tokenizer(work: Work) -> Path:
+def tokenizer(work: Workplace) -> Path:
     """The folder of this world's tokenizer."""
     return work.once("world/tokenizer", lambda path: opinions.write_tokenizer(path), common=True)
 
 
-def base_model(work: Work) -> Path:
+def base_model(work: Workplace) -> Path:
     """A model of this world to begin with: it states a belief, all equally often, and argues for it."""
     data = work.once(
         "world/base.jsonl", lambda path: write_rows(path, list(opinions.rows(BASE_ROWS, 0, uniform=True))), common=True
@@ -109,7 +109,7 @@ def base_model(work: Work) -> Path:
     return work.once("world/base-model", make, common=True)
 
 
-def config(work: Work, rows: Path, **sections: Mapping[str, Any]) -> dict[str, Any]:
+def config(work: Workplace, rows: Path, **sections: Mapping[str, Any]) -> dict[str, Any]:
     """The quick start's config of GDPO on a file of this world; `sections` change keys of it, None takes one out."""
     values = packaged("quickstart", data=rows)
     values["model"]["path"] = str(base_model(work))

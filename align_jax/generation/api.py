@@ -60,7 +60,7 @@ def stream(
       mesh: where the weights are; None is the default device.
       rows: samples in flight, over all devices; more need more memory.
       progress: show how many samples there are, a bar on a terminal, elsewhere a line every ten seconds; or what makes the
-        `Watch` that shows them, of `("sampling", how many, "samples")`.
+        `Watch` that shows them, of `("sampling", how many, "samples")` and the like.
 
     Raises:
       UserError: a prompt that is empty or leaves no room in the model's context (by index), or a count below 1.
@@ -83,8 +83,8 @@ def by_prompt(
 ) -> Iterator[tuple[int, list[Sample]]]:
     """Gathers what `run_requests` yields; (index, samples in order) of each prompt as soon as it has all of them."""
     finished: dict[int, dict[int, Sample]] = {}
-    tokens, make = 0, progress if callable(progress) else partial(Watch, show=progress)
-    with make("sampling", prompts * samples, "samples") as watch:
+    tokens = 0
+    with watch_maker(progress)("sampling", prompts * samples, "samples") as watch:
         for request, number, sample in results:
             tokens += len(sample.tokens)
             watch.add()
@@ -94,6 +94,11 @@ def by_prompt(
             if len(of_prompt) == samples:
                 del finished[request.index]
                 yield request.index, [of_prompt[n] for n in range(samples)]
+
+
+def watch_maker(progress: bool | Callable[[str, int, str], Watch]) -> Callable[[str, int, str], Watch]:
+    """What makes the `Watch` of something, from what `stream` takes as `progress`."""
+    return progress if callable(progress) else partial(Watch, show=progress)
 
 
 def check_counts(**counts: int) -> None:

@@ -12,7 +12,7 @@ from jax.sharding import Mesh
 
 from align_jax.data import RowLayout, Segment, TokenGroup, pack_groups
 from align_jax.errors import UserError
-from align_jax.generation.api import by_prompt, check_counts
+from align_jax.generation.api import by_prompt, check_counts, watch_maker
 from align_jax.generation.engine import ROWS, check_keys, run_requests
 from align_jax.generation.sampling import Sampling
 from align_jax.generation.slots import Request, Sample, Stop
@@ -58,6 +58,7 @@ def belief_logps(
     beliefs: Sequence[Sequence[Sequence[int]]],
     *,
     mesh: Mesh | None = None,
+    done: Callable[[int], object] = lambda prompts: None,
 ) -> list[np.ndarray]:
     """`log pi(b|x)` of the belief statements of each prompt.
 
@@ -65,6 +66,7 @@ def belief_logps(
       prompts: token ids, at least one each.
       beliefs: the belief statements of each prompt, token ids, at least one each; their number may differ.
       mesh: where the weights are; None is the default device.
+      done: told how many more prompts have theirs.
 
     Returns:
       For each prompt float32 `[N]`, summed over the statement's tokens.
@@ -87,6 +89,7 @@ def belief_logps(
         for row, values in zip(batch.rows, logps, strict=True):
             if row >= 0:
                 result[row] = values[: groups[row].slots]
+        done(len(now))
     return result
 
 
@@ -151,7 +154,8 @@ def stream_beliefs(
             raise UserError(f"prompt {i}: belief {choice} does not exist; there are 0 to {len(options) - 1}")
     ids = list(range(len(prompts)) if prompt_ids is None else prompt_ids)
     check_keys(seed, ids)
-    logps = belief_logps(model, prompts, beliefs, mesh=mesh)
+    with watch_maker(progress)("scoring beliefs", len(prompts), "prompts") as watch:
+        logps = belief_logps(model, prompts, beliefs, mesh=mesh, done=watch.add)
     drawn = _draw(logps, fixed, ids, samples, belief_temperature, seed)
     requests = [
         Request(i, [*prompt, *beliefs[i][b]], ids[i], tuple(np.flatnonzero(drawn[i] == b).tolist()), max_new_tokens)

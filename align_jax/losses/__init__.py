@@ -15,6 +15,7 @@ from align_jax.losses.divergences import (
     belief_total_variation_loss,
 )
 from align_jax.losses.kto import kto_kl, kto_loss
+from align_jax.losses.levels import levels_by_quantiles, levels_by_range, levels_by_thresholds, levels_of_grades
 from align_jax.losses.nca import infonca_loss, nca_loss
 from align_jax.losses.pairs import dpo_loss, hinge_loss, ipo_loss, robust_dpo_loss, simpo_loss
 from align_jax.losses.rewards import (
@@ -42,6 +43,10 @@ __all__ = [
     "jensen_shannon_distance",
     "kto_kl",
     "kto_loss",
+    "levels_by_quantiles",
+    "levels_by_range",
+    "levels_by_thresholds",
+    "levels_of_grades",
     "mpo_loss",
     "nca_loss",
     "ordered_mpo_loss",

@@ -17,6 +17,7 @@ from align_jax.errors import UserError, check_fields
 from align_jax.objectives.base import Metrics, Objective, ref_logps, weighted
 from align_jax.objectives.belief_slots import BeliefParts, gathered, split_beliefs, weighed
 from align_jax.objectives.metrics import belief_metrics, latent_metrics, pair_metrics, set_metrics, split_by_majority
+from align_jax.objectives.signature_metrics import belief_widths, cancelled_pairs, pair_drift, set_signatures
 
 DIVERGENCES = {
     "kl": losses.belief_calibration_loss,
@@ -125,6 +126,7 @@ class GDPO(Objective):
             "loss/preference": weighted(preference, exists),
             "loss/sft": weighted(sft, exists),
             **belief_metrics(parts.beliefs, parts.targets, exists),
+            **belief_widths(parts.beliefs, parts.targets, exists),
             **metrics,
         }
 
@@ -158,17 +160,20 @@ class GDPO(Objective):
         texts, rewards = parts.texts, self.beta * (parts.texts - ref.texts)
         flat = lambda x: x.reshape(-1, *x.shape[2:])  # noqa: E731
         _, given = self._held(parts, ref)
-        there = jnp.any(flat(parts.text_mask), axis=-1)
+        there, moved, lengths = jnp.any(flat(parts.text_mask), axis=-1), flat(texts - ref.texts), flat(parts.text_lengths)
         more: Metrics = {}
         if self.preference == "mpo":
             scores = jnp.broadcast_to(jnp.asarray(batch.labels["text_scores"])[:, None], texts.shape)
             values = losses.mpo_loss(texts, ref.texts, scores, parts.text_mask, beta=self.beta, alpha=self.alpha)
             metrics = set_metrics(flat(texts), flat(rewards), flat(scores), flat(parts.text_mask))
+            metrics |= set_signatures(moved, lengths, flat(scores), flat(parts.text_mask), self.beta)
         else:
-            metrics = pair_metrics(flat(texts), flat(rewards), there)
+            metrics = pair_metrics(flat(texts), flat(rewards), there) | pair_drift(moved, lengths, there)
             if self.preference == "dpo":
                 pair = [x[:, :, i] for x in (texts, ref.texts) for i in (0, 1)]
                 values = losses.dpo_loss(*pair, beta=self.beta)
+                pull = jax.nn.sigmoid(self.beta * (moved[:, 1] - moved[:, 0]))
+                metrics |= cancelled_pairs(flat(texts), lengths, pull, there)
             else:
                 values, more = self._kto(parts, ref, jnp.maximum(statistic, 0.0))
         majority, known = map(flat, parts.majority)

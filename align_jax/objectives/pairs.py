@@ -14,6 +14,7 @@ from align_jax.data.arrange import Pair
 from align_jax.errors import check_fields
 from align_jax.objectives.base import Metrics, Objective, ref_logps, weighted
 from align_jax.objectives.metrics import pair_metrics
+from align_jax.objectives.signature_metrics import cancelled_pairs, pair_drift
 
 
 @dataclasses.dataclass(frozen=True)
@@ -35,11 +36,19 @@ class PairObjective(Objective):
     def __call__(self, logps: jax.Array, batch: GroupLabels, statistic: jax.Array | None = None) -> Metrics:
         ref = ref_logps(batch, logps, self.reference_free)
         exists = jnp.all(jnp.asarray(batch.mask), axis=-1)
-        values = self.loss(*self.inputs(logps, ref, batch))
+        inputs = self.inputs(logps, ref, batch)
+        values, lengths = self.loss(*inputs), jnp.asarray(batch.lengths)
         return {
             "loss": weighted(values, exists),
             **pair_metrics(logps, self.beta * (logps - ref), exists),
+            **({} if self.reference_free else pair_drift(logps - ref, lengths, exists)),
+            **cancelled_pairs(logps, lengths, self.pull(*inputs), exists),
         }
+
+    def pull(self, *inputs: jax.Array) -> jax.Array:
+        """How strongly each pair pulls, `|dL / d chosen|`, `[G]`; not differentiated."""
+        chosen, *others = jax.lax.stop_gradient(inputs)
+        return jnp.abs(jax.grad(lambda first: jnp.sum(self.loss(first, *others)))(chosen))
 
     def inputs(self, logps, ref, batch: GroupLabels):
         """The four arrays `[G]` of the pairwise losses."""

@@ -13,6 +13,7 @@ from align_jax.batch import GroupLabels
 from align_jax.data.arrange import Sft, Unpaired
 from align_jax.errors import check_fields
 from align_jax.objectives.base import Metrics, Objective, ref_logps, weighted
+from align_jax.objectives.signature_metrics import drift_metrics
 
 
 @dataclasses.dataclass(frozen=True)
@@ -57,6 +58,7 @@ class KTO(Objective):
             "rewards/rejected": weighted(rewards, bad),
             "logps/chosen": weighted(logps[:, 0], good),
             "logps/rejected": weighted(logps[:, 0], bad),
+            **drift_metrics((logps - ref)[:, :1], jnp.asarray(batch.lengths)[:, :1], good[:, None], bad[:, None]),
         }
 
 

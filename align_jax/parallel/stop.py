@@ -20,12 +20,22 @@ INTERRUPTED = 128 + signal.SIGINT  # exit status of a command that Ctrl-C ended,
 GRACE_SECONDS = 2.0  # for what is on its way out at once
 
 
+class StoppedPass(SystemExit):
+    """A pass was left because a stop was asked for, and what it has is kept; where nobody catches this, the process ends.
+
+    With status `STOPPED`; where it was Ctrl-C, leaving the `StopSignal` makes it a KeyboardInterrupt.
+    """
+
+    def __init__(self):
+        super().__init__(STOPPED)
+
+
 class StopSignal:
     """Remembers SIGTERM and the first Ctrl-C; a context manager, so that the previous handlers come back.
 
     Where nothing would be lost (before the first question, after `idle`) both stop at once, by KeyboardInterrupt and by
     SystemExit(STOPPED); so does Ctrl-C when it is pressed again. Where Ctrl-C was remembered, leaving the context raises
-    KeyboardInterrupt, so that what follows does not run.
+    KeyboardInterrupt, also in place of `StoppedPass`, so that what follows does not run.
     On one process outside the main thread, where Python lets nobody handle signals, it never fires.
     On several processes all must stop after the same question, which JAX's preemption service agrees on: all ask equally often;
     a first Ctrl-C is handed to it as a SIGTERM, and so always remembered.
@@ -36,7 +46,7 @@ class StopSignal:
     """
 
     def __init__(self, after: str = "what is in the making", tell: Callable[[str], Any] | None = None):
-        self._line, self._tell = f"stopping after {after}; Ctrl-C again stops now", tell or _print
+        self._after, self._tell = after, tell or _print
         self._context = contextvars.copy_context()  # another thread may tell it
         self._received, self._interrupted, self._asked, self._previous = False, False, 0, {}
         self._waits = self._told = False
@@ -62,8 +72,8 @@ class StopSignal:
         _active = None if _active is self else _active
         for number, handler in self._previous.items():
             signal.signal(number, handler)
-        if self._interrupted and kind is None:
-            raise KeyboardInterrupt
+        if self._interrupted and (kind is None or issubclass(kind, StoppedPass)):
+            raise KeyboardInterrupt from None
 
     @property
     def cause(self) -> str:
@@ -80,6 +90,16 @@ class StopSignal:
     def idle(self) -> None:
         """Until the next question there is nothing to lose: the first Ctrl-C stops at once."""
         self._waits = jax.process_count() > 1
+
+    @contextlib.contextmanager
+    def during(self, after: str) -> Iterator[None]:
+        """Within it, what is finished before it stops is `after`; behind it there is nothing to lose."""
+        before, self._after = self._after, after
+        try:
+            yield
+        finally:
+            self._after = before
+            self.idle()
 
     @property
     def waits(self) -> bool:
@@ -98,7 +118,7 @@ class StopSignal:
         if not self._told:
             self._told = True
             with contextlib.suppress(RuntimeError):  # a handler that came while a line was being written
-                self._context.run(self._tell, self._line)
+                self._context.run(self._tell, f"stopping after {self._after}; Ctrl-C again stops now")
 
     def _remember(self, *_: Any) -> None:
         if not self._waits:
@@ -122,6 +142,16 @@ class StopSignal:
 _active: StopSignal | None = None
 _listening = False  # whether a thread hears of signals, see `interruptible`
 _cleanups: list[Callable[[], Any]] = []
+
+
+@contextlib.contextmanager
+def listening() -> Iterator[StopSignal]:
+    """The signal of the work around this block, or where there is none, one of the block's own."""
+    if _active is not None and threading.current_thread() is threading.main_thread():
+        yield _active
+        return
+    with StopSignal() as own:
+        yield own
 
 
 @contextlib.contextmanager

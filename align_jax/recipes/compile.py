@@ -59,6 +59,4 @@ def lengths_of(config: Config, prompt: int | None = None, response: int | None =
     for name, value in found.items():
         if value is not None and value < 1:
             raise UserError(f"compile: {name} tokens or responses must be positive, got {value}")
-    return dataclasses.replace(
-        topology.Lengths(), **{name: value for name, value in found.items() if value is not None}
-    )
+    return dataclasses.replace(topology.Lengths(), **{name: value for name, value in found.items() if value is not None})

@@ -100,7 +100,7 @@ def _run(config: Config, output: Path, how: Conversion, stop: Callable[[], bool]
         raise UserError("data.train: there is no data to convert")
     files = _files(output, how)
     counts = ConversionCounts()
-    examples = _read(config, counts)
+    examples = read_examples(config, counts)
     if how.to is None and how.reward_model is None:
         usual_target(examples)  # before anything is done
     if how.join:
@@ -122,7 +122,7 @@ def _run(config: Config, output: Path, how: Conversion, stop: Callable[[], bool]
         expected = [example for example in kept if not isinstance(TARGETS[to](example), str)]
         if not rows:
             raise UserError(f"{file}: no row is left to write: {'; '.join(own.describe()[1:])}")
-        write_rows(rows, file, lambda made, rows=rows: _check(made, to, rows))
+        write_rows(rows, file, lambda made, rows=rows: check_written(made, to, rows))
         written += own.groups
         counts.dropped.update(own.dropped)
         say(
@@ -149,7 +149,8 @@ def _files(output: Path, how: Conversion) -> list[Path]:
     return files
 
 
-def _read(config: Config, counts: ConversionCounts) -> list[Example]:
+def read_examples(config: Config, counts: ConversionCounts) -> list[Example]:
+    """All rows of `data.train`; says what is not kept of them."""
     opened = open_data(dataclasses.replace(config.data, eval=None), "train", spool_of(config))
     source, data_format = opened[0], opened[1]
     bad: list[dict[str, str]] = []
@@ -209,7 +210,7 @@ def _remove_part(output: Path) -> None:
         path.unlink(missing_ok=True)
 
 
-def _check(file: Path, to: str, rows: Sequence[dict[str, Any]]) -> None:
+def check_written(file: Path, to: str, rows: Sequence[dict[str, Any]]) -> None:
     """Reads what was written again: it must be the same examples.
 
     Raises:

@@ -17,7 +17,7 @@ from align_jax.config import Config
 from align_jax.config.jobs import JOBS
 from align_jax.data import DataConfig
 from align_jax.errors import MissingPackage, UserError, optional
-from align_jax.evaluation import Estimate, Judge, Responses, Table, as_json, estimates, stack
+from align_jax.evaluation import Estimate, Judge, Responses, Table, as_json, estimates, stack, target_lines
 from align_jax.files import write_whole
 from align_jax.recipes.evaluation import EvalData, Spoken, cut_in, divergence_table, eval_data, judge_of, speak
 from align_jax.recipes.say import say, speaking, watching
@@ -98,6 +98,7 @@ def report_of(config: Config) -> Report:
                     say(f"{setup.folder.path / 'evaluation.json'} has {', '.join(r.name for r in results)}")
                 raise
         lines = _plots(data, results) if config.evaluate.plots and jax.process_index() == 0 else []
+    lines += target_lines({r.name: r.estimates for r in results})
     lines.append(f"wrote {setup.folder.path / 'evaluation.json'}")
     problems = [f"evaluate.judge: {r.name}: {r.spoken.problem}" for r in results if r.spoken and r.spoken.problem]
     unjudged = judge is not None and any("consistency/accuracy" not in r.estimates for r in results)
@@ -157,7 +158,7 @@ def models_of(setup: Setup) -> dict[str, ModelSource]:
     """
     given = setup.config.evaluate.models
     if not given:
-        trained = setup.folder.newest
+        trained = setup.folder.chosen
         if not trained.is_run or not trained.steps:
             own = ": it is its own reference, so implicit rewards are 0; give --reference.path"
             alone = "" if setup.config.reference.path or setup.source.shape.head == "score" else own

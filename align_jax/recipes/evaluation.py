@@ -109,9 +109,7 @@ class EvalData:
         """What log-probs alone say."""
         same = type(self.objective) is type(self.config.objective)
         names, sources, further = self.dataset.group_names, self.dataset.source_names, self.metrics
-        return measure(
-            responses, self.objective, self.clusters, names, keep_loss=same, further=further, source_names=sources
-        )
+        return measure(responses, self.objective, self.clusters, names, keep_loss=same, further=further, source_names=sources)
 
     def unit_table(self, metrics: dict) -> Table:
         """A table of metrics of the sampled prompts."""
@@ -227,6 +225,9 @@ class _Speaker:
             verdicts = judge_rows(judge, rows)
             problem = verdicts.problem
             metrics |= sampling.consistency_metrics([r["beliefs"] for r in rows], [r["judged"] for r in rows], opinions.options)
+            tokenizer = self.data.setup.encoder.tokenizer
+            said = [[response_text(tokenizer, [], s) for s in of_prompt] for of_prompt in opinions.statements]
+            metrics |= sampling.repetition_metrics([r["responses"] for r in rows], said)
         return Spoken([self.data.unit_table(metrics)], rows, problem=problem)
 
 

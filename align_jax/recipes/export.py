@@ -12,7 +12,7 @@ from align_jax import hf
 from align_jax.errors import UserError
 from align_jax.models import Decoder
 from align_jax.recipes.folder import RunFolder
-from align_jax.recipes.say import watching
+from align_jax.recipes.say import say, watching
 from align_jax.recipes.source import TrainedModel, trained_model
 
 
@@ -28,7 +28,8 @@ def export(
 
     Args:
       run_dir: of the run; or what `train` returned. out_dir: a folder that is not there yet, or is empty.
-      step: which checkpoint; None is the newest, `best` the one with the best `checkpoint.best_metric`.
+      step: which checkpoint; None is the newest (of the round that `rounds.best` chooses), `best` the one with the best
+        `checkpoint.best_metric`.
       dtype: of the written weights; None is that of the trained ones.
       overwrite: `out_dir` may hold an earlier export, which is replaced.
 
@@ -46,6 +47,11 @@ def export(
             f"export folder {out_dir} holds a model already; give another folder, or replace it with --overwrite "
             "(overwrite=True in Python)"
         )
+    if step is None:
+        chosen = folder.chosen
+        if folder.config.rounds is not None and chosen.path != folder.path:
+            say(f"the model is that of round {chosen.path.name} (rounds.best: {folder.config.rounds.best})")
+        return export_model(trained_model(chosen), out_dir, dtype)
     newest = folder.newest
     if isinstance(step, str) and step != "best":
         raise UserError(f"--step: {step!r} is neither a number nor best")

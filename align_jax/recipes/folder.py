@@ -22,6 +22,7 @@ from align_jax.files import held, write_whole
 from align_jax.models import ModelConfig
 from align_jax.parallel.processes import on_first
 from align_jax.parallel.stop import cleaned_up
+from align_jax.recipes.onpolicy import best_round
 from align_jax.training.checkpoint import Checkpointer
 from align_jax.training.logs import read_metrics
 
@@ -67,6 +68,23 @@ class RunFolder:
         """The folder with the run's newest checkpoints: with on-policy rounds that of the last round that has any."""
         folders = [RunFolder(path) for path in (self.path / "rounds").glob("[0-9]*") if path.name.isdigit()]
         return max((folder for folder in folders if folder.steps), key=lambda folder: int(folder.path.name), default=self)
+
+    @property
+    def chosen(self) -> RunFolder:
+        """The folder that stands for the run: `newest`, or the round that `rounds.best` of its config chooses.
+
+        Raises:
+          UserError: the checkpoints of that round were deleted.
+        """
+        file, rounds = self.path / "rounds.jsonl", self.config.rounds if self.is_run else None
+        if rounds is None or rounds.best == "last" or not file.exists():
+            return self.newest
+        lines = [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()]
+        number = best_round(lines, rounds.best)
+        folder = RunFolder(self.path / "rounds" / str(number)) if number else self.newest
+        if number and not folder.steps:
+            raise UserError(f"round {number} is the best by {rounds.best}, but {folder.path} has no checkpoint any more")
+        return folder
 
     @functools.cached_property
     def hf_config(self) -> dict[str, Any] | None:

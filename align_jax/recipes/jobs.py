@@ -1,10 +1,10 @@
 """The jobs of a notebook, one call each.
 
-    run = train(config)                 # or all rounds, where the config has a `rounds` section
-    table = evaluate(config)            # a list of dicts
-    rows = generate(config)             # or texts: generate(model, prompts, tokenizer=...)
-    rows = score(config)
-    export(run.folder, "out")
+run = train(config)                 # or all rounds, where the config has a `rounds` section
+table = evaluate(config)            # a list of dicts
+rows = generate(config)             # or texts: generate(model, prompts, tokenizer=...)
+rows = score(config)
+export(run.folder, "out")
 """
 
 from __future__ import annotations

@@ -73,14 +73,43 @@ def held_out_summary(
       which is the KL divergence to the start where sampling was at temperature 1 without filters; each with `_low` and
       `_high`. `eval/length` in tokens, and `eval/finished`, the fraction of samples that ended themselves.
     """
-    reward = _of_prompts(rows, "scores")
-    measured = {"reward": reward, "gain": reward - _of_prompts(start, "scores"), "kl": log_ratios.mean(axis=1)}
     result = {"eval/prompts": len(rows), "eval/samples": log_ratios.shape[1]}
-    for name, values in measured.items():
-        mean, low, high = interval(values)
-        result |= {f"eval/{name}": mean, f"eval/{name}_low": low, f"eval/{name}_high": high}
+    result |= reward_summary("reward", rows, start) | measured("kl", log_ratios.mean(axis=1))
     ended = [reason != "length" for row in rows for reason in row["finish_reasons"]]
     return result | {"eval/length": float(_lengths(rows).mean()), "eval/finished": float(np.mean(ended))}
+
+
+def reward_summary(name: str, rows: Sequence[Mapping[str, Any]], start: Sequence[Mapping[str, Any]]) -> dict[str, float]:
+    """The mean score of held-out samples under one judge, and its paired difference with the start, with intervals.
+
+    Args:
+      name: `reward`, of the reward model that is trained on; or of another judge, such as `gold`.
+      rows, start: as of `held_out_summary`, with the `scores` of this judge.
+
+    Returns:
+      `eval/NAME`, and its gain, `eval/gain` or `eval/NAME_gain`; each with `_low` and `_high`.
+    """
+    found = _of_prompts(rows, "scores")
+    gain = "gain" if name == "reward" else f"{name}_gain"
+    return measured(name, found) | measured(gain, found - _of_prompts(start, "scores"))
+
+
+def measured(name: str, values: np.ndarray) -> dict[str, float]:
+    """The mean of values `[prompts]` and its 95% interval, as `eval/NAME`, `eval/NAME_low` and `eval/NAME_high`."""
+    mean, low, high = interval(values)
+    return {f"eval/{name}": mean, f"eval/{name}_low": low, f"eval/{name}_high": high}
+
+
+def best_round(lines: Sequence[Mapping[str, Any]], by: str) -> int:
+    """The round that stands for a run: the last one, or the first of those with the highest `eval/BY`; 0 where none was made.
+
+    Args:
+      lines: of rounds.jsonl, from round 0, which is the start and no round. by: `last`, `gold` or `reward`.
+    """
+    made = range(1, len(lines))
+    if by == "last" or not made:
+        return len(lines) - 1
+    return max(made, key=lambda number: lines[number][f"eval/{by}"])
 
 
 def _of_prompts(rows: Sequence[Mapping[str, Any]], column: str) -> np.ndarray:

@@ -6,7 +6,7 @@ import dataclasses
 import datetime
 import functools
 import json
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -26,10 +26,11 @@ from align_jax.models.attention import choose_backend
 from align_jax.objectives import Objective
 from align_jax.parallel.mesh import data_shards, make_mesh
 from align_jax.parallel.processes import LargestAhead, largest_anywhere, of_first
+from align_jax.parallel.stop import StoppedPass, listening
 from align_jax.recipes.folder import RunFolder
-from align_jax.recipes.say import say, say_once, watched, watching
+from align_jax.recipes.say import say, say_once, watching
 from align_jax.recipes.source import ModelSource, reference_model, starting_model
-from align_jax.scoring.reference import cache_key, cache_of, cached, compute_reference
+from align_jax.scoring.reference import Growing, cache_key, cache_of, cached, compute_reference, known
 from align_jax.scoring.scorer import FixedScorer, Scorer
 
 # Attention without a kernel: small products and a softmax in memory take this much longer for an operation than the rest does
@@ -209,16 +210,37 @@ class Setup:
         if cache.note:
             say_once(cache.note)
 
-        def compute(table: np.ndarray) -> np.ndarray:
-            weights = self.load(reference)[0]
-            return compute_reference(
-                self.under(weights).batch, watched("reference log-probs", batches, len(needed)), table
-            )
+        def compute(table: Growing) -> None:
+            if there := int(known(table.values)[needed].sum()):
+                say(f"reference log-probs: {there} of {len(needed)} rows are there already, from {cache.file}")
+            fill_reference(table, needed, self.under(self.load(reference)[0]).batch, batches)
 
         values, found = cached(cache, (len(dataset), dataset.slots), needed, compute)
         said = f"computed and stored in {cache.file}" if found is None else f"reused from {found}"
         say(f"reference log-probs {said}")
         return {"ref_logps": values}
+
+
+def fill_reference(
+    table: Growing, needed: np.ndarray, score: Callable[[GroupBatch], jax.Array], batches: Iterable[GroupBatch]
+) -> None:
+    """The pass over the batches that computes what a table of reference log-probs lacks; says how far it is, and where it ends.
+
+    Raises:
+      StoppedPass: SIGTERM or Ctrl-C; what was computed is kept, and that was said.
+    """
+    missing, processes = int((~known(table.values)[needed]).sum()), jax.process_count()
+    with listening() as stop, stop.during("this batch of reference log-probs"):
+        try:
+            with watching("reference log-probs", missing, "rows") as watch:
+                compute_reference(score, batches, table, stop, lambda rows: watch.add(rows * processes))
+        except StoppedPass:
+            kept = int(known(table.values)[needed].sum())
+            say(
+                f"stopped by {stop.cause}: {kept} of {len(needed)} rows have their reference log-probs, which are kept; the "
+                "same command goes on from there"
+            )
+            raise
 
 
 def on_its_day(config: Config) -> Config:

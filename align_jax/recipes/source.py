@@ -193,7 +193,7 @@ def model_at(given: str | os.PathLike, head: str, key: str) -> ModelSource:
     Raises:
       UserError: a run without a checkpoint, a model with another head, or neither of the two; opens with `key`.
     """
-    folder = RunFolder(Path(given)).newest
+    folder = RunFolder(Path(given)).chosen
     is_adapter = (folder.path / hf.ADAPTER).exists()  # refused below, with what to do
     if folder.path.is_dir() and not folder.is_run and not is_adapter and not (folder.path / "config.json").exists():
         raise UserError(
@@ -229,7 +229,7 @@ def current_model(config: Config) -> ModelSource:
     Raises:
       UserError: the run trained a model with another head than this config's objective needs.
     """
-    folder = RunFolder(Path(config.run.dir)).newest if config.run.dir else None
+    folder = RunFolder(Path(config.run.dir)).chosen if config.run.dir else None
     if folder is None or not folder.is_run or not folder.steps:
         return starting_model(config)
     return model_at(folder.path, config.head, "run.dir")

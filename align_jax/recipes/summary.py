@@ -17,6 +17,7 @@ from align_jax.cost.compilations import so_far
 from align_jax.data.members import holds_rows
 from align_jax.evaluation.curves import draw_curves
 from align_jax.recipes.say import is_part, say_plainly
+from align_jax.recipes.warned import read_warnings, warning_lines
 from align_jax.terminal import plural, spell_seconds
 
 CURVES = "curves.png"
@@ -84,7 +85,8 @@ class Told:
         picture = self._draw(folder, history)
         if is_part():
             return
-        lines = [self._took(), *run_lines(history), *self.notes, f"folder   {folder}", *([picture] if picture else []), "next"]
+        told = [self._took(), *run_lines(history), *warning_lines(read_warnings(folder)), *self.notes]
+        lines = [*told, f"folder   {folder}", *([picture] if picture else []), "next"]
         say_plainly("\n".join(f"  {line}" for line in "\n".join(lines).splitlines()))
         say_plainly("\n".join(f"    {line}" for line in next_commands(self._config, folder, self.best)))
 
@@ -163,12 +165,15 @@ def rounds_table(lines: Sequence[Record]) -> str:
     Args:
       lines: of rounds.jsonl.
     """
+    further = {"gold": "gold reward [95%]", "js_distance": "belief distance [95%]"}
+    further = {name: head for name, head in further.items() if any(f"eval/{name}" in line for line in lines)}
     rows = [
         [line["round"] or "start", with_interval(line, "reward"), with_interval(line, "gain") if line["round"] else "",
+         *(with_interval(line, name) if f"eval/{name}" in line else "" for name in further),
          f"{line['eval/kl']:.3g}", f"{line['eval/length']:.0f}"]
         for line in lines
     ]  # fmt: skip
-    headers = ["round", "held-out reward [95%]", "gain over the start", "KL to the start", "tokens"]
+    headers = ["round", "held-out reward [95%]", "gain over the start", *further.values(), "KL to the start", "tokens"]
     return tabulate(rows, headers=headers, disable_numparse=True)
 
 

@@ -36,6 +36,7 @@ from align_jax.recipes.recorded import AddCosts, CheckMetric, CountCut
 from align_jax.recipes.say import say, speaking, watching
 from align_jax.recipes.setup import Setup, microbatches, report_data
 from align_jax.recipes.summary import Told, run_lines
+from align_jax.recipes.warned import WatchSignatures, read_warnings, warning_lines
 from align_jax.terminal import plural
 from align_jax.training import optim
 from align_jax.training.callbacks import Evaluate, Log, Save, SaveTimer, StopWhen
@@ -57,6 +58,7 @@ class Run:
       folder: `run.dir`, which `align_jax.export` and `align-jax evaluate` take. steps: made so far, of this and earlier starts.
       finished: whether all steps were made, or `train.patience` ended it before.
       metrics: the last value of every metric. history: every line of metrics.jsonl, `step` among its values.
+      warnings: failure signatures that showed, a dict each with `name`, `step`, `value`, `limit`, `what` and `try`.
     """
 
     folder: Path
@@ -64,10 +66,12 @@ class Run:
     finished: bool
     metrics: dict[str, float] = dataclasses.field(repr=False)
     history: list[dict[str, Any]] = dataclasses.field(repr=False)
+    warnings: list[dict[str, Any]] = dataclasses.field(default_factory=list, repr=False)
 
     def __repr__(self) -> str:
         how = "finished" if self.finished else "not finished; train(config) goes on"
-        return "\n".join([f"Run in {self.folder}: {self.steps} steps, {how}", *run_lines(self.history)])
+        lines = [*run_lines(self.history), *warning_lines(self.warnings)]
+        return "\n".join([f"Run in {self.folder}: {self.steps} steps, {how}", *lines])
 
 
 def train(config: Config, stop: StopSignal | None = None) -> Run:
@@ -116,7 +120,7 @@ def train(config: Config, stop: StopSignal | None = None) -> Run:
 def _run(folder: RunFolder, steps: int, finished: bool) -> Run:
     history = folder.history
     latest = {name: value for line in history for name, value in line.items() if value is not None and name != "step"}
-    return Run(folder.path, steps, finished, latest, history)
+    return Run(folder.path, steps, finished, latest, history, read_warnings(folder.path))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -241,6 +245,7 @@ def _train(training: Training, measure: Callable | None, stop: StopSignal, told:
                     StopWhen(stop.requested),
                     CheckMetric(config.checkpoint.best_metric),
                     AddCosts(optim.make_schedule(config.optimizer, steps), before),
+                    *(_watch(config, folder, steps, begun) if config.log.signatures else []),
                     cut,
                     Log(log.log),
                     Save(_save(training, checkpoints), save_every(config), checkpoints.latest_step, timer),
@@ -262,6 +267,11 @@ def _train(training: Training, measure: Callable | None, stop: StopSignal, told:
     if told.best:
         say(f"the checkpoint with the best {config.checkpoint.best_metric} is that of step {best}: export it with --step best")
     return state, True
+
+
+def _watch(config: Config, folder: RunFolder, steps: int, begun: int) -> list[WatchSignatures]:
+    options = {"pulled": config.objective.needs_reference, "history": folder.history if begun else []}
+    return [WatchSignatures(folder.path, steps, warmup=optim.warmup_of(config.optimizer, steps), **options)]
 
 
 def prepare_folder(training: Training, begun: int) -> None:

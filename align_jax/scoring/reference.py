@@ -1,4 +1,4 @@
-"""Reference log-probs: computed once by a sharded pass, kept on disk, joined to batches by row.
+"""Reference log-probs: computed once by a sharded pass, kept on disk as it goes, joined to batches by row.
 
 They are kept by a key, a hash of all that decides them: the reference's weights (their content, wherever they lie) and its
 shape, what the rows hold and how they become tokens (templates, lengths, arrangement, seed), the types of activations and of
@@ -13,6 +13,7 @@ import hashlib
 import json
 import os
 import tempfile
+import time
 from collections.abc import Callable, Iterable
 from pathlib import Path
 
@@ -21,36 +22,104 @@ import numpy as np
 from jax.experimental import multihost_utils
 
 from align_jax.batch import GroupBatch
+from align_jax.parallel.processes import largest_anywhere, on_first
+from align_jax.parallel.stop import StoppedPass, StopSignal
+
+SAVE_SECONDS = 30.0  # of work, at most, that a kill costs
+
+
+class Growing:
+    """A table of log-probs that is filled batch by batch, and kept in a file as it grows.
+
+    Of several processes each has what it computed itself, and saving joins that; the first one writes.
+
+    Args:
+      table: float32 `[rows, K]`, NaN where nothing is known. file: `.npy`, always whole; what another process wrote there
+        meanwhile stays.
+
+    Attributes:
+      values: the table as it stands.
+    """
+
+    def __init__(self, table: np.ndarray, file: Path):
+        self.values, self._file = table.copy(), file
+        self._saved, self._changed = time.monotonic(), False
+
+    def fill(self, rows: np.ndarray, logps: np.ndarray) -> None:
+        """Enters log-probs `[n, K']` of rows `[n]`."""
+        width = min(self.values.shape[1], logps.shape[1])
+        self.values[rows, :width] = logps[:, :width]
+        self._changed = True
+
+    @property
+    def due(self) -> bool:
+        """Whether what is new has waited for `SAVE_SECONDS`."""
+        return self._changed and time.monotonic() - self._saved >= SAVE_SECONDS
+
+    def save(self) -> None:
+        """Brings what is known into the file; all processes must call."""
+        if jax.process_count() > 1:
+            # A row may have been read by two processes around the end of an epoch: either will do.
+            self.values = np.fmax.reduce(multihost_utils.process_allgather(self.values), axis=0)
+        on_first(self._write, str(self._file))
+        self._saved, self._changed = time.monotonic(), False
+
+    def save_alone(self) -> None:
+        """As `save`, where this process cannot wait for others: of several, it does nothing."""
+        if self._changed and jax.process_count() == 1:
+            self.save()
+
+    def _write(self) -> None:
+        there = _read(self._file, self.values.shape)
+        self._file.parent.mkdir(parents=True, exist_ok=True)
+        temporary = self._file.with_name(f"{self._file.name}.{os.getpid()}.tmp")
+        try:
+            with open(temporary, "wb") as file:
+                np.save(file, np.where(known(self.values)[:, None], self.values, there))
+            os.replace(temporary, self._file)
+        finally:
+            temporary.unlink(missing_ok=True)
 
 
 def compute_reference(
-    score: Callable[[GroupBatch], jax.Array], batches: Iterable[GroupBatch], table: np.ndarray
-) -> np.ndarray:
-    """Fills a table of log-probs, float32 `[rows, K]`, with those of the batches' groups; NaN is what is not known.
+    score: Callable[[GroupBatch], jax.Array],
+    batches: Iterable[GroupBatch],
+    table: Growing,
+    stop: StopSignal,
+    done: Callable[[int], object] = lambda rows: None,
+) -> None:
+    """Fills a table with the log-probs of the batches' groups, and saves it on the way.
 
     Args:
       score: host batch -> `[G, K]`; the scorer that training uses, so that at step one the two agree exactly.
       batches: host batches, in the order and the shapes of training, so that rounding is the same too. A batch whose
-        rows are all known is not computed.
-      table: what is known already.
+        rows are all known at the start is not computed, so one that is comes out to the same bits whenever it is.
+      stop: asked after every batch that is computed.
+      done: told how many more rows this process knows.
 
-    Returns:
-      A new table, the same on every process.
+    Raises:
+      StoppedPass: `stop` says so; what was computed is saved.
     """
-    result = table.copy()
+    there = known(table.values)
     for batch in batches:
         real = np.asarray(batch.rows) >= 0
         rows = batch.rows[real]
-        # Every process has to take part in scoring, so only one alone may leave a batch out.
-        if jax.process_count() == 1 and known(table)[rows].all():
+        # Every process takes part in scoring and in saving, so all decide as one.
+        computes, saves = _anywhere(not there[rows].all(), table.due)
+        if saves:
+            table.save()
+        if not computes:
             continue
-        logps = np.where(batch.mask, local_rows(score(batch)), np.nan)[real]
-        width = min(table.shape[1], logps.shape[1])
-        result[rows, :width] = logps[:, :width]
-    if jax.process_count() > 1:
-        # A row may have been read by two processes around the end of an epoch: either will do.
-        result = np.fmax.reduce(multihost_utils.process_allgather(result), axis=0)
-    return result
+        table.fill(rows, np.where(batch.mask, local_rows(score(batch)), np.nan)[real])
+        done(int((~there[rows]).sum()))
+        if stop.requested():
+            table.save()
+            raise StoppedPass
+
+
+def _anywhere(*flags: bool) -> tuple[bool, ...]:
+    """Which of the flags are set on any process; all must call."""
+    return flags if jax.process_count() == 1 else tuple(map(bool, largest_anywhere(tuple(map(int, flags)))))
 
 
 def known(table: np.ndarray) -> np.ndarray:
@@ -116,14 +185,14 @@ def user_cache() -> Path:
 
 
 def cached(
-    cache: Cache, shape: tuple[int, int], needed: np.ndarray, compute: Callable[[np.ndarray], np.ndarray]
+    cache: Cache, shape: tuple[int, int], needed: np.ndarray, compute: Callable[[Growing], object]
 ) -> tuple[np.ndarray, Path | None]:
     """The table of a cache with at least the needed rows; what is missing is computed and written there.
 
     Args:
       cache: where it is kept. shape: `(rows, K)`.
       needed: int row numbers.
-      compute: table -> table with the needed rows known.
+      compute: fills in the needed rows; where it fails or is stopped, what it has done is kept.
 
     Returns:
       The table, and the file that all that is needed came from; None where some was computed.
@@ -140,13 +209,14 @@ def cached(
         table = np.asarray(multihost_utils.broadcast_one_to_all(table))
     if known(table)[needed].all():
         return table, source
-    result = compute(table)
-    if jax.process_index() == 0:
-        cache.file.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.NamedTemporaryFile(dir=cache.file.parent, suffix=".npy", delete=False) as file:
-            np.save(file, result)
-        os.replace(file.name, cache.file)
-    return result, None
+    growing = Growing(table, cache.file)
+    try:
+        compute(growing)
+    except BaseException:
+        growing.save_alone()
+        raise
+    growing.save()
+    return growing.values, None
 
 
 def _read(path: Path, shape: tuple[int, int]) -> np.ndarray:

@@ -13,6 +13,7 @@ from jax.sharding import Mesh
 
 from align_jax.batch import GroupBatch, GroupLabels
 from align_jax.objectives import Metrics, Objective
+from align_jax.objectives.signature_metrics import with_spread
 from align_jax.parallel.mesh import replicated
 from align_jax.scoring.scorer import Scorer
 from align_jax.training.optim import Horizon, apply_updates
@@ -75,7 +76,8 @@ def train_step(
 def means(sums: dict[str, tuple[jax.Array, jax.Array]]) -> dict[str, jax.Array]:
     """Each metric's sum over its weight; 0/0, nothing to average, is NaN for all but the loss, which is then 0."""
     safe = lambda name, s, w: jnp.where(w > 0, s / jnp.where(w > 0, w, 1), 0.0 if name == "loss" else jnp.nan)  # noqa: E731
-    return {name: safe(name, total, weight) for name, (total, weight) in sums.items()}
+    found = {name: safe(name, total, weight) for name, (total, weight) in sums.items()}
+    return with_spread(found, lambda variance: jnp.sqrt(jnp.maximum(variance, 0.0)))
 
 
 def whole_batch_statistic(params: dict, batch: GroupBatch, scorer: Scorer, objective: Objective) -> jax.Array | None:

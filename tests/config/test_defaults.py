@@ -58,6 +58,16 @@ def test_a_run_of_before_goes_on_without_the_keys_that_came_later(key):
     assert identity(before) == identity(now) and difference(before, now) is None
 
 
+def test_ordered_levels_by_the_range_are_the_run_of_before():
+    base = {**BASE, "objective": {"name": "ordered_mpo"}}
+    now = Config.of(base).to_dict()
+    before = copy.deepcopy(now)
+    del before["objective"]["levels_by"], before["objective"]["thresholds"]
+    assert identity(before) == identity(now)
+    other = Config.of(base, "objective.levels_by=thresholds", "objective.thresholds=[3, 7]")
+    assert identity(other.to_dict()) != identity(now) and Config.of(other).objective.thresholds == [3, 7]
+
+
 def test_another_part_of_the_data_is_another_run():
     whole = Config.of(BASE)
     for override in ("data.split=dev", "data.subset=en", "data.revision=v1"):

@@ -8,7 +8,6 @@ import pytest
 from align_jax.batch import pad_to, sizes
 from align_jax.data import DataConfig, Encoder, GroupDataset, RowLayout, pack_groups
 from align_jax.data.arrange import Beliefs, Group, Label, Pair, Sft, Unpaired
-from align_jax.data.arrange.beliefs import smoothed
 from align_jax.errors import UserError
 from tests.data.toys import char_tokenizer, opinion, write_jsonl
 
@@ -167,7 +166,6 @@ def test_missing_probabilities_are_estimated_from_accepted_beliefs_a_prompt_and_
     np.testing.assert_allclose(data[0].labels["target_probs"], np.array([1.5, 3.5, 0.5]) / 5.5, rtol=1e-6)
     np.testing.assert_allclose(data[4].labels["target_probs"], np.array([1.5, 0.5, 0.5]) / 2.5, rtol=1e-6)
     np.testing.assert_allclose(data[5].labels["target_probs"], [0.25, 0.5, 0.25])
-    np.testing.assert_allclose(smoothed(np.array([3.0, 1.0]), 0), [0.75, 0.25])
 
 
 def test_gdpo_rows_serve_other_layouts_with_belief_and_text_as_one_response(tmp_path):

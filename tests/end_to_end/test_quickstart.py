@@ -29,13 +29,15 @@ def small(tmp_path, monkeypatch):
 def test_the_quick_start_runs_anywhere(small, capsys):
     assert quickstart.main(["--train.steps", "6", "--train.eval_every", "3"]) == 0
 
-    distance, exported = capsys.readouterr().out.splitlines()
+    distance, drawn, exported = capsys.readouterr().out.splitlines()
     before, after = (float(word) for word in distance.split() if word.startswith("0."))
     assert distance == f"Jensen-Shannon distance to the group's beliefs: {before:.3f} before, {after:.3f} after GDPO"
     assert 0 < before < 1 and 0 < after < 1
     assert exported.startswith("exported model: runs/quickstart/model (")
 
     folder = small / "runs/quickstart"
+    assert drawn == "picture of the beliefs: runs/quickstart/beliefs.png"
+    assert (folder / "beliefs.png").read_bytes().startswith(b"\x89PNG")
     lines = [json.loads(line) for line in (folder / "gdpo/metrics.jsonl").read_text().splitlines()]
     measured = {line["step"]: line["eval/beliefs/js_distance"] for line in lines if "eval/beliefs/js_distance" in line}
     assert list(measured) == [0, 3, 6] and f"{measured[0]:.3f}" == f"{before:.3f}" and f"{measured[6]:.3f}" == f"{after:.3f}"
@@ -51,6 +53,7 @@ def test_all_stages_are_kept_below_a_folder(small, monkeypatch, capsys):
         return Run(Path(config.run.dir), config.train.steps, True, {}, history)
 
     monkeypatch.setattr(quickstart, "train", run)
+    monkeypatch.setattr(quickstart.beliefs_picture, "draw", lambda config, *paths: f"drawn {' '.join(map(str, paths))}")
     monkeypatch.setattr(quickstart, "export", lambda *paths, overwrite: exported.append(tuple(map(str, paths))))
     assert quickstart.main(["--run.dir", "here/it", "--train.steps", "6"]) == 0
     base, gdpo = trained
@@ -59,7 +62,8 @@ def test_all_stages_are_kept_below_a_folder(small, monkeypatch, capsys):
     assert (gdpo.data.train, gdpo.data.eval) == ("here/it/train.jsonl", "here/it/eval.jsonl")
     assert exported == [("here/it/base", "here/it/base-model"), ("here/it/gdpo", "here/it/model")]
     assert [path.name for path in small.iterdir()] == ["here"] and (small / gdpo.data.eval).exists()
-    assert "exported model: here/it/model" in capsys.readouterr().out
+    out = capsys.readouterr().out
+    assert "exported model: here/it/model" in out and "drawn here/it/base-model here/it/model here/it/beliefs.png" in out
 
 
 def test_it_replaces_no_other_folder(small):

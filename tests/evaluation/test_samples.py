@@ -94,11 +94,20 @@ def test_consistency_counts_what_was_judged():
     metrics = sampling.consistency_metrics([[0, 0, 1], [1, 0]], [[0, 1, None], [1, 1]], options)
     assert {name: (s.tolist(), w.tolist()) for name, (s, w) in metrics.items()} == {
         "consistency/accuracy": ([1, 1], [2, 2]),
+        "consistency/chance": ([1, 1], [2, 2]),
         "consistency/belief/a": ([1, 0], [2, 0]),
         "consistency/belief/b": ([0, 0], [0, 1]),
         "consistency/belief/c": ([0, 1], [0, 1]),
     }
     assert sampling.consistency_metrics([[0]], [[None]], [("a", "b")]) == {}
+
+
+def test_texts_that_repeat_a_statement_are_counted():
+    texts = [["(Negative)\n(Neutral)", "a Negative one", "no"], ["yes", "say yes to it", "well,\n yes \nsure", " 1 : no : so"]]
+    found = sampling.repetition_metrics(texts, [["(Negative)\n", "(Neutral)\n"], ["yes\n", " 1 : no :", " "]])
+    sums, weights = found["consistency/repeats_statement"]
+    assert (sums.tolist(), weights.tolist()) == ([1, 3], [3, 4])
+    assert sampling.repetition_metrics([["a"]], [[" "]])["consistency/repeats_statement"][0].tolist() == [0]
 
 
 def test_distinct_prompts_are_sampled_once_and_evenly():

@@ -107,6 +107,24 @@ def _divergence_cases(beliefs, mask) -> list[Case]:
     ]
 
 
+def _by_levels(rule, *more) -> tuple[Callable, Callable]:
+    """Ordered levels from scores, and the slow way."""
+    slow_rule = getattr(reference, rule.__name__)
+
+    def loss(policy, ref, scores, mask, **options):
+        return losses.ordered_mpo_loss(policy, ref, rule(scores, mask, *more), mask, **options)
+
+    def slow(policy, ref, scores, mask, **options):
+        return reference.ordered_mpo(policy, ref, slow_rule(scores, mask, *more), mask, **options)
+
+    return loss, slow
+
+
+def _tied_arrays() -> tuple[np.ndarray, ...]:
+    policy, ref, scores, mask = set_arrays()
+    return policy, ref, np.round(scores / 2), mask
+
+
 def _cases() -> list[Case]:
     sets, pairs, beliefs = set_arrays(), pair_arrays(), belief_arrays()
     belief_mask = np.arange(BELIEFS) < np.array([4, 3, 4, 2, 4, 0, 3, 1])[:, None]
@@ -119,6 +137,24 @@ def _cases() -> list[Case]:
         _case("wmpo_half", losses.mpo_loss, reference.mpo, sets, (0, 1), beta=0.2, alpha=1.0, power=0.5),
         _case("wmpo_0", losses.mpo_loss, reference.mpo, sets, (0,), beta=0.2, alpha=1.0, power=0),
         _case("ordered", losses.ordered_mpo_loss, reference.ordered_mpo, level_arrays(), (0, 1), beta=0.2),
+        *(
+            _case(
+                f"ordered_{name}",
+                *_by_levels(rule, *more),
+                arrays,
+                (0, 1, 2),
+                (2,),
+                beta=0.2,
+            )
+            for name, rule, more, arrays in (
+                ("range", losses.levels_by_range, (3,), sets),
+                ("quantiles", losses.levels_by_quantiles, (3,), sets),
+                ("quantiles_tied", losses.levels_by_quantiles, (2,), _tied_arrays()),
+                ("thresholds", losses.levels_by_thresholds, ([2, 4],), _tied_arrays()),
+                ("grades", losses.levels_of_grades, (None,), _tied_arrays()),
+                ("grades_most", losses.levels_of_grades, (2,), _tied_arrays()),
+            )
+        ),
         _case("infonca", losses.infonca_loss, reference.infonca, sets, (0, 1, 2), (2,), beta=0.2, temperature=2.0),
         _case("nca", losses.nca_loss, reference.nca, sets, (0, 1, 2), (2,), beta=0.2, temperature=2.0),
         _case("dpo", losses.dpo_loss, reference.dpo, pairs, every, beta=0.3),

@@ -50,6 +50,36 @@ def ordered_mpo(policy, ref, levels, mask, *, beta):
     return total
 
 
+def levels_by_range(scores, mask, count):
+    """Counts the edges `max - k (max - min) / count` that a score has fallen to."""
+    chosen = [s for s, m in zip(scores, mask, strict=True) if m]
+    result = []
+    for s, m in zip(scores, mask, strict=True):
+        edges = [k for k in range(1, count) if m and max(chosen) > min(chosen)]
+        result.append(sum((max(chosen) - s) * count >= k * (max(chosen) - min(chosen)) for k in edges))
+    return np.array(result)
+
+
+def levels_by_quantiles(scores, mask, count):
+    """Sorts; a tie has the mean of its places."""
+    chosen = sorted((float(s) for s, m in zip(scores, mask, strict=True) if m), reverse=True)
+    result = []
+    for s, m in zip(scores, mask, strict=True):
+        places = [i for i, other in enumerate(chosen) if m and other == s]
+        result.append(int(count * sum(places) / len(places) / len(chosen)) if places else 0)
+    return np.array(result)
+
+
+def levels_by_thresholds(scores, mask, thresholds):
+    return np.array([sum(s < t for t in thresholds) if m else 0 for s, m in zip(scores, mask, strict=True)])
+
+
+def levels_of_grades(scores, mask, most):
+    grades = sorted({float(s) for s, m in zip(scores, mask, strict=True) if m}, reverse=True)
+    last = len(grades) if most is None else most - 1
+    return np.array([min(grades.index(s), last) if m else 0 for s, m in zip(scores, mask, strict=True)])
+
+
 def infonca(policy, ref, scores, mask, *, beta, temperature):
     policy, ref, scores = valid(mask, policy, ref, scores)
     if not scores:

@@ -164,6 +164,47 @@ def test_ordered_levels_come_from_equal_intervals_of_the_scores():
     np.testing.assert_allclose(mean(OrderedMPO(levels=3)(logps, batch)["loss"]), expected[0], rtol=1e-6)
 
 
+@pytest.mark.parametrize(
+    "how, levels, number",
+    [
+        ({"levels_by": "range"}, [0, 2, 2, 2, 2], 2),  # one outlier leaves no middle
+        ({"levels_by": "quantiles"}, [0, 0, 1, 2, 2], 3),
+        ({"levels_by": "quantiles", "levels": 2}, [0, 0, 0, 1, 1], 2),
+        ({"levels_by": "thresholds", "thresholds": [3, 4]}, [0, 0, 1, 2, 2], 3),
+        ({"levels_by": "given"}, [0, 1, 2, 2, 2], 3),
+        ({"levels_by": "given", "levels": None}, [0, 1, 2, 3, 3], 4),
+    ],
+)
+def test_levels_are_those_that_the_config_asks_for(how, levels, number):
+    logps, ref = RNG.normal(-20, 3, (2, 2, 6)).astype(np.float32)
+    scores = np.float32([[100.0, 4.0, 3.0, 2.0, 2.0, np.nan], [np.nan] * 6])
+    mask = ~np.isnan(scores)
+    out = OrderedMPO(**how)(logps, batch_of(mask, scores=scores, ref_logps=ref))
+    expected = losses.ordered_mpo_loss(logps[:1], ref[:1], np.array([[*levels, 0]]), mask[:1], beta=0.1)
+    np.testing.assert_allclose(mean(out["loss"]), expected[0], rtol=1e-6)
+    assert mean(out["groups/levels"]) == number and mean(out["groups/no_contrast"]) == 0
+
+
+def test_a_group_within_one_level_is_left_out_and_counted():
+    logps, ref = RNG.normal(-20, 3, (2, 2, 3)).astype(np.float32)
+    batch = batch_of(np.ones((2, 3), bool), scores=[[9.0, 8.0, 7.0], [9.0, 1.0, 1.0]], ref_logps=ref)
+    out = OrderedMPO(levels=2, levels_by="thresholds", thresholds=[5.0])(logps, batch)
+    assert mean(out["groups/no_contrast"]) == 0.5 and out["loss"][1].tolist() == [0, 1] and float(out["loss"][0][0]) == 0
+
+
+def test_levels_that_cannot_be_are_refused():
+    for options, message in (
+        ({"levels_by": "median"}, "levels_by: 'median' is not one of range, quantiles, thresholds, given"),
+        ({"levels_by": "thresholds"}, r"thresholds: \[\], with levels_by thresholds"),
+        ({"thresholds": [1.0]}, r"thresholds: \[1.0\], with levels_by range"),
+        ({"levels_by": "thresholds", "thresholds": [1.0]}, "into 2 levels, but objective.levels is 3; set it to 2"),
+        ({"levels_by": "thresholds", "thresholds": [2.0, 1.0]}, "must be finite numbers that rise"),
+        ({"levels": None}, "null, but levels_by range needs a number"),
+    ):
+        with pytest.raises(UserError, match=message):
+            OrderedMPO(**options)
+
+
 def test_kto_uses_the_statistic_of_the_whole_batch_and_never_a_negative_one():
     logps, ref = RNG.normal(-20, 3, (2, 4, 2)).astype(np.float32)
     batch = batch_of(np.ones((4, 2), bool), desirable=[True, False, True, True], ref_logps=ref)

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from align_jax.parallel.stop import INTERRUPTED, StopSignal
+from align_jax.parallel.stop import INTERRUPTED, StoppedPass, StopSignal, listening
 
 ROOT = Path(__file__).parents[2]
 
@@ -75,6 +75,29 @@ def test_an_error_is_not_hidden_by_the_ctrl_c_before_it():
             stop.requested()
             signal.raise_signal(signal.SIGINT)
             raise OSError("disk full")
+
+
+def test_a_part_of_the_work_is_named_and_behind_it_nothing_is_lost():
+    told = []
+    with StopSignal("this step", told.append) as stop, listening() as same:
+        assert same is stop
+        with stop.during("this batch"):
+            assert not stop.requested()
+            signal.raise_signal(signal.SIGTERM)
+            assert stop.requested() and told == ["stopping after this batch; Ctrl-C again stops now"]
+        assert not stop.waits
+
+
+@pytest.mark.parametrize("number, raised", [(signal.SIGTERM, StoppedPass), (signal.SIGINT, KeyboardInterrupt)])
+def test_work_that_nobody_listens_for_listens_itself_and_ends_the_process(number, raised):
+    before = signal.getsignal(number)
+    with pytest.raises(raised):
+        with listening() as stop:
+            assert not stop.requested()
+            signal.raise_signal(number)
+            if stop.requested():
+                raise StoppedPass
+    assert signal.getsignal(number) is before
 
 
 BUSY = """

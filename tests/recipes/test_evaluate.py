@@ -235,7 +235,8 @@ def test_an_endpoint_that_is_not_there_keeps_the_rest(world, capsys):
     captured = capsys.readouterr()
     lines = [line for line in captured.err.splitlines() if "evaluate.judge" in line]
     assert len(lines) == 1 and url in lines[0] and "no answer" in lines[0] and "0 of" in lines[0]
-    assert "beliefs/js_distance_sampled" in captured.out and "consistency" not in captured.out
+    assert "beliefs/js_distance_sampled" in captured.out and "consistency/accuracy" not in captured.out
+    assert "consistency/repeats_statement" in captured.out  # the texts are there, and need no judge for it
     assert "beliefs/js_distance" in report(world / "dead")["models"]["start"]["metrics"]
 
 

@@ -20,7 +20,8 @@ from align_jax.data.prompts import distinct_prompts
 from align_jax.errors import UserError
 from align_jax.experiments import opinions
 from align_jax.models import Decoder, ModelConfig, init_weights
-from align_jax.recipes import generate, onpolicy, rounds, score
+from align_jax.recipes import generate, onpolicy, round_job, rounds, score
+from align_jax.recipes.round_job import EVALUATION
 from align_jax.recipes.score_passes import Pass
 from align_jax.training.logs import TIMING_PREFIXES, MetricsLog, read_metrics
 from tests.processes import finish, start_two
@@ -88,6 +89,11 @@ def reward(monkeypatch):
 
 def train(config, run, *overrides):
     return main(["train", str(config), "--run.dir", str(run), *map(str, overrides)])
+
+
+def options(**keys):
+    """Keys of the section `rounds` as words of the command line."""
+    return [word for key, value in keys.items() for word in (f"--rounds.{key}", value)]
 
 
 @pytest.fixture(scope="module")
@@ -392,7 +398,7 @@ def test_the_interval_is_the_bootstraps():
     "overrides, message",
     [
         (["--rounds.reward_model", "null"], "rounds.reward_model"),
-        (["--objective.name", "gdpo", "--objective.preference", "mpo"], "--objective.name: 'gdpo' cannot be trained in rounds"),
+        (["--objective.name", "gdpo", "--objective.preference", "mpo"], "has no beliefs; rounds with objective gdpo need"),
         (["--objective.name", "reward", "--objective.alpha", "null"], "--objective.name: 'reward' cannot be trained in rounds"),
         (["--rounds.samples_per_prompt", "1"], "rounds.samples_per_prompt: 1 must be at least 2"),
         (["--rounds.prompts_per_round", "99"], "rounds.prompts_per_round: 99 are wanted, but"),
@@ -434,6 +440,38 @@ def test_other_settings_in_the_folder_are_refused(world, whole, capsys, tmp_path
     assert "generate.top_p=1.0, but generate.top_p=0.9" in capsys.readouterr().err
 
 
+@pytest.mark.slow
+def test_a_judge_may_come_later_and_trains_nothing(world, whole, reward, monkeypatch, tmp_path, capsys):
+    _, config = world
+    run, asked = tmp_path / "judged", []
+    shutil.copytree(whole, run)
+
+    def reward_pass(config, given):
+        asked.append(config.score.reward_model)
+        texts = [row["responses"] for row in given.values]
+        score_of = lambda groups: ((i, np.asarray([float(len(t)) for t in g])) for i, g in enumerate(groups))  # noqa: E731
+        return Pass("scores", {"reward": config.score.reward_model}, given.where, texts, lambda: score_of)
+
+    before = [(run / "rounds" / str(n) / EVALUATION).read_text() for n in range(3)]
+    monkeypatch.setattr(score, "reward_pass", reward_pass)
+    assert train(config, run, *options(gold_model="judge", best="gold")) == 0
+    assert asked.count("judge") == 3 and reward.asked == []
+    lines = rows(run / "rounds.jsonl")
+    for n, (line, old) in enumerate(zip(lines, before, strict=True)):
+        judged = rows(run / "rounds" / str(n) / "eval_gold.jsonl")
+        lengths = [np.mean([len(text) for text in row["responses"]]) for row in judged]
+        assert len(judged) == HELD_OUT and line["eval/gold"] == pytest.approx(np.mean(lengths))
+        assert {name: value for name, value in line.items() if "gold" not in name} == json.loads(old)
+    best = 1 if lines[1]["eval/gold"] >= lines[2]["eval/gold"] else 2
+    capsys.readouterr()
+    assert main(["export", str(run), str(tmp_path / "out")]) == 0
+    assert f"the model is that of round {best} (rounds.best: gold)" in capsys.readouterr().err
+    model = (run / "rounds" / str(best) / "model" / "model.safetensors").read_bytes()
+    assert (tmp_path / "out" / "model.safetensors").read_bytes() == model
+    assert train(config, run, *options(gold_model="another")) == 2
+    assert "rounds.gold_model='judge', but rounds.gold_model='another'" in capsys.readouterr().err
+
+
 def test_prompts_alone_cannot_be_trained_on_without_rounds(world, capsys):
     folder, config = world
     values = yaml.safe_load(config.read_text())
@@ -448,5 +486,5 @@ def test_what_rounds_write_has_no_splits_whatever_the_data_set_has(tmp_path):
     (tmp_path / "scored.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     parts = {"split": "train_prefs", "eval_split": "test_prefs", "subset": "en", "revision": "v1", "streaming": True}
     config = Config.of({"data": {"train": "some/data", "eval": "some/data", **parts}})
-    opened = open_data(rounds._samples_data(config, tmp_path / "scored.jsonl"), "train", None)
+    opened = open_data(round_job.samples_data(config, tmp_path / "scored.jsonl"), "train", None)
     assert len(opened.source) == 3 and opened.source.notes == ()

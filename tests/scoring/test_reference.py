@@ -1,13 +1,17 @@
-"""Where reference log-probs are kept, and that only what is missing is computed."""
+"""Where reference log-probs are kept, that only what is missing is computed, and that nothing computed is lost."""
 
 from __future__ import annotations
 
 from pathlib import Path
+from types import SimpleNamespace
 
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from align_jax.scoring.reference import Cache, cache_of, cached, known
+from align_jax.parallel.stop import StoppedPass
+from align_jax.scoring import reference
+from align_jax.scoring.reference import Cache, cache_of, cached, compute_reference, known
 
 SHAPE = (4, 2)
 
@@ -31,7 +35,8 @@ def save(file: Path, table):
 
 def compute(table):
     """Fills in what is not known."""
-    return np.where(known(table)[:, None], table, np.float32(9))
+    rows = np.flatnonzero(~known(table.values))
+    table.fill(rows, np.full((len(rows), 2), 9, np.float32))
 
 
 def test_nothing_appears_beside_the_data(tmp_path, home):
@@ -93,3 +98,71 @@ def test_a_folder_that_cannot_be_written_gives_way_to_the_runs(tmp_path, home, a
     assert "cannot be written (File exists): reference log-probs are kept in" in cache.note
     cached(cache, SHAPE, np.arange(4), compute)
     assert cache.file.exists()
+
+
+# Three batches: rows 0 and 3, row 1 beside one that fills up, row 2; the second response of row 1 is padding.
+BATCHES = [([0, 3], [[1, 1], [1, 1]]), ([1, -1], [[1, 0], [1, 1]]), ([2], [[1, 1]])]
+WHOLE = np.asarray([[0, 0.5], [1, np.nan], [2, 2.5], [3, 3.5]], np.float32)
+
+
+class Work:
+    """The pass over `BATCHES`: what it scored, what the file held then, and after how many batches it is to stop."""
+
+    def __init__(self, file, after=None, problem=None):
+        self.file, self.after, self.problem = file, after, problem
+        self.scored, self.found, self.told = [], [], 0
+
+    def score(self, batch):
+        if self.problem is not None and len(self.scored) == self.after:
+            raise self.problem
+        self.scored.append(batch.rows.tolist())
+        self.found.append(known(np.load(self.file)).tolist() if self.file.exists() else None)
+        return jnp.asarray(batch.rows[:, None] + np.asarray([0, 0.5]), jnp.float32)
+
+    def requested(self):
+        return self.problem is None and len(self.scored) == self.after
+
+    def done(self, rows):
+        self.told += rows
+
+    def run(self, table):
+        batches = (SimpleNamespace(rows=np.asarray(rows), mask=np.asarray(mask, bool)) for rows, mask in BATCHES)
+        compute_reference(self.score, batches, table, self, self.done)
+
+
+@pytest.mark.parametrize("problem, raised", [(None, StoppedPass), (KeyboardInterrupt(), KeyboardInterrupt)])
+def test_what_is_ended_in_the_middle_is_kept_and_only_the_rest_is_computed(tmp_path, problem, raised):
+    file, every = tmp_path / "key.npy", np.arange(4)
+    first, second = Work(file, 2, problem), Work(file)
+    with pytest.raises(raised):
+        cached(Cache(file), SHAPE, every, first.run)
+    assert first.scored == [[0, 3], [1, -1]] and first.told == 3 and first.found == [None, None]
+    assert known(np.load(file)).tolist() == [True, True, False, True]
+    table, found = cached(Cache(file), SHAPE, every, second.run)
+    assert second.scored == [[2]] and second.told == 1 and found is None
+    np.testing.assert_array_equal(table, WHOLE)
+    np.testing.assert_array_equal(np.load(file), WHOLE)
+    assert [path.name for path in tmp_path.iterdir()] == ["key.npy"]
+
+
+def test_a_stop_ends_the_process_as_sigterm_does():
+    assert isinstance(StoppedPass(), SystemExit) and StoppedPass().code == 143
+
+
+def test_a_killed_pass_has_what_was_computed_before_its_last_save(tmp_path, monkeypatch):
+    monkeypatch.setattr(reference, "SAVE_SECONDS", 0.0)
+    work = Work(tmp_path / "key.npy")
+    cached(Cache(work.file), SHAPE, np.arange(4), work.run)
+    assert work.found == [None, [True, False, False, True], [True, True, False, True]]
+
+
+def test_what_another_run_wrote_meanwhile_stays(tmp_path):
+    work = Work(tmp_path / "key.npy", after=1)
+
+    def meanwhile(table):
+        save(work.file, filled([0, 2], 7))
+        work.run(table)
+
+    with pytest.raises(StoppedPass):
+        cached(Cache(work.file), SHAPE, np.arange(4), meanwhile)
+    assert np.load(work.file)[:, 0].tolist() == [0, pytest.approx(np.nan, nan_ok=True), 7, 3]

@@ -20,7 +20,10 @@ from align_jax.data.encode import plain_key
 from align_jax.data.formats.example import Example, Text
 from align_jax.data.records import Segment
 from align_jax.data.sources import RowError
+from align_jax.data.tallies import Tallies
+from align_jax.data.targets import BeliefPosterior
 
+Said = Text | tuple[int, ...]  # a text, or the ids that it was sampled as
 TEXTS = {"dpo": 2, "kto": 3, "mpo": None}  # preference -> texts of a group; None: as many as there are
 
 
@@ -39,13 +42,29 @@ class BeliefSurvey(Survey):
     Attributes:
       beliefs: N, the most beliefs of a prompt. texts: T, the most texts behind a belief.
       targets: prompt key -> belief distribution, estimated from the accepted beliefs, where there are any.
+      estimated: whether it is taken also where a row has one.
       shares: prompt key -> the share of the prior in the distribution of its beliefs, by how many rows it has.
     """
 
     beliefs: int = 0
     texts: int = 0
-    targets: dict[str, np.ndarray] = dataclasses.field(default_factory=dict)
+    targets: dict[str, BeliefPosterior] = dataclasses.field(default_factory=dict)
+    estimated: bool = False
     shares: dict[str, float] = dataclasses.field(default_factory=dict)
+
+    def target(self, example: Example) -> tuple[np.ndarray, np.ndarray]:
+        """p* of a row, and the parameters of the Dirichlet posterior that says how well it is known.
+
+        The former is NaN, and the latter 0, where nothing says them.
+        """
+        opinion = example.opinion
+        if opinion.probabilities is not None and not self.estimated:
+            given = np.asarray(opinion.probabilities)
+            return given, given * (opinion.answers or 0.0)
+        found = self.targets.get(plain_key(example))
+        if found is None:
+            return np.full(len(opinion.options), np.nan), np.zeros(len(opinion.options))
+        return found.mean, found.alpha
 
 
 @dataclasses.dataclass(frozen=True)
@@ -53,9 +72,10 @@ class Beliefs(Arrangement):
     """Slots: the N belief statements of the prompt, then T texts, each conditioned on the accepted belief.
 
     The texts by `preference`: `dpo`: accepted and rejected; `kto`: also that of another prompt; `mpo`: accepted and rejected
-    ones of rows with the same prompt and belief. Labels: `target_probs` float32 `[N]` (NaN where nobody knows them),
-    `chosen_belief` int32 (-1 where nobody says it), with `mpo` `text_scores` float32 `[T]`, and where rows need not be
-    labelled `belief_smoothing`, float32: the share of the prior in the distribution of the prompt's beliefs.
+    ones of rows with the same prompt and belief. Labels: `target_probs` float32 `[N]` (NaN where nobody knows them);
+    `target_alpha` float32 `[N]`, the Dirichlet posterior of these (0 where it is not known); `chosen_belief` int32 (-1 where
+    nobody says it), with `mpo` `text_scores` float32 `[T]`, and where rows need not be labelled `belief_smoothing`, float32:
+    the share of the prior in the distribution of the prompt's beliefs.
 
     Attributes:
       preference: as above.
@@ -84,7 +104,8 @@ class Beliefs(Arrangement):
 
     @property
     def labels(self) -> dict[str, Label]:
-        labels = {"target_probs": Label("float32", ("N",)), "chosen_belief": Label("int32")}
+        known = {name: Label("float32", ("N",)) for name in ("target_probs", "target_alpha")}
+        labels = {**known, "chosen_belief": Label("int32")}
         labels |= {"text_scores": Label("float32", ("T",))} if self.preference == "mpo" else {}
         return labels | ({} if self.labelled else {"belief_smoothing": Label("float32")})
 
@@ -102,17 +123,13 @@ class Beliefs(Arrangement):
 
     def survey(self, rows: Iterable[tuple[int, Example]], config: DataConfig) -> BeliefSurvey:
         check_template(config.belief_template, self.ids, self.shortened)
-        counts: dict[str, np.ndarray] = {}
-        numbers: dict[str, int] = collections.Counter()
+        tallies = Tallies()
         companions: dict[tuple, list[int]] = collections.defaultdict(list)
 
         def counted() -> Iterator[tuple[int, Example]]:
             for row, example in rows:
                 key, opinion = plain_key(example), example.opinion
-                numbers[key] += 1
-                counts.setdefault(key, np.zeros(len(opinion.options)))
-                if opinion.accepted is not None:
-                    counts[key][opinion.accepted] += 1
+                tallies.add(example)
                 companions[key, opinion.accepted].append(row)
                 yield row, example
 
@@ -121,11 +138,14 @@ class Beliefs(Arrangement):
         if texts is None:
             items = _with_companions(items, companions, config.max_responses or 8)
             texts = max((len(item.accepted) + len(item.rejected) for item in items), default=0)
-        beliefs = max(map(len, counts.values()), default=0)
-        targets = {key: smoothed(count, config.belief_prior) for key, count in counts.items() if count.any()}
+        asked = tallies.by_prompt
+        beliefs = max((len(tally.options) for tally in asked.values()), default=0)
         slots = beliefs * (1 + self.ids + self.shortened) + texts * (beliefs if self.every else 1)
-        shares = {key: _share_of_prior(count, len(counts[key]), config.belief_prior) for key, count in numbers.items()}
-        return BeliefSurvey(items, found.dropped, slots, found.level, beliefs, texts, targets, shares)
+        targets, notes = tallies.targets(config)
+        prior = config.belief_prior
+        shares = {key: _share_of_prior(tally.rows, len(tally.options), prior) for key, tally in asked.items()}
+        known = beliefs, texts, targets, config.target == "estimate", shares
+        return BeliefSurvey(items, found.dropped, slots, found.level, tuple(notes), *known)
 
     def fill(self, index: int, item: Item, example: Example, arranger: Arranger) -> Filled:
         opinion, survey, encoder = example.opinion, arranger.survey, arranger.encoder
@@ -136,7 +156,10 @@ class Beliefs(Arrangement):
         cut: set[int] = set()
         for place, belief in enumerate(range(len(statements)) if self.every else [opinion.accepted]):
             for i, text in enumerate(chosen):
-                answer = encoder.after_belief(prompt, (belief, opinion.options[belief]), statements[belief], text)
+                if _are_ids(text):
+                    answer = encoder.sample(text)
+                else:
+                    answer = encoder.after_belief(prompt, (belief, opinion.options[belief]), statements[belief], text)
                 segments.append(segment_of(answer, count + place * survey.texts + i, belief))
                 cut |= {i} if answer.cut else set()
         first = survey.slots - count * (self.ids + self.shortened)
@@ -148,33 +171,39 @@ class Beliefs(Arrangement):
 
     def _labels(self, example: Example, scores: Sequence[float], survey: BeliefSurvey) -> dict[str, np.ndarray]:
         opinion, key = example.opinion, plain_key(example)
-        targets = opinion.probabilities if opinion.probabilities is not None else survey.targets.get(key)
-        targets = np.full(len(opinion.options), np.nan) if targets is None else targets
+        targets, alpha = survey.target(example)
         accepted = -1 if opinion.accepted is None else opinion.accepted
-        labels = {"target_probs": _padded(targets, survey.beliefs), "chosen_belief": np.asarray(accepted, np.int32)}
+        labels = {
+            "target_probs": _padded(targets, survey.beliefs),
+            "target_alpha": _padded(alpha, survey.beliefs),
+            "chosen_belief": np.asarray(accepted, np.int32),
+        }
         if self.preference == "mpo":
             labels["text_scores"] = _padded(scores, survey.texts)
         if not self.labelled:
             labels["belief_smoothing"] = np.asarray(survey.shares[key], np.float32)
         return labels
 
-    def _texts(self, index: int, item: Item, example: Example, arranger: Arranger) -> tuple[list[Text], list[float]]:
+    def _texts(self, index: int, item: Item, example: Example, arranger: Arranger) -> tuple[list[Said], list[float]]:
         """The texts of a group, and a score of each."""
         if self.preference == "mpo":
             sets = ((item.accepted, 0), (item.rejected, 1))
-            chosen = [(arranger.example(row).responses[which], 1.0 - which) for rows, which in sets for row in rows]
+            chosen = [(_said(arranger.example(row), which), 1.0 - which) for rows, which in sets for row in rows]
             return [text for text, _ in chosen], [score for _, score in chosen]
-        texts = list(example.responses)
+        texts = [_said(example, which) for which in range(len(example.responses))]
         if self.preference == "kto":
             _, stranger = arranger.stranger(index, example)
-            texts.append(stranger.responses[0])
+            texts.append(_said(stranger, 0))
         return texts, [1.0, 0.0]
 
 
-def smoothed(counts: np.ndarray, prior: float) -> np.ndarray:
-    """Posterior mean of a distribution under a symmetric Dirichlet prior: `(n_b + prior) / sum_b (n_b + prior)`."""
-    total = counts + prior
-    return total / total.sum()
+def _said(example: Example, which: int) -> Said:
+    """A text, as the ids that it was sampled as where these are known."""
+    return example.responses[which] if example.tokens is None else example.tokens[which]
+
+
+def _are_ids(text: Said) -> bool:
+    return isinstance(text, tuple) and isinstance(text[0], int)
 
 
 def _share_of_prior(rows: int, beliefs: int, prior: float) -> float:

@@ -22,9 +22,11 @@ class Survey:
       items: the groups that there are. dropped: rows that cannot serve.
       slots: K, the most response slots of a group.
       level: how many groups have one score for all their responses, and so no contrast.
+      notes: lines for the user.
     """
 
     items: Sequence[Item]
     dropped: int
     slots: int
     level: int = 0
+    notes: tuple[str, ...] = ()

@@ -13,12 +13,17 @@ Text = str | tuple[Mapping[str, Any], ...]
 
 @dataclasses.dataclass(frozen=True)
 class Opinion:
-    """The belief part of a row; `probabilities` is None where it has to be estimated, the choices where nobody says them."""
+    """The belief part of a row.
+
+    `probabilities` is None where it has to be estimated, the choices where nobody says them; `answers` is how many it was
+    counted from, None where nobody says.
+    """
 
     options: tuple[str, ...]
     probabilities: tuple[float, ...] | None
     accepted: int | None
     rejected: int | None
+    answers: float | None = None
 
 
 @dataclasses.dataclass(frozen=True)

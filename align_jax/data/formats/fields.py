@@ -60,6 +60,13 @@ def number(value: Any, name: str) -> float:
     return float(value)
 
 
+def token_ids(value: Any, name: str) -> tuple[int, ...]:
+    """The ids of a response that was sampled, at least one."""
+    if not (isinstance(value, list | tuple) and value and all(type(n) is int and n >= 0 for n in value)):
+        raise RowError(f"field {name!r}: expected token ids, at least one, got {short(value)}")
+    return tuple(value)
+
+
 def written_number(value: Any, name: str) -> float:
     """A finite number, or the text of one, which is all that a table such as CSV has."""
     return number(float(value) if isinstance(value, str) and _NUMBER.fullmatch(value) else value, name)

@@ -2,23 +2,27 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Mapping
 
 from align_jax.data.formats.base import Format
 from align_jax.data.formats.example import Example, Opinion
-from align_jax.data.formats.fields import as_text, field, items, number, response, said, short, text, whole
+from align_jax.data.formats.fields import as_text, field, items, number, response, said, short, text, token_ids, whole
 from align_jax.data.sources import RowError
 
 _RESPONSES = ("accept_response", "reject_response")
+_TOKENS = ("accept_tokens", "reject_tokens")
 _CHOICES = ("accept_choice_id", "reject_choice_id")
 _SUM = 1e-2  # what sums are off by in files that do not round
 
 
 class BeliefRows(Format):
     """Columns: `prompt`, `options` (the beliefs), `probabilities` (of each; may be missing), and of the accepted text
-    `accept_response`, `accept_choice_id` (which belief, from 0) and `accept_choice` (its name; may be missing); of the rejected
-    one `reject_...`. A row without both choices, whose texts may be `chosen` and `rejected`, serves `latent_beliefs`.
+    `accept_response`, `accept_choice_id` (which belief, from 0) and `accept_choice` (its name; may be missing); of the
+    rejected one `reject_...`; where the texts were sampled also their ids, `accept_tokens` and `reject_tokens`. A row without
+    both choices, whose texts may be `chosen` and `rejected`, serves `latent_beliefs`. `answers`, a number that may be missing,
+    says how many answers the probabilities were counted from.
     """
 
     name = "gdpo"
@@ -38,7 +42,8 @@ class BeliefRows(Format):
             text(row, "prompt"),
             (response(row, named[0]), response(row, named[1])),
             (1.0, 0.0),
-            opinion=Opinion(options, _probabilities(row, options), accepted, rejected),
+            opinion=Opinion(options, _probabilities(row, options), accepted, rejected, _answers(row)),
+            tokens=_tokens(row),
         )
 
 
@@ -57,6 +62,12 @@ def _choice(row: Mapping, name: str, options: tuple[str, ...]) -> int:
     return value
 
 
+def _tokens(row: Mapping) -> tuple[tuple[int, ...], ...] | None:
+    if all(row.get(name) is None for name in _TOKENS):
+        return None
+    return tuple(token_ids(field(row, name), name) for name in _TOKENS)
+
+
 def _words(text: str) -> str:
     """A belief without the marks and capitals that generated texts put around it; as it is where it has no words."""
     return re.sub(r"\W+", " ", text).strip().casefold() or text
@@ -72,6 +83,15 @@ def _probabilities(row: Mapping, options: tuple[str, ...]) -> tuple[float, ...] 
         near += ": percentages? divide them by 100" if near and abs(sum(values) - 100) < 2 else ""
         raise RowError(f"field 'probabilities': expected {len(options)} numbers that sum to 1, got {short(values)}{near}")
     return tuple(p / sum(values) for p in values)
+
+
+def _answers(row: Mapping) -> float | None:
+    value = row.get("answers")
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        return None  # a column of another meaning, as lists of texts have it
+    if not 0 < value < math.inf:
+        raise RowError(f"field 'answers': expected how many answers the probabilities were counted from, got {value!r}")
+    return float(value)
 
 
 def _tolerance(values: list[float]) -> float:

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 
 from align_jax.data.formats.base import Format
 from align_jax.data.formats.example import Example
-from align_jax.data.formats.fields import items, number, short, text
+from align_jax.data.formats.fields import items, number, short, text, token_ids
 from align_jax.data.sources import RowError
 
 
@@ -26,7 +26,6 @@ class Samples(Format):
         for i, (response, ids) in enumerate(zip(texts, tokens, strict=True)):
             if not isinstance(response, str):
                 raise RowError(f"field 'responses[{i}]': expected text, got {short(response)}")
-            if not (isinstance(ids, list | tuple) and ids and all(type(n) is int and n >= 0 for n in ids)):
-                raise RowError(f"field 'tokens[{i}]': expected token ids, at least one, got {short(ids)}")
+            token_ids(ids, f"tokens[{i}]")
         numbers = tuple(number(s, f"scores[{i}]") for i, s in enumerate(scores))
         return Example(text(row, "prompt"), tuple(texts), numbers, tokens=tuple(map(tuple, tokens)))

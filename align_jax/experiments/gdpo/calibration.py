@@ -9,8 +9,8 @@ from __future__ import annotations
 from typing import Any
 
 from align_jax.experiments import plots, world
-from align_jax.experiments.claim import Cell, Experiment, Measured, Options, Verdict, all_of, below, over_seeds, values_of
-from align_jax.experiments.work import Work, write_rows
+from align_jax.experiments.claim import Cell, Experiment, Measurement, Options, Verdict, all_of, below, over_seeds, values_of
+from align_jax.experiments.work import Workplace, write_rows
 
 TARGETS = {
     "uniform": (0.25, 0.25, 0.25, 0.25),
@@ -27,7 +27,7 @@ def cells(options: Options) -> list[Cell]:
     return [Cell(f"seed-{seed}", {"seed": seed, "steps": steps}) for seed in range(options.seeds)]
 
 
-def measure(cell: Cell, work: Work) -> dict[str, Any]:
+def measure(cell: Cell, work: Workplace) -> dict[str, Any]:
     seed, steps = cell.settings["seed"], cell.settings["steps"]
     topics = world.topics(TARGETS, 20, seed)
     train, held = work.folder / "train.jsonl", work.folder / "eval.jsonl"
@@ -50,7 +50,7 @@ def measure(cell: Cell, work: Work) -> dict[str, Any]:
     }
 
 
-def conclude(measured: list[Measured], options: Options) -> Verdict:
+def conclude(measured: list[Measurement], options: Options) -> Verdict:
     last = {kind: over_seeds([one[f"distance/{kind}"][-1] for one in measured]) for kind in TARGETS}
     worst = max(last, key=lambda kind: last[kind].value)
     words = [below(found, LIMIT) for found in last.values()]
@@ -59,7 +59,7 @@ def conclude(measured: list[Measured], options: Options) -> Verdict:
     return Verdict(all_of(*words), line, last | {"mass": mass})
 
 
-def draw(measured: list[Measured], options: Options):
+def draw(measured: list[Measurement], options: Options):
     note = f"{len(measured)} seeds: line = mean, band = range. Dashed: {LIMIT}, below which two distributions look the same."
     figure, axes = plots.figure("Calibration alone gives the model the beliefs that it is shown", note, size=(7, 4.2))
     axis = axes[0, 0]

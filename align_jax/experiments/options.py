@@ -1,0 +1,19 @@
+"""How an experiment is run."""
+
+from __future__ import annotations
+
+import dataclasses
+
+
+@dataclasses.dataclass(frozen=True)
+class Options:
+    """What the command line says.
+
+    Attributes:
+      quick: fewer steps and smaller data, for a first look; its verdict is of that, and is shown as such.
+      seeds: how many. model: `tiny`, `smollm2`, or the folder of a model.
+    """
+
+    quick: bool = False
+    seeds: int = 3
+    model: str = "tiny"

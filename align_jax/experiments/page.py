@@ -1,0 +1,160 @@
+"""Writes docs/experiments.md from results: `python -m align_jax.experiments.page [RESULT_FOLDER ...]`.
+
+The folders' result.json and plot.png are copied to docs/experiments/ first; a quick result does not take the place of a full
+one.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from align_jax.errors import UserError
+from align_jax.experiments import claims
+from align_jax.experiments.running import PLOT, RESULT
+from align_jax.files import write_whole
+from align_jax.terminal import spell_seconds
+
+DOCS = Path("docs")
+_INTRO = """# Experiments
+
+Every claim and open question of both papers, tried: GDPO (arXiv 2412.20299) and MPO (arXiv 2412.04628). Each is one command and
+one small file, `align_jax/experiments/gdpo/` or `mpo/`, with its criterion, which stood there before the first run:
+
+    align-jax experiment list
+    align-jax experiment gdpo-calibration                 # --quick, --seeds N, --model tiny|smollm2|PATH, --out FOLDER
+    align-jax experiment all --quick
+
+*holds* and *fails* are said where the 95% interval of the deciding figure (over seeds, by Student's t, or over prompts where
+that is said) lies on one side of the criterion's threshold, *unclear* where it does not. `tiny` is a LLaMA of 260 thousand
+parameters (`stories260k`, in the folder that `ALIGN_JAX_DATA` names), or one smaller still that is trained on a world of
+generated opinions; `smollm2` is SmolLM2-135M-Instruct with weights that were 4-bit once. What is so at this size may be
+different at 8B: these are results of what was run, not of the method at any size. An interrupted experiment goes on where it
+stopped; `result.json` has every number.
+
+This page is written by `python -m align_jax.experiments.page` from the results in docs/experiments/.
+"""
+
+
+def write_page(folders: Sequence[str]) -> int:
+    """Takes the results of folders in, and writes the page."""
+    for folder in folders:
+        take(Path(folder), DOCS / "experiments")
+    write_whole(DOCS / "experiments.md", page(DOCS / "experiments"))
+    print(f"wrote {DOCS / 'experiments.md'}")
+    return 0
+
+
+def take(folder: Path, into: Path) -> None:
+    """Copies a result and its picture.
+
+    Raises:
+      UserError: there is no result.
+    """
+    if not (folder / RESULT).exists():
+        raise UserError(f"{folder} has no {RESULT}: the experiment has not come to its end")
+    result = json.loads((folder / RESULT).read_text(encoding="utf-8"))
+    name, kept = _file_name(result), into / f"{_file_name(result)}.json"
+    if kept.exists() and result["options"]["quick"] and not json.loads(kept.read_text(encoding="utf-8"))["options"]["quick"]:
+        print(f"{folder} is a quick run, and {kept} is not: left out")
+        return
+    into.mkdir(parents=True, exist_ok=True)
+    shutil.copyfile(folder / RESULT, kept)
+    shutil.copyfile(folder / PLOT, into / f"{name}.png")
+
+
+def page(results: Path) -> str:
+    """The page of all results in a folder."""
+    known = [json.loads(file.read_text(encoding="utf-8")) for file in sorted(results.glob("*.json"))]
+    found = sorted(known, key=lambda r: (r["number"], r["options"]["model"] != "tiny"))
+    missing = [name for name in claims() if name not in {result["experiment"] for result in found}]
+    parts = [_INTRO, _table(found)]
+    if missing:
+        parts.append(f"Not run yet: {', '.join(missing)}.\n")
+    return "\n".join([*parts, *map(_section, found)])
+
+
+def _file_name(result: dict[str, Any]) -> str:
+    return f"{result['experiment']}{'' if result['options']['model'] == 'tiny' else '-' + _model(result)}"
+
+
+def _model(result: dict[str, Any]) -> str:
+    return Path(result["options"]["model"]).name
+
+
+def _title(result: dict[str, Any]) -> str:
+    return result["experiment"] + ("" if result["options"]["model"] == "tiny" else f" on {_model(result)}")
+
+
+def _anchor(result: dict[str, Any]) -> str:
+    return _title(result).lower().replace(" ", "-")
+
+
+def _table(found: list[dict[str, Any]]) -> str:
+    lines = ["| experiment | claim | verdict | |", "|---|---|---|---|"]
+    for result in found:
+        quick = " (quick run)" if result["options"]["quick"] else ""
+        cells = (f"[{_title(result)}](#{_anchor(result)})", result["claim"], f"**{result['verdict']}**{quick}", result["line"])
+        lines.append("| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |")
+    return "\n".join(lines) + "\n"
+
+
+def _section(result: dict[str, Any]) -> str:
+    options = result["options"]
+    command = f"align-jax experiment {result['experiment']}" + (" --quick" if options["quick"] else "")
+    command += "" if options["model"] == "tiny" else f" --model {_model(result)}"
+    command += "" if options["seeds"] == 3 else f" --seeds {options['seeds']}"
+    return f"""## {_title(result)}
+
+**{result["claim"][:1].upper()}{result["claim"][1:]}.** Source: {result["source"]}.
+
+Criterion: {result["criterion"]}.
+
+**{result["verdict"].capitalize()}**: {result["line"]}.
+
+![{result["claim"]}](experiments/{_file_name(result)}.png)
+
+`{command}`: {spell_seconds(result["seconds"])} on {result["machine"]}.
+{_figures(result["figures"])}{_texts(result["cells"])}"""
+
+
+def _figures(figures: dict[str, dict[str, float | None]]) -> str:
+    if not figures:
+        return ""
+    rows = "\n".join(f"| {name} | {_interval(found)} |" for name, found in figures.items())
+    return f"\n<details><summary>All figures</summary>\n\n| figure | value [95% interval] |\n|---|---|\n{rows}\n\n</details>\n"
+
+
+def _interval(found: dict[str, float | None]) -> str:
+    if found["low"] is None or found["high"] is None:
+        return f"{found['value']:.3g}"
+    return f"{found['value']:.3g} [{found['low']:.3g}, {found['high']:.3g}]"
+
+
+def _texts(cells: list[dict[str, Any]]) -> str:
+    """What models wrote, of cells that kept `texts`: dicts of strings, of one seed."""
+    blocks = []
+    for cell in cells:
+        texts = cell["values"].get("texts")
+        if texts and not cell["settings"].get("seed"):
+            blocks.append(f"**{cell['name']}**\n\n" + "\n".join(map(_text, texts[:4])))
+    if not blocks:
+        return ""
+    return "\n<details><summary>What the models wrote</summary>\n\n" + "\n\n".join(blocks) + "\n\n</details>\n"
+
+
+def _text(text: dict[str, str] | str) -> str:
+    parts = {"": text} if isinstance(text, str) else text
+    return "- " + "; ".join(f"{key + ': ' if key else ''}`{_one_line(value)}`" for key, value in parts.items())
+
+
+def _one_line(text: str) -> str:
+    return " ".join(str(text).replace("`", "'").split())[:240]
+
+
+if __name__ == "__main__":
+    sys.exit(write_page(sys.argv[1:]))

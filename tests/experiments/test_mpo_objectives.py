@@ -1,0 +1,64 @@
+"""What the comparison of objectives concludes, and that each has as many trials."""
+
+import pytest
+
+from align_jax.experiments.claim import Measurement, Options
+from align_jax.experiments.mpo import objectives
+from align_jax.experiments.mpo.objectives import ARMS, EXPERIMENT, SHOWN
+from align_jax.objectives import find_objective
+
+
+def measured(options, gain, spread=0.0):
+    """Every arm at 0.7, MPO above it."""
+    cells = EXPERIMENT.cells(options)
+    return [
+        Measurement(c, dict.fromkeys(SHOWN, 0.7 + (gain + spread * c.settings["seed"] if c.settings["arm"] == "MPO" else 0)))
+        for c in cells
+    ]
+
+
+@pytest.mark.parametrize(("gain", "spread", "word"), [(0.1, 0.001, "holds"), (-0.1, 0.001, "fails"), (0.0, 0.05, "unclear")])
+@pytest.mark.parametrize("quick", [False, True])
+def test_verdicts(gain, spread, word, quick):
+    found = EXPERIMENT.conclude(measured(Options(quick=quick), gain, spread), Options(quick=quick))
+    assert found.word == word
+    assert f"{objectives.gain(measured(Options(quick=quick), gain, spread), 'accuracy')}" in found.line
+
+
+def test_one_seed_of_a_tiny_model_is_unclear():
+    assert EXPERIMENT.conclude(measured(Options(seeds=1), 0.3), Options(seeds=1)).word == "unclear"
+
+
+@pytest.mark.parametrize(("half", "word"), [(0.03, "holds"), (0.2, "unclear")])
+def test_one_seed_of_a_large_model_has_its_interval_over_prompts(half, word):
+    options = Options(model="smollm2")
+    found = measured(options, 0.1)
+    for one in found:
+        for key in objectives.DECIDES:
+            one.values.update({f"{key}/low": one[key] - half, f"{key}/high": one[key] + half})
+    verdict = EXPERIMENT.conclude(found, options)
+    interval = verdict.figures["MPO - DPO: accuracy"]
+    assert verdict.word == word and interval.value == pytest.approx(0.1)
+    assert interval.high - interval.value == pytest.approx(half * 2**0.5)
+
+
+def test_as_many_trials_for_all_and_objectives_that_exist():
+    for large, count in ((False, 4), (False, 2), (True, 2)):
+        for arm in ARMS:
+            found = objectives.trials(arm, count, large)
+            assert len(found) == count and len({str(trial) for trial in found}) == count
+            for objective, rate in found:
+                find_objective(objective["name"])(**{key: value for key, value in objective.items() if key != "name"})
+                assert rate > 0
+
+
+def test_cells_have_names_of_their_own():
+    for options in (Options(), Options(quick=True), Options(model="smollm2"), Options(quick=True, model="smollm2")):
+        names = [cell.name for cell in EXPERIMENT.cells(options)]
+        assert len(set(names)) == len(names)
+    assert {cell.settings["seed"] for cell in EXPERIMENT.cells(Options(model="smollm2"))} == {0}
+
+
+def test_the_picture():
+    for options in (Options(quick=True), Options(model="smollm2")):
+        EXPERIMENT.draw(measured(options, 0.1, 0.01), options).savefig("/dev/null", format="png", dpi=20)

@@ -1,0 +1,182 @@
+"""How an experiment is run: cells are kept, the verdict and the picture are written, what cannot be run says why."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from align_jax import cli
+from align_jax.errors import UserError
+from align_jax.experiments import claims, command, plots, running
+from align_jax.experiments.claim import (
+    Cell,
+    Experiment,
+    Interval,
+    Options,
+    Verdict,
+    above,
+    all_of,
+    below,
+    by_setting,
+    over_seeds,
+    values_of,
+)
+from align_jax.experiments.work import JobStopped, write_rows
+
+pytest.importorskip("matplotlib")
+
+
+def toy(measure, **more) -> Experiment:
+    """An experiment of two arms; the value of an arm is `measure`'s."""
+
+    def cells(options):
+        return [Cell(f"{arm}-{seed}", {"arm": arm, "seed": seed}) for arm in ("a", "b") for seed in range(options.seeds)]
+
+    def conclude(measured, options):
+        arms = by_setting(measured, "arm")
+        found = over_seeds([b - a for a, b in zip(values_of(arms["a"], "x"), values_of(arms["b"], "x"), strict=True)])
+        return Verdict(above(found, 0), f"b is above a by {found}", {"difference": found})
+
+    def draw(measured, options):
+        figure, axes = plots.figure("b is above a")
+        arms = by_setting(measured, "arm")
+        plots.bars(axes[0, 0], list(arms), [values_of(found, "x") for found in arms.values()], "x")
+        return figure
+
+    return Experiment(1, "b is above a", "a test", "holds where it is", cells, measure, conclude, draw, **more)
+
+
+@pytest.fixture
+def run(monkeypatch, tmp_path):
+    """Runs a toy; returns its verdict and the lines that it said."""
+
+    def run(experiment, **options):
+        monkeypatch.setattr(running, "load", lambda name: experiment)
+        lines = []
+        return running.run("toy", Options(**options), tmp_path / "out" / "toy", lines.append), lines
+
+    return run
+
+
+def test_cells_are_measured_once_and_a_stopped_experiment_goes_on(run, tmp_path):
+    measured, stop = [], ["b-1"]
+
+    def measure(cell, work):
+        if cell.name in stop:
+            raise JobStopped
+        measured.append(cell.name)
+        assert work.folder.is_dir() and work.shared.is_dir() and work.common == tmp_path / "out" / "common"
+        return {"x": float(cell.settings["arm"] == "b")}
+
+    with pytest.raises(JobStopped):
+        run(toy(measure))
+    assert measured == ["a-0", "a-1", "a-2", "b-0"] and not (tmp_path / "out/toy/result.json").exists()
+    stop.clear()
+    verdict, lines = run(toy(measure))
+    assert measured[4:] == ["b-1", "b-2"] and verdict.word == "holds"
+    assert "4 cells had been measured before" in lines and lines[-1] == "toy: holds: b is above a by 1 [1, 1]"
+    result = json.loads((tmp_path / "out/toy/result.json").read_text())
+    assert (result["verdict"], result["criterion"], len(result["cells"])) == ("holds", "holds where it is", 6)
+    assert result["figures"]["difference"] == {"value": 1.0, "low": 1.0, "high": 1.0}
+    assert (tmp_path / "out/toy/plot.png").stat().st_size > 1000 and not (tmp_path / "out/toy/work").exists()
+
+
+def test_a_cell_of_other_settings_is_measured_again(run):
+    run(toy(lambda cell, work: {"x": 1.0}))
+    count = []
+    experiment = toy(lambda cell, work: count.append(cell.name) or {"x": 2.0})
+    cells = experiment.cells
+    object.__setattr__(experiment, "cells", lambda options: [Cell(c.name, c.settings | {"steps": 3}) for c in cells(options)])
+    run(experiment)
+    assert len(count) == 6
+
+
+@pytest.mark.parametrize(
+    "values, word",
+    [([0.1, 0.11, 0.12], "holds"), ([-0.1, -0.11, -0.12], "fails"), ([-0.1, 0.1, 0.2], "unclear"), ([0.3], "unclear")],
+)
+def test_a_verdict_needs_an_interval_on_one_side(values, word):
+    found = over_seeds(values)
+    assert above(found, 0.0) == word
+    assert below(found, 0.0) == {"holds": "fails", "fails": "holds", "unclear": "unclear"}[word]
+
+
+def test_students_interval():
+    found = over_seeds([1.0, 2.0, 3.0])
+    assert found.value == 2.0 and found.high - 2.0 == pytest.approx(4.302653 / 3**0.5, rel=1e-6)
+    assert str(found) == "2 [-0.484, 4.48]" and str(Interval(0.5)) == "0.5 (one seed)"
+
+
+def test_one_that_fails_decides():
+    assert all_of("holds", "unclear", "fails") == "fails" and all_of("holds", "unclear") == "unclear"
+    assert all_of("holds", "holds") == "holds"
+
+
+def test_what_cannot_be_run_says_why(run, monkeypatch, tmp_path):
+    with pytest.raises(UserError, match="--model: toy trains no language model"):
+        run(toy(None), model="smollm2")
+    with pytest.raises(UserError, match="--model: toy runs on tiny, not on smollm2"):
+        run(toy(None, models=("tiny",)), model="smollm2")
+    monkeypatch.delenv("ALIGN_JAX_DATA", raising=False)
+    with pytest.raises(UserError, match="ALIGN_JAX_DATA must name the folder"):
+        run(toy(None, data=("opinions",)))
+    monkeypatch.setenv("ALIGN_JAX_DATA", str(tmp_path))
+    with pytest.raises(UserError, match="toy needs the folder opinions"):
+        run(toy(None, data=("opinions",)))
+
+
+def test_all_goes_on_after_one_that_cannot_run(monkeypatch, capsys, tmp_path):
+    runs = toy(lambda cell, work: {"x": float(cell.settings["arm"] == "b")})
+    experiments = {"a-one": runs, "a-two": toy(None, data=("nothing",))}
+    monkeypatch.setattr(command, "claims", lambda: list(experiments))
+    for module in (command, running):
+        monkeypatch.setattr(module, "load", experiments.get)
+    monkeypatch.setenv("ALIGN_JAX_DATA", str(tmp_path))
+    assert cli.main(["experiment", "all", "--quick", "--seeds", "2", "--out", str(tmp_path / "o")]) == 1
+    lines = capsys.readouterr().out.splitlines()[-2:]
+    assert lines[0].startswith("a-one                    holds    b is above a by 1 [1, 1]")
+    assert lines[1].startswith("a-two                    not run  ALIGN_JAX_DATA: a-two needs the folder nothing")
+    assert (tmp_path / "o/a-one-quick/plot.png").exists()
+
+
+@pytest.mark.parametrize("argv, message", [
+    (["--seed", "3"], "unrecognized arguments: --seed 3; usage: align-jax experiment gdpo-calibration"),
+    (["--seeds", "0"], "'0' is not a number of seeds"),
+])  # fmt: skip
+def test_options_are_checked(argv, message, capsys):
+    assert cli.main(["experiment", "gdpo-calibration", *argv]) == 2
+    assert message in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("name", claims())
+def test_every_claim_is_stated_before_it_is_run(name):
+    experiment = running.load(name)
+    assert experiment.claim and experiment.source and "holds where" in experiment.criterion
+    assert experiment.criterion.count("fails where") or "fails" in experiment.criterion
+    usual = Options(), Options(quick=True), Options(quick=True, seeds=1)
+    for options in (*usual, *(Options(model=model) for model in experiment.models)):
+        cells = experiment.cells(options)
+        names = [cell.name for cell in cells]
+        assert len(set(names)) == len(names) > 0
+        assert json.loads(json.dumps([cell.settings for cell in cells])) == [cell.settings for cell in cells]
+    assert experiment.number == claims().index(name) + 1 or len(claims()) < 22
+
+
+def test_a_quick_result_does_not_replace_a_full_one(run, tmp_path, capsys):
+    from align_jax.experiments import page
+
+    run(toy(lambda cell, work: {"x": float(cell.settings["arm"] == "b"), "texts": [{"text": "a `b`\nc"}]}))
+    folder, into = tmp_path / "out/toy", tmp_path / "docs"
+    page.take(folder, into)
+    text = page.page(into)
+    assert "| [toy](#toy) | b is above a | **holds** | b is above a by 1 [1, 1] |" in text
+    assert "![b is above a](experiments/toy.png)" in text
+    assert "- text: `a 'b' c`" in text and "Not run yet: gdpo-calibration" in text
+    result = json.loads((folder / "result.json").read_text())
+    quick = {"verdict": "fails", "options": result["options"] | {"quick": True}}
+    write_rows(folder / "result.json", [result | quick])
+    page.take(folder, into)
+    assert "is a quick run" in capsys.readouterr().out and page.page(into) == text
+    with pytest.raises(UserError, match="has no result.json"):
+        page.take(tmp_path, into)
