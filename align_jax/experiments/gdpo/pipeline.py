@@ -103,8 +103,8 @@ def conclude(measured: list[Measurement], options: Options) -> Verdict:
 def draw(measured: list[Measurement], options: Options):
     arms = by_setting(measured, "arm")
     note = (
-        f"{len(arms['dpo'])} seeds: line or large mark = mean, band = range, bar = 95% interval, dots = seeds. What a sentence of "
-        "this world expresses is known exactly."
+        f"{len(arms['dpo'])} seeds: line or large mark = mean, band = range, bar = 95% interval, dots = seeds. What a "
+        "sentence of this world expresses is known exactly."
     )
     figure, axes = plots.figure("After SFT: DPO, and GDPO with three preference terms", note, columns=3, size=(4.8, 3.9))
     for i, (arm, found) in enumerate(arms.items()):
