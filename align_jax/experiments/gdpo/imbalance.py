@@ -87,7 +87,10 @@ def conclude(measured: list[Measurement], options: Options) -> Verdict:
 
 def draw(measured: list[Measurement], options: Options):
     arms = by_setting(measured, "arm")
-    note = f"{len(arms['gdpo'])} seeds: line = mean, band = range. Dashed: as people are. Both axes in percent, logarithmic."
+    note = (
+        f"{len(arms['gdpo'])} seeds: line = mean, band = range. Dashed: as people are. Both axes in percent, logarithmic; 0 is "
+        "drawn at 0.05."
+    )
     figure, axes = plots.figure("Which share does a minority keep in the model?", note, columns=2, size=(5.2, 4.2))
     true = np.asarray([100 * min(probs) for probs in SPLITS.values()])
     for axis, (key, title) in zip(
