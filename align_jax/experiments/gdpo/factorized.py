@@ -107,7 +107,7 @@ def draw(measured: list[Measurement], options: Options):
         f"distance of {arms[BEST][0]['samples']} perfect draws a topic is not 0 either."
     )
     figure, axes = plots.figure("Does stating a belief first give the group's opinions better?", note, size=(7.5, 3.6))
-    label = "Jensen-Shannon distance of what texts say to people's beliefs (0: the same)"
+    label = "Jensen-Shannon distance of what texts say\nto people's beliefs (0: the same)"
     plots.bars(axes[0, 0], [ARMS[arm] for arm in arms], [values_of(found, "text_distance") for found in arms.values()], label)
     axes[0, 0].set_xlim(left=0)
     return figure

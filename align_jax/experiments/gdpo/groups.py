@@ -133,9 +133,9 @@ def draw(measured: list[Measurement], options: Options):
         axis.axhline(LIMIT, color="black", linewidth=0.9, linestyle="--")
         axis.set_xticks(range(PARTS + 1), ["other\ngroup alone", "1 of 3", "2 of 3", "first\ngroup alone"])
         axis.set(xlabel="the first group in the audience", ylabel="Jensen-Shannon distance (0: the same)")
-        axis.set_ylim(bottom=0)
+        axis.set_ylim(0, 1.4 * axis.get_ylim()[1])  # room for the legend
         axis.set_title(title, fontsize=10)
-        plots.legend(axis)
+        plots.legend(axis, loc="upper center")
     return figure
 
 
