@@ -9,6 +9,8 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
+
 from align_jax.experiments import plots, world
 from align_jax.experiments.claim import (
     Cell,
@@ -19,6 +21,7 @@ from align_jax.experiments.claim import (
     Verdict,
     above,
     all_of,
+    below,
     by_setting,
     over_seeds,
     values_of,
@@ -98,14 +101,12 @@ def conclude(measured: list[Measurement], options: Options) -> Verdict:
                 for key in ("distance", "consistency")
             )
             figures[f"distance above ours, {NAMES[arm]}"], figures[f"consistency above ours, {NAMES[arm]}"] = lost[arm]
-    words = [above(far, -WORSE) for far, _ in lost.values()]
-    words += [above(Interval(*(None if x is None else -x for x in (one.value, one.high, one.low))), -LESS_CONSISTENT)
-              for _, one in lost.values()]  # fmt: skip
+    words = [above(far, -WORSE) for far, _ in lost.values()] + [below(fits, LESS_CONSISTENT) for _, fits in lost.values()]
     nearest, furthest = (pick(lost, key=lambda arm: lost[arm][0].value) for pick in (min, max))
     line = (
-        f"distance {figures[f'distance, {NAMES[OURS]}']} and consistency {figures[f'consistency, {NAMES[OURS]}']} by our "
-        f"defaults; the alternatives' distance is between {lost[nearest][0]} ({NAMES[nearest]}) and {lost[furthest][0]} "
-        f"({NAMES[furthest]}) above; {_steps(arms)}"
+        f"distance {figures[f'distance, {NAMES[OURS]}']} and consistency {figures[f'consistency, {NAMES[OURS]}']} by ours; "
+        f"distance less ours is lowest for {NAMES[nearest]} ({lost[nearest][0]}) and highest for {NAMES[furthest]} "
+        f"({lost[furthest][0]}); {_steps(arms)}"
     )
     return Verdict(all_of(*words), line, figures)
 
@@ -114,8 +115,8 @@ def _steps(arms: dict[str, list[Measurement]]) -> str:
     """When each arm came near, the median of seeds."""
     found = {}
     for arm, cells in arms.items():
-        near = sorted(step for step in values_of(cells, "near") if step is not None)
-        found[arm] = str(near[len(near) // 2]) if 2 * len(near) > len(cells) else "never"
+        median = sorted(np.inf if step is None else step for step in values_of(cells, "near"))[len(cells) // 2]
+        found[arm] = "never" if np.isinf(median) else str(median)
     told = ", ".join(f"{NAMES[arm].split(':')[0]} {step}" for arm, step in found.items())
     return f"steps to a distance of {NEAR}: {told}"
 
@@ -128,11 +129,10 @@ def draw(measured: list[Measurement], options: Options):
         "unclear": "Beliefs and texts by our choices, by the authors' tokens, and by other divergences",
     }[word]
     note = (
-        f"20 topics, 4 beliefs, known distributions; {len(measured) // len(arms)} seeds. Left: line = mean, band = range of "
-        f"seeds; dashed: {NEAR}. Right: dots = seeds, bars = 95% intervals; dashed: what a text that ignores its belief "
-        "would get."
+        f"20 topics, 4 beliefs, known distributions; {len(measured) // len(arms)} seed(s). Left: line = mean, band = range of "
+        f"seeds; dashed: {NEAR}. Others: small dots = seeds, bars = 95% intervals; dashed: a text that ignores its belief."
     )
-    figure, axes = plots.figure(title, note, columns=3, size=(5.0, 4.0))
+    figure, axes = plots.figure(title, note, columns=4, size=(4.3, 4.0))
     for i, (arm, found) in enumerate(arms.items()):
         name = NAMES[arm].split(":")[0]
         plots.curve(axes[0, 0], found[0]["steps_measured"], values_of(found, "distances"), name, i)
@@ -141,13 +141,15 @@ def draw(measured: list[Measurement], options: Options):
     axes[0, 0].set_ylim(bottom=0)
     plots.legend(axes[0, 0])
     names = [NAMES[arm].replace(": ", ":\n").replace("KL, ", "KL,\n") for arm in arms]
-    plots.bars(axes[0, 1], names, [values_of(found, "distance") for found in arms.values()],
-               "distance after training", None)  # fmt: skip
+    panels = {"distance": ("distance after training", None), "mass": ("probability that any belief is stated", None),
+              "consistency": ("share of texts that express\nthe belief that they were given", 0.25)}  # fmt: skip
+    for axis, (key, (label, limit)) in zip(axes[0, 1:], panels.items(), strict=True):
+        plots.bars(axis, names, [values_of(found, key) for found in arms.values()], label, limit)
+        if key != "distance":
+            axis.set_yticklabels([])
     axes[0, 1].set_xlim(left=0)
-    plots.bars(axes[0, 2], names, [values_of(found, "consistency") for found in arms.values()],
-               "share of texts that express\nthe belief that they were given", 0.25)  # fmt: skip
-    axes[0, 2].set_xlim(0, 1.05)
-    axes[0, 2].set_yticklabels([])
+    axes[0, 2].set_xlim(right=1.02)
+    axes[0, 3].set_xlim(0, 1.08)
     return figure
 
 
