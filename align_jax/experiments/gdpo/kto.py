@@ -3,7 +3,7 @@
 KTO on whole answers, belief statement and text, against GDPO whose preference term is KTO. And rounds of sampling against a
 reward model that likes what most people like and texts that fit their statement: without beliefs, DPO on the best and the
 worst of whole sampled answers; with them, a belief is drawn first, and the best and the worst of its texts are set against
-each other while the beliefs are calibrated (`rounds.beliefs`).
+each other while the beliefs are calibrated (`rounds.beliefs`); as many samples and steps either way.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ NAMES = {
 PAIRS = (("kto", "gdpo-kto"), ("rounds", "gdpo-rounds"))  # alone, and with beliefs
 KEYS = ("distance", "consistency", "mass", "entropy")
 LESS_CONSISTENT = 0.05
-RATE = 5.0e-4
+RATE, ROUND_RATE = 5.0e-4, 1.0e-3
 TARGETS = {
     "skewed": (0.6, 0.25, 0.1, 0.05),
     "94/2/2/2": (0.94, 0.02, 0.02, 0.02),
@@ -50,8 +50,18 @@ TOPICS, ROWS, NEW_TOKENS = 12, 60, 24
 
 
 def cells(options: Options) -> list[Cell]:
-    size = {"steps": 100, "rounds": 2, "round_steps": 15} if options.quick else {"steps": 300, "rounds": 4, "round_steps": 25}
-    return [Cell(f"{arm}-{seed}", {"arm": arm, "seed": seed, **size}) for arm in NAMES for seed in range(options.seeds)]
+    made = []
+    for arm in NAMES:
+        size = (
+            {"rounds": 3 if options.quick else 8, "round_steps": 10}
+            if "rounds" in arm
+            else {"steps": 100 if options.quick else 300}
+        )
+        made += [
+            Cell(f"{arm}-{seed}", {"arm": arm, "seed": seed} | (size if arm != "start" else {}))
+            for seed in range(options.seeds)
+        ]
+    return made
 
 
 def measure(cell: Cell, work: Workplace) -> dict[str, Any]:
@@ -106,6 +116,7 @@ def _rounds(cell: Cell, work: Workplace, values: dict[str, Any], topics, rows) -
     values["data"] |= {"train": str(prompts), "eval": str(prompts), "format": "gdpo" if with_beliefs else "prompts"}
     values["objective"] = {"name": "gdpo" if with_beliefs else "dpo", "beta": 0.1}
     values["train"] |= {"steps": settings["round_steps"], "groups_per_step": 12}
+    values["optimizer"] |= {"learning_rate": ROUND_RATE, "warmup_steps": 2}
     values["generate"] = {"max_new_tokens": NEW_TOKENS}
     # As many samples of a prompt either way.
     split = {"samples_per_prompt": 4, "beliefs_per_prompt": 4} if with_beliefs else {"samples_per_prompt": 16}
@@ -152,7 +163,7 @@ def draw(measured: list[Measurement], options: Options):
         "unclear": "KTO and on-policy rewards, alone and with beliefs first",
     }[word]
     note = (
-        f"{TOPICS} topics, 4 beliefs, known distributions; {len(arms['kto'])} seeds (small dots), bars: 95% intervals over "
+        f"{TOPICS} topics, 4 beliefs, known distributions; {len(arms['kto'])} seed(s) (small dots), bars: 95% intervals over "
         "seeds. Middle: dashed, what texts that ignore their belief would get. Right: dashed, the true distributions' mean "
         "entropy."
     )

@@ -54,7 +54,7 @@ RECIPE = {"name": "gdpo", "beta": 0.1, "sft_weight": 1.0}
 
 def cells(options: Options) -> list[Cell]:
     mixed = (0.0, 0.5) if options.quick else (0.0, 0.3, 0.6)
-    steps = 60 if options.quick else 200
+    steps = 120 if options.quick else 240
     return [
         Cell(f"{arm}-{eps:g}-{seed}", {"arm": arm, "mixed": eps, "seed": seed, "steps": steps})
         for eps in mixed
@@ -109,6 +109,7 @@ def measure(cell: Cell, work: Workplace) -> dict[str, Any]:
         model={"path": str(start(work, eps))},
         objective=RECIPE | _latent(arm),
         train={"steps": cell.settings["steps"], "groups_per_step": 16},
+        optimizer={"learning_rate": 3.0e-3},
         run={"seed": seed},
     )
     found: dict[str, Any] = {}
