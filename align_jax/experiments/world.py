@@ -38,6 +38,10 @@ class Topic:
     def prompt(self) -> str:
         return QUESTION.format(topic=self.name)
 
+    @property
+    def options(self) -> tuple[str, ...]:
+        return BELIEFS[: len(self.probs)]
+
 
 def topics(distributions: Mapping[str, Sequence[float]], count: int, seed: int) -> list[Topic]:
     """`count` topics, which take the distributions in turn, each permuted at random; its name becomes the topic's group."""

@@ -111,7 +111,7 @@ def draw(measured: list[Measurement], options: Options):
         f"Dashed: the distance of {samples} perfect draws a topic."
     )
     figure, axes = plots.figure("Does stating a belief first give the group's opinions better?", note, size=(7.5, 3.6))
-    label = "Jensen-Shannon distance of what texts say to people's beliefs (0: the same)"
+    label = "Jensen-Shannon distance of what texts say\nto people's beliefs (0: the same)"
     found = [values_of(of_arm, "text_distance") for of_arm in arms.values()]
     plots.bars(axes[0, 0], [ARMS[arm] for arm in arms], found, label, spoken.floor(topics(), samples))
     axes[0, 0].set_xlim(left=0)

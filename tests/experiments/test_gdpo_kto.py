@@ -1,0 +1,51 @@
+"""What is concluded of KTO and rounds with beliefs first; and the preferences that the reward model learns."""
+
+import numpy as np
+import pytest
+
+from align_jax.experiments import world
+from align_jax.experiments.claim import Measurement, Options
+from align_jax.experiments.gdpo import kto
+from align_jax.experiments.world_speech import consistency
+
+pytest.importorskip("matplotlib")
+
+
+def measured(options, distance, fits=0.9):
+    """Alone: distance 0.3 and consistency 0.9; with beliefs what is given."""
+    found = []
+    for cell in kto.EXPERIMENT.cells(options):
+        given, noise = cell.settings["arm"].startswith("gdpo"), cell.settings["seed"] / 100
+        values = {"distance": distance + noise if given else 0.3, "consistency": fits if given else 0.9}
+        found.append(Measurement(cell, values | {"mass": 1.0, "entropy": 1.0}))
+    return found
+
+
+@pytest.mark.parametrize(
+    ("distance", "fits", "word"),
+    [(0.1, 0.9, "holds"), (0.5, 0.9, "fails"), (0.1, 0.6, "fails"), (0.29, 0.9, "unclear")],
+)
+def test_verdicts(distance, fits, word):
+    found = measured(Options(), distance, fits)
+    verdict = kto.EXPERIMENT.conclude(found, Options())
+    assert verdict.word == word and "GDPO with KTO" in verdict.line
+    kto.EXPERIMENT.draw(found, Options()).savefig("/dev/null", format="png", dpi=20)
+
+
+def test_one_seed_is_unclear():
+    assert kto.EXPERIMENT.conclude(measured(Options(seeds=1), 0.1), Options(seeds=1)).word == "unclear"
+
+
+def test_the_reward_learns_what_people_prefer_and_what_fits():
+    (topic,) = world.topics({"most": (0.9, 0.1)}, 1, seed=0)
+    row = world.row(np.random.default_rng(0), topic, 0, 1)
+    whole, judged = kto.whole(row), kto.judged(row)
+    assert whole["chosen"] == judged["chosen"] == f"0 : support : {row['accept_response']}"
+    assert whole["rejected"] == f"1 : oppose : {row['reject_response']}"
+    assert judged["rejected"] == f"0 : support : {row['reject_response']}"
+
+
+def test_consistency_counts_texts_of_no_belief_as_wrong():
+    fits = "we need more city parks because they help everyone ."
+    said = [{"belief": 0, "texts": [fits, "what"]}, {"belief": 1, "texts": [fits, "i am against zoo visits"]}]
+    assert consistency(said) == 0.5
