@@ -36,6 +36,7 @@ def test_a_mixture_is_the_weighted_sum_of_its_groups(parts):
         np.testing.assert_allclose(mixed.probs, expected)
         assert sum(mixed.probs) == pytest.approx(1)
         assert mixed.group == f"city {parts} street {3 - parts}"
+        assert np.argmax(a.probs) == np.argmin(b.probs)  # opposed
 
 
 def test_names_of_audiences_are_words_of_the_world(tmp_path):
