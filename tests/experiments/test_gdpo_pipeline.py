@@ -9,8 +9,8 @@ from tests.experiments.made_up import judged, measurements
 pytest.importorskip("matplotlib")
 
 
-def measured(stated: float, said: float, fits: float, seeds: int = 3):
-    """GDPO's values; DPO is at a distance of 0.3 in both."""
+def measured(stated: float, said: float, fits: float, seeds: int = 3, slow: float = 0.3):
+    """GDPO's values; DPO is at a distance of 0.3 in both, and of `slow` in what texts say at the slower rate."""
 
     def values(cell):
         own, noise = cell.settings["arm"].startswith("gdpo"), 0.01 * cell.settings["seed"]
@@ -19,7 +19,7 @@ def measured(stated: float, said: float, fits: float, seeds: int = 3):
             "steps_measured": [0, 10],
             "distances": [0.32, distance],
             "distance": distance,
-            "text_distance": said + noise if own else 0.3,
+            "text_distance": said + noise if own else slow if cell.settings["arm"] == "dpo-slow" else 0.3,
             "consistency": fits - noise,
             "readable": 0.9,
         }
@@ -40,6 +40,10 @@ def measured(stated: float, said: float, fits: float, seeds: int = 3):
 )
 def test_beliefs_texts_and_their_fit_decide(stated, said, fits, seeds, word):
     assert judged(pipeline.EXPERIMENT, measured(stated, said, fits, seeds), seeds) == word
+
+
+def test_the_nearer_of_both_dpo_decides():
+    assert judged(pipeline.EXPERIMENT, measured(0.1, 0.1, 0.9, slow=0.05)) == "fails"
 
 
 def test_the_line_says_how_well_texts_of_the_others_fit():

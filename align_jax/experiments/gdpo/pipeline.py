@@ -1,7 +1,7 @@
 """GDPO: after SFT, GDPO brings a model's beliefs, and what its texts say, nearer to the group's than DPO does.
 
 A world whose distributions are known: SFT first, then DPO, or GDPO with DPO, KTO or MPO as its preference term, on the same
-rows and for as many steps. Followed are the distance of the stated beliefs through training, that of the texts written to the
+rows and for as many steps; DPO also at a lower learning rate. Followed are the distance of the stated beliefs through training, that of the texts written to the
 prompt alone, how often a text given a belief expresses it, and how many texts are sentences of this world at all; what such a
 sentence expresses is known exactly.
 """
@@ -10,10 +10,11 @@ from __future__ import annotations
 
 from typing import Any
 
-from align_jax.experiments import opinions, plots, spoken, world
+from align_jax.experiments import opinions, plots, spoken, world, world_speech
 from align_jax.experiments.claim import (
     Cell,
     Experiment,
+    Interval,
     Measurement,
     Options,
     Verdict,
@@ -30,6 +31,7 @@ from align_jax.experiments.work import Workplace, write_rows
 ARMS = {
     "sft": {"name": "sft"},
     "dpo": {"name": "dpo", "beta": 0.1},
+    "dpo-slow": {"name": "dpo", "beta": 0.1},
     "gdpo": {"name": "gdpo", "beta": 0.1},
     "gdpo-kto": {"name": "gdpo", "beta": 0.1, "preference": "kto"},
     "gdpo-mpo": {"name": "gdpo", "beta": 0.1, "preference": "mpo"},
@@ -37,17 +39,24 @@ ARMS = {
 NAMES = {
     "sft": "SFT alone",
     "dpo": "SFT, then DPO",
+    "dpo-slow": "SFT, then DPO (slower)",
     "gdpo": "SFT, then GDPO (DPO)",
     "gdpo-kto": "SFT, then GDPO (KTO)",
     "gdpo-mpo": "SFT, then GDPO (MPO)",
 }
 DISTANCE, CHANCE = "eval/beliefs/js_distance", 1 / 4
-RATE = 1.0e-3  # of every arm, the quick start's
+RATE, SLOW = 1.0e-3, 3.0e-4  # the quick start's; DPO is tried at both, as its texts suffer from a rate that calibration needs
+KEYS = {"distance": "stated beliefs", "text_distance": "what texts say"}
+RIVALS = ("dpo", "dpo-slow")
 
 
 def cells(options: Options) -> list[Cell]:
     size = {"first": 40, "steps": 80, "samples": 16} if options.quick else {"first": 60, "steps": 200, "samples": 50}
-    return [Cell(f"{arm}-{seed}", {"arm": arm, "seed": seed, **size}) for seed in range(options.seeds) for arm in ARMS]
+    return [
+        Cell(f"{arm}-{seed}", {"arm": arm, "seed": seed, "rate": SLOW if arm == "dpo-slow" else RATE, **size})
+        for seed in range(options.seeds)
+        for arm in ARMS
+    ]
 
 
 def topics() -> list[world.Topic]:
@@ -70,13 +79,14 @@ def measure(cell: Cell, work: Workplace) -> dict[str, Any]:
     values |= {
         "model": values["model"] | {"path": str(start)},
         "objective": ARMS[arm],
+        "optimizer": values["optimizer"] | {"learning_rate": size["rate"]},
         "train": {"steps": size["steps"], "groups_per_step": 32, "eval_every": max(1, size["steps"] // 8)},
     }
     lines = [line for line in work.train(values).history if DISTANCE in line]
     return {
         "steps_measured": [line["step"] for line in lines],
         "distances": [line[DISTANCE] for line in lines],
-        **spoken.heard(work, values, asked, samples=4),
+        **world_speech.hear(work, values, "run", asked, 4),
         **spoken.expressed(work, values, asked, size["samples"]),
     }
 
@@ -89,20 +99,24 @@ def conclude(measured: list[Measurement], options: Options) -> Verdict:
                           ("consistency", "texts that express the belief they were given"),
                           ("readable", "texts that express a belief at all")):  # fmt: skip
             figures[f"{what}, {NAMES[arm]}"] = over_seeds(values_of(found, key))
-    gain = {
-        key: over_seeds([a[key] - b[key] for a, b in zip(arms["gdpo"], arms["dpo"], strict=True)])
-        for key in ("distance", "text_distance")
-    }
-    figures |= {"GDPO less DPO, stated beliefs": gain["distance"], "GDPO less DPO, what texts say": gain["text_distance"]}
+    gains = {key: {rival: _gain(arms["gdpo"], arms[rival], key) for rival in RIVALS} for key in KEYS}
+    for key, of_rivals in gains.items():
+        figures |= {f"GDPO less {NAMES[rival]}, {KEYS[key]}": found for rival, found in of_rivals.items()}
+    gain = {key: max(of_rivals.values(), key=lambda found: found.value) for key, of_rivals in gains.items()}
     given = {arm: figures[f"texts that express the belief they were given, {NAMES[arm]}"] for arm in arms}
     fits = given["gdpo"]
-    word = all_of(below(gain["distance"], 0.0), below(gain["text_distance"], 0.0), above(fits, 2 * CHANCE))
+    words = [below(found, 0.0) for of_rivals in gains.values() for found in of_rivals.values()]
+    word = all_of(*words, above(fits, 2 * CHANCE))
     line = (
-        f"GDPO is {gain['distance']} from DPO in the distance of stated beliefs and {gain['text_distance']} in that of what "
-        f"texts say (below 0: nearer to people); {fits} of its texts express the belief that they were given (DPO "
-        f"{given['dpo'].value:.2f}, SFT {given['sft'].value:.2f}, chance {CHANCE})"
+        f"GDPO less the nearer DPO is {gain['distance']} in the distance of stated beliefs and "
+        f"{gain['text_distance']} in that of what texts say (below 0: nearer to people); {fits} of its "
+        f"texts express the belief that they were given (DPO {given['dpo'].value:.2f}, SFT {given['sft'].value:.2f}, chance {CHANCE})"
     )
     return Verdict(word, line, figures)
+
+
+def _gain(own: list[Measurement], rival: list[Measurement], key: str) -> Interval:
+    return over_seeds([a[key] - b[key] for a, b in zip(own, rival, strict=True)])
 
 
 def draw(measured: list[Measurement], options: Options):
@@ -138,9 +152,9 @@ EXPERIMENT = Experiment(
     number=3,
     claim="after SFT, GDPO brings beliefs and texts nearer to the group's than DPO does",
     source="arXiv 2412.20299, the controllable task; docs/gdpo.md",
-    criterion="holds where stated beliefs and what texts say are nearer to people's under GDPO than under DPO (paired "
-    "difference), and more than half of its texts express the belief that they were given (95% intervals over seeds); fails "
-    "where one is reversed",
+    criterion="holds where stated beliefs and what texts say are nearer to people's under GDPO than under DPO at either rate "
+    "(paired difference), and more than half of its texts express the belief that they were given (95% intervals over "
+    "seeds); fails where one is reversed",
     cells=cells,
     measure=measure,
     conclude=conclude,
