@@ -1,9 +1,9 @@
 """GDPO: after SFT, GDPO brings a model's beliefs, and what its texts say, nearer to the group's than DPO does.
 
-A world whose distributions are known: SFT first, then DPO, or GDPO with DPO, KTO or MPO as its preference term, on the same
-rows and for as many steps; DPO also at a lower learning rate. Followed are the distance of the stated beliefs through training, that of the texts written to the
-prompt alone, how often a text given a belief expresses it, and how many texts are sentences of this world at all; what such a
-sentence expresses is known exactly.
+A world whose distributions are known: SFT first, then DPO (at two learning rates), or GDPO with DPO, KTO or MPO as its
+preference term, on the same rows and for as many steps. Followed are the distance of the stated beliefs through training, that
+of the texts written to the prompt alone, how often a text given a belief expresses it, and how many texts are sentences of this
+world at all; what such a sentence expresses is known exactly.
 """
 
 from __future__ import annotations
@@ -108,9 +108,9 @@ def conclude(measured: list[Measurement], options: Options) -> Verdict:
     words = [below(found, 0.0) for of_rivals in gains.values() for found in of_rivals.values()]
     word = all_of(*words, above(fits, 2 * CHANCE))
     line = (
-        f"GDPO less the nearer DPO is {gain['distance']} in the distance of stated beliefs and "
-        f"{gain['text_distance']} in that of what texts say (below 0: nearer to people); {fits} of its "
-        f"texts express the belief that they were given (DPO {given['dpo'].value:.2f}, SFT {given['sft'].value:.2f}, chance {CHANCE})"
+        f"GDPO less the nearer DPO is {gain['distance']} in the distance of stated beliefs and {gain['text_distance']} in "
+        f"that of what texts say (below 0: nearer to people); {fits} of its texts express the belief that they were given "
+        f"(DPO {given['dpo'].value:.2f}, SFT {given['sft'].value:.2f}, chance {CHANCE})"
     )
     return Verdict(word, line, figures)
 
