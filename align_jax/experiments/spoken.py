@@ -11,6 +11,7 @@ import numpy as np
 from align_jax.experiments import survey, world
 from align_jax.experiments.opinions import BELIEFS
 from align_jax.experiments.work import Workplace, write_rows
+from align_jax.terminal import plural
 
 TOKENS = 24
 _STATEMENT = re.compile(r"\s*\d+ ?: ?\w+ ?:")
@@ -85,6 +86,18 @@ def mean_distance(predicted: Sequence[Sequence[float]], topics: Sequence[world.T
     """The mean Jensen-Shannon distance to what people believe."""
     pad = lambda probs: np.pad(np.asarray(probs, float), (0, len(BELIEFS) - len(probs)))  # noqa: E731
     return float(np.mean([survey.distance(pad(p), pad(one.probs)) for p, one in zip(predicted, topics, strict=True)]))
+
+
+def floor(topics: Sequence[world.Topic], samples: int, draws: int = 200) -> float:
+    """The mean distance of the shares in `samples` perfect draws of each topic: what no model can be expected to beat."""
+    rng = np.random.default_rng(0)
+    found = [rng.multinomial(samples, one.probs, size=draws) / samples for one in topics]
+    return float(np.mean([mean_distance([of_topic[i] for of_topic in found], topics) for i in range(draws)]))
+
+
+def seeds(measured: Sequence[Any]) -> str:
+    """How many seeds, for the note of a picture."""
+    return plural(len(measured), "seed")
 
 
 def first_below(steps: Sequence[int], values: Sequence[float], limit: float) -> int | None:

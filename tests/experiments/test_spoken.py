@@ -20,3 +20,10 @@ def test_the_distance_is_the_mean_over_topics():
 def test_the_first_step_below_a_limit():
     assert spoken.first_below([10, 20, 30], [0.3, 0.1, 0.05], 0.2) == 20
     assert spoken.first_below([10], [0.3], 0.2) is None
+
+
+def test_the_distance_of_perfect_draws_falls_with_their_number():
+    topics = [world.Topic("zoo visits", (0.5, 0.5)), world.Topic("bike lanes", (0.9, 0.1))]
+    few, many = spoken.floor(topics, 5), spoken.floor(topics, 500)
+    assert 0 < many < few / 5
+    assert spoken.floor([world.Topic("zoo visits", (1.0, 0.0))], 3) == 0

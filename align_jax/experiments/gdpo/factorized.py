@@ -32,23 +32,27 @@ ARMS = {
     "stated-gdpo": "belief, then text: SFT, then GDPO",
 }
 BEST, OTHER = "stated-gdpo", "direct-sft"
-# Tokens of a row: a text of about 14, a statement of 4 in front; pairs have two texts, GDPO four statements.
-TOKENS = {"direct-sft": 14, "direct-dpo": 28, "stated-sft": 18, "stated-gdpo": 44}
+# Response tokens of a row, the mean: a text and its end 12.6, a statement 4; a pair has two texts, GDPO four statements too.
+TOKENS = {"direct-sft": 12.6, "direct-dpo": 25.3, "stated-sft": 16.6, "stated-gdpo": 41.3}
 RATE = {"sft": 1.0e-3, "dpo": 3.0e-4, "gdpo": 1.0e-3}
 
 
 def cells(options: Options) -> list[Cell]:
     size = {"steps": 240, "samples": 32} if options.quick else {"steps": 600, "samples": 100}
-    return [Cell(f"{arm}-{seed}", {"arm": arm, "seed": seed, **size}) for seed in range(options.seeds) for arm in ARMS]
+    return [
+        Cell(f"{arm}-{seed}", {"arm": arm, "seed": seed, "stages": stages(arm, size["steps"]), **size})
+        for seed in range(options.seeds)
+        for arm in ARMS
+    ]
 
 
 def stages(arm: str, steps: int) -> list[tuple[str, int]]:
     """(objective, steps) of an arm: about as many response tokens as `steps` of SFT on texts alone."""
     way, last = arm.split("-")
     if last == "sft":
-        return [("sft", steps * TOKENS["direct-sft"] // TOKENS[arm])]
-    tokens, first = steps * TOKENS["direct-sft"], TOKENS[f"{way}-sft"]
-    return [("sft", tokens // 2 // first), (last, tokens // 2 // TOKENS[arm])]
+        return [("sft", round(steps * TOKENS["direct-sft"] / TOKENS[arm]))]
+    half = steps * TOKENS["direct-sft"] / 2
+    return [("sft", round(half / TOKENS[f"{way}-sft"])), (last, round(half / TOKENS[arm]))]
 
 
 def without_beliefs(rows: Iterable[dict[str, Any]], pairs: bool) -> list[dict[str, str]]:
@@ -62,7 +66,7 @@ def measure(cell: Cell, work: Workplace) -> dict[str, Any]:
     asked = topics()
     rows, model, way = world.rows(asked, 200, seed), None, arm.split("-")[0]
     values: dict[str, Any] = {}
-    for number, (objective, steps) in enumerate(stages(arm, cell.settings["steps"])):
+    for number, (objective, steps) in enumerate(cell.settings["stages"]):
         train = work.folder / f"train-{number}.jsonl"
         write_rows(train, rows if way == "stated" else without_beliefs(rows, objective == "dpo"))
         values = _config(work, train, objective, way, seed)
@@ -72,8 +76,7 @@ def measure(cell: Cell, work: Workplace) -> dict[str, Any]:
         run = work.train(values, f"run-{number}")
         model = work.export_to(run, work.folder / f"model-{number}")
     values["model"]["path"] = str(model)
-    found = spoken.expressed(work, values, asked, cell.settings["samples"], run=None)
-    return found | {"steps": [steps for _, steps in stages(arm, cell.settings["steps"])]}
+    return spoken.expressed(work, values, asked, cell.settings["samples"], run=None)
 
 
 def _config(work: Workplace, train: Path, objective: str, way: str, seed: int) -> dict[str, Any]:
@@ -102,13 +105,15 @@ def conclude(measured: list[Measurement], options: Options) -> Verdict:
 
 def draw(measured: list[Measurement], options: Options):
     arms = by_setting(measured, "arm")
+    samples = arms[BEST][0]["samples"]
     note = (
-        f"All arms train on about as many response tokens. Small dots: {len(arms[BEST])} seeds, bars: 95% intervals. The "
-        f"distance of {arms[BEST][0]['samples']} perfect draws a topic is not 0 either."
+        f"All arms train on about as many response tokens. Small dots: {spoken.seeds(arms[BEST])}, bars: 95% intervals. "
+        f"Dashed: the distance of {samples} perfect draws a topic."
     )
     figure, axes = plots.figure("Does stating a belief first give the group's opinions better?", note, size=(7.5, 3.6))
     label = "Jensen-Shannon distance of what texts say\nto people's beliefs (0: the same)"
-    plots.bars(axes[0, 0], [ARMS[arm] for arm in arms], [values_of(found, "text_distance") for found in arms.values()], label)
+    found = [values_of(of_arm, "text_distance") for of_arm in arms.values()]
+    plots.bars(axes[0, 0], [ARMS[arm] for arm in arms], found, label, spoken.floor(topics(), samples))
     axes[0, 0].set_xlim(left=0)
     return figure
 

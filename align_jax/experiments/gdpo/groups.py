@@ -32,7 +32,7 @@ PARTS = 3  # a mixture is `city n street m`, n + m = 3, in words of the world's 
 TEMPLATE = "question : {group} : {prompt}"
 OWN = {"one": (0.7, 0.2, 0.1, 0.0), "other": (0.0, 0.1, 0.2, 0.7)}
 ARMS = {"none": (0, 3), "groups": (0, 3), "one mixture": (0, 1, 3)}  # parts of the first group that training sees
-NAMES = {"none": "without the group in the prompt", "groups": "each group alone in training", "one mixture": "and one mixture"}
+NAMES = {"none": "both groups, not named", "groups": "each group alone", "one mixture": "each group, and 1 of 3"}
 LIMIT = 0.05
 DECIDES = "groups"
 
@@ -103,7 +103,8 @@ def conclude(measured: list[Measurement], options: Options) -> Verdict:
         groups = [np.mean([one["named"][0], one["named"][PARTS]]) for one in found]
         figures[f"each group, {NAMES[arm]}"] = over_seeds(groups)
         # Parts 2: a mixture that no arm trains on.
-        figures[f"unseen mixture, its answers mixed, {NAMES[arm]}"] = over_seeds([one["mixed"][2] for one in found])
+        if arm != "none":  # which gives both groups the same answer
+            figures[f"unseen mixture, its answers mixed, {NAMES[arm]}"] = over_seeds([one["mixed"][2] for one in found])
         figures[f"unseen mixture, named in the prompt, {NAMES[arm]}"] = over_seeds([one["named"][2] for one in found])
     own, mixture = figures[f"each group, {NAMES[DECIDES]}"], figures[f"unseen mixture, its answers mixed, {NAMES[DECIDES]}"]
     named = {arm: figures[f"unseen mixture, named in the prompt, {NAMES[arm]}"] for arm in arms}
@@ -119,8 +120,8 @@ def conclude(measured: list[Measurement], options: Options) -> Verdict:
 def draw(measured: list[Measurement], options: Options):
     arms = by_setting(measured, "arm")
     note = (
-        f"{len(arms[DECIDES])} seeds: line = mean, band = range. On every topic the two groups are opposed (70/20/10/0 and "
-        f"0/10/20/70). Training saw the ends; the third curve's training also saw 1 of {PARTS}. Dashed: {LIMIT}."
+        f"{spoken.seeds(arms[DECIDES])}: line = mean, band = range. On every topic the two groups are opposed (70/20/10/0 and "
+        f"0/10/20/70). In training: what the legend says. Dashed: {LIMIT}. The panels have scales of their own."
     )
     title = "How near is the model to an audience that mixes two opposed groups?"
     figure, axes = plots.figure(title, note, columns=2, size=(5, 4))
@@ -133,9 +134,9 @@ def draw(measured: list[Measurement], options: Options):
         axis.axhline(LIMIT, color="black", linewidth=0.9, linestyle="--")
         axis.set_xticks(range(PARTS + 1), ["other\ngroup alone", "1 of 3", "2 of 3", "first\ngroup alone"])
         axis.set(xlabel="the first group in the audience", ylabel="Jensen-Shannon distance (0: the same)")
-        axis.set_ylim(0, 1.4 * axis.get_ylim()[1])  # room for the legend
+        axis.set_ylim(0, 1.35 * axis.get_ylim()[1])  # room for the legend
         axis.set_title(title, fontsize=10)
-        plots.legend(axis, loc="upper center")
+        plots.legend(axis, loc="upper center", title="prompts in training")
     return figure
 
 

@@ -1,7 +1,8 @@
 """GDPO: a minority of 5%, or of 1%, keeps its share; under DPO it does not.
 
 Two beliefs about each topic, held by 50/50 to 99/1 of the people. SFT, DPO and GDPO train on the same rows; compared are the
-share that a model gives the minority, and the share of the texts that it writes which express the minority's belief.
+share that a model gives the minority, the share of the texts that it writes which express the minority's belief, and how many
+texts express neither belief.
 """
 
 from __future__ import annotations
@@ -29,6 +30,7 @@ SPLITS = {"50/50": (0.5, 0.5), "80/20": (0.8, 0.2), "95/5": (0.95, 0.05), "99/1"
 ARMS = {"sft": {"name": "sft"}, "dpo": {"name": "dpo", "beta": 0.1}, "gdpo": {"name": "gdpo", "beta": 0.1, "sft_weight": 1.0}}
 NAMES = {"sft": "SFT", "dpo": "DPO", "gdpo": "GDPO"}
 DECIDES, LIMIT = "95/5", 0.02
+FLOOR = 0.1  # percent, of the picture: a logarithm has no 0
 
 
 def cells(options: Options) -> list[Cell]:
@@ -52,13 +54,14 @@ def measure(cell: Cell, work: Workplace) -> dict[str, Any]:
     work.train(values)
     heard = spoken.heard(work, values, topics, samples=1)
     texts = spoken.texts_of(work, values, topics, cell.settings["samples"])
-    shares = [spoken.shares(of_topic) for of_topic in texts]
+    counts = [spoken.counted(of_topic) / len(of_topic) for of_topic in texts]
     found: dict[str, Any] = {}
     for split in SPLITS:
         mine = [i for i, topic in enumerate(topics) if topic.group == split]
         rare = [int(np.argmin(topics[i].probs)) for i in mine]
         found[f"predicted/{split}"] = float(np.mean([heard["predicted"][i][b] for i, b in zip(mine, rare, strict=True)]))
-        found[f"written/{split}"] = float(np.mean([shares[i][b] for i, b in zip(mine, rare, strict=True)]))
+        found[f"written/{split}"] = float(np.mean([counts[i][b] for i, b in zip(mine, rare, strict=True)]))
+        found[f"neither/{split}"] = float(np.mean([1 - counts[i][: len(topics[i].probs)].sum() for i in mine]))
         found[f"error/{split}"] = float(
             np.mean([abs(heard["predicted"][i][b] - topics[i].probs[b]) for i, b in zip(mine, rare, strict=True)])
         )
@@ -73,6 +76,11 @@ def conclude(measured: list[Measurement], options: Options) -> Verdict:
         for split in SPLITS
         for key, what in (("predicted", "predicted share"), ("written", "share in texts"), ("error", "error"))
     }
+    for arm, found in arms.items():
+        for split, probs in SPLITS.items():
+            ratio = [one[f"predicted/{split}"] / min(probs) for one in found]
+            figures[f"predicted over true share, {NAMES[arm]}, {split}"] = over_seeds(ratio)
+        figures[f"texts of neither belief, {NAMES[arm]}"] = over_seeds([_neither(one) for one in found])
     error = f"error/{DECIDES}"
     gdpo = over_seeds([one[error] for one in arms["gdpo"]])
     more = over_seeds([a[error] - b[error] for a, b in zip(arms["dpo"], arms["gdpo"], strict=True)])
@@ -85,28 +93,36 @@ def conclude(measured: list[Measurement], options: Options) -> Verdict:
     return Verdict(all_of(below(gdpo, LIMIT), above(more, 0.0)), line, figures)
 
 
+def _neither(one: Measurement) -> float:
+    return float(np.mean([one[f"neither/{split}"] for split in SPLITS]))
+
+
 def draw(measured: list[Measurement], options: Options):
     arms = by_setting(measured, "arm")
     note = (
-        f"{len(arms['gdpo'])} seeds: line = mean, band = range. Dashed: as people are. Both axes in percent, logarithmic; 0 is "
-        "drawn at 0.05."
+        f"{spoken.seeds(arms['gdpo'])}: line = mean, band = range. Dashed: as people are. First two panels: logarithmic, "
+        f"less than {FLOOR}% is drawn at the bottom. {arms['gdpo'][0]['samples']} texts a topic, 5 topics a split."
     )
-    figure, axes = plots.figure("Which share does a minority keep in the model?", note, columns=2, size=(5.2, 4.2))
+    figure, axes = plots.figure("Which share does a minority keep in the model?", note, columns=3, size=(4.6, 4.2))
     true = np.asarray([100 * min(probs) for probs in SPLITS.values()])
     for axis, (key, title) in zip(
-        axes[0], {"predicted": "probability of its belief", "written": "texts that express its belief"}.items(), strict=True
+        axes[0, :2], {"predicted": "probability of its belief", "written": "texts that express its belief"}.items(), strict=True
     ):
         for i, (arm, found) in enumerate(arms.items()):
-            seeds = [[max(100 * one[f"{key}/{split}"], 0.05) for split in SPLITS] for one in found]
+            seeds = [[max(100 * one[f"{key}/{split}"], FLOOR) for split in SPLITS] for one in found]
             plots.curve(axis, true, seeds, NAMES[arm], i)
         axis.plot(true, true, color="black", linewidth=0.9, linestyle="--")
         axis.set(xscale="log", yscale="log", xlabel="the minority among people (%)", ylabel="the minority in the model (%)")
-        axis.set_ylim(0.04, 100)
+        axis.set_ylim(0.8 * FLOOR, 130)
         axis.set_xticks(true, [f"{share:g}" for share in true])
-        axis.set_yticks([0.1, 1, 10, 100], ["0.1", "1", "10", "100"])
+        axis.set_yticks([FLOOR, 1, 10, 100], [f"{FLOOR} or less", "1", "10", "100"])
         axis.minorticks_off()
         axis.set_title(title, fontsize=10)
-        plots.legend(axis, loc="upper left")
+    neither = [[_neither(one) * 100 for one in found] for found in arms.values()]
+    plots.bars(axes[0, 2], [NAMES[arm] for arm in arms], neither, "texts (%)")
+    axes[0, 2].set_xlim(-4, 104)
+    axes[0, 2].set_title("texts that express neither belief, all splits", fontsize=10)
+    plots.legend(axes[0, 0], loc="lower right")
     return figure
 
 

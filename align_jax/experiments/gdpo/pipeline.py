@@ -2,7 +2,8 @@
 
 A world whose distributions are known: SFT first, then DPO, or GDPO with DPO, KTO or MPO as its preference term, on the same
 rows and for as many steps. Followed are the distance of the stated beliefs through training, that of the texts written to the
-prompt alone, and how often a text given a belief expresses it; what a sentence of this world expresses is known exactly.
+prompt alone, how often a text given a belief expresses it, and how many texts are sentences of this world at all; what such a
+sentence expresses is known exactly.
 """
 
 from __future__ import annotations
@@ -85,29 +86,33 @@ def conclude(measured: list[Measurement], options: Options) -> Verdict:
     figures = {}
     for arm, found in arms.items():
         for key, what in (("distance", "distance of stated beliefs"), ("text_distance", "distance of what texts say"),
-                          ("consistency", "texts that express the belief they were given")):  # fmt: skip
+                          ("consistency", "texts that express the belief they were given"),
+                          ("readable", "texts that express a belief at all")):  # fmt: skip
             figures[f"{what}, {NAMES[arm]}"] = over_seeds(values_of(found, key))
     gain = {
         key: over_seeds([a[key] - b[key] for a, b in zip(arms["gdpo"], arms["dpo"], strict=True)])
         for key in ("distance", "text_distance")
     }
     figures |= {"GDPO less DPO, stated beliefs": gain["distance"], "GDPO less DPO, what texts say": gain["text_distance"]}
-    fits = figures[f"texts that express the belief they were given, {NAMES['gdpo']}"]
+    given = {arm: figures[f"texts that express the belief they were given, {NAMES[arm]}"] for arm in arms}
+    fits = given["gdpo"]
     word = all_of(below(gain["distance"], 0.0), below(gain["text_distance"], 0.0), above(fits, 2 * CHANCE))
     line = (
         f"GDPO is {gain['distance']} from DPO in the distance of stated beliefs and {gain['text_distance']} in that of what "
-        f"texts say (below 0: nearer to people); {fits} of its texts express the belief that they were given (chance {CHANCE})"
+        f"texts say (below 0: nearer to people); {fits} of its texts express the belief that they were given (DPO "
+        f"{given['dpo'].value:.2f}, SFT {given['sft'].value:.2f}, chance {CHANCE})"
     )
     return Verdict(word, line, figures)
 
 
 def draw(measured: list[Measurement], options: Options):
     arms = by_setting(measured, "arm")
+    samples = arms["dpo"][0]["samples"]
     note = (
-        f"{len(arms['dpo'])} seeds: line or large mark = mean, band = range, bar = 95% interval, dots = seeds. What a "
-        "sentence of this world expresses is known exactly."
+        f"{spoken.seeds(arms['dpo'])}: line or large mark = mean, band = range, bar = 95% interval, dots = seeds. What a "
+        f"sentence of this world expresses is known exactly. Dashed in the second panel: {samples} perfect draws a topic."
     )
-    figure, axes = plots.figure("After SFT: DPO, and GDPO with three preference terms", note, columns=3, size=(4.8, 3.9))
+    figure, axes = plots.figure("After SFT: DPO, and GDPO with three preference terms", note, columns=4, size=(4.4, 3.9))
     for i, (arm, found) in enumerate(arms.items()):
         plots.curve(axes[0, 0], found[0]["steps_measured"], values_of(found, "distances"), NAMES[arm], i)
     label = "Jensen-Shannon distance of stated beliefs\nto people's (0: the same)"
@@ -116,12 +121,16 @@ def draw(measured: list[Measurement], options: Options):
     plots.legend(axes[0, 0])
     names = [NAMES[arm] for arm in arms]
     label = "Jensen-Shannon distance of what texts say\nto people's beliefs"
-    plots.bars(axes[0, 1], names, [values_of(found, "text_distance") for found in arms.values()], label)
+    floor = spoken.floor(topics(), samples)
+    plots.bars(axes[0, 1], names, [values_of(found, "text_distance") for found in arms.values()], label, floor)
     axes[0, 1].set_xlim(left=0)
     label = "texts that express the belief\nthat they were given (dashed: chance)"
     plots.bars(axes[0, 2], names, [values_of(found, "consistency") for found in arms.values()], label, CHANCE)
-    axes[0, 2].set_xlim(0, 1.05)
-    axes[0, 2].set_yticklabels([])
+    label = "texts to the prompt alone that\nexpress a belief at all"
+    plots.bars(axes[0, 3], names, [values_of(found, "readable") for found in arms.values()], label)
+    for axis in axes[0, 2:]:
+        axis.set_xlim(0, 1.08)
+        axis.set_yticklabels([])
     return figure
 
 
