@@ -37,7 +37,7 @@ def write_plots(shown: Shown, beta: float, folder: Path, scores: bool = False) -
         figures["agreement"] = _agreement(shown, preference)
         figures["reward_and_length"] = _against(shown, beta, preference, _Axis("characters", "longer", "length", "characters"))
         figures["reward_and_score"] = _against(shown, beta, preference, _Axis("scores", "better scored", "score", "points"))
-    if "target_probs" in labels:
+    if "target_probs" in labels and np.isfinite(labels["target_probs"]).all(-1).any():
         figures["belief_distance"] = _distances(shown)
         figures["belief_reliability"] = _reliability(shown)
     for name, figure in figures.items():
@@ -108,7 +108,8 @@ def _equal_guess(responses: Responses, options: np.ndarray) -> float:
     targets = responses.labels["target_probs"]
     mask = responses.mask[:, : targets.shape[1]]
     guess = np.where(mask, 1 / options[:, None], 0)
-    return float(np.asarray(losses.jensen_shannon_distance(np.where(mask, targets, 0), guess)).mean())
+    distances = np.asarray(losses.jensen_shannon_distance(np.where(mask, targets, 0), guess))
+    return float(np.nanmean(distances))  # NaN where nobody knows the target
 
 
 def _dots(shown: Shown, panels: list[_Panel], title: str, note: str) -> Figure:
@@ -225,6 +226,7 @@ def _reliability(shown: Shown) -> Figure:
         logps = np.where(mask, logps, -np.inf)
         predicted = np.exp(logps - logps.max(-1, keepdims=True))
         predicted /= predicted.sum(-1, keepdims=True)
+        mask = mask & np.isfinite(targets)
         points = np.unique(np.stack([targets[mask], predicted[mask]], 1).round(4), axis=0)
         panel.plot([0, 1], [0, 1], color="grey", linewidth=0.9, linestyle="--", label="as people believe")
         panel.scatter(*points.T, s=9, alpha=0.5, linewidths=0, label="a belief of a prompt", clip_on=False)

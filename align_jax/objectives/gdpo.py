@@ -118,7 +118,7 @@ class GDPO(Objective):
             values = values + self.sft_weight * sft
         if self.calibrate == "id":
             by_id = belief_metrics(parts.calibrated, parts.targets, exists)
-            metrics |= {f"{name}/id": entry for name, entry in by_id.items()}
+            metrics |= {name.replace("beliefs/", "beliefs/id_"): entry for name, entry in by_id.items()}
         return {
             "loss": weighted(values, exists),
             "loss/calibration": weighted(calibration(parts.calibrated, targets), exists),

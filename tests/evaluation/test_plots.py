@@ -71,6 +71,16 @@ def test_files_are_written_for_what_there_is(tmp_path):
     assert all((tmp_path / name).read_bytes()[:4] == b"\x89PNG" for name in sets | names)
 
 
+def test_beliefs_whose_shares_nobody_knows_have_no_picture(tmp_path):
+    some = responses(target_probs=np.array([[0.25] * 4, [np.nan] * 4, [np.nan] * 4]))
+    assert plots._equal_guess(some, plots._options(some)) == pytest.approx(0.0, abs=1e-6)
+    (dots,) = plots._reliability({"start": (some, {})}).axes[0].collections
+    assert dots.get_offsets().tolist() == [[0.25, 0.25]]
+    unknown = responses(target_probs=np.full((3, 4), np.nan))
+    del unknown.labels["scores"]
+    assert not list(plots.write_plots({"start": (unknown, {})}, 0.1, tmp_path))
+
+
 def test_axes_of_single_answers_say_what_they_are():
     models = {f"m{i}": values for i, values in enumerate([MODELS["base"]] * 5)}
     figure = plots._against(shown(**models), 0.1, "y", plots._Axis("scores", "better scored", "score", "points"))

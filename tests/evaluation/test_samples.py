@@ -74,6 +74,13 @@ def test_drawn_beliefs_have_the_predicted_frequencies():
         assert metrics["beliefs/js_distance_sampled"][0][i] == pytest.approx(expected, abs=1e-5)
 
 
+def test_a_distribution_that_nobody_knows_has_no_distance():
+    total, weight = sampling.sampled_belief_metrics(
+        [np.array([0, 1]), np.array([1, 1])], [np.full(2, np.nan), np.array([0, 1])]
+    )["beliefs/js_distance_sampled"]
+    assert total.tolist() == [0.0, 0.0] and weight.tolist() == [0.0, 1.0]
+
+
 def test_every_belief_gets_as_many_texts():
     texts = sampling.texts_of_every_belief(
         decoder(2), opinions(), samples=7, prompt_ids=[0, 1], eos_ids=[EOS], seed=0, rows=16, max_new_tokens=3

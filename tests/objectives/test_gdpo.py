@@ -278,8 +278,8 @@ def test_calibrating_the_id_reads_its_tokens_alone():
     ids, targets = np.where(batch.mask, logps, 0)[:, 5:], batch.labels["target_probs"]
     np.testing.assert_allclose(out["loss/calibration"][0], losses.belief_calibration_loss(ids, targets), rtol=1e-6)
     np.testing.assert_allclose(mean(out["beliefs/mass"]), np.mean(np.exp(logps[:, :3]).sum(1) - [0, np.exp(logps[1, 2]), 0]))
-    np.testing.assert_allclose(mean(out["beliefs/mass/id"]), np.mean(np.exp(logps[:, 5:]).sum(1) - [0, np.exp(logps[1, 7]), 0]))
-    assert out["beliefs/js_distance/id"][0][0] != out["beliefs/js_distance"][0][0]
+    np.testing.assert_allclose(mean(out["beliefs/id_mass"]), np.mean(np.exp(logps[:, 5:]).sum(1) - [0, np.exp(logps[1, 7]), 0]))
+    assert out["beliefs/id_js_distance"][0][0] != out["beliefs/js_distance"][0][0]
     np.testing.assert_allclose(out["loss/belief"][0], [-logps[0, 1] / 2, -logps[1, 0], -logps[2, 2] / 3], rtol=1e-6)
 
 

@@ -125,5 +125,5 @@ EXPERIMENT = Experiment(
     draw=draw,
     data=("preferences",),
     models=("tiny",),
-    seconds=(60, 300),
+    seconds=(56, 300),
 )

@@ -151,5 +151,5 @@ EXPERIMENT = Experiment(
     draw=draw,
     data=("preferences",),
     models=("tiny",),
-    seconds=(90, 500),
+    seconds=(60, 240),
 )

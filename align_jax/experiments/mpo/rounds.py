@@ -119,7 +119,8 @@ def conclude(measured: list[Measurement], options: Options) -> Verdict:
     ends = ", ".join(f"{name} {found.value:.2f}" for name, found in kept.items())
     line = (
         f"after all rounds the proxy's reward is {proxy.value:.2f} spreads above the start, the gold reward {gold.value:.2f}: "
-        f"a gap of {gap}; gold reward where rounds end: {ends}"
+        f"a gap of {gap}; gold reward where rounds end: {ends} "
+        f"(the gold judge has {np.mean([one['accuracy'][GOLD] for one in measured]):.0%} of held-out pairs right)"
     )
     return Verdict(above(gap, 0), line, {"gap": gap, PROXY: proxy, GOLD: gold} | _named(kept))
 
@@ -169,5 +170,5 @@ EXPERIMENT = Experiment(
     draw=draw,
     data=("preferences",),
     models=("tiny",),
-    seconds=(90, 300),
+    seconds=(75, 300),
 )

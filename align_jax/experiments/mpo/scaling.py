@@ -149,5 +149,5 @@ EXPERIMENT = Experiment(
     conclude=conclude,
     draw=draw,
     models=("tiny",),
-    seconds=(60, 150),
+    seconds=(50, 100),
 )

@@ -1,0 +1,127 @@
+"""GDPO: a belief first and then a text gives the group's opinions better than texts alone do, at equal compute.
+
+Direct: the model answers with a text. Factorised: it states a belief and writes a text that follows from it. Both begin with
+the same model, see the same rows, and train for as many tokens; compared is what the texts express, which is known exactly.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+from align_jax.experiments import plots, spoken, world
+from align_jax.experiments.claim import (
+    Cell,
+    Experiment,
+    Measurement,
+    Options,
+    Verdict,
+    below,
+    by_setting,
+    over_seeds,
+    values_of,
+)
+from align_jax.experiments.gdpo.pipeline import topics
+from align_jax.experiments.work import Workplace, write_rows
+
+ARMS = {
+    "direct-sft": "text alone: SFT",
+    "direct-dpo": "text alone: SFT, then DPO",
+    "stated-sft": "belief, then text: SFT",
+    "stated-gdpo": "belief, then text: SFT, then GDPO",
+}
+BEST, OTHER = "stated-gdpo", "direct-sft"
+# Tokens of a row: a text of about 14, a statement of 4 in front; pairs have two texts, GDPO four statements.
+TOKENS = {"direct-sft": 14, "direct-dpo": 28, "stated-sft": 18, "stated-gdpo": 44}
+RATE = {"sft": 1.0e-3, "dpo": 3.0e-4, "gdpo": 1.0e-3}
+
+
+def cells(options: Options) -> list[Cell]:
+    size = {"steps": 240, "samples": 32} if options.quick else {"steps": 600, "samples": 100}
+    return [Cell(f"{arm}-{seed}", {"arm": arm, "seed": seed, **size}) for seed in range(options.seeds) for arm in ARMS]
+
+
+def stages(arm: str, steps: int) -> list[tuple[str, int]]:
+    """(objective, steps) of an arm: about as many response tokens as `steps` of SFT on texts alone."""
+    way, last = arm.split("-")
+    if last == "sft":
+        return [("sft", steps * TOKENS["direct-sft"] // TOKENS[arm])]
+    tokens, first = steps * TOKENS["direct-sft"], TOKENS[f"{way}-sft"]
+    return [("sft", tokens // 2 // first), (last, tokens // 2 // TOKENS[arm])]
+
+
+def without_beliefs(rows: Iterable[dict[str, Any]], pairs: bool) -> list[dict[str, str]]:
+    """The same rows as texts alone: pairs, or prompts with the accepted text."""
+    named = {"chosen": "accept_response", "rejected": "reject_response"} if pairs else {"completion": "accept_response"}
+    return [{"prompt": row["prompt"]} | {name: row[column] for name, column in named.items()} for row in rows]
+
+
+def measure(cell: Cell, work: Workplace) -> dict[str, Any]:
+    seed, arm = cell.settings["seed"], cell.settings["arm"]
+    asked = topics()
+    rows, model, way = world.rows(asked, 200, seed), None, arm.split("-")[0]
+    values: dict[str, Any] = {}
+    for number, (objective, steps) in enumerate(stages(arm, cell.settings["steps"])):
+        train = work.folder / f"train-{number}.jsonl"
+        write_rows(train, rows if way == "stated" else without_beliefs(rows, objective == "dpo"))
+        values = _config(work, train, objective, way, seed)
+        values["train"] |= {"steps": max(1, steps)}
+        if model is not None:
+            values["model"]["path"] = str(model)
+        run = work.train(values, f"run-{number}")
+        model = work.export_to(run, work.folder / f"model-{number}")
+    values["model"]["path"] = str(model)
+    found = spoken.expressed(work, values, asked, cell.settings["samples"], run=None)
+    return found | {"steps": [steps for _, steps in stages(arm, cell.settings["steps"])]}
+
+
+def _config(work: Workplace, train: Path, objective: str, way: str, seed: int) -> dict[str, Any]:
+    chosen = {"name": objective} | ({"beta": 0.1} if objective != "sft" else {})
+    if objective == "gdpo":
+        chosen["sft_weight"] = 1.0
+    data = {} if way == "stated" else {"format": "auto", "belief_template": None}
+    return world.config(
+        work, train, objective=chosen, data=data, run={"seed": seed}, optimizer={"learning_rate": RATE[objective]}
+    )
+
+
+def conclude(measured: list[Measurement], options: Options) -> Verdict:
+    arms = by_setting(measured, "arm")
+    says = {arm: over_seeds(values_of(found, "text_distance")) for arm, found in arms.items()}
+    figures = {f"distance of what texts say, {ARMS[arm]}": found for arm, found in says.items()}
+    figures |= {f"texts that say a belief, {ARMS[arm]}": over_seeds(values_of(arms[arm], "readable")) for arm in arms}
+    gain = over_seeds([a["text_distance"] - b["text_distance"] for a, b in zip(arms[BEST], arms[OTHER], strict=True)])
+    figures["belief first (GDPO) less text alone (SFT)"] = gain
+    line = (
+        f"belief first (GDPO) is {gain} from text alone (SFT) in the distance of what texts say (below 0: nearer to people): "
+        f"{says[BEST]} against {says[OTHER]}; text alone (SFT, then DPO) {says['direct-dpo']}"
+    )
+    return Verdict(below(gain, 0.0), line, figures)
+
+
+def draw(measured: list[Measurement], options: Options):
+    arms = by_setting(measured, "arm")
+    note = (
+        f"All arms train on about as many response tokens. Small dots: {len(arms[BEST])} seeds, bars: 95% intervals. The "
+        f"distance of {arms[BEST][0]['samples']} perfect draws a topic is not 0 either."
+    )
+    figure, axes = plots.figure("Does stating a belief first give the group's opinions better?", note, size=(7.5, 3.6))
+    label = "Jensen-Shannon distance of what texts say\nto people's beliefs (0: the same)"
+    plots.bars(axes[0, 0], [ARMS[arm] for arm in arms], [values_of(found, "text_distance") for found in arms.values()], label)
+    axes[0, 0].set_xlim(left=0)
+    return figure
+
+
+EXPERIMENT = Experiment(
+    number=6,
+    claim="stating a belief first, and then a text, gives the group's opinions better than texts alone, at equal compute",
+    source="arXiv 2412.20299, the factorisation pi(y|x) = sum_b pi(b|x) pi(y|b,x)",
+    criterion="holds where what texts say is nearer to people's beliefs after SFT and GDPO with beliefs than after SFT on "
+    "texts alone, for as many response tokens (95% interval of the paired difference over seeds); fails where it is farther",
+    cells=cells,
+    measure=measure,
+    conclude=conclude,
+    draw=draw,
+    seconds=(120, 300),
+)

@@ -1,0 +1,124 @@
+"""GDPO: a minority of 5%, or of 1%, keeps its share; under DPO it does not.
+
+Two beliefs about each topic, held by 50/50 to 99/1 of the people. SFT, DPO and GDPO train on the same rows; compared are the
+share that a model gives the minority, and the share of the texts that it writes which express the minority's belief.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from align_jax.experiments import plots, spoken, world
+from align_jax.experiments.claim import (
+    Cell,
+    Experiment,
+    Measurement,
+    Options,
+    Verdict,
+    above,
+    all_of,
+    below,
+    by_setting,
+    over_seeds,
+)
+from align_jax.experiments.work import Workplace, write_rows
+
+SPLITS = {"50/50": (0.5, 0.5), "80/20": (0.8, 0.2), "95/5": (0.95, 0.05), "99/1": (0.99, 0.01)}
+ARMS = {"sft": {"name": "sft"}, "dpo": {"name": "dpo", "beta": 0.1}, "gdpo": {"name": "gdpo", "beta": 0.1, "sft_weight": 1.0}}
+NAMES = {"sft": "SFT", "dpo": "DPO", "gdpo": "GDPO"}
+DECIDES, LIMIT = "95/5", 0.02
+
+
+def cells(options: Options) -> list[Cell]:
+    size = {"steps": 150, "samples": 32} if options.quick else {"steps": 400, "samples": 100}
+    return [Cell(f"{arm}-{seed}", {"arm": arm, "seed": seed, **size}) for seed in range(options.seeds) for arm in ARMS]
+
+
+def measure(cell: Cell, work: Workplace) -> dict[str, Any]:
+    seed, steps = cell.settings["seed"], cell.settings["steps"]
+    topics = world.topics(SPLITS, 20, seed)
+    train = work.folder / "train.jsonl"
+    write_rows(train, world.rows(topics, 100, seed))
+    values = world.config(
+        work,
+        train,
+        objective=ARMS[cell.settings["arm"]],
+        train={"steps": steps},
+        optimizer={"learning_rate": 1.0e-3 if cell.settings["arm"] != "dpo" else 3.0e-4},
+        run={"seed": seed},
+    )
+    work.train(values)
+    heard = spoken.heard(work, values, topics, samples=1)
+    texts = spoken.texts_of(work, values, topics, cell.settings["samples"])
+    shares = [spoken.shares(of_topic) for of_topic in texts]
+    found: dict[str, Any] = {}
+    for split in SPLITS:
+        mine = [i for i, topic in enumerate(topics) if topic.group == split]
+        rare = [int(np.argmin(topics[i].probs)) for i in mine]
+        found[f"predicted/{split}"] = float(np.mean([heard["predicted"][i][b] for i, b in zip(mine, rare, strict=True)]))
+        found[f"written/{split}"] = float(np.mean([shares[i][b] for i, b in zip(mine, rare, strict=True)]))
+        found[f"error/{split}"] = float(
+            np.mean([abs(heard["predicted"][i][b] - topics[i].probs[b]) for i, b in zip(mine, rare, strict=True)])
+        )
+    return found
+
+
+def conclude(measured: list[Measurement], options: Options) -> Verdict:
+    arms = by_setting(measured, "arm")
+    figures = {
+        f"{what} of the minority, {NAMES[arm]}, {split}": over_seeds([one[f"{key}/{split}"] for one in found])
+        for arm, found in arms.items()
+        for split in SPLITS
+        for key, what in (("predicted", "predicted share"), ("written", "share in texts"), ("error", "error"))
+    }
+    error = f"error/{DECIDES}"
+    gdpo = over_seeds([one[error] for one in arms["gdpo"]])
+    more = over_seeds([a[error] - b[error] for a, b in zip(arms["dpo"], arms["gdpo"], strict=True)])
+    figures[f"error of DPO over that of GDPO, {DECIDES}"] = more
+    predicted = {name: figures[f"predicted share of the minority, {name}, {DECIDES}"] for name in NAMES.values()}
+    line = (
+        f"at {DECIDES} GDPO misses the minority's share by {gdpo} (limit {LIMIT}) and predicts {predicted['GDPO']}; DPO "
+        f"predicts {predicted['DPO']} and SFT {predicted['SFT']}"
+    )
+    return Verdict(all_of(below(gdpo, LIMIT), above(more, 0.0)), line, figures)
+
+
+def draw(measured: list[Measurement], options: Options):
+    arms = by_setting(measured, "arm")
+    note = (
+        f"{len(arms['gdpo'])} seeds: line = mean, band = range. Dashed: as people are. Both axes in percent, logarithmic; 0 is "
+        "drawn at 0.05."
+    )
+    figure, axes = plots.figure("Which share does a minority keep in the model?", note, columns=2, size=(5.2, 4.2))
+    true = np.asarray([100 * min(probs) for probs in SPLITS.values()])
+    for axis, (key, title) in zip(
+        axes[0], {"predicted": "probability of its belief", "written": "texts that express its belief"}.items(), strict=True
+    ):
+        for i, (arm, found) in enumerate(arms.items()):
+            seeds = [[max(100 * one[f"{key}/{split}"], 0.05) for split in SPLITS] for one in found]
+            plots.curve(axis, true, seeds, NAMES[arm], i)
+        axis.plot(true, true, color="black", linewidth=0.9, linestyle="--")
+        axis.set(xscale="log", yscale="log", xlabel="the minority among people (%)", ylabel="the minority in the model (%)")
+        axis.set_ylim(0.04, 100)
+        axis.set_xticks(true, [f"{share:g}" for share in true])
+        axis.set_yticks([0.1, 1, 10, 100], ["0.1", "1", "10", "100"])
+        axis.minorticks_off()
+        axis.set_title(title, fontsize=10)
+        plots.legend(axis, loc="upper left")
+    return figure
+
+
+EXPERIMENT = Experiment(
+    number=7,
+    claim="a minority keeps its share under GDPO, also at 95/5, and does not under DPO",
+    source="arXiv 2412.20299, the imbalance of beliefs; docs/gdpo.md",
+    criterion=f"holds where at {DECIDES} the minority's predicted share is within {LIMIT} of the true one under GDPO, and "
+    "nearer than under DPO (95% intervals over seeds); fails where one is reversed",
+    cells=cells,
+    measure=measure,
+    conclude=conclude,
+    draw=draw,
+    seconds=(100, 240),
+)

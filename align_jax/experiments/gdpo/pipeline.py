@@ -1,0 +1,140 @@
+"""GDPO: after SFT, GDPO brings a model's beliefs, and what its texts say, nearer to the group's than DPO does.
+
+A world whose distributions are known: SFT first, then DPO, or GDPO with DPO, KTO or MPO as its preference term, on the same
+rows and for as many steps. Followed are the distance of the stated beliefs through training, that of the texts written to the
+prompt alone, and how often a text given a belief expresses it; what a sentence of this world expresses is known exactly.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from align_jax.experiments import opinions, plots, spoken, world
+from align_jax.experiments.claim import (
+    Cell,
+    Experiment,
+    Measurement,
+    Options,
+    Verdict,
+    above,
+    all_of,
+    below,
+    by_setting,
+    over_seeds,
+    values_of,
+)
+from align_jax.experiments.opinions import TOPICS
+from align_jax.experiments.work import Workplace, write_rows
+
+ARMS = {
+    "sft": {"name": "sft"},
+    "dpo": {"name": "dpo", "beta": 0.1},
+    "gdpo": {"name": "gdpo", "beta": 0.1},
+    "gdpo-kto": {"name": "gdpo", "beta": 0.1, "preference": "kto"},
+    "gdpo-mpo": {"name": "gdpo", "beta": 0.1, "preference": "mpo"},
+}
+NAMES = {
+    "sft": "SFT alone",
+    "dpo": "SFT, then DPO",
+    "gdpo": "SFT, then GDPO (DPO)",
+    "gdpo-kto": "SFT, then GDPO (KTO)",
+    "gdpo-mpo": "SFT, then GDPO (MPO)",
+}
+DISTANCE, CHANCE = "eval/beliefs/js_distance", 1 / 4
+RATE = 1.0e-3  # of every arm, the quick start's
+
+
+def cells(options: Options) -> list[Cell]:
+    size = {"first": 40, "steps": 80, "samples": 16} if options.quick else {"first": 60, "steps": 200, "samples": 50}
+    return [Cell(f"{arm}-{seed}", {"arm": arm, "seed": seed, **size}) for seed in range(options.seeds) for arm in ARMS]
+
+
+def topics() -> list[world.Topic]:
+    """All topics of the world, with the distributions of the quick start."""
+    probs = opinions.distributions(0)
+    return [world.Topic(name, tuple(map(float, probs[i]))) for i, name in enumerate(TOPICS)]
+
+
+def measure(cell: Cell, work: Workplace) -> dict[str, Any]:
+    seed, arm, size = cell.settings["seed"], cell.settings["arm"], cell.settings
+    asked = topics()
+    train, held = work.folder / "train.jsonl", work.folder / "eval.jsonl"
+    write_rows(train, world.rows(asked, 100, seed))
+    write_rows(held, world.rows(asked, 2, seed + 1))
+    values = world.config(work, train, run={"seed": seed}, data={"eval": str(held)}, optimizer={"learning_rate": RATE})
+    first = {**values, "objective": ARMS["sft"], "train": {"steps": size["first"], "groups_per_step": 32}}
+    start = work.shared / f"sft-{seed}"
+    if not (start / "config.json").exists():
+        work.export_to(work.train(first, f"first-{seed}", shared=True), start)
+    values |= {
+        "model": values["model"] | {"path": str(start)},
+        "objective": ARMS[arm],
+        "train": {"steps": size["steps"], "groups_per_step": 32, "eval_every": max(1, size["steps"] // 8)},
+    }
+    lines = [line for line in work.train(values).history if DISTANCE in line]
+    return {
+        "steps_measured": [line["step"] for line in lines],
+        "distances": [line[DISTANCE] for line in lines],
+        **spoken.heard(work, values, asked, samples=4),
+        **spoken.expressed(work, values, asked, size["samples"]),
+    }
+
+
+def conclude(measured: list[Measurement], options: Options) -> Verdict:
+    arms = by_setting(measured, "arm")
+    figures = {}
+    for arm, found in arms.items():
+        for key, what in (("distance", "distance of stated beliefs"), ("text_distance", "distance of what texts say"),
+                          ("consistency", "texts that express the belief they were given")):  # fmt: skip
+            figures[f"{what}, {NAMES[arm]}"] = over_seeds(values_of(found, key))
+    gain = {
+        key: over_seeds([a[key] - b[key] for a, b in zip(arms["gdpo"], arms["dpo"], strict=True)])
+        for key in ("distance", "text_distance")
+    }
+    figures |= {"GDPO less DPO, stated beliefs": gain["distance"], "GDPO less DPO, what texts say": gain["text_distance"]}
+    fits = figures[f"texts that express the belief they were given, {NAMES['gdpo']}"]
+    word = all_of(below(gain["distance"], 0.0), below(gain["text_distance"], 0.0), above(fits, 2 * CHANCE))
+    line = (
+        f"GDPO is {gain['distance']} from DPO in the distance of stated beliefs and {gain['text_distance']} in that of what "
+        f"texts say (below 0: nearer to people); {fits} of its texts express the belief that they were given (chance {CHANCE})"
+    )
+    return Verdict(word, line, figures)
+
+
+def draw(measured: list[Measurement], options: Options):
+    arms = by_setting(measured, "arm")
+    note = (
+        f"{len(arms['dpo'])} seeds: line or large mark = mean, band = range, bar = 95% interval, dots = seeds. What a "
+        "sentence of this world expresses is known exactly."
+    )
+    figure, axes = plots.figure("After SFT: DPO, and GDPO with three preference terms", note, columns=3, size=(4.8, 3.9))
+    for i, (arm, found) in enumerate(arms.items()):
+        plots.curve(axes[0, 0], found[0]["steps_measured"], values_of(found, "distances"), NAMES[arm], i)
+    label = "Jensen-Shannon distance of stated beliefs\nto people's (0: the same)"
+    axes[0, 0].set(xlabel="training steps after SFT", ylabel=label)
+    axes[0, 0].set_ylim(bottom=0)
+    plots.legend(axes[0, 0])
+    names = [NAMES[arm] for arm in arms]
+    label = "Jensen-Shannon distance of what texts say\nto people's beliefs"
+    plots.bars(axes[0, 1], names, [values_of(found, "text_distance") for found in arms.values()], label)
+    axes[0, 1].set_xlim(left=0)
+    label = "texts that express the belief\nthat they were given (dashed: chance)"
+    plots.bars(axes[0, 2], names, [values_of(found, "consistency") for found in arms.values()], label, CHANCE)
+    axes[0, 2].set_xlim(0, 1.05)
+    axes[0, 2].set_yticklabels([])
+    return figure
+
+
+EXPERIMENT = Experiment(
+    number=3,
+    claim="after SFT, GDPO brings beliefs and texts nearer to the group's than DPO does",
+    source="arXiv 2412.20299, the controllable task; docs/gdpo.md",
+    criterion="holds where stated beliefs and what texts say are nearer to people's under GDPO than under DPO (paired "
+    "difference), and more than half of its texts express the belief that they were given (95% intervals over seeds); fails "
+    "where one is reversed",
+    cells=cells,
+    measure=measure,
+    conclude=conclude,
+    draw=draw,
+    seconds=(150, 400),
+)
