@@ -32,11 +32,16 @@ class Cell:
 
 @dataclasses.dataclass(frozen=True)
 class Measurement:
-    """A cell with what was measured: numbers, lists of numbers, or texts, as JSON has them."""
+    """A cell with what was measured: numbers, lists of numbers, or texts, as JSON has them.
+
+    Attributes:
+      seconds: that it took. cpu: seconds of computing, over all cores, which other work on the machine does not change.
+    """
 
     cell: Cell
     values: dict[str, Any]
     seconds: float = 0.0
+    cpu: float = 0.0
 
     def __getitem__(self, key: str) -> Any:
         """A value, or one of the settings."""

@@ -118,8 +118,13 @@ Criterion: {result["criterion"]}.
 
 ![{result["claim"]}](experiments/{_file_name(result)}.png)
 
-`{command}`: {spell_seconds(result["seconds"])} on {result["machine"]}.
+`{command}`: {_time(result)} on {result["machine"]}.
 {_figures(result["figures"])}{_texts(result["cells"])}"""
+
+
+def _time(result: dict[str, Any]) -> str:
+    wall, cpu = spell_seconds(result["seconds"]), result.get("cpu_seconds")
+    return f"{wall} ({spell_seconds(cpu)} of computing, over all cores)" if cpu else f"{wall} beside other work"
 
 
 def _figures(figures: dict[str, dict[str, float | None]]) -> str:
@@ -139,8 +144,8 @@ def _texts(cells: list[dict[str, Any]]) -> str:
     """What models wrote, of cells that kept `texts`: dicts of strings, of one seed."""
     blocks = []
     for cell in cells:
-        texts = cell["values"].get("texts")
-        if texts and not cell["settings"].get("seed"):
+        texts = cell["values"].get("texts") or cell["values"].get("samples")
+        if isinstance(texts, list) and texts and not cell["settings"].get("seed"):
             blocks.append(f"**{cell['name']}**\n\n" + "\n".join(map(_text, texts[:4])))
     if not blocks:
         return ""

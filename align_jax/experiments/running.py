@@ -102,20 +102,20 @@ def _kept(folder: Path, cell: Cell) -> Measurement | None:
     stored = json.loads(file.read_text(encoding="utf-8"))
     if stored["settings"] != json.loads(json.dumps(cell.settings)):
         return None
-    return Measurement(cell, stored["values"], stored["seconds"])
+    return Measurement(cell, stored["values"], stored["seconds"], stored.get("cpu", 0.0))
 
 
 def _measure(experiment: Experiment, cell: Cell, options: Options, folder: Path) -> Measurement:
-    began, own = time.perf_counter(), folder / "work" / "cells" / cell.name
+    began, before, own = time.perf_counter(), time.process_time(), folder / "work" / "cells" / cell.name
     own.mkdir(parents=True, exist_ok=True)
     shared, common = folder / "work" / "shared", folder.parent / "common"
     for place in (shared, common):
         place.mkdir(parents=True, exist_ok=True)
     values = experiment.measure(cell, Workplace(own, shared, common, options))
-    found = Measurement(cell, plain(values), time.perf_counter() - began)
+    found = Measurement(cell, plain(values), time.perf_counter() - began, time.process_time() - before)
     (folder / "cells").mkdir(exist_ok=True)
-    text = json.dumps({"settings": cell.settings, "values": found.values, "seconds": found.seconds}, indent=1)
-    write_whole(folder / "cells" / f"{cell.name}.json", text + "\n")
+    stored = {"settings": cell.settings, "values": found.values, "seconds": found.seconds, "cpu": found.cpu}
+    write_whole(folder / "cells" / f"{cell.name}.json", json.dumps(stored, indent=1) + "\n")
     shutil.rmtree(own, ignore_errors=True)
     return found
 
@@ -136,6 +136,7 @@ def _write(folder, name, experiment, options, measured: list[Measurement], verdi
         "line": verdict.line,
         "figures": {key: dataclasses.asdict(found) for key, found in verdict.figures.items()},
         "seconds": sum(one.seconds for one in measured),
+        "cpu_seconds": sum(one.cpu for one in measured),
         "machine": f"{platform.system()} {platform.machine()}, {os.cpu_count()} cores, {_device()}",
         "versions": {"align_jax": __version__, "jax": _version_of_jax(), "python": platform.python_version()},
         "cells": [{"name": one.cell.name, "settings": one.cell.settings, "values": one.values} for one in measured],

@@ -1,8 +1,8 @@
-"""GDPO with KTO, and with on-policy rewards: beliefs first keep the group's distribution, which either alone does not.
+"""GDPO: with beliefs first, KTO and on-policy rewards keep the group's distribution, which they do not alone.
 
 KTO on whole answers, belief statement and text, against GDPO whose preference term is KTO. And rounds of sampling against a
-reward model that likes what most people like and texts that fit their statement: without beliefs, DPO on the best and the
-worst of whole sampled answers; with them, a belief is drawn first, and the best and the worst of its texts are set against
+reward model that likes what most people like and texts that fit their statement: without beliefs, MPO on all sampled answers
+of a question, statement and text; with them, a belief is drawn first, and the best and the worst of its texts are set against
 each other while the beliefs are calibrated (`rounds.beliefs`); as many samples and steps either way.
 """
 
@@ -40,7 +40,7 @@ NAMES = {
 PAIRS = (("kto", "gdpo-kto"), ("rounds", "gdpo-rounds"))  # alone, and with beliefs
 KEYS = ("distance", "consistency", "mass", "entropy")
 LESS_CONSISTENT = 0.05
-RATE, ROUND_RATE = 5.0e-4, 1.0e-3
+RATE = 5.0e-4
 TARGETS = {
     "skewed": (0.6, 0.25, 0.1, 0.05),
     "94/2/2/2": (0.94, 0.02, 0.02, 0.02),
@@ -53,7 +53,7 @@ def cells(options: Options) -> list[Cell]:
     made = []
     for arm in NAMES:
         size = (
-            {"rounds": 3 if options.quick else 8, "round_steps": 10}
+            {"rounds": 3 if options.quick else 8, "round_steps": 10, "alone": "mpo"}
             if "rounds" in arm
             else {"steps": 100 if options.quick else 300}
         )
@@ -114,9 +114,9 @@ def _rounds(cell: Cell, work: Workplace, values: dict[str, Any], topics, rows) -
     asked = [world.rows([topic], 1, settings["seed"])[0] for topic in topics]
     write_rows(prompts, asked if with_beliefs else [{"prompt": row["prompt"]} for row in asked])
     values["data"] |= {"train": str(prompts), "eval": str(prompts), "format": "gdpo" if with_beliefs else "prompts"}
-    values["objective"] = {"name": "gdpo" if with_beliefs else "dpo", "beta": 0.1}
+    values["objective"] = {"name": "gdpo" if with_beliefs else settings["alone"], "beta": 0.1}
     values["train"] |= {"steps": settings["round_steps"], "groups_per_step": 12}
-    values["optimizer"] |= {"learning_rate": ROUND_RATE, "warmup_steps": 2}
+    values["optimizer"] |= {"warmup_steps": 2}  # it begins anew in every round
     values["generate"] = {"max_new_tokens": NEW_TOKENS}
     # As many samples of a prompt either way.
     split = {"samples_per_prompt": 4, "beliefs_per_prompt": 4} if with_beliefs else {"samples_per_prompt": 16}

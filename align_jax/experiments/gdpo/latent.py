@@ -206,7 +206,7 @@ def draw(measured: list[Measurement], options: Options):
     }[word]
     seeds = len(arms[LABELLED, levels[0]])
     note = (
-        f"{TOPICS} topics, 4 beliefs, {ROWS} answers each, {seeds} seeds: line = mean, band = range of seeds. The classifier "
+        f"{TOPICS} topics, 4 beliefs, {ROWS} answers each, {seeds} seed(s): line = mean, band = range of seeds. The classifier "
         f"has learned from {FEW} labelled answers. Right: dashed, what texts that ignore their belief would get; "
         "dotted, people's own texts."
     )

@@ -8,6 +8,7 @@ exposure of topics.
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Sequence
 from typing import Any
 
@@ -43,7 +44,7 @@ DRAWS = 400
 
 
 def cells(options: Options) -> list[Cell]:
-    steps = 120 if options.quick else 400
+    steps = 200 if options.quick else 400
     return [
         Cell(f"{arm}-{seed}", {"arm": arm, "seed": seed, "steps": steps})
         for seed in range(options.seeds)
@@ -151,9 +152,10 @@ def conclude(measured: list[Measurement], options: Options) -> Verdict:
     words = [word for found in added.values() for word in (above(found, -LIMIT), below(found, LIMIT))]
     many = figures[f"model, {ARMS['raw']}, {ANSWERS[-1]} answers"]
     few = {arm: figures[f"model, {ARMS[arm]}, {FEW} answers"].value for arm in ARMS}
-    largest = max(added.values(), key=lambda found: abs(found.value))
+    furthest = max(added, key=lambda arm: max(abs(x) for x in dataclasses.astuple(added[arm]) if x is not None))
     line = (
-        f"the model is as far from the truth as what it was told, to {largest} at most; with {FEW} answers the distance is "
+        f"the model's distance to the truth is that of what it was told to within {added[furthest]} "
+        f"({ARMS.get(furthest, furthest)}, the widest of all arms); with {FEW} answers the distance is "
         f"{few['raw']:.3f} by raw frequencies, {few['prior']:.3f} with a pseudo-count, {few['shrunk']:.3f} shrunk "
         f"(shrunk less raw {gain}); with {ANSWERS[-1]} raw ones {many.value:.3f}"
     )
