@@ -9,13 +9,15 @@ from tests.experiments.made_up import judged, measurements
 pytest.importorskip("matplotlib")
 
 
-def measured(gdpo: float, dpo: float, seeds: int = 3):
+def measured(gdpo: float, dpo: float, seeds: int = 3, gentle: float | None = None):
     """The minority's predicted share at 95/5, as GDPO and as DPO have it; no text of DPO expresses it."""
+
+    shares = {"gdpo": gdpo, "dpo": dpo, "sft": 0.1, "dpo-gentle": dpo if gentle is None else gentle}
 
     def values(cell):
         arm, found = cell.settings["arm"], {}
         for split, probs in imbalance.SPLITS.items():
-            share = {"gdpo": gdpo, "dpo": dpo, "sft": 0.1}[arm] + 0.001 * cell.settings["seed"]
+            share = shares[arm] + 0.001 * cell.settings["seed"]
             predicted = share if split == "95/5" else min(probs)
             found |= {
                 f"predicted/{split}": predicted,
@@ -40,6 +42,10 @@ def measured(gdpo: float, dpo: float, seeds: int = 3):
 )
 def test_the_share_at_95_5_decides(gdpo, dpo, seeds, word):
     assert judged(imbalance.EXPERIMENT, measured(gdpo, dpo, seeds), seeds) == word
+
+
+def test_the_nearer_of_both_dpo_decides():
+    assert judged(imbalance.EXPERIMENT, measured(0.06, 0.2, gentle=0.05)) == "fails"
 
 
 def test_the_ratio_to_the_true_share_is_told():

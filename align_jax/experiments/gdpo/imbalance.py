@@ -1,8 +1,8 @@
 """GDPO: a minority of 5%, or of 1%, keeps its share; under DPO it does not.
 
-Two beliefs about each topic, held by 50/50 to 99/1 of the people. SFT, DPO and GDPO train on the same rows; compared are the
-share that a model gives the minority, the share of the texts that it writes which express the minority's belief, and how many
-texts express neither belief.
+Two beliefs about each topic, held by 50/50 to 99/1 of the people. SFT, DPO and GDPO train on the same rows; DPO also gently, at
+a higher beta and a lower rate, as it has no SFT term that keeps its texts sentences of this world. Compared are the share that
+a model gives the minority, the share of its texts that express the minority's belief, and how many express neither belief.
 """
 
 from __future__ import annotations
@@ -27,8 +27,15 @@ from align_jax.experiments.claim import (
 from align_jax.experiments.work import Workplace, write_rows
 
 SPLITS = {"50/50": (0.5, 0.5), "80/20": (0.8, 0.2), "95/5": (0.95, 0.05), "99/1": (0.99, 0.01)}
-ARMS = {"sft": {"name": "sft"}, "dpo": {"name": "dpo", "beta": 0.1}, "gdpo": {"name": "gdpo", "beta": 0.1, "sft_weight": 1.0}}
-NAMES = {"sft": "SFT", "dpo": "DPO", "gdpo": "GDPO"}
+ARMS = {
+    "sft": {"name": "sft"},
+    "dpo": {"name": "dpo", "beta": 0.1},
+    "dpo-gentle": {"name": "dpo", "beta": 0.5},
+    "gdpo": {"name": "gdpo", "beta": 0.1, "sft_weight": 1.0},
+}
+RATES = {"sft": 1.0e-3, "dpo": 3.0e-4, "dpo-gentle": 1.0e-4, "gdpo": 1.0e-3}
+NAMES = {"sft": "SFT", "dpo": "DPO", "dpo-gentle": "DPO, gentle", "gdpo": "GDPO"}
+RIVALS = ("dpo", "dpo-gentle")
 DECIDES, LIMIT = "95/5", 0.02
 FLOOR = 0.1  # percent, of the picture: a logarithm has no 0
 
@@ -48,7 +55,7 @@ def measure(cell: Cell, work: Workplace) -> dict[str, Any]:
         train,
         objective=ARMS[cell.settings["arm"]],
         train={"steps": steps},
-        optimizer={"learning_rate": 1.0e-3 if cell.settings["arm"] != "dpo" else 3.0e-4},
+        optimizer={"learning_rate": RATES[cell.settings["arm"]]},
         run={"seed": seed},
     )
     work.train(values)
@@ -83,14 +90,18 @@ def conclude(measured: list[Measurement], options: Options) -> Verdict:
         figures[f"texts of neither belief, {NAMES[arm]}"] = over_seeds([_neither(one) for one in found])
     error = f"error/{DECIDES}"
     gdpo = over_seeds([one[error] for one in arms["gdpo"]])
-    more = over_seeds([a[error] - b[error] for a, b in zip(arms["dpo"], arms["gdpo"], strict=True)])
-    figures[f"error of DPO over that of GDPO, {DECIDES}"] = more
+    more = {}
+    for rival in RIVALS:
+        more[rival] = over_seeds([a[error] - b[error] for a, b in zip(arms[rival], arms["gdpo"], strict=True)])
+        figures[f"error of {NAMES[rival]} over that of GDPO, {DECIDES}"] = more[rival]
     predicted = {name: figures[f"predicted share of the minority, {name}, {DECIDES}"] for name in NAMES.values()}
+    neither = [f"{figures[f'texts of neither belief, {NAMES[rival]}'].value:.0%}" for rival in RIVALS]
     line = (
         f"at {DECIDES} GDPO misses the minority's share by {gdpo} (limit {LIMIT}) and predicts {predicted['GDPO']}; DPO "
-        f"predicts {predicted['DPO']} and SFT {predicted['SFT']}"
+        f"predicts {predicted['DPO']}, gentle DPO {predicted['DPO, gentle']}, SFT {predicted['SFT']}; of the texts of both DPO "
+        f"{neither[0]} and {neither[1]} express neither belief"
     )
-    return Verdict(all_of(below(gdpo, LIMIT), above(more, 0.0)), line, figures)
+    return Verdict(all_of(below(gdpo, LIMIT), *(above(found, 0.0) for found in more.values())), line, figures)
 
 
 def _neither(one: Measurement) -> float:
@@ -131,7 +142,7 @@ EXPERIMENT = Experiment(
     claim="a minority keeps its share under GDPO, also at 95/5, and does not under DPO",
     source="arXiv 2412.20299, the imbalance of beliefs; docs/gdpo.md",
     criterion=f"holds where at {DECIDES} the minority's predicted share is within {LIMIT} of the true one under GDPO, and "
-    "nearer than under DPO (95% intervals over seeds); fails where one is reversed",
+    "nearer than under DPO, usual and gentle (95% intervals over seeds); fails where one is reversed",
     cells=cells,
     measure=measure,
     conclude=conclude,
