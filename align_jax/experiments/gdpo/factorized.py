@@ -110,11 +110,15 @@ def draw(measured: list[Measurement], options: Options):
         f"All arms train on about as many response tokens. Small dots: {spoken.seeds(arms[BEST])}, bars: 95% intervals. "
         f"Dashed: the distance of {samples} perfect draws a topic."
     )
-    figure, axes = plots.figure("Does stating a belief first give the group's opinions better?", note, size=(7.5, 3.6))
+    figure, axes = plots.figure("Does stating a belief first give the group's opinions better?", note, columns=2, size=(6, 3.6))
     label = "Jensen-Shannon distance of what texts say\nto people's beliefs (0: the same)"
     found = [values_of(of_arm, "text_distance") for of_arm in arms.values()]
     plots.bars(axes[0, 0], [ARMS[arm] for arm in arms], found, label, spoken.floor(topics(), samples))
     axes[0, 0].set_xlim(left=0)
+    found = [values_of(of_arm, "readable") for of_arm in arms.values()]
+    plots.bars(axes[0, 1], [ARMS[arm] for arm in arms], found, "texts that express a belief at all")
+    axes[0, 1].set_xlim(0, 1.08)
+    axes[0, 1].set_yticklabels([])
     return figure
 
 

@@ -1,4 +1,4 @@
-"""GDPO: a minority of 5%, or of 1%, keeps its share; under DPO it does not.
+"""GDPO: a minority keeps its share, also at 95/5; under DPO it does not.
 
 Two beliefs about each topic, held by 50/50 to 99/1 of the people. SFT, DPO and GDPO train on the same rows; DPO also gently, at
 a higher beta and a lower rate, as it has no SFT term that keeps its texts sentences of this world. Compared are the share that
@@ -36,7 +36,7 @@ ARMS = {
 RATES = {"sft": 1.0e-3, "dpo": 3.0e-4, "dpo-gentle": 1.0e-4, "gdpo": 1.0e-3}
 NAMES = {"sft": "SFT", "dpo": "DPO", "dpo-gentle": "DPO, gentle", "gdpo": "GDPO"}
 RIVALS = ("dpo", "dpo-gentle")
-DECIDES, LIMIT = "95/5", 0.02
+DECIDES, LIMIT, RAREST = "95/5", 0.02, "99/1"
 FLOOR = 0.1  # percent, of the picture: a logarithm has no 0
 
 
@@ -95,9 +95,11 @@ def conclude(measured: list[Measurement], options: Options) -> Verdict:
         more[rival] = over_seeds([a[error] - b[error] for a, b in zip(arms[rival], arms["gdpo"], strict=True)])
         figures[f"error of {NAMES[rival]} over that of GDPO, {DECIDES}"] = more[rival]
     predicted = {name: figures[f"predicted share of the minority, {name}, {DECIDES}"] for name in NAMES.values()}
+    rarest = figures[f"predicted share of the minority, {NAMES['gdpo']}, {RAREST}"]
     neither = [f"{figures[f'texts of neither belief, {NAMES[rival]}'].value:.0%}" for rival in RIVALS]
     line = (
-        f"at {DECIDES} GDPO misses the minority's share by {gdpo} (limit {LIMIT}) and predicts {predicted['GDPO']}; DPO "
+        f"at {DECIDES} GDPO misses the minority's share by {gdpo} (limit {LIMIT}) and predicts {predicted['GDPO']}, "
+        f"at {RAREST} {rarest.value:.3f}; at {DECIDES} DPO "
         f"predicts {predicted['DPO']}, gentle DPO {predicted['DPO, gentle']}, SFT {predicted['SFT']}; of the texts of both DPO "
         f"{neither[0]} and {neither[1]} express neither belief"
     )
