@@ -150,5 +150,5 @@ EXPERIMENT = Experiment(
     measure=measure,
     conclude=conclude,
     draw=draw,
-    seconds=(110, 220),
+    seconds=(120, 240),
 )

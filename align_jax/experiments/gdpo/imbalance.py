@@ -149,5 +149,5 @@ EXPERIMENT = Experiment(
     measure=measure,
     conclude=conclude,
     draw=draw,
-    seconds=(100, 240),
+    seconds=(60, 170),
 )
