@@ -27,7 +27,8 @@ def heard(
 
     Returns:
       `distance`: the mean Jensen-Shannon distance to the topics' `probs`. `mass`: the probability of all beliefs together.
-      `consistency`: the share of texts whose opening is that of their belief. `predicted`: the distributions.
+      `consistency`: the share of texts whose opening is that of their belief. `predicted`: the distributions. `texts`: the
+      first of each belief of the first topic, to read.
     """
     asked = [survey.Asked(one.prompt, one.group, BELIEFS[: len(one.probs)], one.probs, True) for one in topics]
     spoken = survey.speak(work, values, run, asked, samples, TOKENS)
@@ -37,6 +38,10 @@ def heard(
         "mass": float(np.mean([row["mass"] for row in firsts])),
         "consistency": float(np.mean([world.belief_of(text) == row["belief"] for row in spoken for text in row["texts"]])),
         "predicted": [row["distribution"] for row in firsts],
+        "texts": [
+            {"prompt": topics[0].prompt, "belief": asked[0].options[row["belief"]], "text": row["texts"][0]}
+            for row in spoken[: len(asked[0].options)]
+        ],
     }
 
 
