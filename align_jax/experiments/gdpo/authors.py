@@ -164,5 +164,5 @@ EXPERIMENT = Experiment(
     measure=measure,
     conclude=conclude,
     draw=draw,
-    seconds=(150, 400),
+    seconds=(140, 240),
 )

@@ -221,5 +221,5 @@ EXPERIMENT = Experiment(
     measure=measure,
     conclude=conclude,
     draw=draw,
-    seconds=(120, 300),
+    seconds=(100, 160),
 )
