@@ -34,7 +34,7 @@ NAMES = {
     "kto": "KTO",
     "gdpo-kto": "GDPO with KTO",
     "rounds": "rounds against a reward",
-    "gdpo-rounds": "the same, belief first",
+    "gdpo-rounds": "rounds, belief first",
 }
 PAIRS = (("kto", "gdpo-kto"), ("rounds", "gdpo-rounds"))  # alone, and with beliefs
 KEYS = ("distance", "consistency", "mass", "entropy")
@@ -195,5 +195,5 @@ EXPERIMENT = Experiment(
     measure=measure,
     conclude=conclude,
     draw=draw,
-    seconds=(150, 400),
+    seconds=(200, 500),
 )
