@@ -17,6 +17,35 @@ TOKENS = 24
 _STATEMENT = re.compile(r"\s*\d+ ?: ?\w+ ?:")
 
 
+def heard(
+    work: Workplace, values: Mapping[str, Any], topics: Sequence[world.Topic], samples: int = 4, run: str | None = "run"
+) -> dict[str, Any]:
+    """Beliefs of a trained model, and whether texts express the belief that they were given.
+
+    Args:
+      values: its config. topics: what is asked. samples: texts of each belief.
+      run: its name in the cell; None: the model of `values`.
+
+    Returns:
+      `distance`: the mean Jensen-Shannon distance to the topics' `probs`. `mass`: the probability of all beliefs together.
+      `consistency`: the share of texts whose opening is that of their belief. `predicted`: the distributions. `texts`: the
+      first of each belief of the first topic, to read.
+    """
+    asked = [survey.Asked(one.prompt, one.group, BELIEFS[: len(one.probs)], one.probs, True) for one in topics]
+    spoken = survey.speak(work, values, run, asked, samples, TOKENS)
+    firsts = [row for row in spoken if row["belief"] == 0]
+    return {
+        "distance": mean_distance([row["distribution"] for row in firsts], topics),
+        "mass": float(np.mean([row["mass"] for row in firsts])),
+        "consistency": float(np.mean([world.belief_of(text) == row["belief"] for row in spoken for text in row["texts"]])),
+        "predicted": [row["distribution"] for row in firsts],
+        "texts": [
+            {"prompt": topics[0].prompt, "belief": asked[0].options[row["belief"]], "text": row["texts"][0]}
+            for row in spoken[: len(asked[0].options)]
+        ],
+    }
+
+
 def expressed(
     work: Workplace, values: Mapping[str, Any], topics: Sequence[world.Topic], samples: int, run: str | None = "run"
 ) -> dict[str, Any]:

@@ -6,7 +6,6 @@ import pytest
 from align_jax.experiments import world
 from align_jax.experiments.claim import Measurement, Options
 from align_jax.experiments.gdpo import kto
-from align_jax.experiments.world_speech import consistency
 
 pytest.importorskip("matplotlib")
 
@@ -43,9 +42,3 @@ def test_the_reward_learns_what_people_prefer_and_what_fits():
     assert whole["chosen"] == judged["chosen"] == f"0 : support : {row['accept_response']}"
     assert whole["rejected"] == f"1 : oppose : {row['reject_response']}"
     assert judged["rejected"] == f"0 : support : {row['reject_response']}"
-
-
-def test_consistency_counts_texts_of_no_belief_as_wrong():
-    fits = "we need more city parks because they help everyone ."
-    said = [{"belief": 0, "texts": [fits, "what"]}, {"belief": 1, "texts": [fits, "i am against zoo visits"]}]
-    assert consistency(said) == 0.5

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from align_jax.experiments import plots, world
+from align_jax.experiments import plots, spoken, world
 from align_jax.experiments.claim import (
     Cell,
     Experiment,
@@ -27,7 +27,6 @@ from align_jax.experiments.claim import (
     values_of,
 )
 from align_jax.experiments.work import Workplace, write_rows
-from align_jax.experiments.world_speech import hear
 
 OURS = "ours"
 ARMS = {
@@ -80,7 +79,7 @@ def measure(cell: Cell, work: Workplace) -> dict[str, Any]:
         run={"seed": seed},
     )
     lines = [line for line in work.train(values).history if DISTANCE in line]
-    heard = hear(work, values, "run", topics, 4)
+    heard = spoken.heard(work, values, topics, 4)
     at, distances = [line["step"] for line in lines], [line[DISTANCE] for line in lines]
     return {
         "steps_measured": at,
@@ -165,5 +164,5 @@ EXPERIMENT = Experiment(
     measure=measure,
     conclude=conclude,
     draw=draw,
-    seconds=(150, 400),
+    seconds=(140, 240),
 )

@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from align_jax.experiments import plots, spoken, survey, world, world_speech
+from align_jax.experiments import plots, spoken, survey, world
 from align_jax.experiments.claim import (
     Cell,
     Experiment,
@@ -84,7 +84,7 @@ def measure(cell: Cell, work: Workplace) -> dict[str, Any]:
     )
     work.train(values)
     every = [topics(seed, parts) for parts in range(PARTS + 1)]
-    heard = world_speech.hear(work, values, "run", [topic for of_parts in every for topic in of_parts], 1)["predicted"]
+    heard = spoken.heard(work, values, [topic for of_parts in every for topic in of_parts], 1)["predicted"]
     named = np.asarray(heard).reshape(PARTS + 1, len(every[0]), -1)
     return {
         "named": [_distance(named[parts], every[parts]) for parts in range(PARTS + 1)],

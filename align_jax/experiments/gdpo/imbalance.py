@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from align_jax.experiments import plots, spoken, world, world_speech
+from align_jax.experiments import plots, spoken, world
 from align_jax.experiments.claim import (
     Cell,
     Experiment,
@@ -59,7 +59,7 @@ def measure(cell: Cell, work: Workplace) -> dict[str, Any]:
         run={"seed": seed},
     )
     work.train(values)
-    heard = world_speech.hear(work, values, "run", topics, 1)
+    heard = spoken.heard(work, values, topics, 1)
     texts = spoken.texts_of(work, values, topics, cell.settings["samples"])
     counts = [spoken.counted(of_topic) / len(of_topic) for of_topic in texts]
     found: dict[str, Any] = {}

@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from align_jax.experiments import plots, world
+from align_jax.experiments import plots, spoken, world
 from align_jax.experiments.claim import (
     Cell,
     Experiment,
@@ -28,14 +28,13 @@ from align_jax.experiments.claim import (
     values_of,
 )
 from align_jax.experiments.work import Workplace, write_rows
-from align_jax.experiments.world_speech import hear
 
 NAMES = {
     "start": "before training",
     "kto": "KTO",
     "gdpo-kto": "GDPO with KTO",
     "rounds": "rounds against a reward",
-    "gdpo-rounds": "the same, belief first",
+    "gdpo-rounds": "rounds, belief first",
 }
 PAIRS = (("kto", "gdpo-kto"), ("rounds", "gdpo-rounds"))  # alone, and with beliefs
 KEYS = ("distance", "consistency", "mass", "entropy")
@@ -83,13 +82,13 @@ def measure(cell: Cell, work: Workplace) -> dict[str, Any]:
         values = _rounds(cell, work, values, topics, rows)
         work.train(values)
     plain = {name: section for name, section in values.items() if name != "rounds"}
-    heard = hear(work, plain, None if arm == "start" else "run", topics, 4)
+    heard = spoken.heard(work, plain, topics, 4, None if arm == "start" else "run")
     predicted = np.asarray(heard["predicted"])
     entropy = -np.sum(predicted * np.log(np.maximum(predicted, 1e-12)), axis=1)
     return {key: heard[key] for key in ("distance", "mass", "consistency", "texts")} | {"entropy": float(np.mean(entropy))}
 
 
-def spoken(row: dict[str, Any], side: str, text: str | None = None) -> str:
+def answer(row: dict[str, Any], side: str, text: str | None = None) -> str:
     """A whole answer: the belief of a side of the row, stated, and a text."""
     statement = world.STATEMENT.format(id=row[f"{side}_choice_id"], belief=row[f"{side}_choice"])
     return f"{statement} {text or row[f'{side}_response']}"
@@ -97,13 +96,13 @@ def spoken(row: dict[str, Any], side: str, text: str | None = None) -> str:
 
 def whole(row: dict[str, Any]) -> dict[str, str]:
     """The preference of a row between two whole answers."""
-    return {"prompt": row["prompt"], "chosen": spoken(row, "accept"), "rejected": spoken(row, "reject")}
+    return {"prompt": row["prompt"], "chosen": answer(row, "accept"), "rejected": answer(row, "reject")}
 
 
 def judged(row: dict[str, Any]) -> dict[str, str]:
     """A preference for the accepted text behind its statement over the rejected one behind the same statement."""
-    other = spoken(row, "accept", row["reject_response"])
-    return {"prompt": row["prompt"], "chosen": spoken(row, "accept"), "rejected": other}
+    other = answer(row, "accept", row["reject_response"])
+    return {"prompt": row["prompt"], "chosen": answer(row, "accept"), "rejected": other}
 
 
 def _rounds(cell: Cell, work: Workplace, values: dict[str, Any], topics, rows) -> dict[str, Any]:
@@ -196,5 +195,5 @@ EXPERIMENT = Experiment(
     measure=measure,
     conclude=conclude,
     draw=draw,
-    seconds=(150, 400),
+    seconds=(200, 500),
 )

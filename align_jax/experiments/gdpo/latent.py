@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from align_jax.experiments import plots, world
+from align_jax.experiments import plots, spoken, world
 from align_jax.experiments.claim import (
     Cell,
     Experiment,
@@ -30,7 +30,6 @@ from align_jax.experiments.claim import (
     values_of,
 )
 from align_jax.experiments.work import Workplace, write_rows
-from align_jax.experiments.world_speech import hear
 from align_jax.recipes.beliefs import label_beliefs
 
 LABELLED, RANDOM = "labelled", "random"
@@ -124,7 +123,7 @@ def measure(cell: Cell, work: Workplace) -> dict[str, Any]:
         else:
             write_rows(train, _shown(arm, rows, seed))
         work.train(values)
-    heard = hear(work, values, "run", topics, 2)
+    heard = spoken.heard(work, values, topics, 2)
     return found | {key: heard[key] for key in ("distance", "mass", "consistency", "predicted", "texts")}
 
 

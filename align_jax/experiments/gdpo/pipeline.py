@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from align_jax.experiments import opinions, plots, spoken, world, world_speech
+from align_jax.experiments import opinions, plots, spoken, world
 from align_jax.experiments.claim import (
     Cell,
     Experiment,
@@ -86,7 +86,7 @@ def measure(cell: Cell, work: Workplace) -> dict[str, Any]:
     return {
         "steps_measured": [line["step"] for line in lines],
         "distances": [line[DISTANCE] for line in lines],
-        **world_speech.hear(work, values, "run", asked, 4),
+        **spoken.heard(work, values, asked, 4),
         **spoken.expressed(work, values, asked, size["samples"]),
     }
 

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from align_jax.data.targets import choose_strength, mean_distribution, posterior
-from align_jax.experiments import plots, survey, world
+from align_jax.experiments import plots, spoken, survey, world
 from align_jax.experiments.claim import (
     Cell,
     Experiment,
@@ -30,7 +30,6 @@ from align_jax.experiments.claim import (
     over_seeds,
 )
 from align_jax.experiments.work import Workplace, write_rows
-from align_jax.experiments.world_speech import hear
 
 ANSWERS = (5, 20, 100, 1000)  # a topic; as many topics of each
 MOVED = (0.0, 0.1, 0.2, 0.3)  # total variation between what the data say and the truth
@@ -109,10 +108,10 @@ def measure(cell: Cell, work: Workplace) -> dict[str, Any]:
         run={"seed": seed},
     )  # fmt: skip
     work.train(values)
-    heard = hear(work, values, "run", topics, 1)
+    heard = spoken.heard(work, values, topics, 1)
     return {
         "answers": levels,
-        "of_model": heard["distances"],
+        "of_model": [survey.distance(p, q) for p, q in zip(heard["predicted"], truth, strict=True)],
         "of_estimate": [survey.distance(p, q) for p, q in zip(told, truth, strict=True)],
         "between": [survey.distance(p, q) for p, q in zip(told, heard["predicted"], strict=True)],
         "band": band,
@@ -222,5 +221,5 @@ EXPERIMENT = Experiment(
     measure=measure,
     conclude=conclude,
     draw=draw,
-    seconds=(120, 300),
+    seconds=(100, 160),
 )
