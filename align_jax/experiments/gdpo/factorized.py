@@ -40,7 +40,7 @@ RATE = {"sft": 1.0e-3, "dpo": 3.0e-4, "gdpo": 1.0e-3}
 def cells(options: Options) -> list[Cell]:
     size = {"steps": 240, "samples": 32} if options.quick else {"steps": 600, "samples": 100}
     return [
-        Cell(f"{arm}-{seed}", {"arm": arm, "seed": seed, "stages": stages(arm, size["steps"]), **size})
+        Cell(f"{arm}-{seed}", {"arm": arm, "seed": seed, "stages": [list(one) for one in stages(arm, size["steps"])], **size})
         for seed in range(options.seeds)
         for arm in ARMS
     ]
