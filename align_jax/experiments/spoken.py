@@ -52,7 +52,7 @@ def expressed(
     """Beliefs that texts express which a model writes to the prompt alone, as a user would ask it.
 
     Returns:
-      `text_distance`: of their shares (a prompt's texts, counted) to the topics' `probs`, the mean. `readable`: the share of
+      `text_distance`: of `shares` of a prompt's texts to the topics' `probs`, the mean. `readable`: the share of
       texts that express a belief at all.
     """
     texts = texts_of(work, values, topics, samples, run)
@@ -76,9 +76,9 @@ def texts_of(
 
 
 def shares(texts: Sequence[str]) -> np.ndarray:
-    """The shares of the beliefs in texts, `[N]`; equal ones where no text expresses a belief."""
+    """The shares of the beliefs in texts, and last that of texts that express none, which people's are not: `[N + 1]`."""
     counts = counted(texts)
-    return counts / counts.sum() if counts.any() else np.full(len(counts), 1 / len(counts))
+    return np.append(counts, len(texts) - counts.sum()) / len(texts)
 
 
 def counted(texts: Sequence[str]) -> np.ndarray:
@@ -89,7 +89,7 @@ def counted(texts: Sequence[str]) -> np.ndarray:
 
 def mean_distance(predicted: Sequence[Sequence[float]], topics: Sequence[world.Topic]) -> float:
     """The mean Jensen-Shannon distance to what people believe."""
-    pad = lambda probs: np.pad(np.asarray(probs, float), (0, len(BELIEFS) - len(probs)))  # noqa: E731
+    pad = lambda probs: np.pad(np.asarray(probs, float), (0, len(BELIEFS) + 1 - len(probs)))  # noqa: E731
     return float(np.mean([survey.distance(pad(p), pad(one.probs)) for p, one in zip(predicted, topics, strict=True)]))
 
 

@@ -17,7 +17,7 @@ def measured(stated: float, said: float, fits: float, seeds: int = 3, slow: floa
         distance = stated + noise if own else 0.3
         return {
             "steps_measured": [0, 10],
-            "distances": [0.32, distance],
+            "curve": [0.32, distance],
             "distance": distance,
             "text_distance": said + noise if own else slow if cell.settings["arm"] == "dpo-slow" else 0.3,
             "consistency": fits - noise,

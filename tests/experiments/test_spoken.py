@@ -1,5 +1,6 @@
 """What a model of the world says, counted."""
 
+import numpy as np
 import pytest
 from scipy.spatial.distance import jensenshannon
 
@@ -27,3 +28,12 @@ def test_the_distance_of_perfect_draws_falls_with_their_number():
     few, many = spoken.floor(topics, 5), spoken.floor(topics, 500)
     assert 0 < many < few / 5
     assert spoken.floor([world.Topic("zoo visits", (1.0, 0.0))], 3) == 0
+
+
+def test_texts_of_no_belief_are_no_beliefs_of_people():
+    (topic,) = [world.Topic("zoo visits", (0.5, 0.5))]
+    said = ["we need more zoo visits", "i am against zoo visits", "zoo zoo", ""]
+    assert spoken.shares(said).tolist() == [0.25, 0.25, 0, 0, 0.5]
+    silent = spoken.mean_distance([spoken.shares(["zoo", ""])], [topic])
+    assert silent == pytest.approx(np.sqrt(np.log(2)))
+    assert spoken.mean_distance([spoken.shares(said)], [topic]) < silent

@@ -40,7 +40,7 @@ RATE = {"sft": 1.0e-3, "dpo": 3.0e-4, "gdpo": 1.0e-3}
 def cells(options: Options) -> list[Cell]:
     size = {"steps": 240, "samples": 32} if options.quick else {"steps": 600, "samples": 100}
     return [
-        Cell(f"{arm}-{seed}", {"arm": arm, "seed": seed, "stages": stages(arm, size["steps"]), **size})
+        Cell(f"{arm}-{seed}", {"arm": arm, "seed": seed, "stages": [list(one) for one in stages(arm, size["steps"])], **size})
         for seed in range(options.seeds)
         for arm in ARMS
     ]
@@ -108,7 +108,7 @@ def draw(measured: list[Measurement], options: Options):
     samples = arms[BEST][0]["samples"]
     note = (
         f"All arms train on about as many response tokens. Small dots: {spoken.seeds(arms[BEST])}, bars: 95% intervals. "
-        f"Dashed: the distance of {samples} perfect draws a topic."
+        f"A text that expresses no belief counts as one that nobody holds. Dashed: {samples} perfect draws a topic."
     )
     figure, axes = plots.figure("Does stating a belief first give the group's opinions better?", note, columns=2, size=(6, 3.6))
     label = "Jensen-Shannon distance of what texts say\nto people's beliefs (0: the same)"

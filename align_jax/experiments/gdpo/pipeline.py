@@ -85,7 +85,7 @@ def measure(cell: Cell, work: Workplace) -> dict[str, Any]:
     lines = [line for line in work.train(values).history if DISTANCE in line]
     return {
         "steps_measured": [line["step"] for line in lines],
-        "distances": [line[DISTANCE] for line in lines],
+        "curve": [line[DISTANCE] for line in lines],
         **spoken.heard(work, values, asked, 4),
         **spoken.expressed(work, values, asked, size["samples"]),
     }
@@ -124,11 +124,12 @@ def draw(measured: list[Measurement], options: Options):
     samples = arms["dpo"][0]["samples"]
     note = (
         f"{spoken.seeds(arms['dpo'])}: line or large mark = mean, band = range, bar = 95% interval, dots = seeds. What a "
-        f"sentence of this world expresses is known exactly. Dashed in the second panel: {samples} perfect draws a topic."
+        f"sentence of this world expresses is known exactly. "
+        f"A text that expresses no belief counts as one that nobody holds. Dashed in the second panel: {samples} perfect draws."
     )
     figure, axes = plots.figure("After SFT: DPO, and GDPO with three preference terms", note, columns=4, size=(4.4, 3.9))
     for i, (arm, found) in enumerate(arms.items()):
-        plots.curve(axes[0, 0], found[0]["steps_measured"], values_of(found, "distances"), NAMES[arm], i)
+        plots.curve(axes[0, 0], found[0]["steps_measured"], values_of(found, "curve"), NAMES[arm], i)
     label = "Jensen-Shannon distance of stated beliefs\nto people's (0: the same)"
     axes[0, 0].set(xlabel="training steps after SFT", ylabel=label)
     axes[0, 0].set_ylim(bottom=0)
