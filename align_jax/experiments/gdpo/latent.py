@@ -190,7 +190,10 @@ def _difference(arms: dict[tuple, list[Measurement]], one: str, other: str, eps:
 def _collapse(arms: dict[tuple, list[Measurement]], arm: str, levels: Sequence[float]) -> str:
     """From which share of mixed texts an arm is not surely better than beliefs at random."""
     for eps in levels:
-        if below(_difference(arms, arm, RANDOM, eps), 0.0) != "holds":
+        found = _difference(arms, arm, RANDOM, eps)
+        if not found.known:
+            return "not known of one seed"
+        if below(found, 0.0) != "holds":
             return f"from {eps:.0%} mixed"
     return "nowhere"
 
@@ -241,5 +244,5 @@ EXPERIMENT = Experiment(
     measure=measure,
     conclude=conclude,
     draw=draw,
-    seconds=(250, 600),
+    seconds=(200, 600),
 )
