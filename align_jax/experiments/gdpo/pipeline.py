@@ -33,6 +33,7 @@ ARMS = {
     "dpo": {"name": "dpo", "beta": 0.1},
     "dpo-slow": {"name": "dpo", "beta": 0.1},
     "gdpo": {"name": "gdpo", "beta": 0.1},
+    "gdpo-text": {"name": "gdpo", "beta": 0.1, "sft_weight": 1.0},
     "gdpo-kto": {"name": "gdpo", "beta": 0.1, "preference": "kto"},
     "gdpo-mpo": {"name": "gdpo", "beta": 0.1, "preference": "mpo"},
 }
@@ -41,6 +42,7 @@ NAMES = {
     "dpo": "SFT, then DPO",
     "dpo-slow": "SFT, then DPO (slower)",
     "gdpo": "SFT, then GDPO (DPO)",
+    "gdpo-text": "SFT, then GDPO (DPO) with SFT term",
     "gdpo-kto": "SFT, then GDPO (KTO)",
     "gdpo-mpo": "SFT, then GDPO (MPO)",
 }
