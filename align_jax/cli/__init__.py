@@ -114,7 +114,8 @@ def _print(text: str) -> int:
 
 def _help_of_experiment(name: str) -> str:
     claim = name == ALL or name in claims()
-    options = "[--quick] [--seeds N] [--model tiny|smollm2|PATH] [--out FOLDER]" if claim else "[--section.key value ...]"
+    own = "[--quick] [--seeds N] [--model tiny|smollm2|PATH] [--out FOLDER] [--again]"
+    options = own if claim else "[--section.key value ...]"
     parts = [f"usage: align-jax experiment {name} {options}", about_experiment(name)]
     if name in packaged_configs():
         parts.append(f"Its keys are those of the config {name} (`align-jax configs {name}` copies it): align-jax train --help")

@@ -36,12 +36,14 @@ class Measurement:
 
     Attributes:
       seconds: that it took. cpu: seconds of computing, over all cores, which other work on the machine does not change.
+      code: a hash of the experiment's file at that time.
     """
 
     cell: Cell
     values: dict[str, Any]
     seconds: float = 0.0
     cpu: float = 0.0
+    code: str = ""
 
     def __getitem__(self, key: str) -> Any:
         """A value, or one of the settings."""

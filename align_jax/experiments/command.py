@@ -1,4 +1,4 @@
-"""`align-jax experiment NAME|all [--quick] [--seeds N] [--model tiny|smollm2|PATH] [--out FOLDER]`."""
+"""`align-jax experiment NAME|all [--quick] [--seeds N] [--model tiny|smollm2|PATH] [--out FOLDER] [--again]`."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ from align_jax.recipes.say import part_of_a_job
 def run_command(name: str, argv: Sequence[str]) -> int:
     """Runs one claim, or all of them; 0 where it came to a verdict, whatever it is."""
     given = _parsed(name, argv)
-    options = Options(given.quick, given.seeds, given.model)
+    options, again = Options(given.quick, given.seeds, given.model), given.again
     with interruptible(), part_of_a_job():
         try:
             if name == ALL:
-                return _all(options, given.out)
-            run(name, options, folder_of(name, options, given.out), _tell)
+                return _all(options, given.out, again)
+            run(name, options, folder_of(name, options, given.out), _tell, again)
         except JobStopped:
             _tell("stopped; what was measured is kept, and the same command goes on")
         return 0
@@ -35,12 +35,13 @@ def _parsed(name: str, argv: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("--seeds", type=_count, default=3)
     parser.add_argument("--model", default="tiny")
     parser.add_argument("--out", type=Path, default=OUT)
+    parser.add_argument("--again", action="store_true")
     return parser.parse_args(list(argv))
 
 
 class _Parser(argparse.ArgumentParser):
     def error(self, message: str):
-        options = "[--quick] [--seeds N] [--model tiny|smollm2|PATH] [--out FOLDER]"
+        options = "[--quick] [--seeds N] [--model tiny|smollm2|PATH] [--out FOLDER] [--again]"
         raise UserError(f"{message}; usage: {self.prog} {options}")
 
 
@@ -50,7 +51,7 @@ def _count(text: str) -> int:
     return int(text)
 
 
-def _all(options: Options, out: Path) -> int:
+def _all(options: Options, out: Path, again: bool) -> int:
     """Every claim that runs on this model; one that fails to run does not keep the others from theirs."""
     lines, broken = [], 0
     for name in claims():
@@ -58,7 +59,7 @@ def _all(options: Options, out: Path) -> int:
         if options.model != "tiny" and options.model not in experiment.models:
             continue
         try:
-            verdict = run(name, options, folder_of(name, options, out), _tell)
+            verdict = run(name, options, folder_of(name, options, out), _tell, again)
             lines.append(f"{name:<24} {verdict.word:<8} {verdict.line}")
         except UserError as error:
             broken += 1

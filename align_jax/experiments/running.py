@@ -9,7 +9,9 @@ OUT/../common/         what several experiments share, such as base models
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import importlib
+import inspect
 import json
 import os
 import platform
@@ -58,11 +60,12 @@ def check(name: str, experiment: Experiment, options: Options) -> None:
     optional("matplotlib", "plots", "the picture of an experiment")
 
 
-def run(name: str, options: Options, folder: Path, tell: Callable[[str], None] = print) -> Verdict:
+def run(name: str, options: Options, folder: Path, tell: Callable[[str], None] = print, again: bool = False) -> Verdict:
     """Runs one claim, or what is left of it.
 
     Args:
       name: such as `gdpo-calibration`. folder: of the results. tell: takes a line for the user.
+      again: measure everything anew.
 
     Returns:
       The verdict, which `folder/result.json` has too.
@@ -76,7 +79,10 @@ def run(name: str, options: Options, folder: Path, tell: Callable[[str], None] =
     tell(f"{name}: {experiment.claim}")
     tell(f"source: {experiment.source}")
     tell(f"criterion: {experiment.criterion}")
-    measured, began, fresh = [], time.perf_counter(), 0
+    measured, began, fresh, code = [], time.perf_counter(), 0, _code(experiment)
+    if again:
+        for kept in ("cells", "work"):
+            shutil.rmtree(folder / kept, ignore_errors=True)
     for number, cell in enumerate(cells, 1):
         found = _kept(folder, cell)
         if found is None:
@@ -87,6 +93,8 @@ def run(name: str, options: Options, folder: Path, tell: Callable[[str], None] =
         measured.append(found)
     if fresh < len(cells):
         tell(f"{plural(len(cells) - fresh, 'cell')} had been measured before")
+    if older := sum(one.code != code for one in measured):
+        tell(f"{older} of {len(cells)} cells are from another version of this experiment's file; --again measures them anew")
     verdict = experiment.conclude(measured, options)
     _write(folder, name, experiment, options, measured, verdict)
     shutil.rmtree(folder / "work", ignore_errors=True)
@@ -102,7 +110,7 @@ def _kept(folder: Path, cell: Cell) -> Measurement | None:
     stored = json.loads(file.read_text(encoding="utf-8"))
     if stored["settings"] != json.loads(json.dumps(cell.settings)):
         return None
-    return Measurement(cell, stored["values"], stored["seconds"], stored.get("cpu", 0.0))
+    return Measurement(cell, stored["values"], stored["seconds"], stored.get("cpu", 0.0), stored.get("code", ""))
 
 
 def _measure(experiment: Experiment, cell: Cell, options: Options, folder: Path) -> Measurement:
@@ -112,12 +120,18 @@ def _measure(experiment: Experiment, cell: Cell, options: Options, folder: Path)
     for place in (shared, common):
         place.mkdir(parents=True, exist_ok=True)
     values = experiment.measure(cell, Workplace(own, shared, common, options))
-    found = Measurement(cell, plain(values), time.perf_counter() - began, time.process_time() - before)
+    found = Measurement(cell, plain(values), time.perf_counter() - began, time.process_time() - before, _code(experiment))
     (folder / "cells").mkdir(exist_ok=True)
-    stored = {"settings": cell.settings, "values": found.values, "seconds": found.seconds, "cpu": found.cpu}
+    stored = {"settings": cell.settings, "values": found.values, "seconds": found.seconds, "cpu": found.cpu, "code": found.code}
     write_whole(folder / "cells" / f"{cell.name}.json", json.dumps(stored, indent=1) + "\n")
     shutil.rmtree(own, ignore_errors=True)
     return found
+
+
+def _code(experiment: Experiment) -> str:
+    """A hash of the file that says how cells are measured."""
+    file = inspect.getsourcefile(experiment.measure)
+    return hashlib.sha256(Path(file).read_bytes()).hexdigest()[:16] if file else ""
 
 
 def _left(began: float, done: int, left: int) -> str:

@@ -51,10 +51,10 @@ def toy(measure, **more) -> Experiment:
 def run(monkeypatch, tmp_path):
     """Runs a toy; returns its verdict and the lines that it said."""
 
-    def run(experiment, **options):
+    def run(experiment, again=False, **options):
         monkeypatch.setattr(running, "load", lambda name: experiment)
         lines = []
-        return running.run("toy", Options(**options), tmp_path / "out" / "toy", lines.append), lines
+        return running.run("toy", Options(**options), tmp_path / "out" / "toy", lines.append, again), lines
 
     return run
 
@@ -90,6 +90,17 @@ def test_a_cell_of_other_settings_is_measured_again(run):
     object.__setattr__(experiment, "cells", lambda options: [Cell(c.name, c.settings | {"steps": 3}) for c in cells(options)])
     run(experiment)
     assert len(count) == 6
+
+
+def test_cells_of_another_version_of_the_file_are_told_of_and_measured_again_when_asked(run, monkeypatch):
+    monkeypatch.setattr(running, "_code", lambda experiment: "before")
+    run(toy(lambda cell, work: {"x": 1.0}))
+    monkeypatch.undo()
+    count = []
+    _, lines = run(toy(lambda cell, work: count.append(cell.name) or {"x": 2.0}))
+    assert not count and "6 of 6 cells are from another version of this experiment's file; --again measures them anew" in lines
+    _, lines = run(toy(lambda cell, work: count.append(cell.name) or {"x": 2.0}), again=True)
+    assert len(count) == 6 and not any("another version" in line for line in lines)
 
 
 @pytest.mark.parametrize(
