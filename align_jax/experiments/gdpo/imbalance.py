@@ -42,7 +42,11 @@ FLOOR = 0.1  # percent, of the picture: a logarithm has no 0
 
 def cells(options: Options) -> list[Cell]:
     size = {"steps": 150, "samples": 32} if options.quick else {"steps": 400, "samples": 100}
-    return [Cell(f"{arm}-{seed}", {"arm": arm, "seed": seed, **size}) for seed in range(options.seeds) for arm in ARMS]
+    return [
+        Cell(f"{arm}-{seed}", {"arm": arm, "seed": seed, "objective": ARMS[arm], "rate": RATES[arm], **size})
+        for seed in range(options.seeds)
+        for arm in ARMS
+    ]
 
 
 def measure(cell: Cell, work: Workplace) -> dict[str, Any]:
@@ -53,9 +57,9 @@ def measure(cell: Cell, work: Workplace) -> dict[str, Any]:
     values = world.config(
         work,
         train,
-        objective=ARMS[cell.settings["arm"]],
+        objective=cell.settings["objective"],
         train={"steps": steps},
-        optimizer={"learning_rate": RATES[cell.settings["arm"]]},
+        optimizer={"learning_rate": cell.settings["rate"]},
         run={"seed": seed},
     )
     work.train(values)

@@ -55,10 +55,14 @@ RIVALS = ("dpo", "dpo-slow")
 def cells(options: Options) -> list[Cell]:
     size = {"first": 40, "steps": 80, "samples": 16} if options.quick else {"first": 60, "steps": 200, "samples": 50}
     return [
-        Cell(f"{arm}-{seed}", {"arm": arm, "seed": seed, "rate": SLOW if arm == "dpo-slow" else RATE, **size})
+        Cell(f"{arm}-{seed}", {"arm": arm, "seed": seed, "objective": ARMS[arm], "rate": _rate(arm), **size})
         for seed in range(options.seeds)
         for arm in ARMS
     ]
+
+
+def _rate(arm: str) -> float:
+    return SLOW if arm == "dpo-slow" else RATE
 
 
 def topics() -> list[world.Topic]:
@@ -68,19 +72,18 @@ def topics() -> list[world.Topic]:
 
 
 def measure(cell: Cell, work: Workplace) -> dict[str, Any]:
-    seed, arm, size = cell.settings["seed"], cell.settings["arm"], cell.settings
+    seed, size = cell.settings["seed"], cell.settings
     asked = topics()
     train, held = work.folder / "train.jsonl", work.folder / "eval.jsonl"
     write_rows(train, world.rows(asked, 100, seed))
     write_rows(held, world.rows(asked, 2, seed + 1))
     values = world.config(work, train, run={"seed": seed}, data={"eval": str(held)}, optimizer={"learning_rate": RATE})
     first = {**values, "objective": ARMS["sft"], "train": {"steps": size["first"], "groups_per_step": 32}}
-    start = work.shared / f"sft-{seed}"
-    if not (start / "config.json").exists():
-        work.export_to(work.train(first, f"first-{seed}", shared=True), start)
+    name = f"sft-{seed}"
+    start = work.once(f"{name}-model", lambda path: work.export_to(work.train(first, name, shared=True), path))
     values |= {
         "model": values["model"] | {"path": str(start)},
-        "objective": ARMS[arm],
+        "objective": size["objective"],
         "optimizer": values["optimizer"] | {"learning_rate": size["rate"]},
         "train": {"steps": size["steps"], "groups_per_step": 32, "eval_every": max(1, size["steps"] // 8)},
     }

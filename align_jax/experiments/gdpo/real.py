@@ -8,6 +8,7 @@ average distribution. Texts given a belief are judged by a classifier that is me
 
 from __future__ import annotations
 
+import functools
 from typing import Any
 
 import numpy as np
@@ -104,9 +105,9 @@ def _trained(cell: Cell, work: Workplace, values: dict[str, Any]) -> str | None:
     if arm in ("sft", "gdpo", "gdpo-text"):
         run(arm, both, "run")
     else:
-        model = work.shared / f"sft-{seed}-model"
-        if not (model / "config.json").exists():
-            work.export_to(run("sft", size["first"], f"sft-{seed}", shared=True), model)
+        first = f"sft-{seed}"
+        start = functools.partial(run, "sft", size["first"], first, shared=True)
+        model = work.once(f"{first}-model", lambda path: work.export_to(start(), path))
         run(arm.removeprefix("sft-"), size["second"], "run", str(model))
     return "run"
 
