@@ -50,7 +50,7 @@ QUICK = (TWO, "4 levels by range", MORE)
 def cells(options: Options) -> list[Cell]:
     arms, steps = (QUICK, 20) if options.quick else (tuple(ARMS), 50)
     return [
-        Cell(f"{'-'.join(_words(arm))}-{seed}", {"arm": arm, "seed": seed, "steps": steps})
+        Cell(f"{'-'.join(_words(arm))}-{seed}", {"arm": arm, "seed": seed, "steps": steps, "rate": RATE})
         for seed in range(options.seeds)
         for arm in arms
     ]
@@ -67,7 +67,7 @@ def measure(cell: Cell, work: Workplace) -> dict[str, Any]:
         train,
         ARMS[cell.settings["arm"]],
         train={"steps": cell.settings["steps"]},
-        optimizer={"learning_rate": RATE},
+        optimizer={"learning_rate": cell.settings["rate"]},
         run={"seed": cell.settings["seed"]},
     )
     held = preferences.held_out(work, preferences.size_of(work))
