@@ -23,7 +23,7 @@ DOCS = Path("docs")
 _INTRO = """# Experiments
 
 Every claim and open question of both papers, tried: GDPO (arXiv 2412.20299) and MPO (arXiv 2412.04628). Each is one command and
-one small file, `align_jax/experiments/gdpo/` or `mpo/`, with its criterion, which stood there before the first run:
+one small file, `align_jax/experiments/gdpo/` or `mpo/`, with its criterion:
 
     align-jax experiment list
     align-jax experiment gdpo-calibration                 # --quick, --seeds N, --model tiny|smollm2|PATH, --out FOLDER
@@ -35,6 +35,12 @@ parameters (`stories260k`, in the folder that `ALIGN_JAX_DATA` names), or one sm
 generated opinions; `smollm2` is SmolLM2-135M-Instruct with weights that were 4-bit once. What is so at this size may be
 different at 8B: these are results of what was run, not of the method at any size. An interrupted experiment goes on where it
 stopped; `result.json` has every number.
+
+No threshold was moved after a run. Designs were changed after a first look where they did not test their claim, and the results
+below are of runs after that: gdpo-authors (an SFT term in all arms, since texts fell apart without it), gdpo-imbalance (a second,
+gentler DPO, which GDPO has to beat too), gdpo-pipeline (a larger learning rate; DPO at two), gdpo-factorized and gdpo-pipeline (a
+text that expresses no belief counts as one of its own), gdpo-kto (MPO instead of DPO in rounds without beliefs), gdpo-latent and
+mpo-levels (learning rate), mpo-distribution (the KL at which arms are compared), mpo-infonce (an allowance of 0.01 nats).
 
 This page is written by `python -m align_jax.experiments.page` from the results in docs/experiments/.
 """
