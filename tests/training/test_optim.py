@@ -259,7 +259,13 @@ def test_a_run_length_that_is_traced_gives_the_same_bits_as_a_constant_one(name,
     """Before, at and after the end of the warm-up, and beyond the end of the run."""
     params = jax.tree.map(jnp.asarray, PARAMS)
     other = optim.make_optimizer(optim.OPTIMIZERS[name](schedule=kind, warmup_ratio=0.13), 1000)
-    traced = jax.jit(lambda grads, state, horizon: other.update(grads, state, params, horizon=horizon)[0])
+    traces = []
+
+    @jax.jit
+    def traced(grads, state, horizon):
+        traces.append(horizon)
+        return other.update(grads, state, params, horizon=horizon)[0]
+
     for total in (7, 60, 113):
         spec = optim.OPTIMIZERS[name](schedule=kind, warmup_ratio=0.13)
         fixed, state = jax.jit(optim.make_optimizer(spec, total).update), other.init(params)
@@ -267,7 +273,7 @@ def test_a_run_length_that_is_traced_gives_the_same_bits_as_a_constant_one(name,
             at = jax.tree.map(lambda x, step=step: x + step if x.dtype == jnp.int32 else x, state)
             ours = traced(_gradients(step), at, optim.Horizon.of(spec, total))
             jax.tree.map(np.testing.assert_array_equal, ours, fixed(_gradients(step), at, params)[0])
-    assert traced._cache_size() == 1
+    assert len(traces) == 1  # JAX's own count loses entries in a process that has compiled thousands of functions
 
 
 def test_float32_parameters_take_their_updates_as_optax_adds_them():
