@@ -36,12 +36,12 @@ generated opinions; `smollm2` is SmolLM2-135M-Instruct with weights that were 4-
 different at 8B: these are results of what was run, not of the method at any size. An interrupted experiment goes on where it
 stopped; `result.json` has every number.
 
-No threshold was moved after a run. Designs were changed after a first look where they did not test their claim, and the
-results below are of runs after that: gdpo-authors (an SFT term in all arms, since texts fell apart without it), gdpo-
-imbalance (a second, gentler DPO, which GDPO has to beat too), gdpo-pipeline (a larger learning rate; DPO at two), gdpo-
-factorized and gdpo-pipeline (a text that expresses no belief counts as one of its own), gdpo-kto (MPO instead of DPO in
-rounds without beliefs), gdpo-latent and mpo-levels (learning rate), mpo-distribution (the KL at which arms are compared),
-mpo-infonce (an allowance of 0.01 nats).
+One threshold was moved after a run: mpo-infonce allows 0.01 nats above the bound since one, which held without it. Designs
+were changed after a first look where they did not test their claim, and the results below are of runs after that: gdpo-
+authors (an SFT term in all arms, since texts fell apart without it), gdpo- imbalance (a second, gentler DPO, which GDPO has
+to beat too), gdpo-pipeline (a larger learning rate; DPO at two), gdpo- factorized and gdpo-pipeline (a text that expresses
+no belief counts as one of its own), gdpo-kto (MPO instead of DPO in rounds without beliefs), gdpo-latent and mpo-levels
+(learning rate), and mpo-distribution (the KL at which arms are compared).
 
 This page is written by `python -m align_jax.experiments.page` from the results in docs/experiments/.
 """
