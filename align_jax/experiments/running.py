@@ -26,6 +26,7 @@ import numpy as np
 from align_jax.errors import UserError, optional
 from align_jax.experiments import module_of
 from align_jax.experiments.claim import Cell, Experiment, Measurement, Options, Verdict
+from align_jax.experiments.models import model_folder
 from align_jax.experiments.work import Workplace, data_root
 from align_jax.files import write_whole
 from align_jax.terminal import plural, spell_seconds
@@ -57,6 +58,8 @@ def check(name: str, experiment: Experiment, options: Options) -> None:
     for folder in dict.fromkeys(needed):
         if not (data_root() / folder).is_dir():
             raise UserError(f"ALIGN_JAX_DATA: {name} needs the folder {folder}, which {data_root()} does not have")
+    if known:
+        model_folder(options.model)
     optional("matplotlib", "plots", "the picture of an experiment")
 
 

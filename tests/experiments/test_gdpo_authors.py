@@ -5,6 +5,7 @@ import pytest
 from align_jax.experiments.claim import Measurement, Options
 from align_jax.experiments.gdpo.authors import ARMS, EXPERIMENT, OURS
 from align_jax.objectives import find_objective
+from tests.experiments.made_up import readable
 
 pytest.importorskip("matplotlib")
 
@@ -30,7 +31,7 @@ def measured(options, distance=0.05, consistency=0.9):
 def test_an_alternative_that_is_better_decides(distance, consistency, word):
     found = measured(Options(), distance, consistency)
     assert EXPERIMENT.conclude(found, Options()).word == word
-    EXPERIMENT.draw(found, Options()).savefig("/dev/null", format="png", dpi=20)
+    readable(EXPERIMENT.draw(found, Options()))
 
 
 def test_one_seed_is_unclear_and_steps_are_told():
@@ -40,4 +41,4 @@ def test_one_seed_is_unclear_and_steps_are_told():
 
 def test_objectives_that_exist():
     for given in ARMS.values():
-        find_objective("gdpo")(beta=0.1, **given)
+        assert find_objective("gdpo")(beta=0.1, **given).name == "gdpo"

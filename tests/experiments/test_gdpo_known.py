@@ -7,6 +7,7 @@ from align_jax.experiments import world
 from align_jax.experiments.claim import Measurement, Options
 from align_jax.experiments.gdpo import calibration, conflict
 from align_jax.experiments.opinions import BELIEFS, sentence
+from tests.experiments.made_up import readable
 
 pytest.importorskip("matplotlib")
 
@@ -27,7 +28,7 @@ def test_calibration_is_judged_by_its_worst_target(last, seeds, word):
     options = Options(seeds=seeds)
     verdict = calibration.EXPERIMENT.conclude(calibrated(last, seeds, 0.01 if word == "unclear" else 1e-4), options)
     assert verdict.word == word
-    calibration.EXPERIMENT.draw(calibrated(last, seeds), options).savefig("/dev/null", format="png", dpi=20)
+    readable(calibration.EXPERIMENT.draw(calibrated(last, seeds), options))
 
 
 def conflicts(dpo: float, gdpo: float) -> list[Measurement]:
@@ -49,7 +50,7 @@ def conflicts(dpo: float, gdpo: float) -> list[Measurement]:
 def test_a_conflict_is_judged_by_the_minority(dpo, gdpo, word):
     measured = conflicts(dpo, gdpo)
     assert conflict.EXPERIMENT.conclude(measured, Options()).word == word
-    conflict.EXPERIMENT.draw(measured, Options()).savefig("/dev/null", format="png", dpi=20)
+    readable(conflict.EXPERIMENT.draw(measured, Options()))
 
 
 def test_both_sides_are_about_the_same_two_texts():

@@ -6,6 +6,7 @@ import pytest
 from align_jax.experiments import world
 from align_jax.experiments.claim import Measurement, Options
 from align_jax.experiments.gdpo import kto
+from tests.experiments.made_up import readable
 
 pytest.importorskip("matplotlib")
 
@@ -28,7 +29,7 @@ def test_verdicts(distance, fits, word):
     found = measured(Options(), distance, fits)
     verdict = kto.EXPERIMENT.conclude(found, Options())
     assert verdict.word == word and "GDPO with KTO" in verdict.line
-    kto.EXPERIMENT.draw(found, Options()).savefig("/dev/null", format="png", dpi=20)
+    readable(kto.EXPERIMENT.draw(found, Options()))
 
 
 def test_one_seed_is_unclear():

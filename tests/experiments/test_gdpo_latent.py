@@ -6,6 +6,7 @@ import pytest
 from align_jax.experiments import world
 from align_jax.experiments.claim import Measurement, Options
 from align_jax.experiments.gdpo import latent
+from tests.experiments.made_up import readable
 
 pytest.importorskip("matplotlib")
 OPTIONS = Options(quick=True)
@@ -29,7 +30,7 @@ def test_verdicts(gap, word):
     verdict = latent.EXPERIMENT.conclude(found, OPTIONS)
     assert verdict.word == word
     assert "latent, by the reference from 50% mixed" in verdict.line and "stance, by the model nowhere" in verdict.line
-    latent.EXPERIMENT.draw(found, OPTIONS).savefig("/dev/null", format="png", dpi=20)
+    readable(latent.EXPERIMENT.draw(found, OPTIONS))
 
 
 def test_one_seed_is_unclear():

@@ -11,6 +11,7 @@ from align_jax.experiments.claim import Measurement, Options
 from align_jax.experiments.gdpo.real import ARMS, BEST, EXPERIMENT
 from align_jax.experiments.options import Options as Given
 from align_jax.experiments.work import Workplace, write_rows
+from tests.experiments.made_up import readable
 
 pytest.importorskip("matplotlib")
 
@@ -37,7 +38,7 @@ def measured(best: float, unseen: float, seeds: int = 1) -> list[Measurement]:
 def test_verdicts(best, unseen, word):
     found = EXPERIMENT.conclude(measured(best, unseen), Options(seeds=1))
     assert found.word == word and found.figures["worst round"].value >= found.figures[f"{BEST}, round a"].value
-    EXPERIMENT.draw(measured(best, unseen), Options(seeds=1)).savefig("/dev/null", format="png", dpi=20)
+    readable(EXPERIMENT.draw(measured(best, unseen), Options(seeds=1)))
 
 
 def test_the_start_is_measured_once_for_all_seeds():

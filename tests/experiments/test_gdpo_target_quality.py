@@ -6,6 +6,7 @@ from scipy.spatial.distance import jensenshannon
 
 from align_jax.experiments.claim import Measurement, Options
 from align_jax.experiments.gdpo import target_quality as quality
+from tests.experiments.made_up import readable
 
 pytest.importorskip("matplotlib")
 TOPICS = quality.EACH * len(quality.ANSWERS)
@@ -30,13 +31,13 @@ def measured(options, added=0.0, shrunk=0.1):
 def test_what_is_told_must_be_what_is_learned(added, shrunk, word):
     found = measured(Options(), added, shrunk)
     assert quality.EXPERIMENT.conclude(found, Options()).word == word
-    quality.EXPERIMENT.draw(found, Options()).savefig("/dev/null", format="png", dpi=20)
+    readable(quality.EXPERIMENT.draw(found, Options()))
 
 
 def test_one_seed_is_unclear():
     found = measured(Options(seeds=1))
     assert quality.EXPERIMENT.conclude(found, Options(seeds=1)).word == "unclear"
-    quality.EXPERIMENT.draw(found, Options(seeds=1)).savefig("/dev/null", format="png", dpi=20)
+    readable(quality.EXPERIMENT.draw(found, Options(seeds=1)))
 
 
 def test_a_moved_distribution_is_off_by_that_much():

@@ -6,6 +6,7 @@ import pytest
 from align_jax.experiments.claim import Measurement, Options
 from align_jax.experiments.mpo import correlated
 from align_jax.experiments.mpo.correlated import EXPERIMENT, SIZES, effective
+from tests.experiments.made_up import readable
 
 
 def measured(options, factor=1.0, lost=0.5, spread=0.001):
@@ -45,4 +46,4 @@ def test_the_effective_number_is_that_of_the_variance_of_a_mean():
 def test_cells_and_the_picture():
     names = [cell.name for cell in EXPERIMENT.cells(Options())]
     assert len(set(names)) == len(names) == 3 * len(correlated.CORRELATIONS)
-    EXPERIMENT.draw(measured(Options()), Options()).savefig("/dev/null", format="png", dpi=20)
+    readable(EXPERIMENT.draw(measured(Options()), Options()))

@@ -6,6 +6,7 @@ import pytest
 from align_jax.experiments.claim import Measurement, Options
 from align_jax.experiments.mpo import distribution
 from align_jax.experiments.mpo.distribution import ARMS, DPO, EXPERIMENT, MPO, SHAPES
+from tests.experiments.made_up import readable
 
 
 def measured(options, gain, spread=0.001, but=None):
@@ -48,4 +49,4 @@ def test_figures_of_sets():
 
 
 def test_the_picture():
-    EXPERIMENT.draw(measured(Options(), 0.1), Options()).savefig("/dev/null", format="png", dpi=20)
+    readable(EXPERIMENT.draw(measured(Options(), 0.1), Options()))

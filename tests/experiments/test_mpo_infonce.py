@@ -6,6 +6,7 @@ import pytest
 from align_jax.experiments.claim import Measurement, Options
 from align_jax.experiments.mpo import infonce
 from align_jax.experiments.mpo.infonce import EXPERIMENT, INFORMATION, REFERENCE, SCORES, SIZES
+from tests.experiments.made_up import readable
 from tests.losses import reference
 
 
@@ -64,4 +65,4 @@ def test_the_optimum_of_infonca():
 
 
 def test_the_picture():
-    EXPERIMENT.draw(measured(Options()), Options()).savefig("/dev/null", format="png", dpi=20)
+    readable(EXPERIMENT.draw(measured(Options()), Options()))

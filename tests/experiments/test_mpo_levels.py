@@ -5,6 +5,7 @@ import pytest
 from align_jax.experiments.claim import Measurement, Options
 from align_jax.experiments.mpo.levels import ARMS, EXPERIMENT, MORE, SHOWN
 from align_jax.objectives import find_objective
+from tests.experiments.made_up import readable
 
 
 def measured(options, gain, spread=0.0):
@@ -35,8 +36,9 @@ def test_cells_have_names_of_their_own():
 
 def test_objectives_that_exist():
     for given in ARMS.values():
-        find_objective(given["name"])(**{key: value for key, value in given.items() if key != "name"})
+        made = find_objective(given["name"])(**{key: value for key, value in given.items() if key != "name"})
+        assert made.name == given["name"]
 
 
 def test_the_picture():
-    EXPERIMENT.draw(measured(Options(), 0.3, 0.01), Options()).savefig("/dev/null", format="png", dpi=20)
+    readable(EXPERIMENT.draw(measured(Options(), 0.3, 0.01), Options()))

@@ -6,6 +6,7 @@ from align_jax.experiments.claim import Measurement, Options
 from align_jax.experiments.mpo import objectives
 from align_jax.experiments.mpo.objectives import ARMS, EXPERIMENT, SHOWN
 from align_jax.objectives import find_objective
+from tests.experiments.made_up import readable
 
 
 def measured(options, gain, spread=0.0):
@@ -61,4 +62,4 @@ def test_cells_have_names_of_their_own():
 
 def test_the_picture():
     for options in (Options(quick=True), Options(model="smollm2")):
-        EXPERIMENT.draw(measured(options, 0.1, 0.01), options).savefig("/dev/null", format="png", dpi=20)
+        readable(EXPERIMENT.draw(measured(options, 0.1, 0.01), options))

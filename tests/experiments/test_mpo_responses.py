@@ -5,6 +5,7 @@ import pytest
 from align_jax.experiments.claim import Measurement, Options
 from align_jax.experiments.mpo import responses
 from align_jax.experiments.mpo.responses import COMPUTE, EXPERIMENT, PROMPTS
+from tests.experiments.made_up import readable
 
 
 def measured(options, gain, spread=0.001, kinds=(PROMPTS, COMPUTE)):
@@ -55,4 +56,4 @@ def test_as_many_answers_a_step_at_equal_compute():
 
 
 def test_the_picture():
-    EXPERIMENT.draw(measured(Options(), 0.1, 0.01), Options()).savefig("/dev/null", format="png", dpi=20)
+    readable(EXPERIMENT.draw(measured(Options(), 0.1, 0.01), Options()))

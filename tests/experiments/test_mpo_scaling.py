@@ -6,6 +6,7 @@ from align_jax.experiments.claim import Measurement, Options
 from align_jax.experiments.mpo import scaling
 from align_jax.experiments.mpo.scaling import EXPERIMENT
 from align_jax.experiments.work import Workplace
+from tests.experiments.made_up import readable
 
 
 def measured(options, power, growth, spread=0.001):
@@ -48,4 +49,4 @@ def test_the_config_is_one_that_the_library_takes(tmp_path):
 def test_cells_and_the_picture():
     names = [cell.name for cell in EXPERIMENT.cells(Options())]
     assert len(set(names)) == len(names)
-    EXPERIMENT.draw(measured(Options(), 1.0, 0.01), Options()).savefig("/dev/null", format="png", dpi=20)
+    readable(EXPERIMENT.draw(measured(Options(), 1.0, 0.01), Options()))

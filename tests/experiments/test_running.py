@@ -129,6 +129,8 @@ def test_what_cannot_be_run_says_why(run, monkeypatch, tmp_path):
         run(toy(None), model="smollm2")
     with pytest.raises(UserError, match="--model: toy runs on tiny, not on smollm2"):
         run(toy(None, models=("tiny",)), model="smollm2")
+    with pytest.raises(UserError, match="--model: '/no/such' is neither tiny nor smollm2, and there is no such folder"):
+        run(toy(None, models=("smollm2",)), model="/no/such")
     monkeypatch.delenv("ALIGN_JAX_DATA", raising=False)
     with pytest.raises(UserError, match="ALIGN_JAX_DATA must name the folder"):
         run(toy(None, data=("opinions",)))
