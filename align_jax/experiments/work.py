@@ -76,13 +76,6 @@ class Workplace:
         own = {"run": {"dir": str(folder)} | dict(values.get("run", {})), "log": log, "checkpoint": checkpoint}
         return Config.of({**values, **own})
 
-    def export(self, run: Run, name: str = "model", *, shared: bool = False) -> Path:
-        """The last checkpoint of a run as a Hugging Face folder, written once."""
-        folder = (self.shared if shared else self.folder) / name
-        if not (folder / "config.json").exists():
-            export(run.folder, folder, overwrite=True)
-        return folder
-
     def export_to(self, run: Run, folder: Path) -> Path:
         """The last checkpoint of a run as a Hugging Face folder."""
         export(run.folder, folder, overwrite=True)
