@@ -15,6 +15,7 @@ from typing import Any
 
 from align_jax.errors import UserError
 from align_jax.experiments import claims
+from align_jax.experiments.options import Options
 from align_jax.experiments.running import PLOT, RESULT
 from align_jax.files import write_whole
 from align_jax.terminal import spell_seconds
@@ -114,7 +115,8 @@ def _section(result: dict[str, Any]) -> str:
     options = result["options"]
     command = f"align-jax experiment {result['experiment']}" + (" --quick" if options["quick"] else "")
     command += "" if options["model"] == "tiny" else f" --model {_model(result)}"
-    command += "" if options["seeds"] == 3 else f" --seeds {options['seeds']}"
+    usual = Options(model=options["model"]).usual_seeds
+    command += "" if options["seeds"] == usual else f" --seeds {options['seeds']}"
     return f"""## {_title(result)}
 
 **{result["claim"][:1].upper()}{result["claim"][1:]}.** Source: {result["source"]}.

@@ -162,6 +162,18 @@ def test_options_are_checked(argv, message, capsys):
     assert message in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("argv, seeds", [
+    ([], 3), (["--model", "smollm2"], 1), (["--model", "smollm2", "--seeds", "2"], 2), (["--seeds", "5"], 5),
+])  # fmt: skip
+def test_seeds_are_as_many_as_asked_for_or_three_and_one_of_a_large_model(argv, seeds, monkeypatch):
+    taken = []
+    monkeypatch.setattr(command, "run", lambda name, options, *rest: taken.append(options))
+    assert cli.main(["experiment", "mpo-objectives", *argv]) == 0
+    assert taken[0].seeds == seeds
+    cells = running.load("mpo-objectives").cells(taken[0])
+    assert {cell.settings["seed"] for cell in cells} == set(range(seeds))
+
+
 @pytest.mark.parametrize("name", claims())
 def test_every_claim_is_stated_before_it_is_run(name):
     experiment = running.load(name)
