@@ -18,7 +18,7 @@ from align_jax.experiments import claims
 from align_jax.experiments.options import Options
 from align_jax.experiments.running import PLOT, RESULT
 from align_jax.files import write_whole
-from align_jax.terminal import spell_seconds
+from align_jax.terminal import plural, spell_seconds
 
 DOCS = Path("docs")
 _INTRO = """# Experiments
@@ -103,12 +103,17 @@ def _anchor(result: dict[str, Any]) -> str:
 
 
 def _table(found: list[dict[str, Any]]) -> str:
-    lines = ["| experiment | claim | verdict | |", "|---|---|---|---|"]
+    lines = ["| experiment | claim | tried on | verdict | |", "|---|---|---|---|---|"]
     for result in found:
-        quick = " (quick run)" if result["options"]["quick"] else ""
-        cells = (f"[{_title(result)}](#{_anchor(result)})", result["claim"], f"**{result['verdict']}**{quick}", result["line"])
+        cells = (f"[{_title(result)}](#{_anchor(result)})", result["claim"], _tried_on(result), f"**{result['verdict']}**",
+                 result["line"])  # fmt: skip
         lines.append("| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |")
     return "\n".join(lines) + "\n"
+
+
+def _tried_on(result: dict[str, Any]) -> str:
+    quick = ", quick run" if result["options"]["quick"] else ""
+    return f"{result['kind']}; {plural(result['options']['seeds'], 'seed')}{quick}"
 
 
 def _section(result: dict[str, Any]) -> str:
@@ -123,7 +128,7 @@ def _section(result: dict[str, Any]) -> str:
 
 Criterion: {result["criterion"]}.
 
-**{result["verdict"].capitalize()}**: {result["line"]}.
+**{result["verdict"].capitalize()}** ({_tried_on(result)}): {result["line"]}.
 
 ![{result["claim"]}](experiments/{_file_name(result)}.png)
 

@@ -44,7 +44,7 @@ def toy(measure, **more) -> Experiment:
         plots.bars(axes[0, 0], list(arms), [values_of(found, "x") for found in arms.values()], "x")
         return figure
 
-    return Experiment(1, "b is above a", "a test", "holds where it is", cells, measure, conclude, draw, **more)
+    return Experiment(1, "b is above a", "a test", "holds where it is", cells, measure, conclude, draw, "check", **more)
 
 
 @pytest.fixture
@@ -195,7 +195,7 @@ def test_a_quick_result_does_not_replace_a_full_one(run, tmp_path, capsys):
     folder, into = tmp_path / "out/toy", tmp_path / "docs"
     page.take(folder, into)
     text = page.page(into)
-    assert "| [toy](#toy) | b is above a | **holds** | b is above a by 1 [1, 1] |" in text
+    assert "| [toy](#toy) | b is above a | check; 3 seeds | **holds** | b is above a by 1 [1, 1] |" in text
     assert "![b is above a](experiments/toy.png)" in text
     assert "- text: `a 'b' c`" in text and "Not run yet: gdpo-calibration" in text
     result = json.loads((folder / "result.json").read_text())

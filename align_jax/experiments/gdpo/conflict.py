@@ -213,5 +213,6 @@ EXPERIMENT = Experiment(
     measure=measure,
     conclude=conclude,
     draw=draw,
+    kind="check",
     seconds=(90, 180),
 )

@@ -231,6 +231,7 @@ EXPERIMENT = Experiment(
     measure=measure,
     conclude=conclude,
     draw=draw,
+    kind="real",
     data=("opinions",),
     models=("tiny", "smollm2"),
     seconds=(240, 900),

@@ -232,6 +232,7 @@ EXPERIMENT = Experiment(
     measure=measure,
     conclude=conclude,
     draw=draw,
+    kind="real",
     data=("preferences",),
     models=("tiny", "smollm2"),
     seconds=(90, 500),
