@@ -193,8 +193,8 @@ def draw(measured: list[Measurement], options: Options):
     note = (
         "Dots: means over questions, lines: 95% intervals over questions. The mean predictor gives every question the average "
         "of the training questions. Right: share of texts in which a judge finds the belief that they were given "
-        f"(of people's own texts it finds {data['judge']['accuracy']:.0%} right), and share in which a statement of a belief stands "
-        "once more, as the template writes it."
+        f"(of people's own texts it finds {data['judge']['accuracy']:.0%} right), and share in which a statement stands once "
+        "more, as the template writes it."
     )
     figure, axes = plots.figure(
         f"GDPO after SFT {title} what people believe better than the average does ({model})", note, columns=3, size=(4.6, 3.9)
