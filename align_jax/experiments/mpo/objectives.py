@@ -186,7 +186,8 @@ def _name(arm: str, number: int, seed: int) -> str:
 
 
 def gain(measured: Sequence[Measurement], key: str, arm: str = SET, other: str = PAIR) -> Interval:
-    """How much more an arm has than another: over seeds, in pairs; of one seed, over prompts, as if the two were independent."""
+    """How much more an arm has than another: over seeds, in pairs; of one seed, over prompts, as if the two were "
+    "independent."""
     arms = by_setting(measured, "arm")
     ours, theirs = arms[arm], arms[other]
     if len(ours) > 1:
@@ -205,7 +206,8 @@ def conclude(measured: list[Measurement], options: Options) -> Verdict:
     said = ", ".join(f"{name} {_short(gains[key])}" for key, name in SAID.items())
     prompts = " (over prompts)" if len(measured) == len(arms) else ""
     line = (
-        f"{SET} less {PAIR}{prompts}: {said}; {SET} less SFT: {_short(gain(measured, 'rank', SET, 'SFT'))} in rank correlation; "
+        f"{SET} less {PAIR}{prompts}: {said}; {SET} less SFT: {_short(gain(measured, 'rank', SET, 'SFT'))} in rank "
+        "correlation; "
         f"best of {_trials(options)} trials: {_chosen(arms[SET], SET)}, {_chosen(arms[PAIR], PAIR)}"
         f"{preferences.rivals_said(preferences.rivals_of(measured, options))}"
     )
@@ -252,7 +254,8 @@ def draw(measured: list[Measurement], options: Options):
     rivals, size = preferences.rivals_of(measured, options), preferences.TINY if options.model == "tiny" else preferences.LARGE
     count, key = _trials(options), _search(measured[0].cell)["chosen_by"]
     note = (
-        f"{size.held} held-out prompts with {size.held_answers} answers each; {spread}. Dashed: chance. DPO: best answer against "
+        f"{size.held} held-out prompts with {size.held_answers} answers each; {spread}. Dashed: chance. DPO: best answer "
+        "against "
         f"worst. Each objective at the best of {count} trials, by {SAID[key]} on other prompts: {_tried(options)}."
         f"{preferences.rivals_noted(rivals)}"
     )
