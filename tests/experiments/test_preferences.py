@@ -7,7 +7,7 @@ import pytest
 
 from align_jax.config import Config
 from align_jax.data.formats import find_format
-from align_jax.experiments import preferences
+from align_jax.experiments import orders, preferences
 from align_jax.experiments.claim import Cell, Measurement, Options
 from align_jax.experiments.work import Workplace
 
@@ -88,7 +88,7 @@ def test_orders_are_those_of_a_loop_over_pairs():
     rng = np.random.default_rng(0)
     rewards, scores = rng.integers(0, 5, (20, 6)).tolist(), rng.integers(0, 4, (20, 6)).tolist()
     scores[3], rewards[4] = [2] * 6, [1] * 6
-    assert preferences.summed(preferences.orders(rewards, scores)) == pytest.approx(_slow(rewards, scores))
+    assert orders.summed(orders.orders(rewards, scores)) == pytest.approx(_slow(rewards, scores))
 
 
 def test_the_longer_answer_is_better():
@@ -123,9 +123,9 @@ def test_an_interval_over_prompts_is_of_pairs():
     ours = {"wins": [w + 1 for w in theirs["wins"]], "pairs": [10] * 50, "rank": [r + 0.2 for r in theirs["rank"]]}
     # Every prompt gains the same: there is nothing that other prompts would change.
     for key, gain in (("accuracy", 0.1), ("rank", 0.2)):
-        found = preferences.over_prompts([ours, ours], [theirs, theirs], key)
+        found = orders.over_prompts([ours, ours], [theirs, theirs], key)
         assert (found.value, found.low, found.high) == pytest.approx((gain, gain, gain))
     other = {**theirs, "rank": rng.normal(size=50).tolist()}
-    found = preferences.over_prompts([other], [theirs], "rank")
+    found = orders.over_prompts([other], [theirs], "rank")
     half = 1.96 * np.std(np.subtract(other["rank"], theirs["rank"])) / 50**0.5
     assert found.high - found.low == pytest.approx(2 * half, rel=0.15) and found.low < found.value < found.high

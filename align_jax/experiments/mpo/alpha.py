@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from align_jax.experiments import plots, preferences, tabular
+from align_jax.experiments import orders, plots, preferences, tabular
 from align_jax.experiments.claim import (
     UNCLEAR,
     Cell,
@@ -72,7 +72,7 @@ def measure(cell: Cell, work: Workplace) -> dict[str, Any]:
     )
     work.train(values)
     found = preferences.by_prompt(work, values, preferences.held_out(work, preferences.size_of(work)))
-    return {**preferences.summed(found), "prompts": found, "rivals": preferences.rivals(work)}
+    return {**orders.summed(found), "prompts": found, "rivals": preferences.rivals(work)}
 
 
 def table_gains(power: float, seed: int, tables: int) -> list[float]:
@@ -111,7 +111,7 @@ def gain(measured: Sequence[Measurement], key: str, pair: tuple[float, int]) -> 
 def over_prompts(measured: Sequence[Measurement], key: str, pair: tuple[float, int]) -> Interval:
     """The same difference with its interval over prompts."""
     arms = _real(measured)
-    return preferences.over_prompts(values_of(arms[pair], "prompts"), values_of(arms[PLAIN], "prompts"), key)
+    return orders.over_prompts(values_of(arms[pair], "prompts"), values_of(arms[PLAIN], "prompts"), key)
 
 
 def word(measured: Sequence[Measurement]) -> str:

@@ -120,7 +120,7 @@ def draw(measured: list[Measurement], options: Options):
         "Left: lines are the prediction for n / (1 + (n - 1) rho) independent answers, points what was measured; so must it "
         "be by "
         f"how sets are drawn here: a check. Right: MPO on a table of {ANSWERS} answers (no language model), {SETS} sets of "
-        f"{IN_SET}; small dots: {len(repeats_of(measured, 0.0, 'gain'))} repeats, line: 95% interval of their mean."
+        f"{IN_SET}; mean of {len(repeats_of(measured, 0.0, 'gain'))} repeats, line: its 95% interval."
     )
     figure, axes = plots.figure(title, note, columns=2, size=(5.4, 4.2))
     axis = axes[0, 0]
@@ -138,7 +138,8 @@ def draw(measured: list[Measurement], options: Options):
     plots.legend(axis, title="correlation", loc="lower left")
     names = [f"rho {rho:g}\n(8 count as {effective(IN_SET, rho):.1f})" for rho in CORRELATIONS]
     label = "gain in expected true score after training,\nstandard deviations of the answers' scores"
-    plots.bars(axes[0, 1], names, [repeats_of(measured, rho, "gain") for rho in CORRELATIONS], label)
+    gains = [over_seeds(repeats_of(measured, rho, "gain").tolist()) for rho in CORRELATIONS]
+    plots.intervals(axes[0, 1], names, gains, label)
     axes[0, 1].set_xlim(left=0)
     return figure
 

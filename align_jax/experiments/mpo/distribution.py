@@ -127,8 +127,8 @@ def draw(measured: list[Measurement], options: Options):
     note = (
         f"Top: true scores of answers; share that MPO accepts; share of W-MPO's weight on the heaviest of {IN_SET} answers "
         f"(equal weights: {1 / IN_SET:.0%}). Bottom: 100% is the highest mean score that any policy within {NATS:g} nats of "
-        f"the reference has. Small dots: {len(_tables(measured, SHAPES[0], 'accepted'))} tables of logits (no language model); "
-        "line: 95% interval of their mean."
+        f"the reference has. Mean of {len(_tables(measured, SHAPES[0], 'accepted'))} tables of logits, no language model; line: "
+        "its 95% interval."
     )
     figure, axes = plots.figure(title, note, columns=len(SHAPES), rows=2, size=(3.6, 2.9))
     for i, shape in enumerate(SHAPES):
@@ -137,7 +137,12 @@ def draw(measured: list[Measurement], options: Options):
         accepted, heaviest = (float(np.mean(_tables(measured, shape, key))) for key in ("accepted", "heaviest"))
         top.set_title(f"{shape}\naccepted {accepted:.0%}, heaviest {heaviest:.0%}", fontsize=9)
         top.set(xlabel="true score", ylabel="density" if i == 0 else "", yticks=[])
-        plots.bars(below, list(ARMS), [100 * _tables(measured, shape, f"gain/{arm}") for arm in ARMS], "% of the possible gain")
+        plots.intervals(
+            below,
+            list(ARMS),
+            [over_seeds((100 * _tables(measured, shape, f"gain/{arm}")).tolist()) for arm in ARMS],
+            "% of the possible gain",
+        )
         if i:
             below.set_yticklabels([])
     left = min(axis.get_xlim()[0] for axis in axes[1])

@@ -55,7 +55,7 @@ def cells(options: Options) -> list[Cell]:
     large = options.model != "tiny"
     arms = [arm for arm in ARMS if arm in QUICK or not options.quick]
     steps = 20 if large else 60
-    own = {"steps": steps // 2 if options.quick else steps, "trials": _trials(options), **({} if large else SEARCH)}
+    own = {"steps": (10 if large else 20) if options.quick else steps, "trials": _trials(options), **({} if large else SEARCH)}
     return [Cell(f"{_plain(arm)}-{seed}", {"arm": arm, "seed": seed, **own}) for seed in range(options.seeds) for arm in arms]
 
 
@@ -301,5 +301,5 @@ EXPERIMENT = Experiment(
     kind="real",
     data=("preferences",),
     models=("tiny", "smollm2"),
-    seconds=(90, 500),
+    seconds=(120, 800),
 )
