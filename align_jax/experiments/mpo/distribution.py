@@ -127,8 +127,8 @@ def draw(measured: list[Measurement], options: Options):
     note = (
         f"Top: true scores of answers; share that MPO accepts; share of W-MPO's weight on the heaviest of {IN_SET} answers "
         f"(equal weights: {1 / IN_SET:.0%}). Bottom: 100% is the highest mean score that any policy within {NATS:g} nats of "
-        f"the reference has. Mean of {len(_tables(measured, SHAPES[0], 'accepted'))} tables of logits, no language model; line: "
-        "its 95% interval."
+        f"the reference has. Mean of {len(_tables(measured, SHAPES[0], 'accepted'))} tables of logits; line: its 95% "
+        "interval."
     )
     figure, axes = plots.figure(title, note, columns=len(SHAPES), rows=2, size=(3.6, 2.9))
     for i, shape in enumerate(SHAPES):
