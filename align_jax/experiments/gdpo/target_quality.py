@@ -150,9 +150,9 @@ def conclude(measured: list[Measurement], options: Options) -> Verdict:
     far = [key for key in apart if below(apart[key], LIMIT) == FAILS and key != furthest]
     line = (
         f"the model says what it was told to within {apart[furthest]} ({named[furthest]}, the farthest of {len(apart)} "
-        f"levels; {len(far)} more surely beyond the limit of {LIMIT}); with {FEW} answers it is from the truth by {few['raw']:.3f} with raw "
-        f"frequencies, {few['prior']:.3f} with a pseudo-count, {few['shrunk']:.3f} shrunk (less raw {gain}, less pseudo-count "
-        f"{prior}), with {ANSWERS[-1]} raw ones {many.value:.3f}"
+        f"levels; {len(far)} more surely beyond the limit of {LIMIT}); with {FEW} answers it is from the truth by "
+        f"{few['raw']:.3f} with raw frequencies, {few['prior']:.3f} with a pseudo-count, {few['shrunk']:.3f} shrunk (less "
+        f"raw {gain}, less pseudo-count {prior}), with {ANSWERS[-1]} raw ones {many.value:.3f}"
     )
     return Verdict(all_of(*words, below(gain, 0.0)), line, figures)
 
