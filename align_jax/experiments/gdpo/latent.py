@@ -230,7 +230,7 @@ def draw(measured: list[Measurement], options: Options):
     note = (
         f"{TOPICS} topics, 4 beliefs, {ROWS} answers each, {seeds} seed(s): mark = mean, bar or band = range. {learned}"
         "Right: dashed, what texts that ignore their belief would get; grey strokes, people's own texts. "
-        "All begin with a model that learned labelled statements of this language."
+        f"All begin with a model that learned labelled statements of this language. Perfect labels: shares in {ROWS} texts."
     )
     figure, axes = plots.figure(title, note, columns=2, size=(5.6, 4.3))
     for panel, key in zip(axes[0], ("distance", "consistency"), strict=True):
