@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import collections
 import concurrent.futures
 import dataclasses
 import json
+import math
 import os
 import re
 import time
 import urllib.error
 import urllib.request
 from collections.abc import Iterable, Sequence
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 
@@ -56,15 +58,16 @@ class Classifier:
     A fifth of the texts is held out to measure it, then it is trained again on all.
 
     Args:
-      texts: (text, belief) of people; doubles are dropped. seed: of the split.
+      texts: (text, belief) of people. seed: of the split.
       balanced: classes are weighted by the inverse of their frequency, because beliefs are imbalanced and a judge must find
-        the rare ones; False leaves them as frequent as they are, for probabilities that are to be counted.
+        the rare ones, and doubles are dropped; False leaves texts and beliefs as frequent as they are, for probabilities that
+        are to be counted, and holds out texts with all their doubles.
       of: who needs it, begins errors.
 
     Attributes:
       beliefs: that it knows.
       quality: `accuracy`, `balanced_accuracy` and `majority` (the accuracy of always naming the most frequent belief) on
-        the held-out texts, and how many texts there were.
+        the held-out texts, how many `texts` there were, and how many of them are `different`.
 
     Raises:
       UserError: too few texts, or of one belief only.
@@ -74,29 +77,24 @@ class Classifier:
     def __init__(self, texts: Iterable[tuple[str, str]], seed: int = 0, *, balanced: bool = True, of: str = _OF):
         optional("sklearn", "judge", of)
         from sklearn.metrics import accuracy_score, balanced_accuracy_score
-        from sklearn.model_selection import train_test_split
 
-        pairs = sorted(set(texts))
-        labels = [belief for _, belief in pairs]
-        rare = min((labels.count(b) for b in set(labels)), default=0)
-        if len(set(labels)) < 2 or rare < 5:
-            raise UserError(
-                f"{of} needs at least 5 texts of each of two or more beliefs, and the data has "
-                f"{dict((b, labels.count(b)) for b in sorted(set(labels)))}; use another judge, or none"
-            )
-        train, held = train_test_split(np.arange(len(pairs)), test_size=0.2, random_state=seed, stratify=labels)
-        pick = lambda where: zip(*(pairs[i] for i in where), strict=True)  # noqa: E731
-        train_texts, train_labels = pick(train)
-        held_texts, held_labels = pick(held)
-        guesses = _fit(train_texts, train_labels, balanced).predict(held_texts)
+        pairs = sorted(texts)
+        distinct = sorted(set(pairs))
+        _check_enough([belief for _, belief in distinct], of)
+        if balanced:
+            pairs = distinct
+        train, held = (list(zip(*part, strict=True)) for part in _split(pairs, seed, whole=not balanced))
+        held_texts, held_labels = held
+        guesses = _fit(*train, balanced).predict(list(held_texts))
         self.quality = {
             "judge": "classifier",
             "texts": len(pairs),
+            "different": len({text for text, _ in pairs}),
             "accuracy": float(accuracy_score(held_labels, guesses)),
             "balanced_accuracy": float(balanced_accuracy_score(held_labels, guesses)),
             "majority": max(held_labels.count(b) for b in set(held_labels)) / len(held_labels),
         }
-        self._model = _fit([text for text, _ in pairs], labels, balanced)
+        self._model = _fit(*zip(*pairs, strict=True), balanced)
         self.beliefs = tuple(map(str, self._model.classes_))
 
     def __call__(self, questions: Sequence[Question]) -> Verdicts:
@@ -117,6 +115,30 @@ class Classifier:
         found = self._model.predict_proba([q.text for q in questions])
         chosen = [row[[column[option] for option in q.options]] for q, row in zip(questions, found, strict=True)]
         return [values / values.sum() for values in chosen]
+
+
+def _check_enough(labels: Sequence[str], of: str) -> None:
+    rare = min((labels.count(b) for b in set(labels)), default=0)
+    if len(set(labels)) < 2 or rare < 5:
+        raise UserError(
+            f"{of} needs at least 5 texts of each of two or more beliefs, and the data has "
+            f"{dict((b, labels.count(b)) for b in sorted(set(labels)))}; use another judge, or none"
+        )
+
+
+def _split(pairs: Sequence[tuple[str, str]], seed: int, whole: bool) -> tuple[list, list]:
+    """(text, belief) to train on, and a fifth that is held out; `whole`: a text stays together, whoever says what of it."""
+    from sklearn.model_selection import train_test_split
+
+    units: dict[Any, list[tuple[str, str]]] = collections.defaultdict(list)
+    for pair in pairs:
+        units[pair[0] if whole else pair].append(pair)
+    usual = [collections.Counter(belief for _, belief in unit).most_common(1)[0][0] for unit in units.values()]
+    count = collections.Counter(usual)
+    strata = [belief if count[belief] > 1 else count.most_common(1)[0][0] for belief in usual]
+    fits = min(collections.Counter(strata).values()) > 1 and math.ceil(0.2 * len(units)) >= len(set(strata))
+    parts = train_test_split(list(units.values()), test_size=0.2, random_state=seed, stratify=strata if fits else None)
+    return tuple([pair for unit in part for pair in unit] for part in parts)
 
 
 def _fit(texts: Sequence[str], labels: Sequence[str], balanced: bool):
@@ -148,9 +170,7 @@ class Endpoint:
       wait: seconds before the first new try, doubled for each further one.
     """
 
-    def __init__(
-        self, url: str, model: str, *, key="", max_tokens=32, timeout=60.0, retries=2, concurrency=4, wait=1.0
-    ):
+    def __init__(self, url: str, model: str, *, key="", max_tokens=32, timeout=60.0, retries=2, concurrency=4, wait=1.0):
         base = url.rstrip("/")
         self.url = base if base.endswith("/chat/completions") else f"{base}/chat/completions"
         self.quality = {"judge": self.url, "model": model}

@@ -140,8 +140,8 @@ def by_classifier(config: Config, how: Labelling) -> Labeller:
     with watching("training the classifier"):
         texts = list(labelled_texts(how.labelled))
         judge = Classifier(texts, config.run.seed, balanced=False, of="--labelled")
-    say("the classifier was trained on {texts} labelled texts; held out: accuracy {accuracy:.3f}, balanced "
-        "{balanced_accuracy:.3f}, always the most frequent {majority:.3f}".format(**judge.quality))  # fmt: skip
+    say("the classifier was trained on {texts} labelled texts ({different} different); held out: accuracy {accuracy:.3f}, "
+        "balanced {balanced_accuracy:.3f}, always the most frequent {majority:.3f}".format(**judge.quality))  # fmt: skip
     seen = {text for text, _ in texts}
 
     def label(examples: Sequence[Example], options: Sequence[tuple[str, ...]]) -> Labelled:

@@ -14,7 +14,7 @@ import pytest
 
 from align_jax.errors import UserError
 from align_jax.evaluation import Classifier, Endpoint, Question
-from align_jax.evaluation.judges import api_key, options_in
+from align_jax.evaluation.judges import _split, api_key, options_in
 from align_jax.experiments import opinions
 
 OPTIONS = ("Negative", "Neutral", "Positive")
@@ -46,6 +46,20 @@ def test_its_held_out_accuracy_is_of_texts_that_it_was_not_trained_on():
     rng = np.random.default_rng(0)
     noise = [("".join(rng.choice(list("abcdefgh "), 40)), f"belief {i % 2}") for i in range(400)]
     assert Classifier(noise).quality["accuracy"] < 0.7  # there is nothing to learn
+
+
+def test_doubles_count_in_probabilities_and_are_never_on_both_sides_of_the_split():
+    plain = [(f"{word} number {i}", belief) for belief, word in (("yes", "surely"), ("no", "never")) for i in range(5)]
+    torn = [("It depends on the day.", "yes")] * 90 + [("It depends on the day.", "no")] * 10
+    judge = Classifier(plain + torn, balanced=False)
+    (found,) = judge.posteriors([Question("?", ("no", "yes"), "It depends on the day.")])
+    np.testing.assert_allclose(found, (0.1, 0.9), atol=0.03)
+    assert (judge.quality["texts"], judge.quality["different"]) == (110, 11)
+    for seed in range(5):
+        train, held = _split(sorted(plain + torn), seed, whole=True)
+        assert len(train) + len(held) == 110 and not {text for text, _ in train} & {text for text, _ in held}
+        assert len({text for text, _ in held}) == 3
+    assert Classifier(plain + torn).quality["texts"] == 12  # a judge must find the rare: each text and belief once
 
 
 def test_without_scikit_learn_it_says_what_to_install(monkeypatch):
