@@ -166,6 +166,10 @@ def test_rounded_probabilities_are_brought_to_one(values):
         ([33, 33, 34], "percentages. divide them by 100"),
         ([0.2, 0.2, 0.2], "these sum to 0.6"),
         ([0.0, 0.0], "these sum to 0"),
+        ([0, 0, 0], "these sum to 0"),
+        ([1, 1, 0], "these sum to 2: answers that were counted. divide them by 2, and put that in the column `answers`"),
+        ([2.0, 0.0, 0.0], "these sum to 2: answers"),
+        ([1, 0, 1], "these sum to 2: answers"),
         ([0.333, 0.333, 0.31], "these sum to 0.976"),
     ],
 )

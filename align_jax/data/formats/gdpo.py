@@ -77,12 +77,16 @@ def _probabilities(row: Mapping, options: tuple[str, ...]) -> tuple[float, ...] 
     if row.get("probabilities") is None:
         return None
     values = [number(p, f"probabilities[{i}]") for i, p in enumerate(items(row, "probabilities"))]
-    off = abs(sum(values) - 1)
+    total = sum(values)
+    off = abs(total - 1)
     if len(values) != len(options) or min(values) < 0 or off >= _tolerance(values):
-        near = f"; these sum to {sum(values):.4g}" if len(values) == len(options) and off >= _tolerance(values) else ""
-        near += ": percentages? divide them by 100" if near and abs(sum(values) - 100) < 2 else ""
+        near = f"; these sum to {total:.4g}" if len(values) == len(options) and off >= _tolerance(values) else ""
+        if near and abs(total - 100) < 2:
+            near += ": percentages? divide them by 100"
+        elif near and total > 1 and _digits(values) == 0 and min(values) >= 0:
+            near += f": answers that were counted? divide them by {total:.0f}, and put that in the column `answers`"
         raise RowError(f"field 'probabilities': expected {len(options)} numbers that sum to 1, got {short(values)}{near}")
-    return tuple(p / sum(values) for p in values)
+    return tuple(p / total for p in values)
 
 
 def _answers(row: Mapping) -> float | None:
@@ -95,6 +99,14 @@ def _answers(row: Mapping) -> float | None:
 
 
 def _tolerance(values: list[float]) -> float:
-    """How far from 1 probabilities can sum that were rounded to the digits that these have: half a last digit each."""
-    digits = max(len(f"{value:.6f}".rstrip("0").partition(".")[2]) for value in values)
-    return max(_SUM + 1e-6, len(values) * 0.5 * 10.0**-digits - 1e-6)
+    """How far from 1 probabilities can sum that were rounded to the digits that these have: half a last digit each.
+
+    Whole numbers were not rounded: nobody writes a probability without decimals but for 0 and 1.
+    """
+    digits = _digits(values)
+    return max(_SUM + 1e-6, len(values) * 0.5 * 10.0**-digits - 1e-6 if digits else 0)
+
+
+def _digits(values: list[float]) -> int:
+    """How many digits the numbers have behind the point, at most 6."""
+    return max(len(f"{value:.6f}".rstrip("0").partition(".")[2]) for value in values)
