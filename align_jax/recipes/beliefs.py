@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import collections
 import dataclasses
+import math
 import os
-from collections.abc import Sequence
+import statistics
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -33,8 +35,9 @@ class LabelledBeliefs:
       beliefs: belief -> how many answers express it. sure: the mean posterior of the belief that an answer was labelled with.
       left_out: why -> how many answers.
       agreement: with labels that were there, of the accepted answers, whose beliefs are counted: `accuracy`, `chance` (one
-        belief of all that there are), `majority` (always the most frequent one) and how many `answers`; `accuracy_of_all` and
-        `all_answers`, the rejected ones too. None where there are no labels, or all were learned from.
+        belief of all that there are), `majority` (always the most frequent one) and how many `answers`, NaN and 0 where all
+        accepted ones were learned from; `accuracy_of_all` and `all_answers`, the rejected ones too. None where there are no
+        labels, or all were learned from.
     """
 
     file: Path
@@ -54,7 +57,12 @@ class LabelledBeliefs:
             f"how sure: {self.sure:.3f}, the mean posterior of the belief that an answer was labelled with",
         ]
         lines += [f"left out: {plural(count, 'answer')}, {why}" for why, count in self.left_out.items()]
-        if self.agreement is not None:
+        if self.agreement is not None and not self.agreement["answers"]:
+            lines.append(
+                "agreement with the labels that were there: {accuracy_of_all:.3f} of {all_answers} rejected answers; not known "
+                "of accepted ones, which are counted in p*: all that have labels were learned from".format(**self.agreement)
+            )
+        elif self.agreement is not None:
             lines.append(
                 "agreement with the labels that were there: accuracy {accuracy:.3f} of {answers} accepted answers (chance "
                 "{chance:.3f}, always the most frequent {majority:.3f}); {accuracy_of_all:.3f} of all {all_answers}".format(
@@ -127,8 +135,18 @@ def _write(config: Config, where: tuple[Path, Labelling], data: tuple, labelled:
     found = [Stance(i, k, accepted[i][k], values) for (i, k), values in sorted(labelled.posteriors.items())]
     kept = [stance for stance in found if stance.sure >= how.min_posterior]
     answers = sum(len(example.responses) for example in examples)
-    if not kept:
+    if not found:
         raise UserError(f"{output}: no answer of {answers} is labelled" + (f": {labelled.problem}" if labelled.problem else ""))
+    if not kept:
+        raise UserError(
+            f"{output}: no answer of {answers} is left: the surest label has a posterior of "
+            f"{max(stance.sure for stance in found):.3f}, less than --min-posterior {how.min_posterior:g}; lower that"
+        )
+    if not any(stance.accepted for stance in kept):
+        raise UserError(
+            f"{output}: no row is left to write: no answer that is labelled is an accepted one ({sum(map(sum, accepted))} of "
+            f"{answers} answers are), and rows and p* are made of those that people agree with"
+        )
     rows, notes, alone = opinion_rows(examples, options, kept, config.data)
     if not rows:
         raise UserError(
@@ -166,16 +184,21 @@ def _agreement(
             pairs.append((own[stance.belief] == opinion.options[known], opinion.options[known], len(own), stance.accepted))
     if not pairs:
         return None
-    accepted = [pair for pair in pairs if pair[3]] or pairs
+    accepted = [pair for pair in pairs if pair[3]]
     truth = collections.Counter(known for _, known, _, _ in accepted)
     return {
-        "accuracy": sum(right for right, *_ in accepted) / len(accepted),
-        "chance": sum(1 / count for _, _, count, _ in accepted) / len(accepted),
-        "majority": max(truth.values()) / len(accepted),
+        "accuracy": _mean(right for right, *_ in accepted),
+        "chance": _mean(1 / count for _, _, count, _ in accepted),
+        "majority": max(truth.values(), default=math.nan) / max(len(accepted), 1),
         "answers": len(accepted),
         "accuracy_of_all": sum(right for right, *_ in pairs) / len(pairs),
         "all_answers": len(pairs),
     }
+
+
+def _mean(values: Iterable[float]) -> float:
+    """NaN of none."""
+    return statistics.fmean(found) if (found := list(values)) else math.nan
 
 
 __all__ = ["Labelling", "LabelledBeliefs", "label_beliefs", "run"]

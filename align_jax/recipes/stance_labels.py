@@ -15,12 +15,13 @@ from align_jax.data.formats.example import Text
 from align_jax.data.formats.messages import words
 from align_jax.data.opened import open_data
 from align_jax.data.sources import Part, RowError, open_source
-from align_jax.errors import UserError, check_range
+from align_jax.errors import UserError, check_range, optional
 from align_jax.evaluation import Classifier, Endpoint, Question
 from align_jax.evaluation.judges import api_key
 from align_jax.recipes.say import say, watching
 from align_jax.recipes.setup import Setup
 from align_jax.recipes.source import current_model, model_at
+from align_jax.registry import suggest
 from align_jax.scoring.stances import StanceGroup, score_stances, stance_groups
 from align_jax.terminal import plural
 
@@ -136,30 +137,52 @@ def _check_room(groups: Sequence[StanceGroup], most: int) -> None:
 
 
 def by_classifier(config: Config, how: Labelling) -> Labeller:
-    """A classifier of the texts of `--labelled`."""
-    with watching("training the classifier"):
-        texts = list(labelled_texts(how.labelled))
-        judge = Classifier(texts, config.run.seed, balanced=False, of="--labelled")
-    say("the classifier was trained on {texts} labelled texts ({different} different); held out: accuracy {accuracy:.3f}, "
-        "balanced {balanced_accuracy:.3f}, always the most frequent {majority:.3f}".format(**judge.quality))  # fmt: skip
-    seen = {text for text, _ in texts}
+    """A classifier of the texts of `--labelled`, trained once there is something to label."""
+    optional("sklearn", "judge", "--by classifier")
+    texts = list(labelled_texts(how.labelled))
 
     def label(examples: Sequence[Example], options: Sequence[tuple[str, ...]]) -> Labelled:
-        places, questions = _questions(examples, options)
-        posteriors, unknown = {}, {o for own in options for o in own} - set(judge.beliefs)
-        if unknown:
-            raise UserError(
-                f"--labelled: {how.labelled} has no text of {', '.join(sorted(unknown))}; it has {', '.join(judge.beliefs)}"
-            )
+        wanted, there = {o for own in options for o in own}, {belief for _, belief in texts}
+        _check_known(how.labelled, sorted(wanted - there), sorted(there))
+        with watching("training the classifier"):
+            judge = Classifier(texts, config.run.seed, balanced=False, of="--labelled")
+        say("the classifier was trained on {texts} labelled texts ({different} different); held out: accuracy {accuracy:.3f}, "
+            "balanced {balanced_accuracy:.3f}, always the most frequent {majority:.3f}".format(**judge.quality))  # fmt: skip
+        foreign = tuple(sorted(there - wanted))
+        places, questions = _questions(examples, [(*own, *foreign) for own in options])
+        posteriors = {}
         with watching("labelling", len(places), "answers") as watch:
             for start in range(0, len(places), 1024):
                 block = slice(start, start + 1024)
                 found = judge.posteriors(questions[block])
                 posteriors |= zip(places[block], found, strict=True)
                 watch.add(len(found))
-        return Labelled(posteriors, learned={p for p, q in zip(places, questions, strict=True) if q.text in seen})
+        seen = {text for text, _ in texts}
+        known = _of_options(posteriors, options)
+        problem = ""
+        if foreign:
+            names = ", ".join(map(repr, foreign))
+            say(f"--labelled: {how.labelled} also has {names}, which no row has among its options: answers that seem to mean "
+                "that are left out, of the others the probabilities are divided among the options")  # fmt: skip
+            problem = f"they seem to mean what is no option ({names})"
+        return Labelled(known, problem, {p for p, q in zip(places, questions, strict=True) if q.text in seen})
 
     return label
+
+
+def _check_known(path: str, unknown: Sequence[str], there: Sequence[str]) -> None:
+    """UserError for options that no labelled text has."""
+    if unknown:
+        near = suggest(unknown[0], there)
+        raise UserError(
+            f"--labelled: {path} has no text of {', '.join(map(repr, unknown))}; {near}it has {', '.join(map(repr, there))}"
+        )
+
+
+def _of_options(posteriors: dict[Place, np.ndarray], options: Sequence[tuple[str, ...]]) -> dict[Place, np.ndarray]:
+    """The posteriors over a row's options alone, without the answers that more probably mean something else."""
+    kept = {place: (values, len(options[place[0]])) for place, values in posteriors.items()}
+    return {place: values[:n] / values[:n].sum() for place, (values, n) in kept.items() if np.argmax(values) < n}
 
 
 def labelled_texts(path: str) -> Iterator[tuple[str, str]]:

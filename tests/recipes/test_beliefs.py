@@ -12,6 +12,7 @@ from align_jax import Config, UserError, cli, label_beliefs
 from align_jax.data import DataConfig, Encoder, GroupDataset
 from align_jax.data.arrange import Beliefs
 from align_jax.experiments import opinions
+from align_jax.recipes import stance_labels
 from tests.data.toys import char_tokenizer, opinion, write_jsonl
 from tests.evaluation.test_judges import says, server
 from tests.hf import models
@@ -80,7 +81,23 @@ def test_unsure_labels_are_left_out_and_counted_and_agreement_is_of_texts_that_w
     (count,) = [n for why, n in made.left_out.items() if "less sure than --min-posterior 0.85" in why]
     assert count >= 40 and sum(made.beliefs.values()) + count == made.answers == 80  # nobody knows what the rejected say
     assert all(max(row["belief_posterior"]) >= 0.85 for row in read(out)) and made.sure >= 0.85
+    known = [row | {"accept_response": text} for row, (_, text, _) in zip(rows, answers(40, 1), strict=True)]
+    of_rejected = label_beliefs(known, tmp_path / "other.jsonl", "log.quiet=true", by="classifier", labelled=labelled)
+    assert of_rejected.agreement["answers"] == 0 and np.isnan(of_rejected.agreement["accuracy"])
+    assert any("0 rejected answers; not known of accepted ones" in line for line in of_rejected.describe())
     assert made.rows == len(read(out)) and any("left out: " in line for line in made.describe())
+
+
+def test_answers_that_mean_what_is_no_option_are_left_out_and_counted(tmp_path, labelled, capsys):
+    rows = [json.loads(line) for line in open(unpaired(tmp_path))]
+    how = {"by": "classifier", "labelled": labelled, "options": ["oppose", "support"]}
+    made = label_beliefs(rows, tmp_path / "out.jsonl", **how)
+    ((why, count),) = made.left_out.items()
+    assert why == "without a label: they seem to mean what is no option ('unsure')"
+    truth = [belief for *_, belief in answers(60)]
+    assert truth.count("unsure") == count > 0 and sum(made.beliefs.values()) == 60 - count
+    assert all(sum(row["belief_posterior"]) == pytest.approx(1, abs=1e-5) for row in read(made.file))
+    assert "also has 'unsure', which no row has among its options: answers that" in capsys.readouterr().err
 
 
 def test_an_endpoint_labels_and_what_it_cannot_say_is_left_out(tmp_path):
@@ -128,7 +145,7 @@ def test_a_model_labels_by_its_own_posterior(tmp_path, language_model, capsys):
         label_beliefs(long, tmp_path / "x.jsonl", "log.quiet=true", by="model", model=language_model, options=OPTIONS)
 
 
-def test_what_cannot_be_labelled_is_refused(tmp_path, labelled):
+def test_what_cannot_be_labelled_is_refused(tmp_path, labelled, monkeypatch):
     given, out = unpaired(tmp_path, 4), tmp_path / "out.jsonl"
     learn = {"by": "classifier", "labelled": labelled}
     for overrides, how, message in (
@@ -141,17 +158,29 @@ def test_what_cannot_be_labelled_is_refused(tmp_path, labelled):
         ([], learn, "--options: 4 rows have no beliefs to choose from"),
         ([], {**learn, "options": ["a"]}, "--options: expected at least two different beliefs, got a"),
         ([], {**learn, "options": "support,oppose"}, "options are a list of beliefs, got the text"),
-        ([], {**learn, "options": ["support", "depends"]}, "has no text of depends; it has oppose, support, unsure"),
+        ([], {**learn, "options": ["support", "depends"]}, "has no text of 'depends'; it has 'oppose', 'support', 'unsure'"),
+        ([], {**learn, "options": ["support", "oppose "]}, "no text of 'oppose '; did you mean oppose. it has"),
         ([], {**learn, "min_posterior": 2}, "--min-posterior: 2 must be"),
-        ([], {**learn, "options": OPTIONS, "min_posterior": 1.0}, "no answer of 4 is labelled"),
+        (
+            [],
+            {**learn, "options": OPTIONS, "min_posterior": 1.0},
+            r"no answer of 4 is left: the surest label has .* 0\.9\d\d, less",
+        ),
         (["data.target=given"], {**learn, "options": OPTIONS}, "data.target: given, but distributions are estimated here"),
         ([], {**learn, "labels": 3}, "label_beliefs: .*labels.*; the options are by, options"),
         ([], {"by": "classifier", "labelled": given, "options": OPTIONS}, "--labelled: .*answers.jsonl.* has no labels"),
     ):
         with pytest.raises(UserError, match=message):
             label_beliefs(given, out, *overrides, "log.quiet=true", **how)
+    disliked = [json.loads(line) | {"label": False} for line in open(given)]
+    with pytest.raises(UserError, match=r"no answer that is labelled is an accepted one \(0 of 4 answers are\)"):
+        label_beliefs(disliked, out, "log.quiet=true", **learn, options=OPTIONS)
+    monkeypatch.setattr(stance_labels, "Classifier", None)  # nothing is trained before there is something to label
     with pytest.raises(UserError, match="the rows have no answers to label"):
         label_beliefs([{"prompt": "p"}] * 2, out, "log.quiet=true", **learn, options=OPTIONS)
     with pytest.raises(UserError, match="data.train: there is no data to label"):
         label_beliefs(Config.of({}), out, **learn)
+    (tmp_path / "empty.jsonl").write_text("")
+    with pytest.raises(UserError, match="empty.jsonl"):
+        label_beliefs(str(tmp_path / "empty.jsonl"), out, "log.quiet=true", **learn, options=OPTIONS)
     assert not out.exists()
