@@ -72,6 +72,13 @@ class Tallies:
             return {key: posterior(tally.counts, _prior(tally, config)) for key, tally in known.items()}, []
         return _shrunk(known, config) if known else ({}, [])
 
+    def unused(self, config: DataConfig) -> list[str]:
+        """Keys that say how distributions are estimated, and were set, where every row has one and that is taken."""
+        if self._without or config.target == "estimate":
+            return []
+        usual = {field.name: field.default for field in dataclasses.fields(config)}
+        return [key for key in ("target_shrink", "belief_prior") if getattr(config, key) != usual[key]]
+
 
 def _shrunk(tallies: Mapping[str, Tally], config: DataConfig) -> tuple[dict[str, BeliefPosterior], list[str]]:
     """Posteriors whose prior is the mean of the prompts with the same options."""

@@ -117,6 +117,15 @@ def test_the_prior_weighs_by_how_many_rows_a_prompt_has(tmp_path):
     assert dataset(tmp_path, rows, Beliefs(every=True, labelled=False), belief_prior=0.0)[0].labels["belief_smoothing"] == 0
 
 
+def test_latent_beliefs_say_that_they_do_not_learn_the_distributions_of_the_rows(tmp_path):
+    rows, latent = [opinion("p0"), opinion("p1")], Beliefs(every=True, labelled=False)
+    for options in ({"target": "given"}, {"target_shrink": "overall"}, {"target": "estimate", "target_shrink": "group"}):
+        notes = [note for note in dataset(tmp_path, rows, latent, **options).notes if "objective.latent_beliefs: true" in note]
+        keys = [f"data.{key}: {value}" for key, value in options.items()]
+        assert [note.partition(" has no effect on what is trained")[0] for note in notes] == keys
+    assert not any("no effect" in note for note in dataset(tmp_path, rows, latent, belief_prior=0.5).notes)
+
+
 def test_rows_without_labels_are_pairs_of_texts_for_others(tmp_path):
     data = dataset(tmp_path, [unlabelled()], Group())
     assert texts(data[0]) == {0: "said</s>", 1: "other</s>"}

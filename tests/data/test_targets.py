@@ -152,6 +152,21 @@ def test_a_distribution_that_is_given_says_what_it_was_counted_from(tmp_path):
         dataset(tmp_path, [opinion(answers=0)])
 
 
+def test_options_of_an_estimate_are_said_to_have_no_effect_where_every_row_has_a_distribution(tmp_path):
+    some, every = [opinion("p"), opinion("q", probabilities=None)], [opinion("p"), opinion("q")]
+    options = {"target_shrink": "overall", "belief_prior": 2.0}
+    for rows, more, keys in (
+        (every, options, ["data.target_shrink: overall", "data.belief_prior: 2.0"]),
+        (every, {"target": "given", "belief_prior": 2.0}, ["data.belief_prior: 2.0"]),
+        (every, {**options, "target": "estimate"}, []),
+        (every, {}, []),
+        (some, options, []),
+    ):
+        said = [note for note in dataset(tmp_path, rows, **more).notes if "has no effect: every row has" in note]
+        assert [note.partition(" has no effect")[0] for note in said] == keys
+        assert all("data.target: estimate" in note for note in said)
+
+
 def test_what_is_learned_can_be_asked_for(tmp_path):
     rows = [opinion("p"), opinion("q", probabilities=None)]
     with pytest.raises(UserError, match="data.target: given, but 1 row has no `probabilities`"):

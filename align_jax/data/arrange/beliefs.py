@@ -15,7 +15,7 @@ from align_jax.data.arrange.base import Arrangement, Filled
 from align_jax.data.arrange.labels import Label
 from align_jax.data.arrange.statements import beginnings, check_template, statement_parts
 from align_jax.data.arrange.survey import Item, Survey
-from align_jax.data.config import DataConfig
+from align_jax.data.config import LATER, DataConfig
 from align_jax.data.encode import plain_key
 from align_jax.data.formats.example import Example, Text
 from align_jax.data.records import Segment
@@ -142,6 +142,7 @@ class Beliefs(Arrangement):
         beliefs = max((len(tally.options) for tally in asked.values()), default=0)
         slots = beliefs * (1 + self.ids + self.shortened) + texts * (beliefs if self.every else 1)
         targets, notes = tallies.targets(config)
+        notes = [*notes, *(_without_effect(tallies, config) if self.labelled else _measured_only(config))]
         prior = config.belief_prior
         shares = {key: _share_of_prior(tally.rows, len(tally.options), prior) for key, tally in asked.items()}
         known = beliefs, texts, targets, config.target == "estimate", shares
@@ -195,6 +196,24 @@ class Beliefs(Arrangement):
             _, stranger = arranger.stranger(index, example)
             texts.append(_said(stranger, 0))
         return texts, [1.0, 0.0]
+
+
+def _without_effect(tallies: Tallies, config: DataConfig) -> Iterator[str]:
+    for key in tallies.unused(config):
+        yield (
+            f"data.{key}: {getattr(config, key)} has no effect: every row has `probabilities`, which are taken; leave it out, "
+            "or set data.target: estimate, which counts the rows' accepted beliefs instead"
+        )
+
+
+def _measured_only(config: DataConfig) -> Iterator[str]:
+    """What there is to say of distributions that latent beliefs do not learn."""
+    for key in ("target", "target_shrink"):
+        if (value := getattr(config, key)) != LATER[key]:
+            yield (
+                f"data.{key}: {value} has no effect on what is trained: with objective.latent_beliefs: true that is the "
+                "posterior of the beliefs given the accepted texts; p* is only what the metrics compare with"
+            )
 
 
 def _said(example: Example, which: int) -> Said:
