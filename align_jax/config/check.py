@@ -303,4 +303,4 @@ def build(source: ConfigValues, cls: type[T], values: Any, prefix: str) -> T:
         message = str(error)
         named = re.match(rf"{re.escape(prefix)}\w+(\.\w+)*", message)
         key = named[0] if named else prefix.rstrip(".")
-        raise source.error(key, message.removeprefix(key).lstrip(": ")) from error
+        raise source.error(key, message.removeprefix(key).lstrip(":= ")) from error

@@ -73,6 +73,7 @@ class GDPO(Objective):
             raise UserError(f"objective.alpha={self.alpha} is used by preference mpo only, not by {self.preference}")
         if self.posterior != "reference" and not self.latent_beliefs:
             raise UserError(f"objective.posterior={self.posterior} is used with objective.latent_beliefs only")
+        self._check_weights()
         if self.latent_beliefs and self.condition != "accepted":
             raise UserError("objective.condition: with latent_beliefs the texts are weighted by the posterior; leave it out")
         if self.latent_beliefs and self.preference == "mpo":
@@ -80,6 +81,24 @@ class GDPO(Objective):
                 "objective.preference: mpo puts texts of the same belief together, which latent_beliefs does not know; use "
                 "dpo or kto"
             )
+
+    def _check_weights(self) -> None:
+        """UserError where nothing is learned, or an option is that of a term whose weight is 0."""
+        terms = ("calibration_weight", "belief_weight", "preference_weight", "sft_weight")
+        if not any(getattr(self, term) for term in terms):
+            raise UserError(f"objective.calibration_weight: nothing is learned with {', '.join(terms)} all 0; raise one")
+        usual = {field.name: field.default for field in dataclasses.fields(self)}
+        of_terms = (
+            ("calibration_weight", ("divergence", "renormalize", "calibrate")),
+            ("belief_weight", ("statement",)),
+        )
+        for term, keys in of_terms:
+            for key in keys if not getattr(self, term) else ():
+                if (value := getattr(self, key)) != usual[key]:
+                    raise UserError(
+                        f"objective.{key}: {value} has no effect on what is learned with objective.{term}: 0; leave it out, or "
+                        f"raise objective.{term}"
+                    )
 
     @property
     def arrangement(self) -> Beliefs:

@@ -247,6 +247,17 @@ def test_what_is_of_no_use_beside_an_option_goes_too(load):
         load(text.replace("wandb_project: a, ", ""))
 
 
+def test_memory_is_of_use_for_rows_per_chunk_auto_alone(load):
+    text = TEXT + "mesh: {memory_gib: 2}\n"
+    assert load(text).mesh.memory_gib == 2
+    config = load(text, "--model.rows_per_chunk", "8")
+    assert config.mesh.memory_gib is None and "mesh.memory_gib: 2 no longer holds" in config.source.notes[0]
+    for rows in ("8", "null"):
+        argv = ("--model.rows_per_chunk", rows, "--mesh.memory_gib", "2")
+        with pytest.raises(UserError, match=f"^--mesh.memory_gib: 2 has no effect with model.rows_per_chunk: {rows}; leave"):
+            load(TEXT, *argv)
+
+
 def test_the_same_in_python():
     values = {"model": {"path": "a"}, "objective": {"name": "dpo"}, "train": {"steps": 10}}
     with pytest.warns(UserWarning, match="^the config: train.steps: 10 no longer holds, since --train.epochs 2 is given$"):

@@ -9,6 +9,7 @@ import pytest
 
 from align_jax import losses
 from align_jax.batch import GroupLabels
+from align_jax.config import Config
 from align_jax.data.arrange import Beliefs
 from align_jax.errors import UserError
 from align_jax.objectives import GDPO
@@ -327,8 +328,18 @@ def test_the_arrangement_follows_the_options():
         ({"posterior": "policy"}, "objective.posterior=policy is used with objective.latent_beliefs only"),
         ({"latent_beliefs": True, "condition": "distribution"}, "objective.condition: with latent_beliefs"),
         ({"latent_beliefs": True, "preference": "mpo"}, "objective.preference: mpo"),
+        (
+            {"calibration_weight": 0, "belief_weight": 0, "preference_weight": 0},
+            "calibration_weight: nothing is learned with calibration_weight, .*, sft_weight all 0; raise one",
+        ),
+        ({"calibration_weight": 0, "divergence": "js"}, "objective.divergence: js has no .* objective.calibration_weight: 0;"),
+        ({"calibration_weight": 0, "renormalize": True}, "objective.renormalize: True has no .*calibration_weight: 0;"),
+        ({"calibration_weight": 0, "calibrate": "id"}, "objective.calibrate: id has no .*calibration_weight: 0;"),
+        ({"belief_weight": 0, "statement": "authors"}, "objective.statement: authors has no .* objective.belief_weight: 0;"),
     ],
 )
 def test_options_that_do_not_go_together_are_named(options, said):
     with pytest.raises(UserError, match=said):
         GDPO(**options)
+    with pytest.raises(UserError, match=r"^--objective\.\w+: \w"):  # without marks between key and words
+        Config.of({"objective": {"name": "gdpo"}}, *(f"objective.{key}={value}" for key, value in options.items()))

@@ -62,7 +62,7 @@ def config(cell: Cell, work: Workplace) -> Config:
     """What is measured: MPO's step on random tokens."""
     values = {
         "model": {"path": str(work.model), "dtype": "float32", "rows_per_chunk": cell.settings["rows"]},
-        "mesh": {"memory_gib": HOLDS_MIB / 1024},
+        "mesh": {"memory_gib": HOLDS_MIB / 1024} if cell.settings["rows"] == "auto" else {},
         "objective": {"name": "mpo", "beta": 0.1},
         "optimizer": {"name": "adamw", "learning_rate": 1.0e-4},
         "train": {"steps": 100, "groups_per_step": 1},
