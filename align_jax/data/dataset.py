@@ -22,6 +22,7 @@ from align_jax.data.records import TokenGroup
 from align_jax.data.rendered import Rendered
 from align_jax.data.sources import RowError
 from align_jax.errors import UserError
+from align_jax.terminal import plural
 
 # Keys of the data section that do not change any token or label, but for the day: the encoder's key knows one that is printed.
 _HOW = ("workers", "prefetch", "pack", "shuffle", "train", "eval", "split", "eval_split", "subset", "revision", "streaming",
@@ -157,13 +158,14 @@ class GroupDataset:
 
     def describe(self) -> str:
         """One line: groups, responses, and what was left out."""
-        parts = [f"{len(self)} groups of up to {self.slots} responses from {len(self._source)} rows of {self.path}"]
+        made = f"{plural(len(self), 'group')} of up to {plural(self.slots, 'response')}"
+        parts = [f"{made} from {plural(len(self._source), 'row')} of {self.path}"]
         if self._by_columns:
             parts.append(f"read as format {self.format}, by its columns")
         if self.bad_rows:
-            parts.append(f"{len(self.bad_rows)} malformed rows skipped")
+            parts.append(f"{plural(len(self.bad_rows), 'malformed row')} skipped")
         if self._found.dropped:
-            parts.append(f"{self._found.dropped} rows without {self._arrangement.needs} dropped")
+            parts.append(f"{plural(self._found.dropped, 'row')} without {self._arrangement.needs} dropped")
         if self._found.level:
             parts.append(f"{self._found.level} of the groups have one score or one text for all responses, so no contrast")
         return ", ".join(parts)

@@ -14,6 +14,7 @@ from align_jax.data.encode import plain_key
 from align_jax.data.formats.example import Example, Opinion
 from align_jax.data.regroup import TARGETS
 from align_jax.data.tallies import Tallies
+from align_jax.terminal import plural
 
 Row = dict[str, Any]
 _DIGITS = 6
@@ -62,16 +63,18 @@ def opinion_rows(
     """A row of format gdpo for every accepted answer, set against an answer of another belief.
 
     That is a rejected one of its own row where there is one; else one of the other answers to its prompt, in turn; else a
-    rejected one of its row that has the same belief. p* is the posterior of the accepted answers' beliefs by prompt (and group
-    and context), each counted with its posterior. Further columns: `probabilities_low` and `probabilities_high`, the 95%
-    interval of each probability; `answers`, how many were counted; `belief_posterior`, of the accepted answer.
+    rejected one of its row that has the same belief and another text, which is counted in the notes. p* is the posterior of the
+    accepted answers' beliefs by prompt (and group and context), each counted with its posterior. Further columns:
+    `probabilities_low` and `probabilities_high`, the 95% interval of each probability; `answers`, how many were counted;
+    `belief_posterior`, of the accepted answer.
 
     Args:
       examples: the rows. options: the beliefs of each. stances: of the answers that are used.
       config: how distributions are estimated.
 
     Returns:
-      The rows, what there is to say of the distributions, and how many accepted answers have none to be set against.
+      The rows, what there is to say of them and of the distributions, and how many accepted answers have none to be set
+      against.
     """
     tallies, keys = Tallies(), [None] * len(examples)
     by_prompt: dict[str, list[Stance]] = collections.defaultdict(list)
@@ -87,15 +90,22 @@ def opinion_rows(
         if not stance.accepted:
             own[stance.row].append(stance)
     others = {key: _Others(found) for key, found in by_prompt.items()}
-    rows, alone = [], 0
+    rows, alone, alike = [], 0, 0
     for stance in (stance for stance in stances if stance.accepted):
         key = keys[stance.row]
         against = next((o for o in own[stance.row] if o.belief != stance.belief), None) or others[key].next(stance.belief)
-        against = against or next(iter(own[stance.row]), None)
+        if against is None:
+            texts = examples[stance.row].responses
+            against = next((o for o in own[stance.row] if texts[o.response] != texts[stance.response]), None)
+            alike += against is not None
         if against is None:
             alone += 1
             continue
         rows.append(_row(examples, options[stance.row], (stance, against), known[key], tallies.by_prompt[key].counts.sum()))
+    if alike:
+        rows_are = plural(alike, "row is", "rows are")
+        said = f"{rows_are} set against a rejected answer of the same belief: no other answer to the prompt has another belief"
+        notes = [*notes, said]
     return rows, notes, alone
 
 

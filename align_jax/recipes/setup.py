@@ -34,6 +34,7 @@ from align_jax.recipes.source import ModelSource, reference_model, starting_mode
 from align_jax.scoring.chunks import USABLE, state_bytes
 from align_jax.scoring.reference import Growing, cache_key, cache_of, cached, compute_reference, known
 from align_jax.scoring.scorer import FixedScorer, Scorer
+from align_jax.terminal import plural
 
 # Attention without a kernel: small products and a softmax in memory take this much longer for an operation than the rest does
 # (measured on a CPU, heads of 64).
@@ -115,16 +116,34 @@ class Setup:
         """Bytes of a device that training leaves for activations; None for devices that are not here, which nobody can ask."""
         if self.mesh.devices.flat[0] not in jax.devices():
             return None
-        given, sizes = self.config.mesh.memory_gib, axis_sizes(self.mesh)
-        whole = given * GIB if given is not None else of_first(device_memory(None) // MIB) * MIB
+        return int(USABLE * self._device_bytes) - self._state()
+
+    @functools.cached_property
+    def _device_bytes(self) -> float:
+        """What a device holds: as `mesh.memory_gib` says, else what there is on the device with the least."""
+        given = self.config.mesh.memory_gib
+        return given * GIB if given is not None else of_first(device_memory(None) // MIB) * MIB
+
+    def _state(self) -> int:
+        """Bytes of a device that weights, gradients and moments take."""
+        sizes = axis_sizes(self.mesh)
         shards = sizes.get("fsdp", 1) * sizes.get("tensor", 1)
-        return int(USABLE * whole) - state_bytes(self.source.shape, self.config.model.param_dtype, shards)
+        return state_bytes(self.source.shape, self.config.model.param_dtype, shards)
 
     def say_chunks(self, batch: GroupBatch) -> None:
-        """Says so where `model.rows_per_chunk: auto` does not take all rows of such a batch at a time."""
+        """Says so where `model.rows_per_chunk: auto` does not take all rows of such a batch at a time, or none can fit."""
+        if self.config.model.rows_per_chunk != "auto":
+            return
         rows, length = batch.tokens.shape[-2:]
         chunk = self.scorer.chunk(batch)
-        if self.config.model.rows_per_chunk == "auto" and chunk is not None:
+        if self.scorer.memory is not None and self.scorer.memory <= 0:
+            say_once(
+                "by an estimate the model does not fit a device: weights, gradients and two moments take "
+                f"{self._state() / GIB:.3g} GiB, more than the {USABLE:.0%} that can be used of "
+                f"{self._device_bytes / GIB:.3g} GiB (mesh.memory_gib, or what there is); model.rows_per_chunk: auto takes "
+                f"{chunk or rows} of {rows} response rows at a time. A larger mesh.fsdp divides the model over more devices"
+            )
+        elif chunk is not None:
             say_once(
                 f"model.rows_per_chunk: auto takes {chunk} of {rows} response rows of {length} at a time, and their forward "
                 "pass twice: by an estimate more do not fit a device (mesh.memory_gib says what it holds; null takes all)"
@@ -297,7 +316,8 @@ def report_data(which: str, dataset: GroupDataset, folder: Path) -> None:
     if dataset.bad_rows and jax.process_index() == 0:
         lines = "".join(json.dumps(bad) + "\n" for bad in dataset.bad_rows)
         write_whole(folder / f"bad_rows.{which}.jsonl", lines)
-        say(f"data.{which}: {len(dataset.bad_rows)} bad rows skipped, listed in {folder / f'bad_rows.{which}.jsonl'}")
+        bad = plural(len(dataset.bad_rows), "bad row")
+        say(f"data.{which}: {bad} skipped, listed in {folder / f'bad_rows.{which}.jsonl'}")
 
 
 def microbatches(batches: Iterable[GroupBatch]) -> Iterator[GroupBatch]:

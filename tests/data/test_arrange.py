@@ -88,7 +88,7 @@ def test_sft_takes_the_best(tmp_path):
     assert texts(dataset(tmp_path, PAIRS, "pairs", "sft")[2]) == {0: "c2</s>"}
     data = dataset(tmp_path, UNPAIRED, "unpaired", "sft")
     assert [texts(data[i])[0] for i in range(len(data))] == ["c0</s>", "c2</s>"]
-    assert "1 rows without a desirable completion dropped" in data.describe()
+    assert "1 row without a desirable completion dropped" in data.describe()
 
 
 @pytest.mark.parametrize("format_", ["groups", "pairs", "unpaired"])
@@ -204,6 +204,8 @@ def test_bad_rows_stop_the_run_or_are_listed(tmp_path):
     listed = [(bad["where"][-1], bad["reason"][:15]) for bad in data.bad_rows]
     assert listed == [("2", "field 'scores':"), ("4", "field 'response")]
     assert "2 malformed rows skipped" in data.describe()
+    one = dataset(tmp_path, rows[:2], "groups", "group", on_bad_row="skip").describe()
+    assert "1 group of up to 3 responses from 2 rows of" in one and "1 malformed row skipped" in one
     with pytest.raises(UserError, match="all 1 rows are malformed"):
         dataset(tmp_path, rows[3:], "groups", "group", on_bad_row="skip")
 

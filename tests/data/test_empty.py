@@ -64,7 +64,7 @@ def test_dropped_answers_leave_groups_that_have_contrast(tmp_path):
     assert data.notes == [
         "data.on_empty: drop: left out 2 empty answers, 1 row (the better answer is empty), 1 row (no answer is left)"
     ]
-    assert "1 rows without two different scores dropped" in data.describe()
+    assert "1 row without two different scores dropped" in data.describe()
 
 
 def demonstrations(*answers):

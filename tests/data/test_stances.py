@@ -53,9 +53,19 @@ def test_an_answer_is_set_against_one_of_another_belief():
     rows, notes, alone = made(examples, labels)
     against = [(row["accept_response"], row["reject_response"]) for row in rows]
     assert against == [("a0", "a2"), ("b0", "a0"), ("c0", "c1"), ("e0", "a1")]  # the others in turn
-    assert alone == 1 and notes == [] and [row.get("group") for row in rows] == [None, None, "g", None]
+    assert notes == [
+        "1 row is set against a rejected answer of the same belief: no other answer to the prompt has another belief"
+    ]
+    assert alone == 1 and [row.get("group") for row in rows] == [None, None, "g", None]
     assert rows[0]["accept_choice"] == "no" and rows[0]["reject_choice_id"] == 1
     assert rows[1]["belief_posterior"] == pytest.approx([0.2, 0.6, 0.2])
+
+
+def test_an_answer_is_never_set_against_its_own_text():
+    same, other = Example("p", ("a", "a"), (1.0, 0.0)), Example("q", ("a", "a", "b"), (1.0, 0.0, 0.0))
+    rows, notes, alone = made([same, other], [[(0, 0.9)] * 2, [(0, 0.9)] * 3])
+    assert alone == 1 and [(row["accept_response"], row["reject_response"]) for row in rows] == [("a", "b")]
+    assert notes[0].startswith("1 row is set against")
 
 
 def test_the_distribution_counts_accepted_answers_by_their_posterior():

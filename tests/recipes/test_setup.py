@@ -27,7 +27,8 @@ def gpu(monkeypatch):
     monkeypatch.setattr(backends.cudnn_kernels, "installed", lambda: 91002)
     monkeypatch.setattr(backends, "_capability", lambda: 9.0)
     device = types.SimpleNamespace(platform="gpu")
-    mesh = types.SimpleNamespace(devices=np.array([[[device]]]), shape={"data": 1, "fsdp": 1, "tensor": 1})
+    axes = ("data", "fsdp", "tensor")
+    mesh = types.SimpleNamespace(devices=np.array([[[device]]]), axis_names=axes, shape=dict.fromkeys(axes, 1))
 
     def make(attention="auto", dtype="bfloat16", data=None, **shape):
         model = {"config": SHAPE | shape, "dtype": dtype, "attention": attention}
@@ -62,6 +63,23 @@ def test_a_job_says_once_why_it_is_slower(gpu, capsys):
     with speaking(quiet=True):
         assert dataclasses.replace(setup).backend == "xla"
     assert capsys.readouterr().err == ""
+
+
+@pytest.mark.parametrize(
+    "gib, said",
+    [
+        (0.00001, "the model does not fit a device: weights, gradients and two moments take 0.000"),
+        (0.003, "by an estimate more do not fit a device"),
+        (1.0, ""),
+    ],
+)
+def test_memory_that_holds_not_even_the_model_is_told_from_memory_that_holds_some_rows(gib, said, capsys):
+    batch = types.SimpleNamespace(tokens=np.zeros((1, 64, 16), np.int32), prompt_tokens=np.zeros((1, 1, 8), np.int32))
+    values = {"model": {"config": SHAPE, "dtype": "float32"}, "objective": {"name": "mpo"}, "mesh": {"memory_gib": gib}}
+    with speaking(quiet=False):
+        Setup.of(Config.of(values)).say_chunks(batch)
+    err = capsys.readouterr().err
+    assert said in err and (said or not err) and err.count("at a time") == bool(said)
 
 
 @pytest.mark.parametrize(
