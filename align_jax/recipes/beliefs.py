@@ -150,7 +150,8 @@ def _write(config: Config, where: tuple[Path, Labelling], data: tuple, labelled:
     rows, notes, alone = opinion_rows(examples, options, kept, config.data)
     if not rows:
         raise UserError(
-            f"{output}: no row is left to write: no accepted answer has another one of its prompt to be set against"
+            f"{output}: no row is left to write: no accepted answer has another one of its prompt, of another belief or "
+            "text, to be set against"
         )
     for note in notes:
         say(note)

@@ -40,6 +40,7 @@ from align_jax.recipes.setup import Setup, on_its_day
 from align_jax.recipes.source import model_at
 from align_jax.recipes.summary import rounds_table, with_interval
 from align_jax.recipes.train import REQUIRED
+from align_jax.terminal import plural
 
 PICTURE = "rounds.png"
 # The sampling decides the data, so it may not change within a run; how many rounds there are, and which is taken, may.
@@ -150,7 +151,7 @@ def _read_prompts(config: Config, which: str) -> list[dict[str, Any]]:
     rows, bad, notes = distinct_prompts(config.data, which, Path(config.run.dir) / "spool", beliefs)
     if beliefs:
         check_prompts(rows, which)
-    skipped = f", {len(bad)} malformed rows skipped, the first: {bad[0]}" if bad else ""
+    skipped = f", {plural(len(bad), 'malformed row')} skipped, the first: {bad[0]}" if bad else ""
     for note in notes:
         say(f"data.{which}: {note}")
     say(f"data.{which}: {len(rows)} different prompts in {getattr(config.data, which)}{skipped}")

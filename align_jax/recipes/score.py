@@ -26,6 +26,7 @@ from align_jax.parallel.processes import on_first
 from align_jax.parallel.stop import StopSignal
 from align_jax.recipes.say import say, say_once, speaking, watching
 from align_jax.recipes.score_passes import InputRows, Pass, part_of, policy_passes, reward_pass, run_pass, values_of
+from align_jax.terminal import plural
 
 REQUIRED = JOBS["score"].requires
 
@@ -128,7 +129,7 @@ def read_rows(config: Config) -> InputRows:
             raise UserError(f"{where}: the column {INDEX!r} is used by unfinished results; finish them, or rename it")
         rows.values.append(values), rows.where.append(where), rows.examples.append(example), rows.columns.append({})
     if bad:
-        say(f"{len(bad)} malformed rows left out: {'; '.join(bad[:3])}{' ...' if len(bad) > 3 else ''}")
+        say(f"{plural(len(bad), 'malformed row')} left out: {'; '.join(bad[:3])}{' ...' if len(bad) > 3 else ''}")
     if not rows.values:
         raise UserError(f"{config.score.input}: all {len(bad)} rows are malformed, the first: {bad[0]}")
     return rows

@@ -261,7 +261,7 @@ def test_skipped_rows_are_named_and_the_others_scored(world, exported, tmp_path,
     write_jsonl(given, rows)
     options = ("--score.logps", "false", "--score.reward_model", exported, "--data.on_bad_row", "skip")
     assert run("score", world, "--score.input", given, "--score.output", output, *options) == 0
-    assert "1 malformed rows left out: " in (error := capsys.readouterr().err) and "in.jsonl:2: field 'responses'" in error
+    assert "1 malformed row left out: " in (error := capsys.readouterr().err) and "in.jsonl:2: field 'responses'" in error
     assert [row["prompt"] for row in lines(output)] == [ROWS[0]["prompt"], ROWS[1]["prompt"]]
     assert all(len(row["scores"]) == len(row["responses"]) for row in lines(output))
     write_jsonl(given, rows[1:2])
