@@ -1,0 +1,121 @@
+"""Groups over the shards of a step by their tokens: where a group does not fit whole, its responses are split over several.
+
+A shard has M lanes: a prompt row of P positions, and the N / M response rows of R positions that see it. A group whose
+responses stand in several lanes has its prompt in each of them. Everything follows from lengths alone, so all processes plan
+the same.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from align_jax.data.packing.plan import GroupSize, Shape, ShardPlan, Unit, longest
+
+
+def plan_spread(sizes: Sequence[GroupSize], shards: int, shape: Shape) -> list[ShardPlan] | None:
+    """Where every group goes in shards of this shape; None where it found no way.
+
+    Largest groups first, each to the fullest lane that still holds it whole (best fit); one that no lane holds is split, its
+    largest units first, over as few lanes as it takes.
+
+    Args:
+      sizes: of the groups. shards: D.
+      shape: of every shard; its response rows are a multiple of its prompt rows.
+
+    Returns:
+      A plan for each shard, with the numbers of the groups in `sizes`.
+    """
+    lanes = shards * shape.prompt_rows
+    prompt, unit = longest(sizes)
+    each = shape.rows // shape.prompt_rows
+    if prompt > shape.prompt_length or unit > shape.length:
+        return None
+    if sum(size.responses for size in sizes) > lanes * each * shape.length:
+        return None
+    filling = _Lanes(lanes, shape.prompt_length, each, shape.length)
+    for g in sorted(range(len(sizes)), key=lambda g: (-sizes[g].positions, g)):
+        if not (filling.whole(g, sizes[g]) or filling.split(g, sizes[g])):
+            return None
+    return filling.plans(shards)
+
+
+class _Lanes:
+    """Lanes while they are filled: the room of their prompt row and of their response rows, and what stands there."""
+
+    def __init__(self, lanes: int, prompt_length: int, rows: int, length: int):
+        self.prompt_room = np.full(lanes, prompt_length)
+        self.room = np.full((lanes, rows), length)
+        self.left, self.most = self.room.sum(1), self.room.max(1)
+        self.prompts: list[list[int]] = [[] for _ in range(lanes)]
+        self.rows: list[list[list[tuple[int, Unit]]]] = [[[] for _ in range(rows)] for _ in range(lanes)]
+
+    def whole(self, g: int, size: GroupSize) -> bool:
+        """Puts a group in one lane, if one holds it."""
+        units = _largest_first(size)
+        fits = (self.prompt_room >= size.prompt) & (self.left >= size.responses) & (self.most >= units[0].size)
+        lanes = np.flatnonzero(fits)
+        for lane in lanes[np.argsort(self.left[lanes], kind="stable")]:
+            rows = _best_fit(self.room[lane], units)
+            if rows is not None:
+                self._open(lane, g, size)
+                for unit, row in zip(units, rows, strict=True):
+                    self._put(lane, row, g, unit)
+                return True
+        return False
+
+    def split(self, g: int, size: GroupSize) -> bool:
+        """Puts a group in several lanes, each time the one with the most room; False where they do not hold it."""
+        opened: list[int] = []
+        for unit in _largest_first(size):
+            lane = next((lane for lane in opened if self.most[lane] >= unit.size), None)
+            if lane is None:
+                fits = (self.prompt_room >= size.prompt) & (self.most >= unit.size)
+                fits[opened] = False
+                if not fits.any():
+                    return False
+                lane = int(np.argmax(np.where(fits, self.left, -1)))
+                self._open(lane, g, size)
+                opened.append(lane)
+            row = int(np.argmin(np.where(self.room[lane] >= unit.size, self.room[lane], np.iinfo(np.int64).max)))
+            self._put(lane, row, g, unit)
+        return True
+
+    def _open(self, lane: int, g: int, size: GroupSize) -> None:
+        self.prompts[lane].append(g)
+        self.prompt_room[lane] -= size.prompt
+
+    def _put(self, lane: int, row: int, g: int, unit: Unit) -> None:
+        self.rows[lane][row].append((g, unit))
+        self.room[lane, row] -= unit.size
+        self.left[lane], self.most[lane] = self.room[lane].sum(), self.room[lane].max()
+
+    def plans(self, shards: int) -> list[ShardPlan]:
+        """The lanes of every shard."""
+        each, seen, plans = len(self.prompts) // shards, set(), []
+        for first in range(0, len(self.prompts), each):
+            mine = range(first, first + each)
+            repeats = set()
+            for lane in mine:
+                repeats |= {(lane - first, g) for g in self.prompts[lane] if g in seen}
+                seen.update(self.prompts[lane])
+            rows = [(lane - first, row) for lane in mine for row in self.rows[lane]]
+            plans.append(ShardPlan([self.prompts[lane] for lane in mine], rows, frozenset(repeats)))
+        return plans
+
+
+def _largest_first(size: GroupSize) -> list[Unit]:
+    return sorted(size.units, key=lambda unit: (-unit.size, unit.segments))
+
+
+def _best_fit(room: np.ndarray, units: Sequence[Unit]) -> list[int] | None:
+    """The row of each unit, the fullest one that holds it; None where one finds none."""
+    left, rows = room.tolist(), []
+    for unit in units:
+        row = min((r for r in range(len(left)) if left[r] >= unit.size), key=left.__getitem__, default=None)
+        if row is None:
+            return None
+        left[row] -= unit.size
+        rows.append(row)
+    return rows
