@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import argparse
 import collections
+import dataclasses
 import json
 import sys
 import time
@@ -42,7 +43,7 @@ def measured(dataset: GroupsOfLengths, layout: RowLayout, arguments: argparse.Na
         shards=shards,
         groups_per_step=arguments.groups,
         accumulation_steps=arguments.accumulation,
-        layout=layout,
+        layout=layout if arguments.single or arguments.whole else dataclasses.replace(layout, spread=shards),
         workers=1,
         prefetch=1,
     )
@@ -76,6 +77,8 @@ def main(arguments: list[str]) -> None:
     parser.add_argument("--accumulation", type=int, default=1, help="microbatches of a step")
     parser.add_argument("--epochs", type=int, default=3)
     parser.add_argument("--single", action="store_true", help="one prompt and one response per row")
+    parser.add_argument("--whole", action="store_true", help="groups whole, and as many to every shard")
+    parser.add_argument("--multiple", type=int, default=8, help="what lengths of rows are multiples of")
     parser.add_argument("--dense", type=int, default=RowLayout().dense, help="see RowLayout.dense")
     parser.add_argument("--json", action="store_true")
     known, overrides = parser.parse_known_args(arguments)
@@ -85,7 +88,7 @@ def main(arguments: list[str]) -> None:
     if known.save:
         with open(known.save, "w", encoding="utf-8") as file:
             file.writelines(json.dumps({"prompt": prompt, "responses": responses}) + "\n" for prompt, responses in lengths)
-    layout = RowLayout(pack=not known.single, dense=known.dense)
+    layout = RowLayout(pack=not known.single, dense=known.dense, multiple=known.multiple)
     for shards in known.shards:
         row = measured(GroupsOfLengths(lengths), layout, known, shards)
         if known.json:

@@ -22,6 +22,7 @@ from align_jax.data.packing.arrays import pack_groups
 from align_jax.data.packing.layout import RowLayout
 from align_jax.data.packing.plan import Shape
 from align_jax.data.packing.shapes import choose_shapes
+from align_jax.data.packing.spread_shapes import choose_spread_shapes
 from align_jax.data.records import TokenGroup
 
 Sizes = tuple[int, int, int, int, int]
@@ -163,7 +164,8 @@ class BatchLoader:
 
     @property
     def _split(self) -> list[int]:
-        return [self._shards * self._accumulation, self._per_shard]
+        spread = [self._layout.spread] if self._layout.spread > 1 else []  # absent where shapes were kept without it
+        return [self._shards * self._accumulation, self._per_shard, *spread]
 
     @functools.cached_property
     def train_layout(self) -> RowLayout:
@@ -178,17 +180,18 @@ class BatchLoader:
     def _fitted(self, shards: int) -> RowLayout:
         if self._layout.shapes or not self._layout.pack:
             return self._layout
+        how = {
+            "groups_per_shard": self._per_shard,
+            "layout": self._layout,
+            "limits": self._dataset.limits,
+            "seed": self._seed,
+            "batches": self._uses,
+        }
         with self._lock:  # by the first worker to come, for all
             sample = self._dataset.sizes
-        return choose_shapes(
-            sample,
-            shards=shards,
-            groups_per_shard=self._per_shard,
-            layout=self._layout,
-            limits=self._dataset.limits,
-            seed=self._seed,
-            batches=self._uses,
-        )
+        if self._layout.spread > 1:
+            return choose_spread_shapes(sample, microbatches=shards // self._layout.spread, **how)
+        return choose_shapes(sample, shards=shards, **how)
 
     def _group(self, index: int) -> TokenGroup:
         return labelled(self._dataset[index], self._labels)

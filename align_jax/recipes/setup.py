@@ -150,12 +150,14 @@ class Setup:
     @property
     def layout(self) -> RowLayout:
         """How rows are filled: packed where the backend takes that; and what a further shape must save."""
-        shape = self.source.shape
+        shape, multiple = self.source.shape, 8 if self.mesh.devices.flat[0].platform == "cpu" else 128
         dense, price = keys_per_position(shape), compilation_price(shape, self.mesh.devices.flat[0].platform)
         if self.backend != "xla":
             return RowLayout(pack=False, dense=dense, price=price)
         dense, price = max(1, dense // XLA_ATTENTION_COST), price / XLA_ATTENTION_COST
-        return RowLayout(pack=self.config.data.pack, dense=dense, price=price)
+        pack = self.config.data.pack
+        spread = data_shards(self.mesh) if pack and jax.process_count() == 1 else 1
+        return RowLayout(pack=pack, dense=dense, price=price, spread=spread, multiple=multiple)
 
     def loader(self, dataset: Any, passes: int | None = None) -> BatchLoader:
         """Batches of a data set for this mesh and this process.

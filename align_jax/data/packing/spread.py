@@ -17,8 +17,9 @@ from align_jax.data.packing.plan import GroupSize, Shape, ShardPlan, Unit, longe
 def plan_spread(sizes: Sequence[GroupSize], shards: int, shape: Shape) -> list[ShardPlan] | None:
     """Where every group goes in shards of this shape; None where it found no way.
 
-    Largest groups first, each to the fullest lane that still holds it whole (best fit); one that no lane holds is split, its
-    largest units first, over as few lanes as it takes.
+    Largest groups first, each to a lane that holds it whole: where lanes hold few groups, the fullest one (best fit); else the
+    one whose room, of its prompt row and of its response rows, is most like the group in proportion, so that neither is used
+    up before the other. One that no lane holds is split, its largest units first, over as few lanes as it takes.
 
     Args:
       sizes: of the groups. shards: D.
@@ -34,17 +35,21 @@ def plan_spread(sizes: Sequence[GroupSize], shards: int, shape: Shape) -> list[S
         return None
     if sum(size.responses for size in sizes) > lanes * each * shape.length:
         return None
-    filling = _Lanes(lanes, shape.prompt_length, each, shape.length)
+    filling = _Lanes(lanes, shape.prompt_length, each, shape.length, few=len(sizes) < _FEW * lanes)
     for g in sorted(range(len(sizes)), key=lambda g: (-sizes[g].positions, g)):
         if not (filling.whole(g, sizes[g]) or filling.split(g, sizes[g])):
             return None
     return filling.plans(shards)
 
 
+_FEW = 3  # groups of a lane
+
+
 class _Lanes:
     """Lanes while they are filled: the room of their prompt row and of their response rows, and what stands there."""
 
-    def __init__(self, lanes: int, prompt_length: int, rows: int, length: int):
+    def __init__(self, lanes: int, prompt_length: int, rows: int, length: int, few: bool):
+        self.few, self.whole_lane = few, (prompt_length, rows * length)
         self.prompt_room = np.full(lanes, prompt_length)
         self.room = np.full((lanes, rows), length)
         self.left, self.most = self.room.sum(1), self.room.max(1)
@@ -55,8 +60,7 @@ class _Lanes:
         """Puts a group in one lane, if one holds it."""
         units = _largest_first(size)
         fits = (self.prompt_room >= size.prompt) & (self.left >= size.responses) & (self.most >= units[0].size)
-        lanes = np.flatnonzero(fits)
-        for lane in lanes[np.argsort(self.left[lanes], kind="stable")]:
+        for lane in self._in_order(np.flatnonzero(fits), size):
             rows = _best_fit(self.room[lane], units)
             if rows is not None:
                 self._open(lane, g, size)
@@ -64,6 +68,16 @@ class _Lanes:
                     self._put(lane, row, g, unit)
                 return True
         return False
+
+    def _in_order(self, lanes: np.ndarray, size: GroupSize) -> np.ndarray:
+        """The lanes in the order in which they are tried."""
+        if self.few or len(lanes) < 2:
+            return lanes[np.argsort(self.left[lanes], kind="stable")]
+        of_prompt, of_rows = self.whole_lane
+        prompts, rows = self.prompt_room[lanes] / of_prompt, self.left[lanes] / of_rows
+        # the cosine between what is left and what is wanted, but for a factor
+        alike = (prompts * (size.prompt / of_prompt) + rows * (size.responses / of_rows)) / np.sqrt(prompts**2 + rows**2)
+        return lanes[np.argsort(-alike, kind="stable")]
 
     def split(self, g: int, size: GroupSize) -> bool:
         """Puts a group in several lanes, each time the one with the most room; False where they do not hold it."""
