@@ -156,7 +156,7 @@ class Setup:
             return RowLayout(pack=False, dense=dense, price=price)
         dense, price = max(1, dense // XLA_ATTENTION_COST), price / XLA_ATTENTION_COST
         pack = self.config.data.pack
-        spread = data_shards(self.mesh) if pack and jax.process_count() == 1 else 1
+        spread = data_shards(self.mesh) if pack else 1
         return RowLayout(pack=pack, dense=dense, price=price, spread=spread, multiple=multiple)
 
     def loader(self, dataset: Any, passes: int | None = None) -> BatchLoader:
