@@ -51,8 +51,8 @@ class _Lanes:
     def __init__(self, lanes: int, prompt_length: int, rows: int, length: int, few: bool):
         self.few, self.whole_lane = few, (prompt_length, rows * length)
         self.prompt_room = np.full(lanes, prompt_length)
-        self.room = np.full((lanes, rows), length)
-        self.left, self.most = self.room.sum(1), self.room.max(1)
+        self.room = [[length] * rows for _ in range(lanes)]
+        self.left, self.most = np.full(lanes, rows * length), np.full(lanes, length)
         self.prompts: list[list[int]] = [[] for _ in range(lanes)]
         self.rows: list[list[list[tuple[int, Unit]]]] = [[[] for _ in range(rows)] for _ in range(lanes)]
 
@@ -60,12 +60,11 @@ class _Lanes:
         """Puts a group in one lane, if one holds it."""
         units = _largest_first(size)
         fits = (self.prompt_room >= size.prompt) & (self.left >= size.responses) & (self.most >= units[0].size)
-        for lane in self._in_order(np.flatnonzero(fits), size):
+        for lane in self._in_order(np.flatnonzero(fits), size).tolist():
             rows = _best_fit(self.room[lane], units)
             if rows is not None:
                 self._open(lane, g, size)
-                for unit, row in zip(units, rows, strict=True):
-                    self._put(lane, row, g, unit)
+                self._put(lane, rows, g, units)
                 return True
         return False
 
@@ -92,18 +91,19 @@ class _Lanes:
                 lane = int(np.argmax(np.where(fits, self.left, -1)))
                 self._open(lane, g, size)
                 opened.append(lane)
-            row = int(np.argmin(np.where(self.room[lane] >= unit.size, self.room[lane], np.iinfo(np.int64).max)))
-            self._put(lane, row, g, unit)
+            self._put(lane, _best_fit(self.room[lane], [unit]), g, [unit])
         return True
 
     def _open(self, lane: int, g: int, size: GroupSize) -> None:
         self.prompts[lane].append(g)
         self.prompt_room[lane] -= size.prompt
 
-    def _put(self, lane: int, row: int, g: int, unit: Unit) -> None:
-        self.rows[lane][row].append((g, unit))
-        self.room[lane, row] -= unit.size
-        self.left[lane], self.most[lane] = self.room[lane].sum(), self.room[lane].max()
+    def _put(self, lane: int, rows: Sequence[int], g: int, units: Sequence[Unit]) -> None:
+        room = self.room[lane]
+        for unit, row in zip(units, rows, strict=True):
+            self.rows[lane][row].append((g, unit))
+            room[row] -= unit.size
+        self.left[lane], self.most[lane] = sum(room), max(room)
 
     def plans(self, shards: int) -> list[ShardPlan]:
         """The lanes of every shard."""
@@ -120,16 +120,17 @@ class _Lanes:
 
 
 def _largest_first(size: GroupSize) -> list[Unit]:
-    return sorted(size.units, key=lambda unit: (-unit.size, unit.segments))
+    return sorted(size.units, key=lambda unit: -unit.size)
 
 
-def _best_fit(room: np.ndarray, units: Sequence[Unit]) -> list[int] | None:
+def _best_fit(room: Sequence[int], units: Sequence[Unit]) -> list[int] | None:
     """The row of each unit, the fullest one that holds it; None where one finds none."""
-    left, rows = room.tolist(), []
+    left, rows = list(room), []
     for unit in units:
-        row = min((r for r in range(len(left)) if left[r] >= unit.size), key=left.__getitem__, default=None)
-        if row is None:
+        fitting = [(n, row) for row, n in enumerate(left) if n >= unit.size]
+        if not fitting:
             return None
+        row = min(fitting)[1]
         left[row] -= unit.size
         rows.append(row)
     return rows

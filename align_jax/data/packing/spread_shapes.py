@@ -69,14 +69,12 @@ def choose_spread_shapes(
     def work(kind: _Kind, steps: int) -> float:
         known = found.setdefault(kind, [])
         known += [_least_length(step, kind, layout) for step in drawn[len(known) : steps]]
-        return sum(math.inf if length is None else kind.at(length).work(dense) for length in known[:steps]) / steps
+        return sum(kind.at(length).work(dense) for length in known[:steps]) / steps
 
     mean = np.mean([[s.prompt, s.responses] for s in sizes], axis=0) * groups_per_shard
     kinds = sorted(_kinds(sizes, mean, layout, limits), key=lambda kind: _estimated(kind, mean, sizes, layout))
-    able = itertools.islice((kind for kind in kinds if math.isfinite(work(kind, _FIRST))), _FURTHER)
-    best = min(sorted(able, key=lambda kind: work(kind, _FIRST))[:3], key=lambda kind: work(kind, steps), default=None)
-    if best is None or math.isinf(work(best, steps)):
-        return layout  # no kind holds all that was drawn: shapes are made step by step
+    kinds = sorted(kinds[:_FURTHER], key=lambda kind: work(kind, _FIRST))[:3]
+    best = min(kinds, key=lambda kind: work(kind, steps))
     return dataclasses.replace(layout, shapes=_lengths(best, found[best], layout, most, layout.price / batches))
 
 
@@ -88,6 +86,7 @@ def _drawn(rng: np.random.Generator, sizes: Sequence[GroupSize], microbatches: i
 
 def _kinds(sizes: Sequence[GroupSize], mean: np.ndarray, layout: RowLayout, limits: tuple[int, int]) -> Iterator[_Kind]:
     prompt, unit = longest(sizes)
+    # A limit itself is a length where the sample comes near it, as it does wherever many texts are cut.
     prompt, unit = (limit if n <= limit <= 1.25 * n else n for n, limit in zip((prompt, unit), limits, strict=True))
     for lanes in _COUNTS:
         needed = max(prompt, mean[0] / lanes)
@@ -103,18 +102,16 @@ def _estimated(kind: _Kind, mean: np.ndarray, sizes: Sequence[GroupSize], layout
     return kind.at(_up(length, layout)).work(layout.dense) * (1.1 if crowded else 1.0)
 
 
-def _least_length(step: Step, kind: _Kind, layout: RowLayout) -> int | None:
-    """The shortest response rows that hold every microbatch, nearly; None where even quite long ones do not."""
-    prompt, unit = longest(size for block in step for size in block)
-    if prompt > kind.prompt_length:
-        return None
+def _least_length(step: Step, kind: _Kind, layout: RowLayout) -> int:
+    """The shortest response rows that hold every microbatch, nearly; much more where even quite long ones do not."""
+    unit = longest(size for block in step for size in block)[1]
     room = layout.spread * kind.prompt_rows * kind.each
     length = _up(max(unit, max(sum(size.responses for size in block) for block in step) / room), layout)
-    for _ in range(_TRIES):
+    for tries in range(_TRIES):
         if all(plan_spread(block, layout.spread, kind.at(length)) for block in step):
             return length
-        length = _up(length + max(1, _FINE * length), layout)
-    return None
+        length = _up(length * (1 + _FINE * (1 + tries / 4)) + 1, layout)
+    return _up(1.5 * length, layout)
 
 
 def _lengths(kind: _Kind, needs: Sequence[int], layout: RowLayout, most: int, price: float) -> tuple[Shape, ...]:

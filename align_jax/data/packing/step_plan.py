@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
-from collections.abc import Mapping, Sequence
+import math
+from collections.abc import Iterator, Mapping, Sequence
 
 from align_jax.batch import GroupBatch
 from align_jax.data.packing.layout import RowLayout, split
@@ -56,7 +57,7 @@ def plan_step(sizes: Sequence[GroupSize], *, microbatches: int, groups_per_shard
     members = split(sizes, microbatches, layout.spread * groups_per_shard)
     of_blocks = [[sizes[g] for g in block] for block in members]
     ordered = sorted(layout.shapes, key=lambda shape: (shape.work(layout.dense), shape))
-    for shape in itertools.chain(ordered, _longer(ordered[-1] if ordered else _first(of_blocks, layout), of_blocks, layout)):
+    for shape in itertools.chain(ordered, _longer(ordered or [first_shape(of_blocks, layout)], of_blocks, layout)):
         plans = _in_shape(of_blocks, shape, layout.spread)
         if plans is not None:
             break
@@ -74,8 +75,8 @@ def _in_shape(of_blocks: Sequence[Sequence[GroupSize]], shape: Shape, shards: in
     return plans
 
 
-def _first(of_blocks: Sequence[Sequence[GroupSize]], layout: RowLayout) -> Shape:
-    """A shape for the layouts that have none: rows of about the longest unit."""
+def first_shape(of_blocks: Sequence[Sequence[GroupSize]], layout: RowLayout) -> Shape:
+    """A shape for microbatches like these, where the layout has none: rows of about the longest unit."""
     sizes = [size for block in of_blocks for size in block]
     prompt, unit = longest(sizes)
     shards = layout.spread * len(of_blocks)
@@ -86,15 +87,25 @@ def _first(of_blocks: Sequence[Sequence[GroupSize]], layout: RowLayout) -> Shape
     return Shape(lanes, up(max(prompt, prompts / lanes)), lanes * rows, up(max(unit, responses / lanes / rows)))
 
 
-def _longer(shape: Shape, of_blocks: Sequence[Sequence[GroupSize]], layout: RowLayout):
-    """Shapes with longer and longer rows, at least as long as the longest prompt and unit need."""
+def _longer(shapes: Sequence[Shape], of_blocks: Sequence[Sequence[GroupSize]], layout: RowLayout) -> Iterator[Shape]:
+    """The shapes with rows made as long as the longest prompt and unit need, then the last of them longer and longer.
+
+    Lengths grow by a factor, not to what is needed, so that there are few shapes.
+    """
     prompt, unit = longest(size for block in of_blocks for size in block)
-    up = lambda n: -(-int(n) // layout.multiple) * layout.multiple  # noqa: E731
-    for step in itertools.count():
-        grow = _GROWTH**step
-        at = Shape(shape.prompt_rows, up(shape.prompt_length * grow), shape.rows, up(shape.length * grow))
-        if at.prompt_length >= prompt and at.length >= unit:
-            yield at
+
+    def grown(length: int, least: int, steps: int) -> int:
+        steps += max(0, math.ceil(math.log(least / length, _GROWTH)))
+        while (rounded := -(-int(length * _GROWTH**steps) // layout.multiple) * layout.multiple) < least:
+            steps += 1
+        return rounded
+
+    held = [Shape(s.prompt_rows, grown(s.prompt_length, prompt, 0), s.rows, grown(s.length, unit, 0)) for s in shapes]
+    yield from held
+    for steps in itertools.count(1):
+        last = held[-1]
+        yield Shape(last.prompt_rows, last.prompt_length, last.rows, grown(last.length, unit, steps))
+        yield Shape(last.prompt_rows, grown(last.prompt_length, prompt, steps), last.rows, grown(last.length, unit, steps))
 
 
 def _bare(size: GroupSize) -> GroupSize:
