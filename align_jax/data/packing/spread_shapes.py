@@ -18,7 +18,7 @@ from align_jax.data.packing.spread import plan_spread
 _COUNTS = (1, 2, 3, 4, 5, 6, 8, 10, 12, 16, 24, 32)
 _FINE = 0.005  # part of a row's length by which the least length is told
 _TRIES = 16
-_FIRST, _FURTHER = 3, 8  # steps that all kinds of shapes are tried on, and how many kinds on further ones
+_FIRST, _FURTHER = 3, 10  # steps that all kinds of shapes are tried on, and how many kinds on further ones
 
 
 @dataclasses.dataclass(frozen=True)
@@ -71,8 +71,9 @@ def choose_spread_shapes(
         known += [_least_length(step, kind, layout) for step in drawn[len(known) : steps]]
         return sum(kind.at(length).work(dense) for length in known[:steps]) / steps
 
-    mean = np.mean([[s.prompt, s.responses] for s in sizes], axis=0) * groups_per_shard
-    kinds = sorted(_kinds(sizes, mean, layout, limits), key=lambda kind: _estimated(kind, mean, sizes, layout))
+    totals = np.array([[[sum(s.prompt for s in b), sum(s.responses for s in b)] for b in step] for step in drawn])
+    load = totals[..., 0].max() / layout.spread, totals[..., 1].mean() / layout.spread
+    kinds = sorted(_kinds(sizes, load, layout, limits), key=lambda kind: _estimated(kind, load, sizes, layout))
     kinds = sorted(kinds[:_FURTHER], key=lambda kind: work(kind, _FIRST))[:3]
     best = min(kinds, key=lambda kind: work(kind, steps))
     return dataclasses.replace(layout, shapes=_lengths(best, found[best], layout, most, layout.price / batches))
@@ -84,21 +85,24 @@ def _drawn(rng: np.random.Generator, sizes: Sequence[GroupSize], microbatches: i
     return [[groups[i] for i in block] for block in split(groups, microbatches, count)]
 
 
-def _kinds(sizes: Sequence[GroupSize], mean: np.ndarray, layout: RowLayout, limits: tuple[int, int]) -> Iterator[_Kind]:
+def _kinds(
+    sizes: Sequence[GroupSize], load: tuple[float, float], layout: RowLayout, limits: tuple[int, int]
+) -> Iterator[_Kind]:
+    """Kinds to try; `load`: prompt positions of a shard in the fullest step, and response positions in the mean one."""
     prompt, unit = longest(sizes)
     # A limit itself is a length where the sample comes near it, as it does wherever many texts are cut.
     prompt, unit = (limit if n <= limit <= 1.25 * n else n for n, limit in zip((prompt, unit), limits, strict=True))
     for lanes in _COUNTS:
-        needed = max(prompt, mean[0] / lanes)
+        needed = max(prompt, load[0] / lanes)
         lengths = {_up(factor * needed, layout) for factor in (1, 1.1, 1.25, 1.5, 2)}
-        rows = [n for n in _COUNTS if n == 1 or mean[1] / lanes / n >= unit]
+        rows = [n for n in _COUNTS if n == 1 or load[1] / lanes / n >= unit]
         yield from (_Kind(lanes, length, n) for length, n in itertools.product(sorted(lengths), rows))
 
 
-def _estimated(kind: _Kind, mean: np.ndarray, sizes: Sequence[GroupSize], layout: RowLayout) -> float:
+def _estimated(kind: _Kind, load: tuple[float, float], sizes: Sequence[GroupSize], layout: RowLayout) -> float:
     """The work of a shape that holds the mean shard nearly without padding; prompts that split groups repeat need room."""
-    length = max(longest(sizes)[1], 1.02 * mean[1] / (kind.prompt_rows * kind.each))
-    crowded = kind.prompt_rows * kind.prompt_length < 1.15 * mean[0]
+    length = max(longest(sizes)[1], 1.02 * load[1] / (kind.prompt_rows * kind.each))
+    crowded = kind.prompt_rows * kind.prompt_length < 1.15 * load[0]
     return kind.at(_up(length, layout)).work(layout.dense) * (1.1 if crowded else 1.0)
 
 
