@@ -1,4 +1,4 @@
-"""Every attention backend against a slow float64 one, in values and gradients; without a TPU and a GPU, splash's kernels are
+"""Every attention backend against a slow float64 one, in values and gradients; without a TPU and a GPU, Pallas kernels are
 interpreted and cuDNN's are replaced by plain products of the same signature."""
 
 import dataclasses
@@ -20,7 +20,9 @@ from align_jax.models.attention import (
     backends,
     choose_backend,
     cudnn_kernels,
+    pallas,
     resolve_backend,
+    runs,
     splash,
     visibility,
     xla,
@@ -32,7 +34,9 @@ from tests.models import emulated_kernels, reference
 
 @pytest.fixture
 def portable_kernels(monkeypatch):
-    """The kernels of splash and cuDNN on any platform, and in any type."""
+    """The kernels of splash, of our own and of cuDNN on any platform, and in any type."""
+    monkeypatch.setattr(pallas, "call", partial(pallas.call, interpret=True))
+    monkeypatch.setattr(runs, "_BLOCK", 8)
     interpreted = partial(splash.kernels.make_splash_mha, interpret=True)
     monkeypatch.setattr(splash.kernels, "make_splash_mha", interpreted)
     monkeypatch.setattr(cudnn_kernels, "forward", emulated_kernels.forward)
@@ -173,7 +177,7 @@ def test_many_rows_are_cut_into_calls(monkeypatch):
     np.testing.assert_allclose(case.out("splash", arrays), case.expected(arrays), rtol=1e-4, atol=1e-5)
 
 
-@pytest.mark.parametrize("backend", ["splash", "cudnn"])
+@pytest.mark.parametrize("backend", ["pallas", "splash", "cudnn"])
 @pytest.mark.parametrize("sizes", [(2, 1, 4), (1, 2, 2)])  # 4 devices share 2 key heads; or one each
 @portable
 def test_kernels_run_on_a_mesh(backend, sizes):
@@ -243,7 +247,7 @@ def test_a_window_shorter_than_the_conversation():
 
 
 @portable
-def test_packed_batches_need_xla():
+def test_packed_batches_need_a_backend_that_takes_them():
     packed = pack_groups(groups(), shards=1, groups_per_shard=3, layout=RowLayout(pack=True))
     with pytest.raises(UserError, match="'splash' takes one response per row"):
         scored(packed, "splash")
@@ -325,10 +329,10 @@ def test_the_best_backend_has_no_reason(cudnn):
 
 
 def test_what_is_not_there_is_named():
-    with pytest.raises(UserError, match="'flash' is unknown; choose one of auto, xla, splash, cudnn$"):
+    with pytest.raises(UserError, match="'flash' is unknown; choose one of auto, xla, pallas, splash, cudnn$"):
         resolve_backend("flash", "float32")
     for only_in_tests in ("splash-interpret", "cudnn-emulate"):
-        with pytest.raises(UserError, match=f"'{only_in_tests}' is unknown; choose one of auto, xla, splash, cudnn$"):
+        with pytest.raises(UserError, match=f"'{only_in_tests}' is unknown; choose one of auto, xla, pallas, splash, cudnn$"):
             resolve_backend(only_in_tests, "float32")
     with pytest.raises(UserError, match="'splash' runs on tpu, but the devices are cpu"):
         resolve_backend("splash", "float32", "cpu")

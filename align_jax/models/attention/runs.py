@@ -17,7 +17,7 @@ import jax
 import jax.numpy as jnp
 
 from align_jax.errors import UserError
-from align_jax.models.attention.visible import Tokens
+from align_jax.models.attention.tokens import Tokens
 
 # What a pair of blocks needs: nothing; no mask; the mask of the prompt's run; of the own one; of the own and the parent's.
 NOTHING, ALL, PROMPT, OWN, PARENT = range(5)
@@ -81,9 +81,7 @@ class Runs:
     blocks: Blocks = dataclasses.field(metadata={"static": True})
 
 
-def runs_of(
-    tokens: Tokens, window: int | None, prompt: Tokens | None = None, prompt_row: jax.Array | None = None
-) -> Runs:
+def runs_of(tokens: Tokens, window: int | None, prompt: Tokens | None = None, prompt_row: jax.Array | None = None) -> Runs:
     """The runs of keys that tokens see and the work that this makes; arguments as of `visibility`."""
     shards, rows, length = tokens.segments.shape
     prompt_size = (0, 0) if prompt is None else prompt.segments.shape[1:]
