@@ -19,7 +19,9 @@ VARIANTS = {
     "odd-head-size": dataclasses.replace(BASE, head_size=6, norm_eps=1e-3, rope_theta=500000.0),
     "window": dataclasses.replace(BASE, sliding_window=4),
     "linear": dataclasses.replace(BASE, rope_scaling=RopeScaling("linear", 2.0)),
-    "llama3": dataclasses.replace(BASE, head_size=8, rope_scaling=RopeScaling("llama3", 8.0, 1.0, 4.0, original_length=16)),
+    "llama3": dataclasses.replace(
+        BASE, head_size=8, rope_scaling=RopeScaling("llama3", 8.0, 1.0, 4.0, original_length=16)
+    ),
 }
 TOKENS = np.random.default_rng(0).integers(0, BASE.vocab_size, (2, 13))
 
@@ -40,9 +42,9 @@ def test_logits_equal_the_reference(config):
 
 def test_no_token_sees_a_later_one():
     weights = big_weights(BASE)
-    embedded = jax.jacobian(lambda e: Decoder(BASE, {**weights, "embed": e}, dtype="float32")(np.arange(6)[None])[0, 2].sum())(
-        weights["embed"]
-    )
+    embedded = jax.jacobian(
+        lambda e: Decoder(BASE, {**weights, "embed": e}, dtype="float32")(np.arange(6)[None])[0, 2].sum()
+    )(weights["embed"])
     assert np.abs(embedded[:3]).max() > 0
     assert np.abs(embedded[3:6]).max() == 0
 
