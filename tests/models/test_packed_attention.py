@@ -194,17 +194,18 @@ def test_more_blocks_than_work_can_name_are_refused():
 
 
 @pytest.mark.parametrize(
-    "shards, heads, kv_heads, expected",
+    "shards, heads, kv_heads, size, block, expected",
     [
-        (1, 32, 8, (8, 2, 4, 1)),  # two key heads with their four queries
-        (1, 8, 2, (4, 1, 2, 1)),  # two programs, for two cores
-        (1, 4, 1, (2, 1, 2, 2)),  # which share a key head
-        (2, 4, 1, (4, 1, 1, 1)),
-        (1, 9, 3, (3, 1, 3, 1)),
-        (1, 1, 1, (1, 1, 1, 1)),
-        (1, 64, 2, (8, 1, 8, 4)),
+        (1, 32, 8, 128, 256, (8, 2, 4, 1)),  # two key heads with their four queries
+        (1, 32, 8, 256, 512, (4, 1, 8, 1)),  # one, of larger blocks
+        (1, 8, 2, 128, 256, (4, 1, 2, 1)),  # two programs, for two cores
+        (1, 4, 1, 128, 256, (2, 1, 2, 2)),  # which share a key head
+        (2, 4, 1, 128, 256, (4, 1, 1, 1)),
+        (1, 9, 3, 64, 256, (3, 1, 3, 1)),
+        (1, 1, 1, 64, 256, (1, 1, 1, 1)),
+        (1, 64, 2, 128, 256, (8, 1, 8, 4)),
     ],
 )
-def test_heads_of_a_program(shards, heads, kv_heads, expected):
-    found = pallas._Heads.of(shards, heads, kv_heads)
-    assert dataclasses.astuple(found) == expected
+def test_heads_of_a_program(shards, heads, kv_heads, size, block, expected):
+    q, k = (jax.ShapeDtypeStruct((shards, 3, 100, h, size), "bfloat16") for h in (heads, kv_heads))
+    assert dataclasses.astuple(pallas._Heads.of(q, k, block)) == expected

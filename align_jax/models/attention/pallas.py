@@ -22,7 +22,8 @@ from align_jax.models.attention.partition import over_mesh
 from align_jax.models.attention.runs import Blocks, Runs, block_of, other_block_of
 from align_jax.models.remat import ATTENTION
 
-_MOST_HEADS = 8  # of one program
+# Heads of one program, and bytes of their queries: several blocks as large must fit in a chip's 16 MiB of on-chip memory.
+_MOST_HEADS, _MOST_BYTES = 8, 1 << 20
 call = pl.pallas_call  # tests interpret it
 
 
@@ -46,7 +47,7 @@ def _attention(q, k, v, prefix_k, prefix_v, seen: Runs):
 
 
 def _forward(q, k, v, prefix_k, prefix_v, seen: Runs):
-    heads = _Heads.of(q.shape[0], q.shape[3], k.shape[3])
+    heads = _Heads.of(q, k, seen.blocks.size)
     arrays = _by_token(q, heads, seen), _by_key(k, prefix_k, seen), _by_key(v, prefix_v, seen)
     out, lse = _Calls(heads, seen, arrays[0].shape[3]).forward(*arrays)
     out, lse = checkpoint_name(_as_rows(out, q), ATTENTION), checkpoint_name(lse, ATTENTION)
@@ -55,7 +56,7 @@ def _forward(q, k, v, prefix_k, prefix_v, seen: Runs):
 
 def _backward(saved, d_out):
     q, k, v, prefix_k, prefix_v, seen, out, lse = saved
-    heads = _Heads.of(q.shape[0], q.shape[3], k.shape[3])
+    heads = _Heads.of(q, k, seen.blocks.size)
     delta = jnp.sum(out.astype(jnp.float32) * d_out.astype(jnp.float32), axis=-1, keepdims=True)
     rows = [_by_token(x, heads, seen) for x in (q, delta, d_out)]
     args = rows[0], _by_key(k, prefix_k, seen), _by_key(v, prefix_v, seen), lse, rows[1][:, :, :, 0], rows[2]
@@ -78,9 +79,11 @@ class _Heads:
     shared: int
 
     @classmethod
-    def of(cls, shards: int, heads: int, kv_heads: int) -> _Heads:
-        """As many as fit; but two programs where there can be, since a chip may have two cores."""
-        most = min(_MOST_HEADS, max(1, shards * heads // 2))
+    def of(cls, q, k, block: int) -> _Heads:
+        """As many as fit, for q `[D, N, R, H, E]` and k; but two programs where there can be: a chip may have two cores."""
+        (shards, _, _, heads, size), kv_heads = q.shape, k.shape[3]
+        most = min(_MOST_HEADS, _MOST_BYTES // (block * size * q.dtype.itemsize), shards * heads // 2)
+        most = max(1, most)
         group = heads // kv_heads
         per_key = max(n for n in range(1, group + 1) if group % n == 0 and n <= most)
         keys = max(n for n in range(1, kv_heads + 1) if kv_heads % n == 0 and (n == 1 or n * group <= most))
