@@ -117,6 +117,8 @@ def _help_of_experiment(name: str) -> str:
     own = "[--quick] [--seeds N] [--model tiny|smollm2|PATH] [--out FOLDER] [--again]"
     options = own if claim else "[--section.key value ...]"
     parts = [f"usage: align-jax experiment {name} {options}", about_experiment(name)]
+    if claim:
+        parts.append("--seeds is 3, or 1 where --model is not tiny. --again measures everything anew.")
     if name in packaged_configs():
         parts.append(f"Its keys are those of the config {name} (`align-jax configs {name}` copies it): align-jax train --help")
     return "\n\n".join(parts)

@@ -50,7 +50,8 @@ class ModelSection:
         compute this model, with a line that says why.
       remat: what the backward pass computes again: nothing, all but matrix products, or everything; `offload` keeps matrix
         products in host memory.
-      rows_per_chunk: response rows scored at once; None is all.
+      rows_per_chunk: response rows of a device scored at once; auto is as many as its memory holds by an estimate
+        (`mesh.memory_gib`), None is all.
       head_chunk: positions that reach the LM head at once; None is 1024.
     """
 
@@ -63,7 +64,7 @@ class ModelSection:
     param_dtype: Literal["float32", "bfloat16"] = "float32"
     attention: str = "auto"
     remat: Literal["none", "dots", "full", "offload"] = "none"
-    rows_per_chunk: int | None = None
+    rows_per_chunk: int | Literal["auto"] | None = "auto"
     head_chunk: int | None = None
 
     def __post_init__(self):
@@ -74,7 +75,9 @@ class ModelSection:
             raise UserError(f"model.revision: {self.revision!r} does not go with {also}; it is of a hub id, which has none yet")
         if self.config is not None and "head" in self.config:
             raise UserError("model.config.head: the head follows from objective.name; leave it out")
-        check_fields("model", self, "rows_per_chunk", "head_chunk", low=1)
+        if self.rows_per_chunk != "auto":
+            check_range("model.rows_per_chunk", self.rows_per_chunk, 1, hint="or auto")
+        check_fields("model", self, "head_chunk", low=1)
 
     @property
     def at(self) -> str | None:
@@ -109,13 +112,16 @@ class MeshConfig:
       data: copies of the model, each with a part of the batch.
       fsdp: devices that share the batch and the weights, which are gathered layer by layer.
       tensor: devices that share the heads, the MLP and the vocabulary of each layer.
+      memory_gib: what a device may hold, for `model.rows_per_chunk: auto`; None is what there is.
     """
 
     data: int = 1
     fsdp: int = 1
     tensor: int = 1
+    memory_gib: float | None = None
 
     def __post_init__(self):
+        check_range("mesh.memory_gib", self.memory_gib, 0, open_low=True)
         rest = [axis for axis in ("data", "fsdp", "tensor") if getattr(self, axis) == -1]
         for axis in ("data", "fsdp", "tensor"):
             size = getattr(self, axis)

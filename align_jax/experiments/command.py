@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import dataclasses
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -18,7 +19,8 @@ from align_jax.recipes.say import part_of_a_job
 def run_command(name: str, argv: Sequence[str]) -> int:
     """Runs one claim, or all of them; 0 where it came to a verdict, whatever it is."""
     given = _parsed(name, argv)
-    options, again = Options(given.quick, given.seeds, given.model), given.again
+    options, again = Options(given.quick, model=given.model), given.again
+    options = dataclasses.replace(options, seeds=given.seeds or options.usual_seeds)
     with interruptible(), part_of_a_job():
         try:
             if name == ALL:
@@ -32,7 +34,7 @@ def run_command(name: str, argv: Sequence[str]) -> int:
 def _parsed(name: str, argv: Sequence[str]) -> argparse.Namespace:
     parser = _Parser(prog=f"align-jax experiment {name}", add_help=False, allow_abbrev=False)
     parser.add_argument("--quick", action="store_true")
-    parser.add_argument("--seeds", type=_count, default=3)
+    parser.add_argument("--seeds", type=_count)  # Options.usual_seeds
     parser.add_argument("--model", default="tiny")
     parser.add_argument("--out", type=Path, default=OUT)
     parser.add_argument("--again", action="store_true")

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 
+SEEDS = 3
+
 
 @dataclasses.dataclass(frozen=True)
 class Options:
@@ -17,3 +19,8 @@ class Options:
     quick: bool = False
     seeds: int = 3
     model: str = "tiny"
+
+    @property
+    def usual_seeds(self) -> int:
+        """Seeds where nobody says how many: a large model takes minutes to an hour for each."""
+        return SEEDS if self.model == "tiny" else 1

@@ -15,9 +15,10 @@ from typing import Any
 
 from align_jax.errors import UserError
 from align_jax.experiments import claims
+from align_jax.experiments.options import Options
 from align_jax.experiments.running import PLOT, RESULT
 from align_jax.files import write_whole
-from align_jax.terminal import spell_seconds
+from align_jax.terminal import plural, spell_seconds
 
 DOCS = Path("docs")
 _INTRO = """# Experiments
@@ -102,26 +103,32 @@ def _anchor(result: dict[str, Any]) -> str:
 
 
 def _table(found: list[dict[str, Any]]) -> str:
-    lines = ["| experiment | claim | verdict | |", "|---|---|---|---|"]
+    lines = ["| experiment | claim | tried on | verdict | |", "|---|---|---|---|---|"]
     for result in found:
-        quick = " (quick run)" if result["options"]["quick"] else ""
-        cells = (f"[{_title(result)}](#{_anchor(result)})", result["claim"], f"**{result['verdict']}**{quick}", result["line"])
+        cells = (f"[{_title(result)}](#{_anchor(result)})", result["claim"], _tried_on(result), f"**{result['verdict']}**",
+                 result["line"])  # fmt: skip
         lines.append("| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |")
     return "\n".join(lines) + "\n"
+
+
+def _tried_on(result: dict[str, Any]) -> str:
+    quick = ", quick run" if result["options"]["quick"] else ""
+    return f"{result['kind']}; {plural(result['options']['seeds'], 'seed')}{quick}"
 
 
 def _section(result: dict[str, Any]) -> str:
     options = result["options"]
     command = f"align-jax experiment {result['experiment']}" + (" --quick" if options["quick"] else "")
     command += "" if options["model"] == "tiny" else f" --model {_model(result)}"
-    command += "" if options["seeds"] == 3 else f" --seeds {options['seeds']}"
+    usual = Options(model=options["model"]).usual_seeds
+    command += "" if options["seeds"] == usual else f" --seeds {options['seeds']}"
     return f"""## {_title(result)}
 
 **{result["claim"][:1].upper()}{result["claim"][1:]}.** Source: {result["source"]}.
 
 Criterion: {result["criterion"]}.
 
-**{result["verdict"].capitalize()}**: {result["line"]}.
+**{result["verdict"].capitalize()}** ({_tried_on(result)}): {result["line"]}.
 
 ![{result["claim"]}](experiments/{_file_name(result)}.png)
 

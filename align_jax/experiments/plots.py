@@ -57,9 +57,7 @@ def bars(axis: Axes, names: Sequence[str], seeds: Sequence[Sequence[float]], lab
             axis.plot([found.low, found.high], [i, i], color=colour, linewidth=2.5, alpha=0.5, solid_capstyle="butt")
         axis.plot(values, [i] * len(values), ".", color="0.25", markersize=4, zorder=3)
         axis.plot([found.value], [i], MARKERS[i % len(MARKERS)], color=colour, markersize=8, zorder=2)
-        axis.annotate(
-            f"{found.value:.3g}", (found.value, i), xytext=(0, 8), textcoords="offset points", ha="center", fontsize=8
-        )
+        _number(axis, f"{found.value:.3g}", found.value, i)
     _rows(axis, names, label, limit)
 
 
@@ -76,8 +74,14 @@ def intervals(axis: Axes, names: Sequence[str], found: Sequence[Interval], label
             axis.plot([one.low, one.high], [i, i], color=colour, linewidth=2.5, alpha=0.5, solid_capstyle="butt")
         axis.plot([one.value], [i], MARKERS[i % len(MARKERS)], color=colour, markersize=8, zorder=2)
         number = f"{one.value:.3g}"
-        axis.annotate(number, (one.value, i), xytext=(0, 8), textcoords="offset points", ha="center", fontsize=8)
+        _number(axis, number, one.value, i)
     _rows(axis, names, label, limit)
+
+
+def _number(axis: Axes, text: str, value: float, row: int) -> None:
+    """A number above its dot, on white: a dashed line may stand there."""
+    box = {"facecolor": "white", "edgecolor": "none", "alpha": 0.8, "pad": 0.6}
+    axis.annotate(text, (value, row), xytext=(0, 8), textcoords="offset points", ha="center", fontsize=8, bbox=box, zorder=4)
 
 
 def _rows(axis: Axes, names: Sequence[str], label: str, limit: float | None) -> None:

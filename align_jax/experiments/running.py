@@ -147,7 +147,7 @@ def _write(folder, name, experiment, options, measured: list[Measurement], verdi
     """result.json and plot.png."""
     result = {
         "experiment": name,
-        **{key: getattr(experiment, key) for key in ("number", "claim", "source", "criterion")},
+        **{key: getattr(experiment, key) for key in ("number", "claim", "source", "criterion", "kind")},
         "options": dataclasses.asdict(options),
         "verdict": verdict.word,
         "line": verdict.line,

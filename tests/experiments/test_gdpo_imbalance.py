@@ -9,16 +9,16 @@ from tests.experiments.made_up import judged, measurements
 pytest.importorskip("matplotlib")
 
 
-def measured(gdpo: float, dpo: float, seeds: int = 3, gentle: float | None = None):
+def measured(gdpo: float, dpo: float, seeds: int = 3, after: float | None = None, rarest: float = 0.01):
     """The minority's predicted share at 95/5, as GDPO and as DPO have it; no text of DPO expresses it."""
 
-    shares = {"gdpo": gdpo, "dpo": dpo, "sft": 0.1, "dpo-gentle": dpo if gentle is None else gentle}
+    shares = {"gdpo": gdpo, "dpo": dpo, "sft": 0.1, "sft-dpo": dpo if after is None else after}
 
     def values(cell):
         arm, found = cell.settings["arm"], {}
         for split, probs in imbalance.SPLITS.items():
             share = shares[arm] + 0.001 * cell.settings["seed"]
-            predicted = share if split == "95/5" else min(probs)
+            predicted = share if split == "95/5" else rarest if (arm, split) == ("gdpo", "99/1") else min(probs)
             found |= {
                 f"predicted/{split}": predicted,
                 f"error/{split}": abs(predicted - min(probs)),
@@ -45,7 +45,12 @@ def test_the_share_at_95_5_decides(gdpo, dpo, seeds, word):
 
 
 def test_the_nearer_of_both_dpo_decides():
-    assert judged(imbalance.EXPERIMENT, measured(0.06, 0.2, gentle=0.05)) == "fails"
+    assert judged(imbalance.EXPERIMENT, measured(0.06, 0.2, after=0.05)) == "fails"
+
+
+@pytest.mark.parametrize("rarest, word", [(0.019, "holds"), (0.027, "fails"), (0.004, "fails")])
+def test_the_rarest_share_may_be_half_or_twice_as_large(rarest, word):
+    assert judged(imbalance.EXPERIMENT, measured(0.051, 0.2, rarest=rarest)) == word
 
 
 def test_the_ratio_to_the_true_share_is_told():

@@ -32,7 +32,7 @@ def test_one_seed_of_a_tiny_model_is_unclear():
 
 @pytest.mark.parametrize(("half", "word"), [(0.03, "holds"), (0.2, "unclear")])
 def test_one_seed_of_a_large_model_has_its_interval_over_prompts(half, word):
-    options = Options(model="smollm2")
+    options = Options(seeds=1, model="smollm2")
     found = measured(options, 0.1)
     for one in found:
         for key in objectives.DECIDES:
@@ -57,9 +57,8 @@ def test_cells_have_names_of_their_own():
     for options in (Options(), Options(quick=True), Options(model="smollm2"), Options(quick=True, model="smollm2")):
         names = [cell.name for cell in EXPERIMENT.cells(options)]
         assert len(set(names)) == len(names)
-    assert {cell.settings["seed"] for cell in EXPERIMENT.cells(Options(model="smollm2"))} == {0}
 
 
 def test_the_picture():
-    for options in (Options(quick=True), Options(model="smollm2")):
+    for options in (Options(quick=True), Options(seeds=1, model="smollm2")):
         readable(EXPERIMENT.draw(measured(options, 0.1, 0.01), options))

@@ -44,7 +44,7 @@ def toy(measure, **more) -> Experiment:
         plots.bars(axes[0, 0], list(arms), [values_of(found, "x") for found in arms.values()], "x")
         return figure
 
-    return Experiment(1, "b is above a", "a test", "holds where it is", cells, measure, conclude, draw, **more)
+    return Experiment(1, "b is above a", "a test", "holds where it is", cells, measure, conclude, draw, "check", **more)
 
 
 @pytest.fixture
@@ -162,6 +162,18 @@ def test_options_are_checked(argv, message, capsys):
     assert message in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("argv, seeds", [
+    ([], 3), (["--model", "smollm2"], 1), (["--model", "smollm2", "--seeds", "2"], 2), (["--seeds", "5"], 5),
+])  # fmt: skip
+def test_seeds_are_as_many_as_asked_for_or_three_and_one_of_a_large_model(argv, seeds, monkeypatch):
+    taken = []
+    monkeypatch.setattr(command, "run", lambda name, options, *rest: taken.append(options))
+    assert cli.main(["experiment", "mpo-objectives", *argv]) == 0
+    assert taken[0].seeds == seeds
+    cells = running.load("mpo-objectives").cells(taken[0])
+    assert {cell.settings["seed"] for cell in cells} == set(range(seeds))
+
+
 @pytest.mark.parametrize("name", claims())
 def test_every_claim_is_stated_before_it_is_run(name):
     experiment = running.load(name)
@@ -183,7 +195,7 @@ def test_a_quick_result_does_not_replace_a_full_one(run, tmp_path, capsys):
     folder, into = tmp_path / "out/toy", tmp_path / "docs"
     page.take(folder, into)
     text = page.page(into)
-    assert "| [toy](#toy) | b is above a | **holds** | b is above a by 1 [1, 1] |" in text
+    assert "| [toy](#toy) | b is above a | check; 3 seeds | **holds** | b is above a by 1 [1, 1] |" in text
     assert "![b is above a](experiments/toy.png)" in text
     assert "- text: `a 'b' c`" in text and "Not run yet: gdpo-calibration" in text
     result = json.loads((folder / "result.json").read_text())

@@ -59,7 +59,7 @@ DISTANCE = "eval/beliefs/js_distance"
 
 
 def cells(options: Options) -> list[Cell]:
-    steps = 150 if options.quick else 300
+    steps = 100 if options.quick else 300
     return [Cell(f"{arm}-{seed}", {"arm": arm, "seed": seed, "steps": steps}) for seed in range(options.seeds) for arm in ARMS]
 
 
@@ -164,5 +164,6 @@ EXPERIMENT = Experiment(
     measure=measure,
     conclude=conclude,
     draw=draw,
+    kind="world",
     seconds=(140, 240),
 )

@@ -83,5 +83,6 @@ EXPERIMENT = Experiment(
     measure=measure,
     conclude=conclude,
     draw=draw,
+    kind="check",
     seconds=(60, 180),
 )

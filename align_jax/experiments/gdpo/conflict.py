@@ -3,6 +3,9 @@
 Some people prefer one text and others the opposite one, because of what they believe. First the gradients: of the two
 preferences together, over the sum of both alone, on a model at its start. Then training, at 50/50 and at 80/20: does the model
 come to prefer what each side prefers?
+
+Half of the answer is known beforehand: both sides compare the same two texts, and a model without beliefs can prefer only one
+of them, so that DPO must cancel. What is tried is whether a statement of the belief in front is enough to keep both.
 """
 
 from __future__ import annotations
@@ -32,7 +35,7 @@ SHARES = {"50/50": (0.5, 0.5), "80/20": (0.8, 0.2)}
 SIDES = ("majority", "minority")
 OBJECTIVES = {"dpo": {"name": "dpo", "beta": 0.1}, "gdpo": {"name": "gdpo", "beta": 0.1}}
 NAMES = {"dpo": "DPO", "gdpo": "GDPO (given the belief)"}
-TOPICS, BETA = 8, 0.1
+TOPICS, BETA, RATE = 8, 0.1, 3.0e-4
 
 
 def cells(options: Options) -> list[Cell]:
@@ -41,7 +44,8 @@ def cells(options: Options) -> list[Cell]:
     for seed in range(options.seeds):
         for shares in SHARES:
             for name in OBJECTIVES:
-                settings = {"what": "training", "seed": seed, "objective": name, "shares": shares, "steps": steps}
+                own = {"objective": name, "beta": OBJECTIVES[name]["beta"], "rate": RATE}
+                settings = {"what": "training", "seed": seed, **own, "shares": shares, "steps": steps}
                 made.append(Cell(f"{name}-{shares.replace('/', '-')}-{seed}", settings))
     return made
 
@@ -122,7 +126,7 @@ def _training(cell: Cell, work: Workplace) -> dict[str, Any]:
         data={"eval": [str(files[name]) for name in SIDES], "format": "auto"},
         objective=OBJECTIVES[settings["objective"]],
         train={"steps": settings["steps"], "eval_every": max(1, settings["steps"] // 10)},
-        optimizer={"learning_rate": 3.0e-4},
+        optimizer={"learning_rate": settings["rate"]},
         run={"seed": seed},
     )
     metric = "eval/source/{}/rewards/margins".format
@@ -203,10 +207,12 @@ EXPERIMENT = Experiment(
     source="arXiv 2412.20299, the motivation of belief conditioning; docs/gdpo.md",
     criterion="holds where DPO keeps less than 0.01 of two opposite gradients and GDPO more than 0.1, and after training at "
     "80/20 the minority's margin is below 0 under DPO and above 0 under GDPO (95% intervals over seeds); fails where one is "
-    "reversed",
+    "reversed. That DPO cannot keep both follows from the data, in which both sides compare the same two texts; whether a "
+    "stated belief is enough to keep them does not",
     cells=cells,
     measure=measure,
     conclude=conclude,
     draw=draw,
+    kind="check",
     seconds=(90, 180),
 )

@@ -1,7 +1,8 @@
 """GDPO: a belief first and then a text gives the group's opinions better than texts alone do, at equal compute.
 
 Direct: the model answers with a text. Factorised: it states a belief and writes a text that follows from it. Both begin with
-the same model, see the same rows, and train for as many tokens; compared is what the texts express, which is known exactly.
+the same model, see the same rows, and train for as many response tokens; compared is what the texts express, which is known
+exactly. SFT on statements and texts is shown too: it says how much of a difference is the statement's, and how much GDPO's.
 """
 
 from __future__ import annotations
@@ -31,7 +32,7 @@ ARMS = {
     "stated-sft": "belief, then text: SFT",
     "stated-gdpo": "belief, then text: SFT, then GDPO",
 }
-BEST, OTHER = "stated-gdpo", "direct-sft"
+BEST, OTHER, STATED = "stated-gdpo", "direct-sft", "stated-sft"
 # Response tokens of a row, the mean: a text and its end 12.6, a statement 4; a pair has two texts, GDPO four statements too.
 TOKENS = {"direct-sft": 12.6, "direct-dpo": 25.3, "stated-sft": 16.6, "stated-gdpo": 41.3}
 RATE = {"sft": 1.0e-3, "dpo": 3.0e-4, "gdpo": 1.0e-3}
@@ -96,9 +97,12 @@ def conclude(measured: list[Measurement], options: Options) -> Verdict:
     figures |= {f"texts that say a belief, {ARMS[arm]}": over_seeds(values_of(arms[arm], "readable")) for arm in arms}
     gain = over_seeds([a["text_distance"] - b["text_distance"] for a, b in zip(arms[BEST], arms[OTHER], strict=True)])
     figures["belief first (GDPO) less text alone (SFT)"] = gain
+    stated = over_seeds([a["text_distance"] - b["text_distance"] for a, b in zip(arms[STATED], arms[OTHER], strict=True)])
+    figures["belief first (SFT) less text alone (SFT)"] = stated
     line = (
         f"belief first (GDPO) is {gain} from text alone (SFT) in the distance of what texts say (below 0: nearer to people): "
-        f"{says[BEST]} against {says[OTHER]}; text alone (SFT, then DPO) {says['direct-dpo']}"
+        f"{says[BEST]} against {says[OTHER]}; belief first by SFT alone is {stated}; text alone (SFT, then DPO) has "
+        f"{says['direct-dpo']}"
     )
     return Verdict(below(gain, 0.0), line, figures)
 
@@ -127,10 +131,12 @@ EXPERIMENT = Experiment(
     claim="stating a belief first, and then a text, gives the group's opinions better than texts alone, at equal compute",
     source="arXiv 2412.20299, the factorisation pi(y|x) = sum_b pi(b|x) pi(y|b,x)",
     criterion="holds where what texts say is nearer to people's beliefs after SFT and GDPO with beliefs than after SFT on "
-    "texts alone, for as many response tokens (95% interval of the paired difference over seeds); fails where it is farther",
+    "texts alone, for as many response tokens (95% interval of the paired difference over seeds); fails where it is farther. "
+    "Prompt tokens, the reference's pass and sampling are not counted",
     cells=cells,
     measure=measure,
     conclude=conclude,
     draw=draw,
+    kind="world",
     seconds=(120, 300),
 )

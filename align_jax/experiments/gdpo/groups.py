@@ -34,13 +34,14 @@ OWN = {"one": (0.7, 0.2, 0.1, 0.0), "other": (0.0, 0.1, 0.2, 0.7)}
 ARMS = {"none": (0, 3), "groups": (0, 3), "one mixture": (0, 1, 3)}  # parts of the first group that training sees
 NAMES = {"none": "both groups, not named", "groups": "each group alone", "one mixture": "each group, and 1 of 3"}
 LIMIT = 0.05
+OBJECTIVE = {"name": "gdpo", "beta": 0.1, "sft_weight": 1.0}
 DECIDES = "groups"
 
 
 def cells(options: Options) -> list[Cell]:
-    steps = 300 if options.quick else 600
+    size = {"topics": 5, "steps": 200} if options.quick else {"topics": 10, "steps": 600}
     return [
-        Cell(f"{arm.replace(' ', '-')}-{seed}", {"arm": arm, "seed": seed, "steps": steps})
+        Cell(f"{arm.replace(' ', '-')}-{seed}", {"arm": arm, "seed": seed, "objective": OBJECTIVE, **size})
         for seed in range(options.seeds)
         for arm in ARMS
     ]
@@ -57,10 +58,10 @@ def mixed(one: Sequence[float], other: Sequence[float], parts: int) -> np.ndarra
     return weight * np.asarray(one) + (1 - weight) * np.asarray(other)
 
 
-def topics(seed: int, parts: int) -> list[world.Topic]:
-    """Ten topics as an audience sees them; on each the groups are opposed."""
+def topics(seed: int, parts: int, count: int = 10) -> list[world.Topic]:
+    """Topics as an audience sees them; on each the groups are opposed."""
     rng = np.random.default_rng(seed)
-    chosen, found = rng.permutation(TOPICS)[:10], []
+    chosen, found = rng.permutation(TOPICS)[:count], []
     for name in chosen:
         order = rng.permutation(len(OWN["one"]))
         probs = mixed(np.asarray(OWN["one"])[order], np.asarray(OWN["other"])[order], parts)
@@ -69,21 +70,21 @@ def topics(seed: int, parts: int) -> list[world.Topic]:
 
 
 def measure(cell: Cell, work: Workplace) -> dict[str, Any]:
-    seed, arm = cell.settings["seed"], cell.settings["arm"]
+    seed, arm, count = (cell.settings[key] for key in ("seed", "arm", "topics"))
     train = work.folder / "train.jsonl"
-    seen = [topic for parts in ARMS[arm] for topic in topics(seed, parts)]
+    seen = [topic for parts in ARMS[arm] for topic in topics(seed, parts, count)]
     write_rows(train, world.rows(seen, 80, seed))
     template = world.PROMPT if arm == "none" else TEMPLATE
     values = world.config(
         work,
         train,
         data={"prompt_template": template},
-        objective={"name": "gdpo", "beta": 0.1, "sft_weight": 1.0},
+        objective=cell.settings["objective"],
         train={"steps": cell.settings["steps"]},
         run={"seed": seed},
     )
     work.train(values)
-    every = [topics(seed, parts) for parts in range(PARTS + 1)]
+    every = [topics(seed, parts, count) for parts in range(PARTS + 1)]
     heard = spoken.heard(work, values, [topic for of_parts in every for topic in of_parts], 1)["predicted"]
     named = np.asarray(heard).reshape(PARTS + 1, len(every[0]), -1)
     return {
@@ -150,5 +151,6 @@ EXPERIMENT = Experiment(
     measure=measure,
     conclude=conclude,
     draw=draw,
+    kind="world",
     seconds=(120, 240),
 )

@@ -1,12 +1,13 @@
 """GDPO: a minority keeps its share, also at 95/5; under DPO it does not.
 
-Two beliefs about each topic, held by 50/50 to 99/1 of the people. SFT, DPO and GDPO train on the same rows; DPO also gently, at
-a higher beta and a lower rate, as it has no SFT term that keeps its texts sentences of this world. Compared are the share that
-a model gives the minority, the share of its texts that express the minority's belief, and how many express neither belief.
+Two beliefs about each topic, held by 50/50 to 99/1 of the people. SFT, DPO, DPO after SFT and GDPO train on the same rows for
+as many steps. Compared are the share that a model gives the minority, the share of its texts that express the minority's
+belief, and how many express neither belief.
 """
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -30,13 +31,13 @@ SPLITS = {"50/50": (0.5, 0.5), "80/20": (0.8, 0.2), "95/5": (0.95, 0.05), "99/1"
 ARMS = {
     "sft": {"name": "sft"},
     "dpo": {"name": "dpo", "beta": 0.1},
-    "dpo-gentle": {"name": "dpo", "beta": 0.5},
+    "sft-dpo": {"name": "dpo", "beta": 0.1},
     "gdpo": {"name": "gdpo", "beta": 0.1, "sft_weight": 1.0},
 }
-RATES = {"sft": 1.0e-3, "dpo": 3.0e-4, "dpo-gentle": 1.0e-4, "gdpo": 1.0e-3}
-NAMES = {"sft": "SFT", "dpo": "DPO", "dpo-gentle": "DPO, gentle", "gdpo": "GDPO"}
-RIVALS = ("dpo", "dpo-gentle")
-DECIDES, LIMIT, RAREST = "95/5", 0.02, "99/1"
+RATES = {"sft": 1.0e-3, "dpo": 3.0e-4, "sft-dpo": 3.0e-4, "gdpo": 1.0e-3}
+NAMES = {"sft": "SFT", "dpo": "DPO", "sft-dpo": "SFT, then DPO", "gdpo": "GDPO"}
+RIVALS = ("dpo", "sft-dpo")
+DECIDES, LIMIT, RAREST, TIMES = "95/5", 0.02, "99/1", 2.0  # a share of 1% may be half or twice as much, not within 0.02
 FLOOR = 0.1  # percent, of the picture: a logarithm has no 0
 
 
@@ -54,14 +55,12 @@ def measure(cell: Cell, work: Workplace) -> dict[str, Any]:
     topics = world.topics(SPLITS, 20, seed)
     train = work.folder / "train.jsonl"
     write_rows(train, world.rows(topics, 100, seed))
-    values = world.config(
-        work,
-        train,
-        objective=cell.settings["objective"],
-        train={"steps": steps},
-        optimizer={"learning_rate": cell.settings["rate"]},
-        run={"seed": seed},
-    )
+    after = cell.settings["arm"] == "sft-dpo"
+    values = _config(work, train, cell.settings["objective"], cell.settings["rate"], steps // 2 if after else steps, seed)
+    if after:
+        first = _config(work, train, ARMS["sft"], RATES["sft"], steps - steps // 2, seed)
+        start = work.export_to(work.train(first, "first"), work.folder / "first-model")
+        values["model"] = values["model"] | {"path": str(start)}
     work.train(values)
     heard = spoken.heard(work, values, topics, 1)
     texts = spoken.texts_of(work, values, topics, cell.settings["samples"])
@@ -77,6 +76,11 @@ def measure(cell: Cell, work: Workplace) -> dict[str, Any]:
             np.mean([abs(heard["predicted"][i][b] - topics[i].probs[b]) for i, b in zip(mine, rare, strict=True)])
         )
     return found
+
+
+def _config(work: Workplace, train: Path, objective: dict[str, Any], rate: float, steps: int, seed: int) -> dict[str, Any]:
+    optimizer = {"learning_rate": rate}
+    return world.config(work, train, objective=objective, train={"steps": steps}, optimizer=optimizer, run={"seed": seed})
 
 
 def conclude(measured: list[Measurement], options: Options) -> Verdict:
@@ -99,15 +103,15 @@ def conclude(measured: list[Measurement], options: Options) -> Verdict:
         more[rival] = over_seeds([a[error] - b[error] for a, b in zip(arms[rival], arms["gdpo"], strict=True)])
         figures[f"error of {NAMES[rival]} over that of GDPO, {DECIDES}"] = more[rival]
     predicted = {name: figures[f"predicted share of the minority, {name}, {DECIDES}"] for name in NAMES.values()}
-    rarest = figures[f"predicted share of the minority, {NAMES['gdpo']}, {RAREST}"]
-    neither = [f"{figures[f'texts of neither belief, {NAMES[rival]}'].value:.0%}" for rival in RIVALS]
+    rarest = figures[f"predicted over true share, {NAMES['gdpo']}, {RAREST}"]
+    neither = ", ".join(f"{NAMES[arm]} {figures[f'texts of neither belief, {NAMES[arm]}'].value:.0%}" for arm in arms)
     line = (
         f"at {DECIDES} GDPO misses the minority's share by {gdpo} (limit {LIMIT}) and predicts {predicted['GDPO']}, "
-        f"at {RAREST} {rarest.value:.3f}; at {DECIDES} DPO "
-        f"predicts {predicted['DPO']}, gentle DPO {predicted['DPO, gentle']}, SFT {predicted['SFT']}; of the texts of both DPO "
-        f"{neither[0]} and {neither[1]} express neither belief"
+        f"at {RAREST} {rarest} times the true share (limit {TIMES:g}); at {DECIDES} DPO predicts {predicted['DPO']}, DPO after "
+        f"SFT {predicted['SFT, then DPO']}, SFT {predicted['SFT']}; texts that express neither belief: {neither}"
     )
-    return Verdict(all_of(below(gdpo, LIMIT), *(above(found, 0.0) for found in more.values())), line, figures)
+    words = [below(gdpo, LIMIT), above(rarest, 1 / TIMES), below(rarest, TIMES)]
+    return Verdict(all_of(*words, *(above(found, 0.0) for found in more.values())), line, figures)
 
 
 def _neither(one: Measurement) -> float:
@@ -145,13 +149,15 @@ def draw(measured: list[Measurement], options: Options):
 
 EXPERIMENT = Experiment(
     number=7,
-    claim="a minority keeps its share under GDPO, also at 95/5, and does not under DPO",
+    claim="a minority keeps its share under GDPO, also at 95/5 and 99/1, and does not under DPO",
     source="arXiv 2412.20299, the imbalance of beliefs; docs/gdpo.md",
     criterion=f"holds where at {DECIDES} the minority's predicted share is within {LIMIT} of the true one under GDPO, and "
-    "nearer than under DPO, usual and gentle (95% intervals over seeds); fails where one is reversed",
+    f"nearer than under DPO, alone and after SFT, and at {RAREST} within a factor of {TIMES:g} of the true one (95% intervals "
+    "over seeds); fails where one is reversed",
     cells=cells,
     measure=measure,
     conclude=conclude,
     draw=draw,
+    kind="world",
     seconds=(60, 170),
 )

@@ -207,10 +207,11 @@ def draw(measured: list[Measurement], options: Options):
         "unclear": "What is learned of beliefs that nobody labelled, against labels, and beliefs at random",
     }[word]
     seeds = len(arms[LABELLED, levels[0]])
+    shown = ("stance-classifier", levels[0]) in arms
+    learned = f"The classifier has learned from {FEW} labelled answers. " if shown else ""
     note = (
-        f"{TOPICS} topics, 4 beliefs, {ROWS} answers each, {seeds} seed(s): line = mean, band = range of seeds. The classifier "
-        f"has learned from {FEW} labelled answers. Right: dashed, what texts that ignore their belief would get; "
-        "dotted, people's own texts."
+        f"{TOPICS} topics, 4 beliefs, {ROWS} answers each, {seeds} seed(s): line = mean, band = range of seeds. {learned}"
+        "Right: dashed, what texts that ignore their belief would get; dotted, people's own texts."
     )
     figure, axes = plots.figure(title, note, columns=2, size=(5.6, 4.3))
     for panel, key in zip(axes[0], ("distance", "consistency"), strict=True):
@@ -244,5 +245,6 @@ EXPERIMENT = Experiment(
     measure=measure,
     conclude=conclude,
     draw=draw,
+    kind="world",
     seconds=(200, 600),
 )

@@ -37,6 +37,7 @@ ARMS = {
     "gdpo-kto": {"name": "gdpo", "beta": 0.1, "preference": "kto"},
     "gdpo-mpo": {"name": "gdpo", "beta": 0.1, "preference": "mpo"},
 }
+QUICK = ("sft", "dpo", "dpo-slow", "gdpo", "gdpo-text")
 NAMES = {
     "sft": "SFT alone",
     "dpo": "SFT, then DPO",
@@ -53,11 +54,12 @@ RIVALS = ("dpo", "dpo-slow")
 
 
 def cells(options: Options) -> list[Cell]:
-    size = {"first": 40, "steps": 80, "samples": 16} if options.quick else {"first": 60, "steps": 200, "samples": 50}
+    size = {"first": 40, "steps": 60, "samples": 12} if options.quick else {"first": 60, "steps": 200, "samples": 50}
     return [
         Cell(f"{arm}-{seed}", {"arm": arm, "seed": seed, "objective": ARMS[arm], "rate": _rate(arm), **size})
         for seed in range(options.seeds)
         for arm in ARMS
+        if arm in QUICK or not options.quick
     ]
 
 
@@ -110,11 +112,14 @@ def conclude(measured: list[Measurement], options: Options) -> Verdict:
     gain = {key: max(of_rivals.values(), key=lambda found: found.value) for key, of_rivals in gains.items()}
     given = {arm: figures[f"texts that express the belief they were given, {NAMES[arm]}"] for arm in arms}
     fits = given["gdpo"]
+    spoken_by = {arm: figures[f"distance of what texts say, {NAMES[arm]}"] for arm in arms}
     words = [below(found, 0.0) for of_rivals in gains.values() for found in of_rivals.values()]
     word = all_of(*words, above(fits, 2 * CHANCE))
     line = (
         f"GDPO less the nearer DPO is {gain['distance']} in the distance of stated beliefs and {gain['text_distance']} in "
-        f"that of what texts say (below 0: nearer to people); {fits} of its texts express the belief that they were given "
+        f"that of what texts say (below 0: nearer to people), where as much SFT alone has {spoken_by['sft'].value:.3f}, the "
+        f"nearer DPO {min(spoken_by[rival].value for rival in RIVALS):.3f}, GDPO {spoken_by['gdpo'].value:.3f} and with an SFT "
+        f"term {spoken_by['gdpo-text'].value:.3f}; {fits} of GDPO's texts express the belief that they were given "
         f"(DPO {given['dpo'].value:.2f}, SFT {given['sft'].value:.2f}, chance {CHANCE})"
     )
     return Verdict(word, line, figures)
@@ -165,5 +170,6 @@ EXPERIMENT = Experiment(
     measure=measure,
     conclude=conclude,
     draw=draw,
+    kind="world",
     seconds=(150, 400),
 )

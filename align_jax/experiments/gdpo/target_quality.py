@@ -221,5 +221,6 @@ EXPERIMENT = Experiment(
     measure=measure,
     conclude=conclude,
     draw=draw,
+    kind="world",
     seconds=(100, 160),
 )

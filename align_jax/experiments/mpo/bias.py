@@ -157,5 +157,6 @@ EXPERIMENT = Experiment(
     measure=measure,
     conclude=conclude,
     draw=draw,
+    kind="check",
     seconds=(5, 20),
 )

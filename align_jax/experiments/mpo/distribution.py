@@ -153,5 +153,6 @@ EXPERIMENT = Experiment(
     measure=measure,
     conclude=conclude,
     draw=draw,
+    kind="table",
     seconds=(5, 10),
 )

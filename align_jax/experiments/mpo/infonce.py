@@ -195,5 +195,6 @@ EXPERIMENT = Experiment(
     measure=measure,
     conclude=conclude,
     draw=draw,
+    kind="check",
     seconds=(8, 20),
 )

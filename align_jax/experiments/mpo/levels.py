@@ -123,6 +123,7 @@ EXPERIMENT = Experiment(
     measure=measure,
     conclude=conclude,
     draw=draw,
+    kind="real",
     data=("preferences",),
     models=("tiny",),
     seconds=(56, 300),

@@ -47,10 +47,11 @@ def cells(options: Options) -> list[Cell]:
     arms = [arm for arm in ARMS if arm in QUICK or not options.quick]
     shares = (0.0, 0.6) if options.quick else (0.0, 0.3, 0.6)
     kinds = [(NOISE, share) for share in shares] + [(FOOLED, 0.0), (CONTROL, 0.0)]
+    own = {"steps": 20 if options.quick else 40, "rate": RATE, "beta": BETA}
     return [
         Cell(
             f"{_plain(arm)}-{kind}-{share:g}-{seed}",
-            {"arm": arm, "kind": kind, "share": share, "seed": seed, "steps": 20 if options.quick else 40},
+            {"arm": arm, "kind": kind, "share": share, "seed": seed, **own},
         )
         for seed in range(options.seeds)
         for arm in arms
@@ -77,7 +78,7 @@ def measure(cell: Cell, work: Workplace) -> dict[str, Any]:
         train,
         ARMS[cell.settings["arm"]],
         train={"steps": cell.settings["steps"]},
-        optimizer={"learning_rate": RATE},
+        optimizer={"learning_rate": cell.settings["rate"]},
         run={"seed": seed},
     )
     found = preferences.agreement(work, values, work.train(values).folder, held, resamples=0)
@@ -188,6 +189,7 @@ EXPERIMENT = Experiment(
     measure=measure,
     conclude=conclude,
     draw=draw,
+    kind="real",
     data=("preferences",),
     models=("tiny",),
     seconds=(75, 330),

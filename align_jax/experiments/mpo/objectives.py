@@ -51,9 +51,9 @@ DECIDES = {"accuracy": "accuracy", "controlled": "length-controlled accuracy"}
 def cells(options: Options) -> list[Cell]:
     large = options.model != "tiny"
     arms = [arm for arm in ARMS if arm in QUICK or not options.quick]
-    seeds, steps = (1 if large else options.seeds), (20 if large else 60)
+    steps = 20 if large else 60
     own = {"steps": steps // 2 if options.quick else steps, "trials": _trials(options)}
-    return [Cell(f"{_plain(arm)}-{seed}", {"arm": arm, "seed": seed, **own}) for seed in range(seeds) for arm in arms]
+    return [Cell(f"{_plain(arm)}-{seed}", {"arm": arm, "seed": seed, **own}) for seed in range(options.seeds) for arm in arms]
 
 
 def _trials(options: Options) -> int:
@@ -232,6 +232,7 @@ EXPERIMENT = Experiment(
     measure=measure,
     conclude=conclude,
     draw=draw,
+    kind="real",
     data=("preferences",),
     models=("tiny", "smollm2"),
     seconds=(90, 500),

@@ -149,6 +149,7 @@ EXPERIMENT = Experiment(
     measure=measure,
     conclude=conclude,
     draw=draw,
+    kind="real",
     data=("preferences",),
     models=("tiny",),
     seconds=(60, 240),

@@ -19,13 +19,14 @@ from align_jax.experiments.claim import Cell, Experiment, Interval, Measurement,
 from align_jax.experiments.work import Workplace, read_rows
 
 PROXY, GOLD = "proxy", "gold"
-PROXY_PROMPTS, NEW_TOKENS = 100, 64
+PROXY_PROMPTS, NEW_TOKENS, RATE = 100, 64, 1.0e-3
 KL_STOP = 40.0  # nats a response, a fifth of what some of the runs in docs/results.md went to
 STOPS = {"all rounds": "last", f"KL above {KL_STOP:g}": "stopped", "best by gold": "best"}
 
 
 def cells(options: Options) -> list[Cell]:
     size = {"rounds": 3, "prompts": 32, "judge_steps": 20} if options.quick else {"rounds": 6, "prompts": 64, "judge_steps": 60}
+    size |= {"rate": RATE, "kl_stop": KL_STOP}
     return [Cell(f"seed-{seed}", {"seed": seed, **size}) for seed in range(options.seeds)]
 
 
@@ -68,7 +69,7 @@ def _judge(work: Workplace, cell: Cell, name: str, file: Path) -> tuple[Path, fl
         {"name": "reward"},
         data={"eval": str(preferences.held_out(work, preferences.size_of(work)))},
         train={"steps": cell.settings["judge_steps"]},
-        optimizer={"learning_rate": 1.0e-3},
+        optimizer={"learning_rate": cell.settings["rate"]},
         run={"seed": cell.settings["seed"]},
     )
     run = work.train(values, name)
@@ -82,7 +83,7 @@ def _rounds(work: Workplace, cell: Cell, judges: Mapping[str, Path]) -> dict[str
         {"name": "mpo", "beta": 0.1, "alpha": 0.2},
         data={"eval": str(preferences.held_out(work, preferences.size_of(work))), "max_response_tokens": NEW_TOKENS},
         train={"epochs": 1},
-        optimizer={"learning_rate": 1.0e-3},
+        optimizer={"learning_rate": cell.settings["rate"]},
         run={"seed": cell.settings["seed"]},
         generate={"max_new_tokens": NEW_TOKENS},
     )
@@ -168,6 +169,7 @@ EXPERIMENT = Experiment(
     measure=measure,
     conclude=conclude,
     draw=draw,
+    kind="real",
     data=("preferences",),
     models=("tiny",),
     seconds=(75, 300),

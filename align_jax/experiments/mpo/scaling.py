@@ -148,6 +148,7 @@ EXPERIMENT = Experiment(
     measure=measure,
     conclude=conclude,
     draw=draw,
+    kind="cost",
     models=("tiny",),
     seconds=(50, 100),
 )
