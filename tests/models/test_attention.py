@@ -24,6 +24,7 @@ from align_jax.models.attention import (
     resolve_backend,
     runs,
     splash,
+    takes_packed,
     visibility,
     xla,
 )
@@ -288,6 +289,19 @@ def cudnn(monkeypatch):
 )
 def test_auto_follows_the_platform(platform, dtype, backend, cudnn):
     assert resolve_backend("auto", dtype, platform) == backend
+
+
+@pytest.mark.parametrize(
+    "platform, dtype, backend",
+    [("cpu", "float32", "xla"), ("tpu", "bfloat16", "pallas"), ("tpu", "float16", "xla"), ("cuda", "bfloat16", "xla")],
+)
+def test_auto_for_packed_rows_takes_what_takes_them(platform, dtype, backend, cudnn):
+    choice = choose_backend("auto", dtype, platform, MODEL, packed=True)
+    assert choice.backend == backend and takes_packed(backend)
+    assert (choice.reason is None) == ((platform, dtype) != ("tpu", "float16"))
+    assert not takes_packed("splash") and not takes_packed("cudnn")
+    # What was asked for stays: such rows are not packed then.
+    assert platform != "tpu" or resolve_backend("splash", "bfloat16", platform, MODEL, packed=True) == "splash"
 
 
 HEADS_OF_64 = dataclasses.replace(MODEL, head_size=64)

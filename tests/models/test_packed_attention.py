@@ -14,6 +14,7 @@ import pytest
 from align_jax.errors import UserError
 from align_jax.models import Decoder, ModelConfig, init_weights
 from align_jax.models.attention import attend, pallas, runs, visibility
+from align_jax.models.attention.pairs import computed_pairs
 from align_jax.scoring.logps import response_logps
 from tests.models import packed
 
@@ -85,6 +86,20 @@ def test_runs_say_what_is_visible_and_work_is_where_anything_is(seed, window):
             assert {i for i, _ in pairs} == set(range(blocks.of_keys if by_key else blocks.of_tokens))
             whole = [p for p, i in zip(pairs, items, strict=True) if runs.kind_of(i) == runs.ALL]
             assert whole == list(zip(*np.nonzero(all_.T if by_key else all_), strict=True))
+
+
+@pytest.mark.usefixtures("small_blocks")
+def test_pairs_are_counted_by_whole_blocks():
+    made = packed.batch(shards=2, count=8)
+    prompt, rows = computed_pairs(made)
+    mask = expected_masks(made, seen_in(made))
+    blocks = mask.reshape(2, mask.shape[1] // 8, 8, -1, 8).any(axis=(2, 4))
+    assert rows == 64 * blocks.sum()
+    full = computed_pairs(jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), made))
+    (_, m, p), (_, n, r) = made.prompt_tokens.shape, made.tokens.shape
+    triangle = lambda length: length // 8 * (length // 8 + 1) // 2  # noqa: E731
+    assert full == (64 * 2 * m * triangle(p), 64 * 2 * n * (triangle(r) + r // 8 * p // 8))
+    assert prompt < full[0]
 
 
 CASES = {
