@@ -250,7 +250,7 @@ class Setup:
             dtype=self.scorer.dtype,
             param_dtype=config.model.param_dtype,
             # Others round differently, and at step one policy and reference are to agree exactly.
-            program=(jax.__version__, self.mesh.devices.flat[0].platform),
+            program=(jax.__version__, self.mesh.devices.flat[0].platform, *(["pallas"] if self.backend == "pallas" else [])),
         )
         cache = cache_of(key, dataset.path, config.reference.cache_dir, self.folder.path)
         if cache.note:

@@ -44,6 +44,7 @@ def portable_kernels(monkeypatch):
     monkeypatch.setattr(cudnn_kernels, "backward", emulated_kernels.backward)
     monkeypatch.setattr(backends, "_TYPES", {})
     monkeypatch.setattr(backends, "_no_kernel", lambda config, longest: None)
+    monkeypatch.setattr(backends, "_odd_heads", lambda config: None)
 
 
 portable = pytest.mark.usefixtures("portable_kernels")
@@ -296,12 +297,20 @@ def test_auto_follows_the_platform(platform, dtype, backend, cudnn):
     [("cpu", "float32", "xla"), ("tpu", "bfloat16", "pallas"), ("tpu", "float16", "xla"), ("cuda", "bfloat16", "xla")],
 )
 def test_auto_for_packed_rows_takes_what_takes_them(platform, dtype, backend, cudnn):
-    choice = choose_backend("auto", dtype, platform, MODEL, packed=True)
+    choice = choose_backend("auto", dtype, platform, HEADS_OF_64, packed=True)
     assert choice.backend == backend and takes_packed(backend)
     assert (choice.reason is None) == ((platform, dtype) != ("tpu", "float16"))
     assert not takes_packed("splash") and not takes_packed("cudnn")
     # What was asked for stays: such rows are not packed then.
-    assert platform != "tpu" or resolve_backend("splash", "bfloat16", platform, MODEL, packed=True) == "splash"
+    assert platform != "tpu" or resolve_backend("splash", "bfloat16", platform, HEADS_OF_64, packed=True) == "splash"
+
+
+def test_heads_of_odd_sizes_are_left_to_xla():
+    config = dataclasses.replace(MODEL, head_size=12)
+    choice = choose_backend("auto", "bfloat16", "tpu", config, packed=True)
+    assert choice == ("xla", "its kernels take head sizes that are multiples of 8, this model has 12")
+    with pytest.raises(UserError, match="'pallas' cannot be used: its kernels take head sizes that are multiples of 8"):
+        resolve_backend("pallas", "bfloat16", "tpu", config)
 
 
 HEADS_OF_64 = dataclasses.replace(MODEL, head_size=64)

@@ -182,7 +182,7 @@ def test_no_array_has_queries_by_keys():
     assert not [s for s in shapes if sum(int(n) >= tokens for n in s.split(",")) > 1]
 
 
-MODEL = ModelConfig(vocab_size=29, width=16, mlp_width=24, layers=2, heads=4, kv_heads=2, head_size=4)
+MODEL = ModelConfig(vocab_size=29, width=16, mlp_width=24, layers=2, heads=4, kv_heads=2, head_size=8)
 
 
 @pytest.mark.slow

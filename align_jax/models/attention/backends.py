@@ -97,6 +97,8 @@ def _lacks(backend: str, platform: str | None, dtype, config: ModelConfig | None
     kind = jnp.dtype(dtype).name
     if kind not in _TYPES.get(backend, (kind,)):
         return f"its kernels take model.dtype {' or '.join(_TYPES[backend])}, got {kind}"
+    if backend == "pallas":
+        return None if config is None else _odd_heads(config)
     if backend != "cudnn":
         return None
     missing = None if platform is None else _no_cudnn(platform)
@@ -115,6 +117,11 @@ def _no_cudnn(platform: str) -> str | None:
     if version < oldest:
         return f"cuDNN {_written(version)} is older than {_written(oldest)} (pip install -U 'align-jax[gpu]')"
     return None
+
+
+def _odd_heads(config: ModelConfig) -> str | None:
+    size = config.head_size
+    return f"its kernels take head sizes that are multiples of 8, this model has {size}" if size % 8 else None
 
 
 def _no_kernel(config: ModelConfig, longest: float) -> str | None:
