@@ -1,7 +1,7 @@
 """Writes docs/experiments.md from results: `python -m align_jax.experiments.page [RESULT_FOLDER ...]`.
 
-The folders' result.json and plot.png are copied to docs/experiments/ first; a quick result does not take the place of a full
-one.
+docs/experiments/intro.md stands in front. The folders' result.json and plot.png are copied to docs/experiments/ first; a quick
+result does not take the place of a full one.
 """
 
 from __future__ import annotations
@@ -15,37 +15,14 @@ from typing import Any
 
 from align_jax.errors import UserError
 from align_jax.experiments import claims
+from align_jax.experiments.claim import KINDS
 from align_jax.experiments.options import Options
 from align_jax.experiments.running import PLOT, RESULT
 from align_jax.files import write_whole
 from align_jax.terminal import plural, spell_seconds
 
 DOCS = Path("docs")
-_INTRO = """# Experiments
-
-Every claim and open question of both papers, tried: GDPO (arXiv 2412.20299) and MPO (arXiv 2412.04628). Each is one command and
-one small file, `align_jax/experiments/gdpo/` or `mpo/`, with its criterion:
-
-    align-jax experiment list
-    align-jax experiment gdpo-calibration                 # --quick, --seeds N, --model tiny|smollm2|PATH, --out FOLDER
-    align-jax experiment all --quick
-
-*holds* and *fails* are said where the 95% interval of the deciding figure (over seeds, by Student's t, or over prompts where
-that is said) lies on one side of the criterion's threshold, *unclear* where it does not. `tiny` is a LLaMA of 260 thousand
-parameters (`stories260k`, in the folder that `ALIGN_JAX_DATA` names), or one smaller still that is trained on a world of
-generated opinions; `smollm2` is SmolLM2-135M-Instruct with weights that were 4-bit once. What is so at this size may be
-different at 8B: these are results of what was run, not of the method at any size. An interrupted experiment goes on where it
-stopped; `result.json` has every number.
-
-One threshold was moved after a run: mpo-infonce allows 0.01 nats above the bound since one, which held without it. Designs
-were changed after a first look where they did not test their claim, and the results below are of runs after that: gdpo-
-authors (an SFT term in all arms, since texts fell apart without it), gdpo- imbalance (a second, gentler DPO, which GDPO has
-to beat too), gdpo-pipeline (a larger learning rate; DPO at two), gdpo- factorized and gdpo-pipeline (a text that expresses
-no belief counts as one of its own), gdpo-kto (MPO instead of DPO in rounds without beliefs), gdpo-latent and mpo-levels
-(learning rate), and mpo-distribution (the KL at which arms are compared).
-
-This page is written by `python -m align_jax.experiments.page` from the results in docs/experiments/.
-"""
+INTRO = "intro.md"  # beside the results; `KINDS` in it becomes the list of `claim.KINDS`
 
 
 def write_page(folders: Sequence[str]) -> int:
@@ -80,10 +57,17 @@ def page(results: Path) -> str:
     known = [json.loads(file.read_text(encoding="utf-8")) for file in sorted(results.glob("*.json"))]
     found = sorted(known, key=lambda r: (r["number"], r["options"]["model"] != "tiny"))
     missing = [name for name in claims() if name not in {result["experiment"] for result in found}]
-    parts = [_INTRO, _table(found)]
+    parts = [_intro(results / INTRO), _table(found)]
     if missing:
         parts.append(f"Not run yet: {', '.join(missing)}.\n")
     return "\n".join([*parts, *map(_section, found)])
+
+
+def _intro(file: Path) -> str:
+    if not file.exists():
+        return "# Experiments\n"
+    kinds = "\n".join(f"- *{name}*: {words}" for name, words in KINDS.items())
+    return file.read_text(encoding="utf-8").replace("KINDS", kinds)
 
 
 def _file_name(result: dict[str, Any]) -> str:

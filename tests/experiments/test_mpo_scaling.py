@@ -16,7 +16,7 @@ def measured(options, power, growth, spread=0.001):
             {
                 "seconds": (1 + spread * cell.settings["seed"])
                 * cell.settings["k"] ** (power + spread * cell.settings["seed"]),
-                "memory": 100.0 + (growth if cell.settings["rows"] else 10.0) * cell.settings["k"],
+                "memory": 30.0 + (growth if cell.settings["rows"] else 10.0) * cell.settings["k"],
             },
         )
         for cell in EXPERIMENT.cells(options)
