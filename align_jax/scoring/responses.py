@@ -11,7 +11,7 @@ import jax.numpy as jnp
 
 from align_jax.batch import GroupBatch
 from align_jax.errors import UserError
-from align_jax.models.attention import Tokens, visibility
+from align_jax.models.attention import Tokens, resolve_backend, takes_packed, visibility
 from align_jax.models.decoder import Decoder
 from align_jax.parallel.axes import constrain
 
@@ -86,11 +86,11 @@ def prompt_kv(model: Decoder, batch: GroupBatch) -> tuple[jax.Array, jax.Array]:
 
 
 def _backend(model: Decoder, batch: GroupBatch) -> str:
-    """The model's attention backend, or XLA's where `auto` chose one that does not take this batch."""
-    if model.backend == "xla" or not batch.packed:
+    """The model's attention backend, or another where `auto` chose one that does not take this batch."""
+    if takes_packed(model.backend) or not batch.packed:
         return model.backend
     if model.attention == "auto":
-        return "xla"
+        return resolve_backend("auto", model.dtype, config=model.config, packed=True)
     raise UserError(f"model.attention: {model.backend!r} takes one response per row, and this batch is packed (data.pack)")
 
 
@@ -99,7 +99,7 @@ def _aligned(batch: GroupBatch, backend: str) -> GroupBatch:
 
     At the right, distances between array indices are those between positions, which is what a sliding window needs.
     """
-    if backend == "xla":
+    if takes_packed(backend):
         return batch
     real = jnp.asarray(batch.prompt_segments) > 0
     order = jnp.argsort(~real if backend.startswith("cudnn") else real, axis=-1, stable=True)
