@@ -77,8 +77,9 @@ class GroupBatch:
       segments: int32 `[D, N, R]`, 1, 2, ... number the segments of a row; 0 is padding.
       parents: int32 `[D, N, R]`, the segment of the same row that this one continues; 0 is none.
       groups: int32 `[D, N, R]`, which segment of the prompt row this token may see; 0 is padding.
-      slots: int32 `[D, N, R]`, `group_in_shard * K + k` of the response whose log-prob the target belongs to;
-        -1 where the target is not scored. With `ends`, marks the response's last token instead.
+      slots: int32 `[D, N, R]`, `group * K + k` of the response whose log-prob the target belongs to, groups counted within the
+        shard, or, with `spread`, within the batch; -1 where the target is not scored. With `ends`, marks the response's last
+        token instead.
       prompt_row: int32 `[D, N]`, which prompt row a response row belongs to.
       mask: bool `[G, K]`, True for a response that exists.
       lengths: int32 `[G, K]`, how many targets of the response are scored.
@@ -89,6 +90,10 @@ class GroupBatch:
       packed: static; False promises one prompt per prompt row and one segment per response row (`parents` all 0).
       ends: static; True is the layout for scores (`reward_scores`), False that for log-probs (`logprobs`).
       per_response: static; the names of the labels whose axis after G is K.
+      repeated: bool `[D, M, P]`, prompt positions that another prompt row holds too, where they are counted; None: there are
+        none.
+      spread: static; over how many shards, all of the batch, the tokens of its groups are spread, wherever the group stands in
+        `[G, K]`; 1: each group's tokens are in the shard that its place in `[G, K]` belongs to.
     """
 
     prompt_tokens: Array
@@ -110,6 +115,8 @@ class GroupBatch:
     packed: bool = dataclasses.field(default=True, metadata={"static": True})
     ends: bool = dataclasses.field(default=False, metadata={"static": True})
     per_response: tuple[str, ...] = dataclasses.field(default=(), metadata={"static": True})
+    repeated: Array | None = None
+    spread: int = dataclasses.field(default=1, metadata={"static": True})
 
     @property
     def group_labels(self) -> GroupLabels:
@@ -132,15 +139,16 @@ def computed_positions(batch: GroupBatch) -> int:
 
 
 def real_positions(batch: GroupBatch) -> int:
-    """Positions of this (host) batch that hold a token; `1 - real / computed` is the padding."""
-    return int(np.count_nonzero(batch.prompt_segments) + np.count_nonzero(batch.segments))
+    """Positions of this (host) batch that hold a token, repeated prompts once; `1 - real / computed` is the padding."""
+    again = 0 if batch.repeated is None else np.count_nonzero(batch.repeated)
+    return int(np.count_nonzero(batch.prompt_segments) + np.count_nonzero(batch.segments) - again)
 
 
 def useful_tokens(batch: GroupBatch) -> int:
     """Tokens of every response of this (host) batch together with its prompt: what is computed without prefix sharing."""
     slots, positions = np.asarray(batch.slots), np.asarray(batch.positions)
     shards = int(np.prod(slots.shape[:-2]))
-    per_shard = np.asarray(batch.mask).size // shards
+    per_shard = max(np.asarray(batch.mask).size // shards, int(slots.max(initial=-1)) + 1)  # of a batch that is spread, all
     reach = np.zeros((shards, per_shard + 1), np.int64)  # the last column takes the targets that are not scored
     for shard, (index, position) in enumerate(zip(slots.reshape(shards, -1), positions.reshape(shards, -1), strict=True)):
         np.maximum.at(reach[shard], np.where(index < 0, per_shard, index), position + (1 if batch.ends else 2))
@@ -169,7 +177,7 @@ def pad_to(batch: GroupBatch, target: tuple[int, int, int, int, int]) -> GroupBa
 
     old_k = batch.mask.shape[-1]
     slots = np.where(batch.slots >= 0, batch.slots // old_k * k + batch.slots % old_k, -1).astype(np.int32)
-    prompt = ("prompt_tokens", "prompt_segments", "prompt_positions")
+    prompt = ("prompt_tokens", "prompt_segments", "prompt_positions", *(() if batch.repeated is None else ("repeated",)))
     fields = {name: grow(getattr(batch, name), (m, p)) for name in prompt}
     for name in ("tokens", "targets", "positions", "segments", "parents", "groups"):
         fields[name] = grow(getattr(batch, name), (n, r))

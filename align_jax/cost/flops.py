@@ -53,13 +53,16 @@ def forward_flops(config: ModelConfig, prompts: Sequence[int], responses: Sequen
 
 
 def batch_flops(config: ModelConfig, batch: GroupBatch) -> Forward:
-    """The least operations of scoring a (host) batch: its tokens without padding, as far as each one sees."""
+    """The least operations of scoring a (host) batch: its real tokens, repeated prompts once, as far as each sees."""
+    first = np.asarray(batch.prompt_segments) > 0
+    if batch.repeated is not None:
+        first &= ~np.asarray(batch.repeated)
     most = config.sliding_window or np.iinfo(np.int32).max
     seen = [
-        np.minimum(np.asarray(positions)[np.asarray(segments) > 0].astype(np.int64) + 1, most)
-        for positions, segments in (
-            (batch.prompt_positions, batch.prompt_segments),
-            (batch.positions, batch.segments),
+        np.minimum(np.asarray(positions)[counted].astype(np.int64) + 1, most)
+        for positions, counted in (
+            (batch.prompt_positions, first),
+            (batch.positions, np.asarray(batch.segments) > 0),
         )
     ]
     scored = int(np.count_nonzero(np.asarray(batch.slots) >= 0))

@@ -72,7 +72,8 @@ class DataConfig:
     truncate_prompt: str = "left"  # which end of a long prompt is cut
     workers: int = 2  # threads that tokenize and pack ahead of the device
     prefetch: int = 4  # batches made ahead
-    pack: bool = True  # several short prompts or responses per row, where the attention backend allows it (xla); else one
+    # several short prompts or responses per row, where the attention backend takes them (xla, and pallas on TPU); else one
+    pack: bool = True
 
     def __post_init__(self):
         if self.format != AUTO:

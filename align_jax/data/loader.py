@@ -6,9 +6,7 @@ import dataclasses
 import functools
 import itertools
 import math
-import queue
 import threading
-import weakref
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
@@ -16,16 +14,17 @@ import grain
 import jax
 import numpy as np
 
-from align_jax.batch import GroupBatch, pad_to, sizes
+from align_jax.batch import GroupBatch
+from align_jax.data.agreed import Agree, AgreedAhead, agreed, stacked
 from align_jax.data.dataset import GroupDataset, labelled
 from align_jax.data.packing.arrays import pack_groups
 from align_jax.data.packing.layout import RowLayout
 from align_jax.data.packing.plan import Shape
 from align_jax.data.packing.shapes import choose_shapes
+from align_jax.data.packing.spread_shapes import choose_spread_shapes
 from align_jax.data.records import TokenGroup
+from align_jax.data.spreading import Draft, Spreading
 
-Sizes = tuple[int, int, int, int, int]
-Agree = Callable[[Sizes], Sizes]
 _ENDLESS = 1 << 48  # groups that a loader hands out
 
 
@@ -33,7 +32,8 @@ class BatchLoader:
     """An endless iterator of training batches, and one pass of evaluation batches.
 
     Every epoch is a new seeded order in which each group occurs once; a batch may span two epochs, so none is dropped.
-    Process p of P takes every P-th group of that order.
+    Process p of P takes every P-th group of that order, or, where groups are spread over all shards, of each step what the plan
+    puts in its shards.
 
     Args:
       dataset: the groups.
@@ -46,8 +46,8 @@ class BatchLoader:
       labels: name -> `[rows, K]`, joined to the groups by row.
       workers, prefetch: threads that make batches, and how many are made ahead.
       process_index, process_count: which part of the data this process reads.
-      agree: with several processes: this process's `(M, P, N, R, K)` -> the largest of all processes. Called once per batch,
-        in the thread that asks for the batch.
+      agree: with several processes: this process's numbers (`(M, P, N, R, K)`, or lengths of groups) -> the largest of all
+        processes, of each. Called once per batch, in the thread that asks for the batch.
       agree_ahead: makes another one for training batches, which are then made in a thread of their own that calls it, so that
         who asks for a batch need not wait; with a method `close()`, after which it returns None.
 
@@ -89,10 +89,16 @@ class BatchLoader:
         # grain's own endless repeat overflows where the batch is a single group
         self._order = (order.shuffle() if shuffle else order).repeat(_ENDLESS // len(dataset) + 1)
         self._groups_per_step, self._begun = groups_per_step, False
-        mine = self._order[process_index::process_count]
-        self._batches = mine.batch(groups_per_step // process_count, batch_fn=list).map(self._train_batch)
+        self._spreads = self._layout.spread > 1 and process_count > 1
+        if self._layout.spread not in (1, shards * process_count):
+            raise ValueError(f"groups are spread over all {shards * process_count} shards or none, not {self._layout.spread}")
+        if self._spreads:
+            self._batches = self._order.batch(groups_per_step, batch_fn=list).map(self._train_draft)
+        else:
+            mine = self._order[process_index::process_count]
+            self._batches = mine.batch(groups_per_step // process_count, batch_fn=list).map(self._train_batch)
         self._iterator = iter(self._batches.to_iter_dataset(self._options))
-        self._agreed: _Agreed | None = None  # with `agree_ahead`, from the first batch on
+        self._agreed: AgreedAhead | None = None  # with `agree_ahead`, from the first batch on
         self._state = self._iterator.get_state()
 
     def __iter__(self) -> BatchLoader:
@@ -102,18 +108,22 @@ class BatchLoader:
         """The next batch, microbatches on a leading axis A of every array."""
         self._begun = True
         if self._agree_ahead is None:
-            batch = self._common(next(self._iterator))
+            batch = self._made(next(self._iterator))
             self._state = self._iterator.get_state()
             return batch
         if self._agreed is None:
-            self._agreed = _Agreed(self, self._agree_ahead())
+            self._agreed = AgreedAhead(self, self._agree_ahead())
         batch, self._state = self._agreed.get()
         return batch
+
+    def drawn(self) -> tuple[GroupBatch | Draft, dict[str, Any], Callable[[GroupBatch | Draft, Agree], GroupBatch | None]]:
+        """What this process made of the next step, the state after it, and what makes its batch of that and of `agree`."""
+        return next(self._iterator), self._iterator.get_state(), self._agreeing
 
     def preview(self, steps: int) -> Iterator[GroupBatch]:
         """The batches of the first steps, without moving the loader."""
         for batch in itertools.islice(self._batches.to_iter_dataset(self._options), steps):
-            yield self._common(batch)
+            yield self._made(batch)
 
     def join(self, labels: dict[str, np.ndarray]) -> None:
         """Adds labels, name -> `[rows, K]`, to the groups of all batches that are made from now on.
@@ -157,51 +167,52 @@ class BatchLoader:
     def eval_batches(self) -> Iterator[GroupBatch]:
         """One pass in order, without the microbatch axis; the last batches are filled up with groups of row -1."""
         size, (_, count) = self._shards * self._per_shard, self._process
-        batches = grain.MapDataset.range(-(-len(self._dataset) // (size * count))).map(self._eval_batch)
+        made = self._eval_draft if self._spreads else self._eval_batch
+        batches = grain.MapDataset.range(-(-len(self._dataset) // (size * count))).map(made)
         for batch in batches.to_iter_dataset(self._options):
-            yield self._common(batch)
+            yield self._made(batch)
 
     @property
     def _split(self) -> list[int]:
-        return [self._shards * self._accumulation, self._per_shard]
+        spread = [self._layout.spread] if self._layout.spread > 1 else []  # absent where shapes were kept without it
+        return [self._shards * self._accumulation, self._per_shard, *spread]
 
     @functools.cached_property
     def train_layout(self) -> RowLayout:
         """The shapes of the microbatches, chosen for the data."""
-        return self._fitted(self._shards * self._accumulation)
+        return self._fitted(self._accumulation)
 
     @functools.cached_property
     def eval_layout(self) -> RowLayout:
         """The shapes of evaluation batches, chosen for the data."""
-        return self.train_layout if self._accumulation == 1 else self._fitted(self._shards)
+        return self.train_layout if self._accumulation == 1 else self._fitted(1)
 
-    def _fitted(self, shards: int) -> RowLayout:
+    def _fitted(self, microbatches: int) -> RowLayout:
         if self._layout.shapes or not self._layout.pack:
             return self._layout
+        how = {
+            "groups_per_shard": self._per_shard,
+            "layout": self._layout,
+            "limits": self._dataset.limits,
+            "seed": self._seed,
+            "batches": self._uses,
+        }
         with self._lock:  # by the first worker to come, for all
             sample = self._dataset.sizes
-        return choose_shapes(
-            sample,
-            shards=shards,
-            groups_per_shard=self._per_shard,
-            layout=self._layout,
-            limits=self._dataset.limits,
-            seed=self._seed,
-            batches=self._uses,
-        )
+        if self._layout.spread > 1:
+            return choose_spread_shapes(sample, microbatches=microbatches, **how)
+        return choose_shapes(sample, shards=self._shards * microbatches, **how)
 
     def _group(self, index: int) -> TokenGroup:
-        return labelled(self._dataset[index], self._labels)
+        return _load(self._dataset, self._labels, index)
 
     def _train_batch(self, indices: list[int]) -> GroupBatch:
         """All microbatches packed at once, as further shards, so that they balance and have one shape."""
         groups = [self._group(i) for i in indices]
-        batch = self._pack(groups, self._shards * self._accumulation, self.train_layout)
+        return stacked(self._pack(groups, self._shards * self._accumulation, self.train_layout), self._accumulation)
 
-        def split(array: np.ndarray) -> np.ndarray:
-            return array.reshape(self._accumulation, -1, *array.shape[1:])
-
-        return jax.tree.map(split, batch)
+    def _train_draft(self, indices: list[int]) -> Draft:
+        return self._spreading.draft(indices, self._accumulation, self.train_layout)
 
     def _eval_batch(self, number: int) -> GroupBatch:
         size, (index, count) = self._shards * self._per_shard, self._process
@@ -211,65 +222,29 @@ class BatchLoader:
             return _blank(self._pack([self._group(0)], self._shards, self.eval_layout))
         return self._pack([self._group(i) for i in mine], self._shards, self.eval_layout)
 
+    def _eval_draft(self, number: int) -> Draft:
+        size = self._shards * self._per_shard * self._process[1]
+        return self._spreading.draft(range(number * size, min((number + 1) * size, len(self._dataset))), 0, self.eval_layout)
+
+    @property
+    def _spreading(self) -> Spreading:
+        load = functools.partial(_load, self._dataset, self._labels)
+        return Spreading(load, self._dataset.slots, self._per_shard, self._process, self._options.num_threads)
+
     def _pack(self, groups: list[TokenGroup], shards: int, layout: RowLayout) -> GroupBatch:
         return pack_groups(groups, shards=shards, groups_per_shard=self._per_shard, layout=layout, slots=self._dataset.slots)
 
-    def _common(self, batch: GroupBatch) -> GroupBatch:
+    def _made(self, batch: GroupBatch | Draft) -> GroupBatch:
         """The batch in the shape that all processes agree on."""
-        if self._agree is None:
-            return batch
-        return _padded(batch, self._agree(sizes(batch)))
+        return batch if self._agree is None else self._agreeing(batch, self._agree)
+
+    @property
+    def _agreeing(self) -> Callable[[GroupBatch | Draft, Agree], GroupBatch | None]:
+        return functools.partial(agreed, self._spreading if self._spreads else None)
 
 
-class _Agreed:
-    """A loader's training batches in the shape that all processes agree on, with its state after each, a few made ahead."""
-
-    def __init__(self, loader: BatchLoader, agree: Any):
-        self._agree, self._closed = agree, threading.Event()
-        self._made: queue.Queue = queue.Queue(maxsize=2)
-        # A loader that nobody holds any more must go, and its thread with it.
-        self._thread = threading.Thread(target=self._run, args=(weakref.ref(loader),), daemon=True)
-        weakref.finalize(loader, self.close)
-        self._thread.start()
-
-    def get(self) -> tuple[GroupBatch, Any]:
-        """The next batch and state; raises what making it raised."""
-        made = self._made.get()
-        if isinstance(made, BaseException):
-            self._made.put(made)  # for who asks again
-            raise made
-        return made
-
-    def close(self) -> None:
-        """Ends the thread."""
-        self._closed.set()
-        self._agree.close()
-        if self._thread is not threading.current_thread():
-            self._thread.join()
-
-    def _run(self, source: weakref.ref[BatchLoader]) -> None:
-        try:
-            while not self._closed.is_set() and (loader := source()) is not None:
-                batch, state = next(loader._iterator), loader._iterator.get_state()
-                del loader  # what follows waits for others
-                common = self._agree(sizes(batch))
-                if common is None:
-                    return
-                self._hand_out((_padded(batch, common), state))
-        except BaseException as error:
-            self._hand_out(error)
-
-    def _hand_out(self, made: Any) -> None:
-        while not self._closed.is_set():
-            try:
-                return self._made.put(made, timeout=0.2)
-            except queue.Full:
-                continue
-
-
-def _padded(batch: GroupBatch, to: Sizes) -> GroupBatch:
-    # Whether rows are uniform may differ between processes too, and is part of what is compiled.
-    return dataclasses.replace(pad_to(batch, to), uniform=False)
+def _load(dataset: GroupDataset, labels: dict[str, np.ndarray], index: int) -> TokenGroup:
+    return labelled(dataset[index], labels)
 
 
 def _blank(batch: GroupBatch) -> GroupBatch:

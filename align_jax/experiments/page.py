@@ -17,7 +17,7 @@ from align_jax.errors import UserError
 from align_jax.experiments import claims
 from align_jax.experiments.claim import KINDS
 from align_jax.experiments.options import Options
-from align_jax.experiments.running import PLOT, RESULT
+from align_jax.experiments.running import PLOT, RESULT, load
 from align_jax.files import write_whole
 from align_jax.terminal import plural, spell_seconds
 
@@ -27,6 +27,8 @@ INTRO = "intro.md"  # beside the results; `KINDS` in it becomes the list of `cla
 
 def write_page(folders: Sequence[str]) -> int:
     """Takes the results of folders in, and writes the page."""
+    if not (DOCS / "experiments").is_dir():
+        raise UserError(f"{DOCS / 'experiments'}: there is no such folder here; run this in a checkout of the project")
     for folder in folders:
         take(Path(folder), DOCS / "experiments")
     write_whole(DOCS / "experiments.md", page(DOCS / "experiments"))
@@ -40,21 +42,37 @@ def take(folder: Path, into: Path) -> None:
     Raises:
       UserError: there is no result.
     """
-    if not (folder / RESULT).exists():
-        raise UserError(f"{folder} has no {RESULT}: the experiment has not come to its end")
-    result = json.loads((folder / RESULT).read_text(encoding="utf-8"))
+    for file in (RESULT, PLOT):
+        if not (folder / file).exists():
+            raise UserError(f"{folder} has no {file}: the experiment has not come to its end")
+    result = _read(folder / RESULT)
     name, kept = _file_name(result), into / f"{_file_name(result)}.json"
-    if kept.exists() and result["options"]["quick"] and not json.loads(kept.read_text(encoding="utf-8"))["options"]["quick"]:
-        print(f"{folder} is a quick run, and {kept} is not: left out")
+    if kept.exists() and (less := _less(result["options"], _read(kept)["options"])):
+        print(f"{folder} {less} of {kept}: left out")
         return
     into.mkdir(parents=True, exist_ok=True)
     shutil.copyfile(folder / RESULT, kept)
     shutil.copyfile(folder / PLOT, into / f"{name}.png")
 
 
+def _read(file: Path) -> dict[str, Any]:
+    try:
+        return json.loads(file.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise UserError(f"{file} is damaged: {error}") from error
+
+
+def _less(options: dict[str, Any], kept: dict[str, Any]) -> str:
+    """What a run has less than the kept one, of the same claim and model: then it does not take its place."""
+    if options["quick"] != kept["quick"]:
+        return "is a quick run, in place of the full one" if options["quick"] else ""
+    few = options["seeds"] < kept["seeds"]
+    return f"has {plural(options['seeds'], 'seed')}, fewer than the {kept['seeds']}" if few else ""
+
+
 def page(results: Path) -> str:
     """The page of all results in a folder."""
-    known = [json.loads(file.read_text(encoding="utf-8")) for file in sorted(results.glob("*.json"))]
+    known = [_read(file) for file in sorted(results.glob("*.json"))]
     found = sorted(known, key=lambda r: (r["number"], r["options"]["model"] != "tiny"))
     missing = [name for name in claims() if name not in {result["experiment"] for result in found}]
     parts = [_intro(results / INTRO), _table(found)]
@@ -75,7 +93,7 @@ def _file_name(result: dict[str, Any]) -> str:
 
 
 def _model(result: dict[str, Any]) -> str:
-    return Path(result["options"]["model"]).name
+    return Options(**result["options"]).model_name
 
 
 def _title(result: dict[str, Any]) -> str:
@@ -110,7 +128,7 @@ def _section(result: dict[str, Any]) -> str:
 
 **{result["claim"][:1].upper()}{result["claim"][1:]}.** Source: {result["source"]}.
 
-Criterion: {result["criterion"]}.
+Criterion: {result["criterion"]}.{_outdated(result)}
 
 **{result["verdict"].capitalize()}** ({_tried_on(result)}): {result["line"]}.
 
@@ -118,6 +136,13 @@ Criterion: {result["criterion"]}.
 
 `{command}`: {_time(result)} on {result["machine"]}.
 {_figures(result["figures"])}{_texts(result["cells"])}"""
+
+
+def _outdated(result: dict[str, Any]) -> str:
+    """A word where the criterion was changed since."""
+    name = result["experiment"]
+    changed = name in claims() and load(name).criterion != result["criterion"]
+    return " (It was changed after this run; the experiment's file has the present one.)" if changed else ""
 
 
 def _time(result: dict[str, Any]) -> str:
@@ -160,4 +185,7 @@ def _one_line(text: str) -> str:
 
 
 if __name__ == "__main__":
-    sys.exit(write_page(sys.argv[1:]))
+    try:
+        sys.exit(write_page(sys.argv[1:]))
+    except UserError as error:
+        sys.exit(f"{error}")

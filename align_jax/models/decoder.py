@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from align_jax.models.attention import Masks, RowIds, Tokens, attend, resolve_backend, visibility
+from align_jax.models.attention import Masks, RowIds, Runs, Tokens, attend, resolve_backend, visibility
 from align_jax.models.config import ModelConfig
 from align_jax.models.ops import gated_linear, linear, lookup, precision, rms_norm
 from align_jax.models.remat import rematerialize
@@ -74,7 +74,7 @@ class Decoder(nnx.Module):
         self,
         tokens: jax.Array,
         positions: jax.Array,
-        seen: Masks | RowIds,
+        seen: Masks | RowIds | Runs,
         prefix: tuple[jax.Array, jax.Array] | None = None,
         keep_kv: bool = False,
     ) -> tuple[jax.Array, tuple[jax.Array, jax.Array] | None]:

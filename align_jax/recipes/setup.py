@@ -23,7 +23,7 @@ from align_jax.data.opened import Opened, open_data
 from align_jax.data.packing.lengths import padded_length
 from align_jax.errors import UserError
 from align_jax.files import write_whole
-from align_jax.models.attention import choose_backend
+from align_jax.models.attention import choose_backend, takes_packed
 from align_jax.objectives import Objective
 from align_jax.parallel.mesh import axis_sizes, data_shards, make_mesh
 from align_jax.parallel.processes import LargestAhead, largest_anywhere, of_first
@@ -39,6 +39,8 @@ from align_jax.terminal import plural
 # Attention without a kernel: small products and a softmax in memory take this much longer for an operation than the rest does
 # (measured on a CPU, heads of 64).
 XLA_ATTENTION_COST = 4
+# Real tokens among the positions of rows with one response each, and of packed ones (docs/performance.md).
+FILLED_SINGLE, FILLED_PACKED = 0.3, 0.7
 MIB, GIB = 2**20, 2**30
 
 
@@ -81,16 +83,35 @@ class Setup:
 
     @functools.cached_property
     def backend(self) -> str:
-        """The attention backend, decided once for data and model; says why where `auto` does not take the device's own.
+        """The attention backend, decided once for data and model; says what `auto` takes where that may surprise, and why.
 
         Raises:
           UserError: the one that was asked for cannot run on these devices, or not this model.
         """
         model, platform = self.config.model, self.mesh.devices.flat[0].platform
-        choice = choose_backend(model.attention, model.dtype, platform, self.source.shape, _longest(self.config))
+        longest, packed = _longest(self.config), self._packing_pays(platform)
+        choice = choose_backend(model.attention, model.dtype, platform, self.source.shape, longest, packed)
         if choice.reason:
             say_once(f"model.attention: auto takes xla here, which is slower: {choice.reason}")
+        elif model.attention == "auto" and packed and platform != "cpu":
+            say_once(f"model.attention: auto takes {choice.backend}: rows hold several prompts and responses (data.pack)")
         return choice.backend
+
+    def _packing_pays(self, platform: str) -> bool:
+        """Whether `auto` is to choose among the backends that take packed rows.
+
+        On a GPU these are XLA's products alone, so that positions saved are weighed against a slower attention.
+        """
+        if not (self.config.data or DataConfig()).pack:
+            return False
+        if platform not in ("gpu", "cuda", "rocm"):
+            return True
+        if self.config.bench.prompt_tokens is not None:  # random tokens, one response a row
+            return False
+        dense, keys = keys_per_position(self.source.shape), _longest(self.config)
+        if keys is None:
+            return False
+        return (dense + XLA_ATTENTION_COST * keys) / FILLED_PACKED < (dense + keys / 2) / FILLED_SINGLE
 
     @functools.cached_property
     def encoder(self) -> Encoder:
@@ -193,12 +214,15 @@ class Setup:
     @property
     def layout(self) -> RowLayout:
         """How rows are filled: packed where the backend takes that; and what a further shape must save."""
-        shape = self.source.shape
+        shape, multiple = self.source.shape, 8 if self.mesh.devices.flat[0].platform == "cpu" else 128
         dense, price = keys_per_position(shape), compilation_price(shape, self.mesh.devices.flat[0].platform)
-        if self.backend != "xla":
+        if not takes_packed(self.backend):
             return RowLayout(pack=False, dense=dense, price=price)
-        dense, price = max(1, dense // XLA_ATTENTION_COST), price / XLA_ATTENTION_COST
-        return RowLayout(pack=self.config.data.pack, dense=dense, price=price)
+        if self.backend == "xla":
+            dense, price = max(1, dense // XLA_ATTENTION_COST), price / XLA_ATTENTION_COST
+        pack = self.config.data.pack
+        spread = data_shards(self.mesh) if pack else 1
+        return RowLayout(pack=pack, dense=dense, price=price, spread=spread, multiple=multiple)
 
     def loader(self, dataset: Any, passes: int | None = None) -> BatchLoader:
         """Batches of a data set for this mesh and this process.
@@ -247,7 +271,7 @@ class Setup:
             dtype=self.scorer.dtype,
             param_dtype=config.model.param_dtype,
             # Others round differently, and at step one policy and reference are to agree exactly.
-            program=(jax.__version__, self.mesh.devices.flat[0].platform),
+            program=(jax.__version__, self.mesh.devices.flat[0].platform, *(["pallas"] if self.backend == "pallas" else [])),
         )
         cache = cache_of(key, dataset.path, config.reference.cache_dir, self.folder.path)
         if cache.note:

@@ -11,8 +11,9 @@ import jax.numpy as jnp
 
 from align_jax.batch import GroupBatch
 from align_jax.errors import UserError
-from align_jax.models.attention import Tokens, visibility
+from align_jax.models.attention import Tokens, resolve_backend, takes_packed, visibility
 from align_jax.models.decoder import Decoder
+from align_jax.parallel.axes import constrain
 
 _ROW_FIELDS = ("tokens", "targets", "positions", "segments", "parents", "groups", "slots", "prompt_row")
 
@@ -41,6 +42,11 @@ def sum_over_responses(
     """
     if rows_per_chunk is not None and rows_per_chunk < 1:
         raise ValueError(f"chunk sizes must be at least 1, got {rows_per_chunk=}")
+    if batch.spread > 1 and batch.tokens.shape[0] != batch.spread:
+        raise ValueError(
+            f"the batch's groups are spread over {batch.spread} shards, and here are {batch.tokens.shape[0]}: under pmap or "
+            "shard_map, score batches of RowLayout(spread=1)"
+        )
     batch = _aligned(batch, _backend(model, batch))
     kv = prompt_kv(model, batch)
     rows = {name: getattr(batch, name) for name in _ROW_FIELDS}
@@ -50,6 +56,9 @@ def sum_over_responses(
         sums = read_rows(rows)
     else:
         sums = _scan_chunks(read_rows, rows, count, rows_per_chunk, batch)
+    if batch.spread > 1:
+        # Every response stands in one shard, and is 0 in the others: between devices goes one number a response.
+        return constrain(sums.sum(0).reshape(batch.mask.shape), "shards", None)
     return sums.reshape(batch.mask.shape)
 
 
@@ -77,11 +86,11 @@ def prompt_kv(model: Decoder, batch: GroupBatch) -> tuple[jax.Array, jax.Array]:
 
 
 def _backend(model: Decoder, batch: GroupBatch) -> str:
-    """The model's attention backend, or XLA's where `auto` chose one that does not take this batch."""
-    if model.backend == "xla" or not batch.packed:
+    """The model's attention backend, or another where `auto` chose one that does not take this batch."""
+    if takes_packed(model.backend) or not batch.packed:
         return model.backend
     if model.attention == "auto":
-        return "xla"
+        return resolve_backend("auto", model.dtype, config=model.config, packed=True)
     raise UserError(f"model.attention: {model.backend!r} takes one response per row, and this batch is packed (data.pack)")
 
 
@@ -90,7 +99,7 @@ def _aligned(batch: GroupBatch, backend: str) -> GroupBatch:
 
     At the right, distances between array indices are those between positions, which is what a sliding window needs.
     """
-    if backend == "xla":
+    if takes_packed(backend):
         return batch
     real = jnp.asarray(batch.prompt_segments) > 0
     order = jnp.argsort(~real if backend.startswith("cudnn") else real, axis=-1, stable=True)
@@ -100,15 +109,19 @@ def _aligned(batch: GroupBatch, backend: str) -> GroupBatch:
 
 
 def _read_rows(model, batch, kv, read, rows):
-    """What is read of some of the batch's response rows, summed into response slots, `[D, slots of a shard]`."""
+    """What is read of some of the batch's response rows, summed into response slots, `[D, slots]`."""
     window = model.config.sliding_window
     own = Tokens(rows["positions"], rows["segments"], rows["parents"] if batch.packed else None, rows["groups"])
     prompt = Tokens(batch.prompt_positions, batch.prompt_segments)
     uniform = batch.uniform and rows["tokens"].shape == batch.tokens.shape
     seen = visibility(_backend(model, batch), own, window, prompt, rows["prompt_row"], uniform)
     hidden, _ = model.run(rows["tokens"], rows["positions"], seen, kv)
-    slots = batch.mask.size // batch.tokens.shape[0]
-    return _sum_into_slots(read(hidden, rows), rows["slots"], slots)
+    return _sum_into_slots(read(hidden, rows), rows["slots"], _slots(batch))
+
+
+def _slots(batch: GroupBatch) -> int:
+    """How many response slots the rows of a shard may name."""
+    return batch.mask.size // (1 if batch.spread > 1 else batch.tokens.shape[0])
 
 
 def _sum_into_slots(values, slots, count):
@@ -135,6 +148,6 @@ def _scan_chunks(read_rows, rows, count, size, batch):
         return sums + read_rows(chunk), None
 
     shards = batch.tokens.shape[0]
-    zero = jnp.zeros((shards, batch.mask.size // shards), jnp.float32)
+    zero = jnp.zeros((shards, _slots(batch)), jnp.float32)
     sums, _ = jax.lax.scan(jax.checkpoint(body, prevent_cse=False), zero, {name: split(name, x) for name, x in rows.items()})
     return sums

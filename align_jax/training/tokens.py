@@ -29,14 +29,15 @@ def token_counts(batch: GroupBatch) -> dict[str, jax.Array]:
 
 def _real(batch: GroupBatch) -> jax.Array:
     """Of every microbatch and shard, `[A, D]`."""
-    segments = (batch.prompt_segments, batch.segments)
-    return sum(jnp.count_nonzero(x, axis=(-2, -1)).astype(jnp.int32) for x in segments)
+    count = lambda x: jnp.count_nonzero(x, axis=(-2, -1)).astype(jnp.int32)  # noqa: E731
+    again = 0 if batch.repeated is None else count(batch.repeated)
+    return count(batch.prompt_segments) + count(batch.segments) - again
 
 
 def _useful(batch: GroupBatch) -> jax.Array:
     """Of every microbatch and shard, `[A, D]`."""
     accumulation, shards = batch.tokens.shape[:2]
-    responses = batch.mask.size // (accumulation * shards)
+    responses = batch.mask.size // (accumulation * (1 if batch.spread > 1 else shards))
     past_end = 1 if batch.ends else 2
 
     def of_shard(slots, positions):

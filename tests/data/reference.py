@@ -27,7 +27,7 @@ def unpack(batch):
     """
     found = {}
     slots = batch.mask.shape[1]
-    per_shard = batch.mask.shape[0] // batch.tokens.shape[0]
+    per_shard = 0 if batch.spread > 1 else batch.mask.shape[0] // batch.tokens.shape[0]
     for d, row, at in np.argwhere(batch.slots >= 0):
         assert batch.segments[d, row, at] > 0, "a scored target in padding"
         seen = sorted(visible(batch, d, row, at))

@@ -229,6 +229,39 @@ def test_processes_share_a_step_and_agree_on_its_shape(dataset, pack, ahead_of_t
     assert (last.rows == -1).all() and not last.mask.any() and (last.slots == -1).all() and not last.segments.any()
 
 
+@pytest.mark.parametrize("ahead_of_time", [False, True])
+@pytest.mark.parametrize("accumulation", [1, 2])
+def test_processes_plan_one_step_and_hold_their_parts_of_it(dataset, accumulation, ahead_of_time):
+    """Two processes of two shards make, side by side, what one of four makes."""
+    how = {"groups_per_step": 8, "accumulation_steps": accumulation, "layout": RowLayout(spread=4)}
+    alone = loader(dataset, shards=4, **how)
+    table = np.arange(COUNT * dataset.slots, dtype=np.float32).reshape(COUNT, dataset.slots)
+    alone.join({"ref_logps": table})
+    processes = Processes(2)
+
+    def read(i):
+        more = {"agree_ahead": lambda: processes.agree(i, "ahead")} if ahead_of_time else {}
+        more |= {"process_index": i, "process_count": 2, "agree": processes.agree(i)}
+        made = loader(dataset, shards=2, **how, **more)
+        preview = next(iter(made.preview(1)))
+        made.join({"ref_logps": table})
+        batches = []
+        for _ in range(6):
+            batches.append((next(made), json.loads(json.dumps(made.state()))))
+        return preview, batches, list(made.eval_batches())
+
+    (preview, first, eval_first), (_, second, eval_second) = processes.run(read)
+    wanted = []
+    for (a, state), (b, other), axis in zip(first, second, [1] * 6, strict=True):
+        wanted.append(next(alone))
+        assert same(jax.tree.map(lambda x, y, n=axis: np.concatenate([x, y], n), a, b), wanted[-1])
+        assert state == other == alone.state() and a.spread == 4
+    assert "ref_logps" not in preview.labels and np.array_equal(preview.tokens, first[0][0].tokens)
+    for a, b, one in zip(eval_first, eval_second, alone.eval_batches(), strict=True):
+        assert same(jax.tree.map(lambda x, y: np.concatenate([x, y]), a, b), one)
+    assert sorted(r for b in (*eval_first, *eval_second) for r in b.rows.tolist() if r >= 0) == list(range(COUNT))
+
+
 def two(dataset, processes, i, kind="ahead"):
     """A process's loader of two, which agrees ahead of time."""
     agree = lambda: processes.agree(i, kind)  # noqa: E731
@@ -302,6 +335,8 @@ def test_errors(dataset):
         loader(dataset, 6, 2, accumulation_steps=2)
     with pytest.raises(ValueError, match="2 processes need `agree`"):
         loader(dataset, 4, process_count=2)
+    with pytest.raises(ValueError, match="over all 2 shards or none, not 4"):
+        loader(dataset, 4, 2, layout=RowLayout(spread=4))
 
 
 def test_gdpo_batches_have_constant_slots(tmp_path):

@@ -12,9 +12,10 @@ import pytest
 from align_jax.batch import computed_positions, real_positions, sizes
 from align_jax.data import BatchLoader, DataConfig, Encoder, GroupDataset, RowLayout
 from align_jax.data.arrange import Group
+from align_jax.data.packing.cover import MOST_SHAPES
 from align_jax.data.packing.layout import packed_plans
 from align_jax.data.packing.plan import GroupSize, Unit, first_fit
-from align_jax.data.packing.shapes import MOST_SHAPES, choose_shapes
+from align_jax.data.packing.shapes import choose_shapes
 
 
 def random_sizes(seed, count=200):

@@ -40,6 +40,7 @@ def test_one_repeat_is_unclear():
 
 
 def test_the_config_is_one_that_the_library_takes(tmp_path):
+    (tmp_path / "config.json").write_text("{}")
     work = Workplace(tmp_path, tmp_path, tmp_path, Options(model=str(tmp_path)))
     for cell in EXPERIMENT.cells(Options()):
         found = scaling.config(cell, work)

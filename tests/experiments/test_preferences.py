@@ -50,6 +50,7 @@ def test_pairs_are_all_that_mpo_contrasts():
 @pytest.mark.parametrize("objective", [{"name": "mpo", "beta": 0.1}, {"name": "sft"}])
 def test_the_config_is_one_that_the_library_takes(tmp_path, objective):
     (tmp_path / "a-model").mkdir()
+    (tmp_path / "a-model/config.json").write_text("{}")
     values = preferences.config(
         a_work(tmp_path, str(tmp_path / "a-model")), tmp_path / "rows.jsonl", objective, train={"steps": 3}, run={"seed": 5}
     )

@@ -1,4 +1,4 @@
-"""Every attention backend against a slow float64 one, in values and gradients; without a TPU and a GPU, splash's kernels are
+"""Every attention backend against a slow float64 one, in values and gradients; without a TPU and a GPU, Pallas kernels are
 interpreted and cuDNN's are replaced by plain products of the same signature."""
 
 import dataclasses
@@ -20,8 +20,11 @@ from align_jax.models.attention import (
     backends,
     choose_backend,
     cudnn_kernels,
+    pallas,
     resolve_backend,
+    runs,
     splash,
+    takes_packed,
     visibility,
     xla,
 )
@@ -32,13 +35,16 @@ from tests.models import emulated_kernels, reference
 
 @pytest.fixture
 def portable_kernels(monkeypatch):
-    """The kernels of splash and cuDNN on any platform, and in any type."""
+    """The kernels of splash, of our own and of cuDNN on any platform, and in any type."""
+    monkeypatch.setattr(pallas, "call", partial(pallas.call, interpret=True))
+    monkeypatch.setattr(runs, "_BLOCK", 8)
     interpreted = partial(splash.kernels.make_splash_mha, interpret=True)
     monkeypatch.setattr(splash.kernels, "make_splash_mha", interpreted)
     monkeypatch.setattr(cudnn_kernels, "forward", emulated_kernels.forward)
     monkeypatch.setattr(cudnn_kernels, "backward", emulated_kernels.backward)
     monkeypatch.setattr(backends, "_TYPES", {})
     monkeypatch.setattr(backends, "_no_kernel", lambda config, longest: None)
+    monkeypatch.setattr(backends, "_odd_heads", lambda config: None)
 
 
 portable = pytest.mark.usefixtures("portable_kernels")
@@ -173,7 +179,7 @@ def test_many_rows_are_cut_into_calls(monkeypatch):
     np.testing.assert_allclose(case.out("splash", arrays), case.expected(arrays), rtol=1e-4, atol=1e-5)
 
 
-@pytest.mark.parametrize("backend", ["splash", "cudnn"])
+@pytest.mark.parametrize("backend", ["pallas", "splash", "cudnn"])
 @pytest.mark.parametrize("sizes", [(2, 1, 4), (1, 2, 2)])  # 4 devices share 2 key heads; or one each
 @portable
 def test_kernels_run_on_a_mesh(backend, sizes):
@@ -243,7 +249,7 @@ def test_a_window_shorter_than_the_conversation():
 
 
 @portable
-def test_packed_batches_need_xla():
+def test_packed_batches_need_a_backend_that_takes_them():
     packed = pack_groups(groups(), shards=1, groups_per_shard=3, layout=RowLayout(pack=True))
     with pytest.raises(UserError, match="'splash' takes one response per row"):
         scored(packed, "splash")
@@ -286,6 +292,27 @@ def test_auto_follows_the_platform(platform, dtype, backend, cudnn):
     assert resolve_backend("auto", dtype, platform) == backend
 
 
+@pytest.mark.parametrize(
+    "platform, dtype, backend",
+    [("cpu", "float32", "xla"), ("tpu", "bfloat16", "pallas"), ("tpu", "float16", "xla"), ("cuda", "bfloat16", "xla")],
+)
+def test_auto_for_packed_rows_takes_what_takes_them(platform, dtype, backend, cudnn):
+    choice = choose_backend("auto", dtype, platform, HEADS_OF_64, packed=True)
+    assert choice.backend == backend and takes_packed(backend)
+    assert (choice.reason is None) == ((platform, dtype) != ("tpu", "float16"))
+    assert not takes_packed("splash") and not takes_packed("cudnn")
+    # What was asked for stays: such rows are not packed then.
+    assert platform != "tpu" or resolve_backend("splash", "bfloat16", platform, HEADS_OF_64, packed=True) == "splash"
+
+
+def test_heads_of_odd_sizes_are_left_to_xla():
+    config = dataclasses.replace(MODEL, head_size=12)
+    choice = choose_backend("auto", "bfloat16", "tpu", config, packed=True)
+    assert choice == ("xla", "its kernels take head sizes that are multiples of 8, this model has 12")
+    with pytest.raises(UserError, match="'pallas' cannot be used: its kernels take head sizes that are multiples of 8"):
+        resolve_backend("pallas", "bfloat16", "tpu", config)
+
+
 HEADS_OF_64 = dataclasses.replace(MODEL, head_size=64)
 WINDOW = dataclasses.replace(HEADS_OF_64, sliding_window=100)
 LACKS = {
@@ -325,10 +352,10 @@ def test_the_best_backend_has_no_reason(cudnn):
 
 
 def test_what_is_not_there_is_named():
-    with pytest.raises(UserError, match="'flash' is unknown; choose one of auto, xla, splash, cudnn$"):
+    with pytest.raises(UserError, match="'flash' is unknown; choose one of auto, xla, pallas, splash, cudnn$"):
         resolve_backend("flash", "float32")
     for only_in_tests in ("splash-interpret", "cudnn-emulate"):
-        with pytest.raises(UserError, match=f"'{only_in_tests}' is unknown; choose one of auto, xla, splash, cudnn$"):
+        with pytest.raises(UserError, match=f"'{only_in_tests}' is unknown; choose one of auto, xla, pallas, splash, cudnn$"):
             resolve_backend(only_in_tests, "float32")
     with pytest.raises(UserError, match="'splash' runs on tpu, but the devices are cpu"):
         resolve_backend("splash", "float32", "cpu")

@@ -27,8 +27,8 @@ def gpu(monkeypatch):
     monkeypatch.setattr(backends.cudnn_kernels, "installed", lambda: 91002)
     monkeypatch.setattr(backends, "_capability", lambda: 9.0)
     device = types.SimpleNamespace(platform="gpu")
-    axes = ("data", "fsdp", "tensor")
-    mesh = types.SimpleNamespace(devices=np.array([[[device]]]), axis_names=axes, shape=dict.fromkeys(axes, 1))
+    names = ("data", "fsdp", "tensor")
+    mesh = types.SimpleNamespace(devices=np.array([[[device]]]), shape=dict.fromkeys(names, 1), axis_names=names)
 
     def make(attention="auto", dtype="bfloat16", data=None, **shape):
         model = {"config": SHAPE | shape, "dtype": dtype, "attention": attention}
@@ -44,6 +44,32 @@ def test_rows_and_program_get_one_backend(gpu, capsys):
         assert (setup.backend, setup.scorer.attention) == (backend, backend)
         assert setup.layout.pack == (backend == "xla")
     assert capsys.readouterr().err.count("model.attention") == 1
+
+
+# The width of LLaMA-3-8B: a position costs as much as tens of thousands of attended keys.
+WIDE = dict(vocab_size=128256, width=4096, mlp_width=14336, layers=2, heads=32, kv_heads=8, head_size=128)
+
+
+def test_packing_is_weighed_against_a_slower_attention_on_a_gpu(gpu, capsys):
+    with speaking(quiet=False):
+        setup = gpu(**WIDE)
+        assert (setup.backend, setup.layout.pack) == ("xla", True)
+    assert capsys.readouterr().err == (
+        "align-jax: model.attention: auto takes xla: rows hold several prompts and responses (data.pack)\n"
+    )
+    for others in (gpu(data={"pack": False}, **WIDE), gpu("cudnn", **WIDE), gpu(data={"max_prompt_tokens": 10**5}, **WIDE)):
+        assert (others.backend, others.layout.pack) == ("cudnn", False)
+
+
+def test_rows_are_packed_on_a_tpu(gpu, capsys):
+    with speaking(quiet=False):
+        for data, attention, backend in (({}, "auto", "pallas"), ({"pack": False}, "auto", "splash"), ({}, "splash", "splash")):
+            setup = gpu(attention, data=data)
+            setup.mesh.devices.flat[0].platform = "tpu"
+            assert (setup.backend, setup.layout.pack) == (backend, backend == "pallas")
+    assert capsys.readouterr().err == (
+        "align-jax: model.attention: auto takes pallas: rows hold several prompts and responses (data.pack)\n"
+    )
 
 
 def test_a_job_says_once_why_it_is_slower(gpu, capsys):

@@ -32,6 +32,7 @@ class _Segment:
 def segments(batch: GroupBatch) -> Iterator[_Segment]:
     """The segments of a (host) batch without an axis of microbatches, in the order of its rows."""
     slots_of, per_shard = batch.mask.shape[-1], batch.mask.shape[0] // batch.tokens.shape[0]
+    per_shard = 0 if batch.spread > 1 else per_shard  # then slots are counted within the batch
     for shard, row in np.ndindex(batch.tokens.shape[:2]):
         numbers, at = batch.segments[shard, row], batch.prompt_row[shard, row]
         for number in np.unique(numbers[numbers > 0]):

@@ -13,7 +13,9 @@ from align_jax.data.encode import Encoder
 from align_jax.data.formats.example import Example, Text
 from align_jax.data.formats.fields import as_text
 from align_jax.data.packing.layout import RowLayout, fit, packed_plans, split
-from align_jax.data.packing.plan import GroupSize, Shape, ShardPlan, Unit, group_size, longest, plan_single
+from align_jax.data.packing.plan import GroupSize, Shape, ShardPlan, group_size, longest, plan_single
+from align_jax.data.packing.step_plan import plan_step, write_step
+from align_jax.data.packing.writer import Writer
 from align_jax.data.records import Segment, TokenGroup
 from align_jax.data.sources import RowError
 from align_jax.errors import UserError
@@ -27,7 +29,8 @@ def pack_groups(
     """Lays groups out in arrays.
 
     Groups go to shards so that computed tokens balance (one shard keeps the order given); all shards have one shape,
-    the cheapest that the layout allows. Fewer groups than there is room for leave padding groups, `rows` -1.
+    the cheapest that the layout allows. Fewer groups than there is room for leave padding groups, `rows` -1. With
+    `layout.spread` above 1 each so many shards are a microbatch, over which the responses of a group may be split.
 
     Args:
       groups: at most `shards * groups_per_shard`.
@@ -46,20 +49,29 @@ def pack_groups(
     if len({group.ends for group in groups}) > 1:
         raise ValueError("groups for scores and groups for log-probs (TokenGroup.ends) cannot share a batch")
     sizes = [group_size(group, pack=layout.pack) for group in groups]
-    members = split(sizes, shards, groups_per_shard)
-    of_shards = [[sizes[i] for i in shard] for shard in members]
-    widest = max(group.slots for group in groups)
+    widest = max((group.slots for group in groups), default=0)
     slots = widest if slots is None else slots
     if widest > slots:
         raise ValueError(f"a group has {widest} response slots, more than the {slots} of the batch")
+    if layout.spread > 1:
+        if shards % layout.spread:
+            raise ValueError(f"{shards} shards are no multiple of the {layout.spread} that groups are spread over")
+        microbatches = shards // layout.spread
+        planned = plan_step(sizes, microbatches=microbatches, groups_per_shard=groups_per_shard, layout=layout)
+        return write_step(planned, dict(enumerate(groups)), slots=slots, layout=layout)
+    members = split(sizes, shards, groups_per_shard)
+    of_shards = [[sizes[i] for i in shard] for shard in members]
     if layout.pack:
         shape, plans = packed_plans(of_shards, layout)
         uniform = False
     else:
         shape, plans, uniform = _single_plans(of_shards, groups_per_shard, layout)
-    writer = _Writer(shape, shards, groups_per_shard, slots, layout)
+    writer = Writer(shape, shards, groups_per_shard, slots, layout)
     for d, (shard, plan) in enumerate(zip(members, plans, strict=True)):
-        writer.write(d, [groups[i] for i in shard], plan)
+        own = {g: groups[i] for g, i in enumerate(shard)}
+        for g, group in own.items():
+            writer.write_group(d * groups_per_shard + g, group)
+        writer.write_tokens(d, own, {g: g for g in own}, plan)
     return writer.batch([groups[i] for i in sum(members, [])], uniform)
 
 
@@ -76,126 +88,6 @@ def _single_plans(
     rows = groups_per_shard * most if uniform else fit(ragged, layout.row_counts)
     shape = Shape(groups_per_shard, fit(prompt, layout.prompt_lengths), rows, fit(unit, layout.response_lengths))
     return shape, plans, uniform
-
-
-class _Writer:
-    """The arrays of a batch while they are filled, shard by shard."""
-
-    def __init__(self, shape: Shape, shards: int, groups_per_shard: int, slots: int, layout: RowLayout):
-        prompts = (shards, shape.prompt_rows, shape.prompt_length)
-        responses = (shards, shape.rows, shape.length)
-        self.prompts = {name: np.zeros(prompts, np.int32) for name in ("tokens", "segments", "positions")}
-        names = ("tokens", "targets", "positions", "segments", "parents", "groups")
-        self.responses = {name: np.zeros(responses, np.int32) for name in names}
-        self.responses["slots"] = np.full(responses, -1, np.int32)
-        self.prompt_row = np.zeros((shards, shape.rows), np.int32)
-        self.mask = np.zeros((shards, groups_per_shard, slots), bool)
-        self.lengths = np.zeros((shards, groups_per_shard, slots), np.int32)
-        self.rows = np.full((shards, groups_per_shard), -1, np.int32)
-        self.slots, self.layout = slots, layout
-
-    def write(self, d: int, groups: Sequence[TokenGroup], plan: ShardPlan) -> None:
-        """Writes one shard."""
-        numbers = self._write_prompts({name: array[d] for name, array in self.prompts.items()}, groups, plan)
-        for row, (prompt_row, units) in enumerate(plan.rows):
-            self.prompt_row[d, row] = prompt_row
-            arrays = {name: array[d, row] for name, array in self.responses.items()}
-            at = segment = 0
-            for g, unit in units:
-                at, segment = self._write_unit(arrays, at, segment, g, groups[g], unit, numbers[g])
-        for g, group in enumerate(groups):
-            self.rows[d, g] = group.row
-            for segment in group.segments:
-                if segment.slot >= 0:
-                    self.mask[d, g, segment.slot] = True
-                    self.lengths[d, g, segment.slot] = segment.length
-
-    def _write_prompts(self, arrays: dict[str, np.ndarray], groups: Sequence[TokenGroup], plan: ShardPlan) -> dict[int, int]:
-        """Returns the number of every group's prompt within its row."""
-        numbers = {}
-        for row, members in enumerate(plan.prompts):
-            at = 0
-            for number, g in enumerate(members, start=1):
-                tokens = groups[g].prompt[:-1]
-                if not self.layout.pack and self.layout.align == "right":
-                    at = arrays["tokens"].shape[1] - len(tokens)
-                here = slice(at, at + len(tokens))
-                arrays["tokens"][row, here], arrays["segments"][row, here] = tokens, number
-                arrays["positions"][row, here] = np.arange(len(tokens))
-                numbers[g], at = number, at + len(tokens)
-        return numbers
-
-    def _write_unit(
-        self, arrays: dict[str, np.ndarray], at: int, segment: int, g: int, group: TokenGroup, unit: Unit, number: int
-    ) -> tuple[int, int]:
-        """Writes the segments of a unit from position `at` on; returns the next position and the last segment number."""
-        numbers: dict[int, int] = {}
-        for index in unit.segments:
-            own = group.segments[index]
-            parent = group.segments[own.parent] if own.parent >= 0 else None
-            segment += 1
-            numbers[index] = segment
-            targets, prefix, slots = own.tokens, len(group.prompt), np.full(len(own.tokens), own.slot)
-            if own.scored is not None:
-                slots = np.where(own.scored, own.slot, -1)
-            if group.ends:
-                targets, slots = np.append(targets, 0), np.append(np.full(len(targets), -1), own.slot)
-            first = group.prompt[-1]
-            if parent is not None and self.layout.pack:
-                prefix, first = prefix + len(parent.tokens), parent.tokens[-1]
-            elif parent is not None:
-                targets = np.concatenate([parent.tokens, own.tokens])
-                slots = np.concatenate([np.full(len(parent.tokens), -1), slots])
-            here = slice(at, at + len(targets))
-            arrays["tokens"][here] = np.concatenate([[first], targets[:-1]])
-            arrays["targets"][here] = targets
-            arrays["positions"][here] = prefix - 1 + np.arange(len(targets))
-            arrays["segments"][here], arrays["groups"][here] = segment, number
-            arrays["parents"][here] = numbers[own.parent] if parent is not None and self.layout.pack else 0
-            arrays["slots"][here] = np.where(slots >= 0, g * self.slots + slots, -1)
-            at += len(targets)
-        return at, segment
-
-    def batch(self, groups: Sequence[TokenGroup], uniform: bool) -> GroupBatch:
-        """The batch; `groups` in the order of the real rows."""
-        if uniform:
-            shards, rows = self.prompt_row.shape
-            prompts = self.prompts["tokens"].shape[1]
-            self.prompt_row[:] = np.repeat(np.arange(prompts), rows // prompts)
-        rows = self.rows.reshape(-1)
-        return GroupBatch(
-            **{f"prompt_{name}": array for name, array in self.prompts.items()},
-            **self.responses,
-            prompt_row=self.prompt_row,
-            mask=self.mask.reshape(len(rows), self.slots),
-            lengths=self.lengths.reshape(len(rows), self.slots),
-            rows=rows,
-            labels=_labels(groups, rows >= 0, self.slots),
-            uniform=uniform,
-            packed=self.layout.pack,
-            ends=groups[0].ends,
-            per_response=tuple(sorted(groups[0].per_response)),
-        )
-
-
-def _labels(groups: Sequence[TokenGroup], real: np.ndarray, slots: int) -> dict[str, np.ndarray]:
-    names = set(groups[0].labels)
-    different = next((group for group in groups if set(group.labels) != names), None)
-    if different is not None:
-        have = f"{sorted(different.labels)} and row {groups[0].row} {sorted(names)}"
-        raise ValueError(f"groups of one batch must have the same labels; row {different.row} has {have}")
-    result = {}
-    for name in groups[0].labels:
-        values = [np.asarray(group.labels[name]) for group in groups]
-        if len({value.ndim for value in values}) > 1:
-            raise ValueError(f"labels[{name!r}] has a different number of axes in different groups")
-        shape = tuple(np.max([value.shape for value in values], axis=0).astype(int))
-        if name in groups[0].per_response:
-            shape = (slots, *shape[1:])
-        result[name] = np.zeros((len(real), *shape), values[0].dtype)
-        for at, value in zip(np.flatnonzero(real), values, strict=True):
-            result[name][(at, *(slice(0, n) for n in value.shape))] = value
-    return result
 
 
 def make_groups(

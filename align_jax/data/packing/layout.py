@@ -46,6 +46,9 @@ class RowLayout:
         number of rows each, so that keys need not be gathered.
       dense: cost of a position besides attention, in attended keys: about 6 x hidden width + half the vocabulary.
       price: what compiling one more shape costs, in the same unit (`Shape.work`).
+      spread: over how many shards the tokens of a group may be spread, see `GroupBatch.spread`: all of a (micro)batch; 1: each
+        group stands whole in one shard. Packed rows only.
+      multiple: what lengths of rows are multiples of where groups are spread.
     """
 
     pack: bool = True
@@ -57,8 +60,12 @@ class RowLayout:
     uniform_waste: float = 0.1
     dense: int = 32768
     price: float = 0.0
+    spread: int = 1
+    multiple: int = 8
 
     def __post_init__(self):
+        if self.spread < 1 or self.multiple < 1 or (self.spread > 1 and not self.pack):
+            raise ValueError(f"spread={self.spread} and multiple={self.multiple} must be positive, and spread rows packed")
         if self.align not in ("left", "right"):
             raise ValueError(f"align must be left or right, got {self.align!r}")
         for name in ("prompt_lengths", "response_lengths", "row_counts"):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
@@ -52,7 +53,12 @@ class GroupSize:
     @property
     def positions(self) -> int:
         """Positions that the group needs."""
-        return self.prompt + sum(unit.size for unit in self.units)
+        return self.prompt + self.responses
+
+    @functools.cached_property
+    def responses(self) -> int:
+        """Positions of its units."""
+        return sum(unit.size for unit in self.units)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -62,10 +68,12 @@ class ShardPlan:
     Attributes:
       prompts: the groups (indices within the shard) of every prompt row.
       rows: the prompt row of every response row, and its units as (group, unit).
+      repeats: (prompt row, group) of prompts that stand elsewhere too, where they are counted.
     """
 
     prompts: list[list[int]]
     rows: list[tuple[int, list[tuple[int, Unit]]]]
+    repeats: frozenset[tuple[int, int]] = frozenset()
 
 
 def group_size(group: TokenGroup, *, pack: bool = True) -> GroupSize:

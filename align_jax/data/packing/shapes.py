@@ -9,14 +9,9 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from align_jax.data.packing.cover import MOST_SHAPES, SPARE, cover
 from align_jax.data.packing.layout import RowLayout, fit, needed, split
 from align_jax.data.packing.plan import GroupSize, Shape, longest, plan_packed
-
-MOST_SHAPES = 8
-# A further shape must save at least this part of all work, however long the run is.
-_WORTH = 0.005
-# Room above the largest step seen, so that a rare one needs no shape of its own.
-_SPARE = 1.03
 
 
 def choose_shapes(
@@ -91,31 +86,12 @@ def _shapes_for(
 ) -> tuple[float, tuple[Shape, ...]]:
     """Mean work of a step, with its part of the compilations, and the shapes, for one pair of row lengths."""
     needs = np.array([needed([plan_packed(shard, prompt_length, length) for shard in step]) for step in drawn])
-    widest = [int(np.ceil(n * _SPARE)) for n in needs.max(0)]
+    widest = [int(np.ceil(n * SPARE)) for n in needs.max(0)]
     rows = [sorted({*needs[:, i].tolist(), widest[i]}) for i in (0, 1)]
     options = [Shape(m, prompt_length, n, length) for m, n in itertools.product(*rows)]
     work = np.array([option.work(layout.dense) for option in options], np.float64)
     m, n = np.array([(o.prompt_rows, o.rows) for o in options]).T
     holds = (m >= needs[:, :1]) & (n >= needs[:, 1:])  # [steps, options]
     cost = np.where(holds, work, np.inf)
-    chosen = _cover(cost, options.index(Shape(widest[0], prompt_length, widest[1], length)), most, price)
+    chosen = cover(cost, options.index(Shape(widest[0], prompt_length, widest[1], length)), most, price)
     return float(cost[:, chosen].min(1).mean() + price * len(chosen)), tuple(sorted(options[i] for i in chosen))
-
-
-def _cover(cost: np.ndarray, first: int, most: int, price: float) -> list[int]:
-    """Columns of `cost` `[steps, options]` whose row-wise least has a small mean; `first` is one of them.
-
-    Greedy, then each choice is tried against all others once more. Every further column must lower the mean by `price`.
-    """
-    chosen = [first]
-    while len(chosen) < most:
-        best = cost[:, chosen].min(1)
-        totals = np.minimum(cost, best[:, None]).mean(0)
-        further = int(np.argmin(totals))
-        if totals[further] > best.mean() - max(price, _WORTH * best.mean()):
-            break
-        chosen.append(further)
-        for i in range(1, len(chosen)):
-            others = cost[:, chosen[:i] + chosen[i + 1 :]].min(1)
-            chosen[i] = int(np.argmin(np.minimum(cost, others[:, None]).mean(0)))
-    return chosen

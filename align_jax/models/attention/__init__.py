@@ -3,18 +3,22 @@
     seen = visibility("auto", tokens, window, prompt, prompt_row)      # once for all layers
     out = attend(q, k, v, seen, prefix_k, prefix_v)                    # in every layer
 
-`xla` runs everywhere and takes every batch. `splash` (Pallas, TPU) and `cudnn` (GPU) never make a `[length, length]`
-array; they take one prompt per prompt row and one response per response row (`GroupBatch.packed` False).
+`xla` runs everywhere and takes every batch. The others never make a `[length, length]` array: `pallas` (TPU, our kernels)
+takes every batch, too; `splash` (TPU, JAX's kernels) and `cudnn` (GPU) take one prompt per prompt row and one response per
+response row (`GroupBatch.packed` False).
 """
 
 from __future__ import annotations
 
 import jax
 
-from align_jax.models.attention.backends import BACKENDS, BackendChoice, choose_backend, resolve_backend
+from align_jax.models.attention.backends import BACKENDS, BackendChoice, choose_backend, resolve_backend, takes_packed
 from align_jax.models.attention.cudnn import attend_cudnn
+from align_jax.models.attention.pallas import attend_pallas
+from align_jax.models.attention.runs import Runs
 from align_jax.models.attention.splash import attend_splash
-from align_jax.models.attention.visible import Masks, RowIds, Tokens, own_mask, prefix_mask, visibility
+from align_jax.models.attention.tokens import Tokens
+from align_jax.models.attention.visible import Masks, RowIds, own_mask, prefix_mask, visibility
 from align_jax.models.attention.xla import attend_xla
 
 __all__ = [
@@ -22,12 +26,14 @@ __all__ = [
     "BackendChoice",
     "Masks",
     "RowIds",
+    "Runs",
     "Tokens",
     "attend",
     "choose_backend",
     "own_mask",
     "prefix_mask",
     "resolve_backend",
+    "takes_packed",
     "visibility",
 ]
 
@@ -36,7 +42,7 @@ def attend(
     q: jax.Array,
     k: jax.Array,
     v: jax.Array,
-    seen: Masks | RowIds,
+    seen: Masks | RowIds | Runs,
     prefix_k: jax.Array | None = None,
     prefix_v: jax.Array | None = None,
 ) -> jax.Array:
@@ -53,5 +59,7 @@ def attend(
     """
     if isinstance(seen, Masks):
         return attend_xla(q, k, v, seen, prefix_k, prefix_v)
+    if isinstance(seen, Runs):
+        return attend_pallas(q, k, v, seen, prefix_k, prefix_v)
     backend = attend_cudnn if seen.backend == "cudnn" else attend_splash
     return backend(q, k, v, seen, prefix_k, prefix_v)

@@ -15,15 +15,24 @@ from align_jax.models.config import ModelConfig
 # name -> platforms that run it
 BACKENDS: dict[str, tuple[str, ...]] = {
     "xla": ("cpu", "gpu", "tpu"),
+    "pallas": ("tpu",),
     "splash": ("tpu",),
     "cudnn": ("gpu",),
 }
+# Those that take several prompts and several responses in a row.
+_PACKED = ("xla", "pallas")
 _BEST = {"tpu": "splash", "gpu": "cudnn"}
+_BEST_PACKED = {"tpu": "pallas"}
 # name -> the types that its kernels take
-_TYPES = {"cudnn": ("bfloat16", "float16"), "splash": ("bfloat16", "float32")}
+_TYPES = {"cudnn": ("bfloat16", "float16"), "splash": ("bfloat16", "float32"), "pallas": ("bfloat16", "float32")}
 # What JAX's own checks ask for: cuDNN by compute capability, and the largest head from Hopper on and before.
 _OLDEST, _OLDEST_OF, _OLDEST_CAPABILITY = 90000, {10.3: 91100}, 8.0
 _LARGEST_HEAD, _LARGEST_HEAD_HOPPER = 128, 256
+
+
+def takes_packed(backend: str) -> bool:
+    """Whether a backend (a resolved name) takes several prompts and several responses in a row (`GroupBatch.packed`)."""
+    return backend in _PACKED
 
 
 class BackendChoice(NamedTuple):
@@ -34,9 +43,16 @@ class BackendChoice(NamedTuple):
 
 
 def choose_backend(
-    name: str, dtype, platform: str | None = None, config: ModelConfig | None = None, longest: int | None = None
+    name: str,
+    dtype,
+    platform: str | None = None,
+    config: ModelConfig | None = None,
+    longest: int | None = None,
+    packed: bool = False,
 ) -> BackendChoice:
     """The backend that `model.attention` names; `auto` is splash on TPU and cuDNN on GPU where they can, else XLA.
+
+    For packed rows `auto` is our own kernels on TPU, else XLA.
 
     Args:
       name: `auto` or a key of `BACKENDS`.
@@ -45,6 +61,7 @@ def choose_backend(
         device, so that a program for another machine can be traced.
       config: the model; None checks nothing of its shape.
       longest: tokens of the longest prompt row and response row together, which a sliding window may hold; None: any.
+      packed: rows may hold several prompts and several responses.
 
     Raises:
       UserError: an unknown name, or a backend that the platform or the model does not have; with what to do.
@@ -53,7 +70,7 @@ def choose_backend(
         raise UserError(f"model.attention: {name!r} is unknown; choose one of auto, {', '.join(BACKENDS)}")
     where = platform or jax.default_backend()
     if name == "auto":
-        best = _BEST.get(_family(where), "xla")
+        best = (_BEST_PACKED if packed else _BEST).get(_family(where), "xla")
         reason = _lacks(best, where, dtype, config, math.inf if longest is None else longest)
         return BackendChoice("xla", reason) if reason else BackendChoice(best)
     if platform is not None and _family(where) not in BACKENDS[name]:
@@ -64,10 +81,15 @@ def choose_backend(
 
 
 def resolve_backend(
-    name: str, dtype, platform: str | None = None, config: ModelConfig | None = None, longest: int | None = None
+    name: str,
+    dtype,
+    platform: str | None = None,
+    config: ModelConfig | None = None,
+    longest: int | None = None,
+    packed: bool = False,
 ) -> str:
     """The name alone of `choose_backend`."""
-    return choose_backend(name, dtype, platform, config, longest).backend
+    return choose_backend(name, dtype, platform, config, longest, packed).backend
 
 
 def _lacks(backend: str, platform: str | None, dtype, config: ModelConfig | None, longest: float) -> str | None:
@@ -75,6 +97,8 @@ def _lacks(backend: str, platform: str | None, dtype, config: ModelConfig | None
     kind = jnp.dtype(dtype).name
     if kind not in _TYPES.get(backend, (kind,)):
         return f"its kernels take model.dtype {' or '.join(_TYPES[backend])}, got {kind}"
+    if backend == "pallas":
+        return None if config is None else _odd_heads(config)
     if backend != "cudnn":
         return None
     missing = None if platform is None else _no_cudnn(platform)
@@ -91,19 +115,20 @@ def _no_cudnn(platform: str) -> str | None:
         return f"cuDNN's attention needs compute capability {_OLDEST_CAPABILITY} or later, and this GPU has {capability}"
     oldest = _OLDEST_OF.get(capability, _OLDEST)
     if version < oldest:
-        return (
-            f"cuDNN {_written(version)} is older than {_written(oldest)} (pip install -U 'align-jax[gpu]')"
-        )
+        return f"cuDNN {_written(version)} is older than {_written(oldest)} (pip install -U 'align-jax[gpu]')"
     return None
+
+
+def _odd_heads(config: ModelConfig) -> str | None:
+    size = config.head_size
+    return f"its kernels take head sizes that are multiples of 8, this model has {size}" if size % 8 else None
 
 
 def _no_kernel(config: ModelConfig, longest: float) -> str | None:
     capability = _capability()
     largest = _LARGEST_HEAD_HOPPER if capability is not None and capability >= 9 else _LARGEST_HEAD
     if config.head_size % 8 or config.head_size > largest:
-        return (
-            f"cuDNN's kernels take head sizes that are multiples of 8 up to {largest}, this model has {config.head_size}"
-        )
+        return f"cuDNN's kernels take head sizes that are multiples of 8 up to {largest}, this model has {config.head_size}"
     if config.sliding_window is not None and config.sliding_window < longest:
         return f"cuDNN has no kernel for a sliding window ({config.sliding_window} tokens) over a shared prompt"
     return None

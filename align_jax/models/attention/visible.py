@@ -7,19 +7,8 @@ import dataclasses
 import jax
 import jax.numpy as jnp
 
-
-@jax.tree_util.register_dataclass
-@dataclasses.dataclass(frozen=True)
-class Tokens:
-    """Where tokens stand, for deciding what sees what: int32 arrays `[D, N, R]` (see `align_jax.batch`).
-
-    `parents` and `groups` may be None: no parents; nothing but the own row is seen.
-    """
-
-    positions: jax.Array
-    segments: jax.Array
-    parents: jax.Array | None = None
-    groups: jax.Array | None = None
+from align_jax.models.attention.runs import Runs, runs_of
+from align_jax.models.attention.tokens import Tokens
 
 
 @jax.tree_util.register_dataclass
@@ -62,7 +51,7 @@ def _near(q_positions: jax.Array, k_positions: jax.Array, window: int | None) ->
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class RowIds:
-    """Visibility for the flash backends, which make no mask: causal within a segment, the whole prompt before it.
+    """Visibility for splash and cuDNN, which make no mask: causal within a segment, the whole prompt before it.
 
     Attributes:
       segments: int32 `[D, N, R]`; a token sees the earlier tokens of its row with its segment. 0 is padding.
@@ -86,12 +75,12 @@ def visibility(
     prompt: Tokens | None = None,
     prompt_row: jax.Array | None = None,
     uniform: bool = False,
-) -> Masks | RowIds:
+) -> Masks | RowIds | Runs:
     """What tokens see, for one backend.
 
     Args:
-      backend: a resolved name, see `resolve_backend`. Other than `xla` asks for `packed` False where there is a prompt,
-        and for prompts aligned by `aligned`.
+      backend: a resolved name, see `resolve_backend`. `splash` and `cudnn` ask for `packed` False where there is a prompt,
+        and for prompts at the end of their rows that the kernels count from.
       tokens: of the rows.
       window: the model's sliding window; None is everything.
       prompt, prompt_row: the prompt rows, and int32 `[D, N]` which of them each row sees; None for rows without a prompt.
@@ -101,6 +90,8 @@ def visibility(
     if backend == "xla":
         prefix = None if prompt is None else prefix_mask(tokens, prompt, prompt_row, window)
         return Masks(own_mask(tokens, window), prefix, rows)
+    if backend == "pallas":
+        return runs_of(tokens, window, prompt, prompt_row)
     segments = jnp.asarray(tokens.segments)
     farthest = segments.shape[-1] - 1 + (0 if prompt is None else prompt.segments.shape[-1])
     window = None if window is None or window > farthest else window

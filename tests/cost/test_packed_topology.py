@@ -1,0 +1,62 @@
+"""The training step on packed rows compiled for TPUs that are not there: our kernels pass Mosaic, forward and backward."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import pytest
+
+pytest.importorskip("libtpu", reason="compiling for TPUs needs libtpu: pip install 'align-jax[tpu]'")
+
+from jax.sharding import NamedSharding, PartitionSpec  # noqa: E402
+
+from align_jax.cost import topology as tpu  # noqa: E402
+from align_jax.models import ModelConfig  # noqa: E402
+from align_jax.models.attention import Tokens, attend, visibility  # noqa: E402
+from align_jax.objectives import OBJECTIVES  # noqa: E402
+from align_jax.parallel.mesh import make_mesh  # noqa: E402
+from align_jax.training.optim import AdamW, make_optimizer  # noqa: E402
+from align_jax.training.step import Scorer  # noqa: E402
+
+MODEL = ModelConfig(vocab_size=1024, width=256, mlp_width=512, layers=4, heads=4, kv_heads=2, head_size=128)
+
+
+@pytest.mark.slow
+def test_the_step_on_packed_rows_compiles_for_a_mesh():
+    mesh = make_mesh(1, 2, 2, devices=tpu.topology_devices("v5e:2x2"))
+    objective, optimizer = OBJECTIVES["mpo"](beta=0.1), make_optimizer(AdamW(), 10)
+    batch = tpu.abstract_batch(objective, tpu.Lengths(prompt=200, response=328, responses=4), mesh, 4, 1)
+    batch = dataclasses.replace(batch, packed=True, uniform=False)
+    scorer = Scorer(MODEL, head_chunk=256, attention="pallas")
+    compiled = tpu.compile_for(mesh, scorer, objective, optimizer, "float32", batch)
+    # One kernel in the forward pass and two in the backward one; for prompts and for responses.
+    assert compiled.counts.kernels == MODEL.layers * 2 * 3
+
+
+# Heads that fill no lane and those that take several, keys of one head, float32; two chips have two cores.
+KERNELS = [
+    ("v6e:2x2", 64, (9, 3), "bfloat16", 640),
+    ("v5p:2x2x1", 128, (8, 1), "bfloat16", 640),
+    ("v5e:2x2", 256, (4, 2), "float32", 640),
+]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name, size, heads, dtype, length", KERNELS)
+def test_the_kernels_compile(name, size, heads, dtype, length):
+    where = NamedSharding(make_mesh(1, 1, 1, devices=tpu.topology_devices(name)[:1]), PartitionSpec())
+
+    def shape(*sizes, dtype=jnp.int32):
+        return jax.ShapeDtypeStruct(sizes, dtype, sharding=where)
+
+    def loss(arrays, tokens, prompt, prompt_row):
+        seen = visibility("pallas", Tokens(*tokens), None, Tokens(*prompt), prompt_row)
+        return jnp.sum(attend(*arrays[:3], seen, *arrays[3:]).astype(jnp.float32))
+
+    rows, prompts = (1, 2, length), (1, 2, 200)
+    arrays = [
+        shape(*x, h, size, dtype=dtype) for x, h in zip([rows] * 3 + [prompts] * 2, (heads[0], *heads[1:] * 4), strict=True)
+    ]
+    args = arrays, [shape(*rows)] * 4, [shape(*prompts)] * 2, shape(1, 2)
+    compiled = jax.jit(jax.grad(loss)).trace(*args).lower(lowering_platforms=("tpu",)).compile()
+    assert compiled.as_text().count('custom_call_target="tpu_custom_call"') == 3
