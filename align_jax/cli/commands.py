@@ -222,6 +222,7 @@ def compile_step(request: Invocation) -> int:
         rows=None if rows == (None, None, None) else recipe.lengths_of(config, *rows),
         model=given["model"],
         shapes=2 if given["shapes"] is None else given["shapes"],
+        candidates=2 if given["candidates"] is None else given["candidates"],
     )
     values = recipe.compile_step(config, asked)
     print(json.dumps(values) if given["json"] else topology_report.table(values))
@@ -372,6 +373,7 @@ COMMANDS = {
                 "FILE",
             ),
             Argument("--shapes", "how many of the epoch's shapes are compiled; 2 by default", "N", whole_number),
+            Argument("--candidates", "with --mesh auto, how many meshes are compiled; 2 by default", "N", whole_number),
             Argument("--prompt-tokens", "full rows in place of data: data.max_prompt_tokens, else 512", "N", whole_number),
             Argument("--response-tokens", "the same: data.max_response_tokens by default, else 512", "N", whole_number),
             Argument("--responses", "of a prompt, with full rows; data.max_responses by default, else 4", "N", whole_number),

@@ -6,22 +6,27 @@ import dataclasses
 import tempfile
 from typing import Any
 
+import jax
 import numpy as np
+from jax.sharding import Mesh
 
 from align_jax.config import Config
 from align_jax.config.jobs import JOBS
 from align_jax.cost import topology, topology_report
 from align_jax.cost.advice import advice
+from align_jax.cost.chips import chip_of
 from align_jax.cost.epoch import ShapeUse, chosen, epoch_steps, shapes_of
 from align_jax.cost.estimate import CompiledShape, EpochEstimate
 from align_jax.cost.length_data import LengthData, read_lengths
+from align_jax.cost.plan import MeshPlan, PlanEstimate
 from align_jax.data import DataConfig
 from align_jax.errors import UserError
 from align_jax.models.known import known_model
 from align_jax.parallel.mesh import axis_sizes, make_mesh
+from align_jax.recipes import auto_mesh
 from align_jax.recipes.say import say, speaking
 from align_jax.recipes.setup import Setup
-from align_jax.recipes.source import starting_model
+from align_jax.recipes.source import ModelSource, starting_model
 from align_jax.terminal import Watch
 from align_jax.training import optim
 
@@ -39,7 +44,7 @@ class CompileRequest:
       lengths: a file of token counts, or the name of one that comes with the package.
       rows: full rows of these lengths, in place of what any data would give.
       model: the name of a known shape, in place of the config's model.
-      shapes: how many of the epoch's shapes are compiled.
+      shapes: how many of the epoch's shapes are compiled. candidates: with `mesh: auto`, how many of the best meshes are.
     """
 
     topology: str
@@ -48,14 +53,16 @@ class CompileRequest:
     rows: topology.Lengths | None = None
     model: str | None = None
     shapes: int = 2
+    candidates: int = 2
 
     def __post_init__(self):
         if self.lengths is not None and self.rows is not None:
             raise UserError(
-                f"--lengths {self.lengths}: give it, or --prompt-tokens, --response-tokens and --responses (full rows)"
+                f"--lengths {self.lengths}: give it or --prompt-tokens, --response-tokens and --responses (full rows), not both"
             )
-        if self.shapes < 1:
-            raise UserError(f"--shapes: {self.shapes} is not a positive number")
+        for name in ("shapes", "candidates"):
+            if getattr(self, name) < 1:
+                raise UserError(f"--{name}: {getattr(self, name)} is not a positive number")
 
 
 def compile_step(config: Config, asked: CompileRequest) -> dict[str, Any]:
@@ -76,9 +83,11 @@ def compile_step(config: Config, asked: CompileRequest) -> dict[str, Any]:
     with tempfile.TemporaryDirectory() as folder, speaking(config.log.quiet, config.log.progress):
         config = with_model(config, asked.model)
         config = dataclasses.replace(config, run=dataclasses.replace(config.run, dir=folder))
+        source = starting_model(config)
+        config, auto = AutoMesh(source, devices, asked).chosen(config) if config.mesh.auto else (config, None)
         mesh = make_mesh(*config.mesh_sizes(len(devices)), devices=devices)
         topology.check_groups(config.train.groups_per_step, config.train.accumulation_steps, mesh)
-        setup = Setup(config, mesh, starting_model(config))
+        setup = Setup(config, mesh, source)
         uses, lengths = shapes_for(setup, asked)
         estimate = EpochEstimate(tuple(uses), tuple(compiled(setup, chosen(uses, asked.shapes), asked.topology)))
     advised = advice(
@@ -88,7 +97,65 @@ def compile_step(config: Config, asked: CompileRequest) -> dict[str, Any]:
         packed=uses[0].batch.packed,
     )
     values = topology_report.report(estimate, axis_sizes(mesh), setup.scorer, advised)
-    return {"topology": asked.topology, "slices": asked.slices, "lengths": lengths, **values}
+    more = {} if auto is None else {"auto": auto}
+    return {"topology": asked.topology, "slices": asked.slices, "lengths": lengths, **values, **more}
+
+
+@dataclasses.dataclass(frozen=True)
+class AutoMesh:
+    """`mesh: auto` for a topology: plans by formula, and the best of them compiled."""
+
+    source: ModelSource
+    devices: list[jax.Device]
+    asked: CompileRequest
+
+    def chosen(self, config: Config) -> tuple[Config, list[dict[str, Any]]]:
+        """The config with the plan that is predicted to take least among those compiled.
+
+        Returns:
+          The config, and the choice and its runners-up, best first: each by formula, and as compiled where it was.
+
+        Raises:
+          UserError: none of those compiled fits.
+        """
+        ranks = auto_mesh.ranked(config, self.source.shape, self.devices, self._use)
+        found = auto_mesh.distinct(ranks, auto_mesh.SHOWN)
+        say("mesh: auto, by formula:")
+        for line in auto_mesh.shown(found, chip_of(self.devices[0].device_kind).memory).splitlines():
+            say(line)
+        tried = [(each, self._compiled(config, each.plan)) for each in found[: self.asked.candidates]]
+        fitting = [(each, shape) for each, shape in tried if shape is not None and shape.fits]
+        if not fitting:
+            raise UserError(f"mesh: auto: none of the {len(tried)} best meshes fits when compiled; raise --candidates")
+        best, _ = min(fitting, key=lambda pair: pair[1].seconds.serial + pair[1].seconds.overlapped)
+        say(f"mesh: auto: {best.plan}")
+        rest = [(each, shape) for each, shape in [*tried, *((each, None) for each in found[len(tried) :])] if each is not best]
+        rows = [_row(each, shape) for each, shape in [next(pair for pair in tried if pair[0] is best), *rest]]
+        return auto_mesh.planned(config, best.plan), rows
+
+    def _use(self, config: Config, mesh: Mesh) -> ShapeUse:
+        return shapes_for(Setup(config, mesh, self.source), self.asked)[0][0]
+
+    def _compiled(self, config: Config, plan: MeshPlan) -> CompiledShape | None:
+        """A plan's main shape as compiled; None where it does not fit."""
+        mesh = make_mesh(plan.data, plan.fsdp, plan.tensor, devices=self.devices)
+        setup = Setup(auto_mesh.planned(config, plan), mesh, self.source)
+        try:
+            return compiled(setup, [self._use(setup.config, mesh)], f"{self.asked.topology}, {plan}")[0]
+        except topology.DoesNotFit as error:
+            say(f"mesh: auto: {plan}: {error}")
+            return None
+
+
+def _row(each: PlanEstimate, shape: CompiledShape | None) -> dict[str, Any]:
+    """A plan as JSON values, by formula and as compiled."""
+    by = lambda seconds, memory: {  # noqa: E731
+        "serial_seconds": seconds.serial,
+        "overlapped_seconds": seconds.overlapped,
+        "memory_bytes": round(memory),
+    }
+    as_compiled = None if shape is None else {**by(shape.seconds, shape.memory.total), "fits": shape.fits}
+    return {**dataclasses.asdict(each.plan), **by(each.seconds, each.memory), "compiled": as_compiled}
 
 
 def with_model(config: Config, name: str | None) -> Config:

@@ -16,6 +16,7 @@ from jax.sharding import Mesh
 
 from align_jax.batch import GroupBatch
 from align_jax.config import Config
+from align_jax.cost.epoch import ShapeUse, epoch_steps, shapes_of
 from align_jax.cost.flops import compilation_price, keys_per_position
 from align_jax.data import BatchLoader, DataConfig, Encoder, GroupDataset, RowLayout
 from align_jax.data.opened import Opened, open_data
@@ -27,6 +28,7 @@ from align_jax.objectives import Objective
 from align_jax.parallel.mesh import data_shards, make_mesh
 from align_jax.parallel.processes import LargestAhead, largest_anywhere, of_first
 from align_jax.parallel.stop import StoppedPass, listening
+from align_jax.recipes.auto_mesh import with_mesh
 from align_jax.recipes.folder import RunFolder
 from align_jax.recipes.say import say, say_once, watching
 from align_jax.recipes.source import ModelSource, reference_model, starting_model
@@ -36,6 +38,7 @@ from align_jax.scoring.scorer import FixedScorer, Scorer
 # Attention without a kernel: small products and a softmax in memory take this much longer for an operation than the rest does
 # (measured on a CPU, heads of 64).
 XLA_ATTENTION_COST = 4
+_PLANNED_STEPS = 16  # that `mesh: auto` looks at
 
 
 @dataclasses.dataclass(frozen=True)
@@ -61,9 +64,12 @@ class Setup:
         Raises:
           UserError: a mesh that does not fit the devices, or a model that cannot be read.
         """
-        mesh = make_mesh(*config.mesh_sizes(jax.device_count()))
         config = on_its_day(config)
-        return cls(config, mesh, starting_model(config) if source is None else source)
+        source = starting_model(config) if source is None else source
+        if config.mesh.auto:
+            trains = config.objective is not None and config.data is not None and config.data.train is not None
+            config = with_mesh(config, source.shape, _use_of(source) if trains else None)
+        return cls(config, make_mesh(*config.mesh_sizes(jax.device_count())), source)
 
     @property
     def folder(self) -> RunFolder:
@@ -241,6 +247,20 @@ def fill_reference(
                 "same command goes on from there"
             )
             raise
+
+
+def _use_of(source: ModelSource) -> Callable[[Config, Mesh], ShapeUse]:
+    """For `auto_mesh.ranked`: the shape that computes most of the first steps on `data.train`, which is read once."""
+    datasets: list[GroupDataset] = []
+
+    def use(config: Config, mesh: Mesh) -> ShapeUse:
+        setup = Setup(config, mesh, source)
+        if not datasets:
+            datasets.append(setup.dataset("train"))
+        loader, steps = setup.loader(datasets[0]), config.train.total_steps(len(datasets[0]))
+        return shapes_of(epoch_steps(loader, datasets[0], source.shape, min(_PLANNED_STEPS, steps)))[0]
+
+    return use
 
 
 def on_its_day(config: Config) -> Config:
