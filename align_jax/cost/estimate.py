@@ -21,7 +21,7 @@ from align_jax.cost.chips import Chip
 from align_jax.cost.epoch import ShapeUse, real_fraction
 from align_jax.cost.flops import least_flops, remat_flops
 from align_jax.cost.hlo import Counts
-from align_jax.cost.network import Places, Spent, spent
+from align_jax.cost.network import Moved, Places, Spent, spent
 
 
 @dataclasses.dataclass(frozen=True)
@@ -115,11 +115,25 @@ class CompiledShape:
 
 
 def collective_costs(counts: Counts, chip: Chip, places: Places) -> dict[str, Spent]:
-    """Kind -> what all collectives of it cost over a step."""
+    """Kind -> what all collectives of it cost over a step.
+
+    The compiler sends the pieces of a product half to one neighbour and half to the other, at the same time: permutations that
+    go both ways count half.
+    """
     found: dict[str, Spent] = {}
+    ways = {_way(moved) for moved in counts.moved if moved.kind == "collective-permute"}
     for moved in counts.moved:
-        found[moved.kind] = found.get(moved.kind, Spent()) + spent(moved, chip, places)
+        cost = spent(moved, chip, places)
+        if moved.kind == "collective-permute" and _way(moved, back=True) in ways - {_way(moved)}:
+            cost = dataclasses.replace(cost, inside=cost.inside / 2)
+        found[moved.kind] = found.get(moved.kind, Spent()) + cost
     return found
+
+
+def _way(moved: Moved, back: bool = False) -> frozenset:
+    """Who sends to whom, or the other way round."""
+    pairs = [] if moved.groups is None else moved.groups.tolist()
+    return frozenset((b, a) if back else (a, b) for a, b in pairs)
 
 
 def repeated(use: ShapeUse, policy: str, *, chunks: bool, attention_saved: bool) -> int:

@@ -9,7 +9,8 @@ import numpy as np
 
 _IOTA = re.compile(r"replica_groups=\[([\d,]+)\]<=\[([\d,]+)\](?:T\(([\d,]+)\))?")
 _LISTED = re.compile(r"(?:replica_groups|source_target_pairs)=\{((?:\{[\d,]*\},?)+)\}")
-_MESH = re.compile(r"replica_groups=\S*?mesh\[([^\]]*)\](?:, device_ids=\(([\d,]*)\))?\s*\{([^}]*)\}")
+_MESH = re.compile(r"replica_groups=\S*?mesh\[([^\]]*)\](?:, device_ids=\((.*?)\))?\s*\{([^}]*)\}")
+_ORDER = re.compile(r"\[([\d,]+)\](?:T\(([\d,]+)\))?")
 _AXIS = re.compile(r"'([^']+)'(?::\((\d+)\)(\d+))?")
 
 
@@ -24,9 +25,8 @@ def device_groups(attributes: str) -> np.ndarray | None:
       ValueError: groups written in another way, or of different sizes.
     """
     if found := _IOTA.search(attributes):
-        shape, dims, order = (None if x is None else [int(n) for n in x.split(",")] for x in found.groups())
-        numbers = np.arange(math.prod(dims)).reshape(dims)
-        return (numbers if order is None else numbers.transpose(order)).reshape(shape)
+        shape, dims, order = found.groups()
+        return _in_order(dims, order).reshape(_numbers(shape))
     if found := _MESH.search(attributes):
         return _of_mesh(*found.groups())
     if found := _LISTED.search(attributes):
@@ -44,11 +44,24 @@ def _of_mesh(axes: str, numbers: str | None, chosen: str) -> np.ndarray:
         cuts = sorted({1, before, before * size, sizes[name], *(at for at, _ in parts[name])})
         parts[name] = [(a, b // a) for a, b in zip(cuts, cuts[1:], strict=False)] or [(1, sizes[name])]
     flat = [(name, before, size) for name in sizes for before, size in parts[name]]
-    devices = np.arange(math.prod(sizes.values())) if numbers is None else np.array([int(n) for n in numbers.split(",")])
+    devices = np.arange(math.prod(sizes.values()))
+    if numbers is not None:
+        order = _ORDER.search(numbers)
+        devices = np.array(_numbers(numbers)) if order is None else _in_order(*order.groups())
     inside = [i for i, part in enumerate(flat) if any(_within(part, axis) for axis in wanted)]
     outside = [i for i in range(len(flat)) if i not in inside]
     array = devices.reshape([size for *_, size in flat]).transpose([*outside, *inside])
     return array.reshape(-1, math.prod(flat[i][2] for i in inside))
+
+
+def _in_order(dims: str, order: str | None) -> np.ndarray:
+    """0, 1, .. in these dimensions, transposed: `[4,2]` and `1,0`."""
+    numbers = np.arange(math.prod(_numbers(dims))).reshape(_numbers(dims))
+    return (numbers if order is None else numbers.transpose(_numbers(order))).reshape(-1)
+
+
+def _numbers(text: str) -> list[int]:
+    return [int(n) for n in text.split(",")]
 
 
 def _within(part: tuple[str, int, int], axis: tuple[str, int, int]) -> bool:

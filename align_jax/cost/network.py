@@ -7,7 +7,7 @@ bytes each, after "How to Scale Your Model" (jax-ml.github.io/scaling-book), cha
     all-gather           V (n-1)/n / rate               (a reduce-scatter: the same, V the bytes before it)
     all-reduce         2 V (n-1)/n / rate               (a reduce-scatter and an all-gather)
     all-to-all           n V / (4 rate)
-    collective-permute   V hops / link
+    collective-permute   V load / link                  (load: how many of its messages go over the busiest link)
 
 Where devices of S slices take part, each slice does its part as above, and what one chip then has of it, V over the devices of
 a slice, crosses the slices: 2 (S-1)/S times for an all-reduce, (S-1)/S times else. Latencies are left out.
@@ -99,12 +99,25 @@ def _permuted(moved: Moved, chip: Chip, places: Places) -> Spent:
         return Spent()
     source, target = moved.groups.T
     crosses = places.slices[source] != places.slices[target]
-    distance = np.abs(places.coords[source] - places.coords[target])
-    closed = places.extent % chip.ring == 0
-    hops = np.where(closed, np.minimum(distance, places.extent - distance), distance).sum(1)
     across = moved.times * moved.size if crosses.any() else 0.0
-    inside = moved.times * moved.size * int(hops[~crosses].max(initial=0)) / chip.link_rate
-    return Spent(inside, across / chip.slice_rate, across)
+    load = _busiest(places.coords[source[~crosses]], places.coords[target[~crosses]], places, chip)
+    return Spent(moved.times * moved.size * load / chip.link_rate, across / chip.slice_rate, across)
+
+
+def _busiest(source: np.ndarray, target: np.ndarray, places: Places, chip: Chip) -> int:
+    """Messages over the busiest link where each goes the shorter way, axis by axis."""
+    loads: dict[tuple, int] = {}
+    for at, end in zip(source.tolist(), target.tolist(), strict=True):
+        for axis, length in enumerate(places.extent.tolist()):
+            forth, closed = end[axis] - at[axis], length % chip.ring == 0
+            if closed and abs(forth) > length / 2:
+                forth -= length if forth > 0 else -length
+            step = 1 if forth > 0 else -1
+            for _ in range(abs(forth)):
+                link = (*at, axis, step)
+                loads[link] = loads.get(link, 0) + 1
+                at[axis] = (at[axis] + step) % length if closed else at[axis] + step
+    return max(loads.values(), default=0)
 
 
 def _rate(coords: np.ndarray, chip: Chip, extent: np.ndarray) -> float:

@@ -9,7 +9,7 @@ import re
 ARRAY = re.compile(r"\b([a-z]+\d*[a-z0-9]*)\[([\d,]*)\](\{[^{}]*\})?")
 _LINE = re.compile(r"^\s+(ROOT )?%?([\w.\-]+) = (.*)$")
 _HEADER = re.compile(r"^(ENTRY )?%?([\w.\-]+) \(.*\{$")
-_BITS = {"pred": 8, "s4": 4, "u4": 4}
+_BITS = {"pred": 8, "token": 0, "opaque": 0}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -183,6 +183,6 @@ def size_of(kind: str, on_chip: bool = True) -> int:
     for element, dims, layout in ARRAY.findall(kind):
         if not on_chip and re.search(r"S\([1-9]\d*\)", layout):
             continue
-        bits = _BITS.get(element) or int(re.search(r"\d+", element).group())
+        bits = _BITS[element] if element in _BITS else int(re.search(r"\d+", element).group())
         total += math.prod(int(d) for d in dims.split(",") if d) * bits // 8
     return total

@@ -111,10 +111,19 @@ def table(values: dict[str, Any]) -> str:
             f"{values['useful_utilization_compute']:.3f} by products alone",
         ),
         ("compile", f"{values['compile_seconds']:.1f} s"),
+        *(("runner-up", _runner_up(plan)) for plan in values.get("auto", [])[1:]),
         *(("to change", line) for line in values["advice"]),
     ]
     width = max(len(name) for name, _ in lines)
     return "\n".join(f"{name:<{width}}  {text}" for name, text in lines)
+
+
+def _runner_up(plan: dict[str, Any]) -> str:
+    how = plan["compiled"] or plan
+    mesh = f"data {plan['data']} x fsdp {plan['fsdp']} x tensor {plan['tensor']}, remat {plan['remat']}"
+    seconds = f"{how['serial_seconds']:.4f} s in series, {how['overlapped_seconds']:.4f} s overlapped"
+    by = "compiled" if plan["compiled"] else "by formula"
+    return f"{mesh}, {plan['accumulation']} microbatches: {seconds}, {how['memory_bytes'] / 2**30:.1f} GiB ({by})"
 
 
 def _done(values: dict[str, Any]) -> str:

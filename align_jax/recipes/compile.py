@@ -14,6 +14,7 @@ from align_jax.config import Config
 from align_jax.config.jobs import JOBS
 from align_jax.cost import topology, topology_report
 from align_jax.cost.advice import advice
+from align_jax.cost.benchmark import shape_key
 from align_jax.cost.chips import chip_of
 from align_jax.cost.epoch import ShapeUse, chosen, epoch_steps, shapes_of
 from align_jax.cost.estimate import CompiledShape, EpochEstimate
@@ -84,12 +85,14 @@ def compile_step(config: Config, asked: CompileRequest) -> dict[str, Any]:
         config = with_model(config, asked.model)
         config = dataclasses.replace(config, run=dataclasses.replace(config.run, dir=folder))
         source = starting_model(config)
-        config, auto = AutoMesh(source, devices, asked).chosen(config) if config.mesh.auto else (config, None)
+        auto = AutoMesh(source, devices, asked).chosen(config) if config.mesh.auto else None
+        config = config if auto is None else auto.config
         mesh = make_mesh(*config.mesh_sizes(len(devices)), devices=devices)
         topology.check_groups(config.train.groups_per_step, config.train.accumulation_steps, mesh)
         setup = Setup(config, mesh, source)
         uses, lengths = shapes_for(setup, asked)
-        estimate = EpochEstimate(tuple(uses), tuple(compiled(setup, chosen(uses, asked.shapes), asked.topology)))
+        known = () if auto is None else (auto.shape,)
+        estimate = EpochEstimate(tuple(uses), tuple(compiled(setup, chosen(uses, asked.shapes), asked.topology, known)))
     advised = advice(
         estimate,
         remat=config.model.remat,
@@ -97,8 +100,22 @@ def compile_step(config: Config, asked: CompileRequest) -> dict[str, Any]:
         packed=uses[0].batch.packed,
     )
     values = topology_report.report(estimate, axis_sizes(mesh), setup.scorer, advised)
-    more = {} if auto is None else {"auto": auto}
+    more = {} if auto is None else {"auto": auto.rows}
     return {"topology": asked.topology, "slices": asked.slices, "lengths": lengths, **values, **more}
+
+
+@dataclasses.dataclass(frozen=True)
+class ChosenMesh:
+    """What was chosen.
+
+    Attributes:
+      config: with the plan. shape: its main shape, compiled.
+      rows: the choice and its runners-up as JSON values, best first: each by formula, and as compiled where it was.
+    """
+
+    config: Config
+    shape: CompiledShape
+    rows: list[dict[str, Any]]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -109,11 +126,8 @@ class AutoMesh:
     devices: list[jax.Device]
     asked: CompileRequest
 
-    def chosen(self, config: Config) -> tuple[Config, list[dict[str, Any]]]:
-        """The config with the plan that is predicted to take least among those compiled.
-
-        Returns:
-          The config, and the choice and its runners-up, best first: each by formula, and as compiled where it was.
+    def chosen(self, config: Config) -> ChosenMesh:
+        """The plan that is predicted to take least among those compiled.
 
         Raises:
           UserError: none of those compiled fits.
@@ -127,11 +141,10 @@ class AutoMesh:
         fitting = [(each, shape) for each, shape in tried if shape is not None and shape.fits]
         if not fitting:
             raise UserError(f"mesh: auto: none of the {len(tried)} best meshes fits when compiled; raise --candidates")
-        best, _ = min(fitting, key=lambda pair: pair[1].seconds.serial + pair[1].seconds.overlapped)
-        say(f"mesh: auto: {best.plan}")
-        rest = [(each, shape) for each, shape in [*tried, *((each, None) for each in found[len(tried) :])] if each is not best]
-        rows = [_row(each, shape) for each, shape in [next(pair for pair in tried if pair[0] is best), *rest]]
-        return auto_mesh.planned(config, best.plan), rows
+        best = min(fitting, key=lambda pair: pair[1].seconds.serial + pair[1].seconds.overlapped)
+        say(f"mesh: auto: {best[0].plan}")
+        rest = [pair for pair in tried if pair is not best] + [(each, None) for each in found[len(tried) :]]
+        return ChosenMesh(auto_mesh.planned(config, best[0].plan), best[1], [_row(*pair) for pair in [best, *rest]])
 
     def _use(self, config: Config, mesh: Mesh) -> ShapeUse:
         return shapes_for(Setup(config, mesh, self.source), self.asked)[0][0]
@@ -201,14 +214,22 @@ def _dataset(setup: Setup, lengths: str | None) -> Any:
         raise UserError(f"{error} (compile needs no data with --lengths ultrafeedback, or a file of token counts)") from error
 
 
-def compiled(setup: Setup, uses: list[ShapeUse], name: str) -> list[CompiledShape]:
-    """The step compiled for each of these shapes."""
+def compiled(setup: Setup, uses: list[ShapeUse], name: str, known: tuple[CompiledShape, ...] = ()) -> list[CompiledShape]:
+    """The step compiled for each of these shapes.
+
+    Args:
+      name: of the topology. known: shapes that were compiled by the same setup already.
+    """
     config, found = setup.config, []
+    before = {shape_key(shape.use.batch): shape for shape in known}
     optimizer = optim.make_optimizer(config.optimizer, config.train.steps or 1000)
     what = topology.StepCompiler(
         setup.mesh, topology.resolved(setup.scorer), config.objective, optimizer, config.model.param_dtype
     )
     for number, use in enumerate(uses, start=1):
+        if (shape := before.get(shape_key(use.batch))) is not None:
+            found.append(dataclasses.replace(shape, use=use))
+            continue
         if len(uses) > 1:
             say(f"shape {number} of {len(uses)}: {use.describe()}")
         # Not `watching`, which asks JAX for this machine's devices: there may be none.

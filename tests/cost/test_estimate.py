@@ -116,3 +116,12 @@ def test_known_shapes_are_those_of_the_models():
         assert (embeddings + c.layers * layer + c.width) / 1e9 == pytest.approx(billions, rel=2e-3), name
     with pytest.raises(UserError, match="none of the known shapes; did you mean llama-3-8b"):
         known_model("lama-3-8b")
+
+
+def test_permutations_both_ways_run_at_one_time():
+    places = Places(np.arange(4)[:, None], np.zeros(4, int))
+    around = np.array([[0, 1], [1, 2], [2, 3], [3, 0]])
+    forth, back = (Moved("collective-permute", 1, 10**9, pairs) for pairs in (around, around[:, ::-1]))
+    one = collective_costs(Counts(0, {}, 0, (forth,)), CHIP, places)["collective-permute"].inside
+    both = collective_costs(Counts(0, {}, 0, (forth, back)), CHIP, places)["collective-permute"].inside
+    assert one == both == pytest.approx(1e9 / CHIP.link_rate)

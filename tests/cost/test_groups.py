@@ -14,6 +14,7 @@ from align_jax.cost.groups import device_groups
         ("replica_groups=mesh['x'=2,'y'=3] {'y'}, dimensions={0}", [[0, 1, 2], [3, 4, 5]]),
         ("replica_groups=mesh['x'=2,'y'=3] {'x'}", [[0, 3], [1, 4], [2, 5]]),
         ("replica_groups=mesh['x'=2,'y'=2], device_ids=(3,2,1,0) {'y'}", [[3, 2], [1, 0]]),
+        ("replica_groups=mesh['x'=2,'y'=3], device_ids=([3,2]T(1,0)) {'y'}, use_global", [[0, 2, 4], [1, 3, 5]]),
         ("replica_groups=mesh['x'=4] {'x':(2)2}", [[0, 1], [2, 3]]),
         ("replica_groups=mesh['x'=4] {'x':(1)2}", [[0, 2], [1, 3]]),
         ("replica_groups=mesh['x'=2,'y'=2] {'x', 'y'}", [[0, 1, 2, 3]]),

@@ -39,10 +39,17 @@ def test_a_line_has_one_link_at_its_ends():
     assert apart == pytest.approx(2 * part)
 
 
-def test_permutations_go_hop_by_hop():
+def test_permutations_wait_for_the_busiest_link():
     around = [[0, 1], [1, 2], [2, 3], [3, 0]]
-    assert seconds("collective-permute", around, torus(4)).inside == pytest.approx(2 * 1e9 / LINK)
-    assert seconds("collective-permute", around, torus(4), V5E).inside == pytest.approx(2 * 1e9 * 3 / V5E.link_rate)
+    ring = 2 * 1e9 / LINK
+    assert seconds("collective-permute", around, torus(4)).inside == pytest.approx(ring)
+    back = seconds("collective-permute", around, torus(4), V5E).inside  # the last message passes all others, on free links
+    assert back == pytest.approx(2 * 1e9 / V5E.link_rate)
+    snake = [[i, (i + 1) % 16] for i in range(16)]  # through a 4 x 4 plane: a row's end goes to the next row's beginning
+    assert seconds("collective-permute", snake, torus(4, 4)).inside == pytest.approx(ring)
+    far = [[0, 2], [1, 3], [2, 0], [3, 1]]
+    assert seconds("collective-permute", far, torus(4)).inside == pytest.approx(2 * ring)
+    assert seconds("collective-permute", None, torus(4)).inside == 0
 
 
 def test_what_crosses_slices():

@@ -1,6 +1,7 @@
 """Bytes that instructions move: slices and updates in place touch their part alone."""
 
 from align_jax.cost.hlo import count
+from align_jax.cost.program import size_of
 
 PROGRAM = """
 %fused (p0: bf16[32,64], p1: s32[], p2: bf16[1,64]) -> bf16[1,64] {
@@ -39,3 +40,8 @@ def test_parts_are_read_and_written():
     prefetched = square  # read into the chip
     updated = row + index + row  # a row and the index read, a row of `a` written in place
     assert count(PROGRAM).traffic == slice_added + copied + prefetched + updated
+
+
+def test_tokens_have_no_bytes():
+    assert size_of("(f32[2,3]{1,0}, token[], s4[4]{0}, pred[5])") == 24 + 2 + 5
+    assert size_of("(f32[2,3]{1,0:T(8,128)S(1)}, bf16[4])", on_chip=False) == 8
