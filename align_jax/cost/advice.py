@@ -30,7 +30,8 @@ def advice(estimate: EpochEstimate, *, remat: str, accumulation: int, packed: bo
         )
     if seconds.memory > 1.1 * max(seconds.compute, network):
         lines.append(
-            "memory traffic takes longest: larger products (fewer, longer rows a chip), an attention kernel in place of xla"
+            "memory traffic takes longest: an attention kernel in place of xla, or less fsdp in mesh (products are cut "
+            "into as many pieces, and added up in memory)"
         )
     again = main.remat / main.least
     if remat in ("full", "offload") and largest.fits and again > 0.1 and room < 0.6:

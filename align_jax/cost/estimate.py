@@ -1,14 +1,15 @@
 """From compiled shapes to what an epoch takes: seconds of a step by its parts, and useful utilisation.
 
-With T the operations that are done over the chip's peak, M the memory traffic over its rate, and C the seconds of all
-collectives one after the other (within a slice, and between slices), a step takes
+With T the operations that are done over the chip's peak, and C the seconds of all collectives one after the other (within a
+slice, and between slices), a step takes
 
-    in series    max(T, M) + C          nothing overlaps
-    overlapped   max(T, M, C)           everything does
+    in series    T + C          nothing overlaps
+    overlapped   max(T, C)      everything does
 
 and useful utilisation is the least operations of the real tokens (each prompt and each answer once, nothing computed twice,
 `align_jax.cost.flops`) over what the chips could do in that time, both summed over the steps of an epoch. Products are taken
-to run at the peak, which they do not: these are upper bounds, to compare programs with.
+to run at the peak, which they do not: these are upper bounds, to compare programs with. Memory traffic, M seconds at the
+memory's rate, is a bound of its own: where it is larger than both, M is what a step takes at least.
 """
 
 from __future__ import annotations
@@ -60,12 +61,17 @@ class Seconds:
     @property
     def serial(self) -> float:
         """Where nothing overlaps."""
-        return max(self.compute, self.memory) + self.network + self.slices
+        return self.compute + self.network + self.slices
 
     @property
     def overlapped(self) -> float:
         """Where everything does."""
-        return max(self.compute, self.memory, self.network + self.slices)
+        return max(self.compute, self.network + self.slices)
+
+    @property
+    def bound(self) -> float:
+        """The longest part, memory traffic among them: less it cannot be."""
+        return max(self.overlapped, self.memory)
 
     def scaled(self, factor: float) -> Seconds:
         """Of a step with so many times the positions; collectives of weights do not grow with them."""

@@ -73,7 +73,7 @@ class PlanEstimate:
     @property
     def cost(self) -> float:
         """What plans are ordered by: between what takes place in series and what overlaps, nobody knows where a run is."""
-        return (self.seconds.serial + self.seconds.overlapped) / 2
+        return (self.seconds.serial + self.seconds.bound) / 2
 
 
 def meshes(devices: int, slices: int, model: ModelConfig, groups: int) -> Iterator[tuple[int, int, int]]:

@@ -47,7 +47,7 @@ def report(estimate: EpochEstimate, mesh: dict[str, int], scorer: Scorer, advise
         "real_tokens_fraction": estimate.real_fraction,
         "useful_utilization_serial": estimate.utilization("serial"),
         "useful_utilization_overlapped": estimate.utilization("overlapped"),
-        "useful_utilization_compute": estimate.utilization("compute"),
+        "useful_utilization_bound": estimate.utilization("bound"),
         "advice": advised,
     }
 
@@ -108,7 +108,7 @@ def table(values: dict[str, Any]) -> str:
         (
             "useful utilisation",
             f"{values['useful_utilization_serial']:.3f} in series, {values['useful_utilization_overlapped']:.3f} overlapped, "
-            f"{values['useful_utilization_compute']:.3f} by products alone",
+            f"at most {values['useful_utilization_bound']:.3f} with memory traffic",
         ),
         ("compile", f"{values['compile_seconds']:.1f} s"),
         *(("runner-up", _runner_up(plan)) for plan in values.get("auto", [])[1:]),

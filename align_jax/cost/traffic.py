@@ -6,6 +6,8 @@ fusion, too; arrays that the compiler keeps on the chip (memory space 1 and abov
 
 from __future__ import annotations
 
+import dataclasses
+
 from align_jax.cost.program import Instruction, inside, size_of
 
 # What moves nothing, is counted elsewhere (the bodies of loops and calls), or ends what its start has begun.
@@ -35,61 +37,64 @@ def traffic(i: Instruction, table: Table, computations: dict[str, list[Instructi
     if i.op == "scatter":
         return 3 * _size(table[i.operands[-1]].type)
     if i.op == "fusion":
-        return _of_fusion(i, table, computations[inside(i)])
+        return _Body.of(i, computations).moved([_size(table[name].type) for name in i.operands], i)
     return _size(i.type) + sum(_size(table[name].type) for name in i.operands if name in table)
 
 
-def _of_fusion(i: Instruction, table: Table, body: list[Instruction]) -> int:
-    by_name = {x.name: x for x in body}
-    users: dict[str, list[Instruction]] = {}
-    for x in body:
-        for name in x.operands:
-            users.setdefault(name, []).append(x)
-    total = 0
-    for x in body:
-        if x.op != "parameter":
-            continue
-        given = table[i.operands[int(x.operands[0])]] if x.operands else None
-        total += _read(x, given, users, by_name)
-    return total + sum(_written(x, i, by_name) for x in body if x.root)
+@dataclasses.dataclass(frozen=True)
+class _Body:
+    """The computation inside a fusion: its instructions by name, and which of them use each."""
 
+    table: Table
+    users: dict[str, list[Instruction]]
+    computations: dict[str, list[Instruction]]
 
-def _read(parameter: Instruction, given: Instruction | None, users: dict[str, list[Instruction]], body: Table) -> int:
-    whole = _size(parameter.type if given is None else given.type)
-    if not whole:
-        return 0
-    part = 0
-    for user in _users(parameter, users):
-        first = user.operands[0] if user.operands else None
-        is_first = first is not None and _origin(first, body) == parameter.name
-        if is_first and user.op in _PARTS:
-            part += size_of(user.type)
-        elif not (is_first and user.op in ("dynamic-update-slice", "scatter")):
-            return whole
-    return min(part, whole)
+    @classmethod
+    def of(cls, fusion: Instruction, computations: dict[str, list[Instruction]]) -> _Body:
+        users: dict[str, list[Instruction]] = {}
+        for x in computations[inside(fusion)]:
+            for name in x.operands:
+                users.setdefault(name, []).append(x)
+        return cls({x.name: x for x in computations[inside(fusion)]}, users, computations)
 
+    def moved(self, given: list[int], fusion: Instruction) -> int:
+        """Bytes read and written, where the operands have these sizes in memory."""
+        read = sum(min(size, self.read(number)) for number, size in enumerate(given))
+        return read + sum(self._written(x, fusion) for x in self.table.values() if x.root)
 
-def _users(x: Instruction, users: dict[str, list[Instruction]]) -> list[Instruction]:
-    """Those that use an array, seen through bitcasts."""
-    found = []
-    for user in users.get(x.name, []):
-        found += _users(user, users) if user.op == "bitcast" else [user]
-    return found
+    def read(self, number: int) -> int:
+        """Bytes that are used of an operand; the fusion inside, where it goes on to one, decides."""
+        parameter = next(x for x in self.table.values() if x.op == "parameter" and x.operands == (str(number),))
+        part = 0
+        for user in self._users(parameter):
+            places = [at for at, name in enumerate(user.operands) if self._origin(name) == parameter.name]
+            if user.op == "fusion":
+                part += sum(_Body.of(user, self.computations).read(at) for at in places)
+            elif places == [0] and user.op in _PARTS:
+                part += size_of(user.type)
+            elif not (places == [0] and user.op in ("dynamic-update-slice", "scatter")):
+                return size_of(parameter.type)
+        return min(part, size_of(parameter.type))
 
+    def _users(self, x: Instruction) -> list[Instruction]:
+        """Those that use an array, seen through bitcasts."""
+        found = []
+        for user in self.users.get(x.name, []):
+            found += self._users(user) if user.op == "bitcast" else [user]
+        return found
 
-def _written(root: Instruction, fusion: Instruction, body: Table) -> int:
-    if root.op == "tuple":
-        return sum(_written(body[name], body[name], body) for name in root.operands)
-    source = body[_origin(root.name, body)]
-    if source.op == "dynamic-update-slice":
-        return size_of(body[source.operands[1]].type)
-    return _size(fusion.type)
+    def _written(self, root: Instruction, fusion: Instruction) -> int:
+        if root.op == "tuple":
+            return sum(self._written(self.table[name], self.table[name]) for name in root.operands)
+        source = self.table[self._origin(root.name)]
+        if source.op == "dynamic-update-slice":
+            return size_of(self.table[source.operands[1]].type)
+        return _size(fusion.type)
 
-
-def _origin(name: str, body: Table) -> str:
-    while body[name].op == "bitcast":
-        name = body[name].operands[0]
-    return name
+    def _origin(self, name: str) -> str:
+        while self.table[name].op == "bitcast":
+            name = self.table[name].operands[0]
+        return name
 
 
 def _size(kind: str) -> int:

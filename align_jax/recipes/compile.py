@@ -141,7 +141,7 @@ class AutoMesh:
         fitting = [(each, shape) for each, shape in tried if shape is not None and shape.fits]
         if not fitting:
             raise UserError(f"mesh: auto: none of the {len(tried)} best meshes fits when compiled; raise --candidates")
-        best = min(fitting, key=lambda pair: pair[1].seconds.serial + pair[1].seconds.overlapped)
+        best = min(fitting, key=lambda pair: pair[1].seconds.serial + pair[1].seconds.bound)
         say(f"mesh: auto: {best[0].plan}")
         rest = [pair for pair in tried if pair is not best] + [(each, None) for each in found[len(tried) :]]
         return ChosenMesh(auto_mesh.planned(config, best[0].plan), best[1], [_row(*pair) for pair in [best, *rest]])

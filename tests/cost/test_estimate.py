@@ -49,7 +49,7 @@ def test_utilisation_of_one_shape():
     assert estimate.utilization("overlapped") == pytest.approx(0.1 / 0.125, rel=1e-6)
     assert estimate.utilization("serial") == pytest.approx(0.1 / (0.125 + 0.05), rel=1e-6)
     slow = EpochEstimate((one,), (compiled(one, traffic=0.2),))
-    assert slow.utilization("overlapped") == pytest.approx(0.5) and slow.utilization("compute") == pytest.approx(0.8)
+    assert slow.utilization("bound") == pytest.approx(0.5) and slow.utilization("overlapped") == pytest.approx(0.8)
 
 
 def test_an_epoch_is_the_sum_of_its_shapes():

@@ -19,6 +19,13 @@ PROGRAM = """
   ROOT %put = bf16[32,64]{1,0} dynamic-update-slice(%q0, %q1, %q2, %q2)
 }
 
+%outer (r0: bf16[32,64], r1: s32[], r2: bf16[1,64]) -> bf16[1,64] {
+  %r0 = bf16[32,64]{1,0} parameter(0)
+  %r1 = s32[] parameter(1)
+  %r2 = bf16[1,64]{1,0} parameter(2)
+  ROOT %inner = bf16[1,64]{1,0} fusion(%r0, %r1, %r2), kind=kLoop, calls=%fused
+}
+
 ENTRY %main (a: bf16[32,64], i: s32[], b: bf16[1,64], c: f32[8,8]) -> bf16[32,64] {
   %a = bf16[32,64]{1,0} parameter(0)
   %i = s32[] parameter(1)
@@ -28,6 +35,7 @@ ENTRY %main (a: bf16[32,64], i: s32[], b: bf16[1,64], c: f32[8,8]) -> bf16[32,64
   %copy = f32[8,8]{1,0} copy(%c)
   %start = (f32[8,8]{1,0:S(1)}, f32[8,8]{1,0}, u32[]{:S(2)}) copy-start(%copy)
   %done = f32[8,8]{1,0:S(1)} copy-done(%start)
+  %three = bf16[1,64]{1,0} fusion(%a, %i, %b), kind=kLoop, calls=%outer
   ROOT %two = bf16[32,64]{1,0} fusion(%a, %one, %i), kind=kLoop, calls=%update
 }
 """
@@ -39,7 +47,8 @@ def test_parts_are_read_and_written():
     copied = 2 * square
     prefetched = square  # read into the chip
     updated = row + index + row  # a row and the index read, a row of `a` written in place
-    assert count(PROGRAM).traffic == slice_added + copied + prefetched + updated
+    nested = slice_added
+    assert count(PROGRAM).traffic == slice_added + nested + copied + prefetched + updated
 
 
 def test_tokens_have_no_bytes():
