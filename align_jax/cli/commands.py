@@ -92,6 +92,8 @@ class Invocation:
         else:
             read = [config_of(word, name, command.takes_folders) for word in (words if isinstance(words, list) else [words])]
         requires, files = (JOBS[name].requires, JOBS[name].files) if not given.values.get("prompt") else (("model",), ())
+        if given.values.get("model"):  # in place of the config's
+            requires = tuple(key for key in requires if key != "model")
         for source, follows in read:
             check_early(source, [*follows, *given.overrides], requires, files)
         return cls(given, read)
@@ -360,7 +362,7 @@ COMMANDS = {
         compile_step,
         "compile a training step for a TPU that is not there",
         "align-jax compile mine.yaml --topology v5p:4x4x4 --mesh.fsdp -1\n"
-        "align-jax compile mine.yaml --topology v6e:16x16 --model llama-3-8b --lengths ultrafeedback",
+        "align-jax compile mine.yaml --topology v6e:16x16 --lengths hh --mesh auto",
         (
             _CONFIG,
             Argument("--topology", "such as v5e:4x4 or v5p:4x4x4", "NAME", required=True),

@@ -79,10 +79,10 @@ def compile_step(config: Config, asked: CompileRequest) -> dict[str, Any]:
     Raises:
       UserError: an unknown topology, a mesh or batch that does not fit it, or a step that needs more memory than there is.
     """
+    config = with_model(config, asked.model)
     config.require(*REQUIRED)
     devices = topology.topology_devices(asked.topology, asked.slices)
     with tempfile.TemporaryDirectory() as folder, speaking(config.log.quiet, config.log.progress):
-        config = with_model(config, asked.model)
         config = dataclasses.replace(config, run=dataclasses.replace(config.run, dir=folder))
         source = starting_model(config)
         auto = AutoMesh(source, devices, asked).chosen(config) if config.mesh.auto else None
