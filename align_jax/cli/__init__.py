@@ -18,7 +18,7 @@ from align_jax.config.early import check_early
 from align_jax.config.packaged import packaged_configs
 from align_jax.config.source import ConfigValues, parse_overrides
 from align_jax.errors import UserError
-from align_jax.experiments import ALL, LIST, about_experiment, check_experiment, claims, experiments
+from align_jax.experiments import ALL, LIST, about_experiment, check_experiment, claims, experiments, seconds_of
 from align_jax.registry import suggest
 
 __all__ = ["COMMANDS", "Command", "Invocation", "main"]
@@ -118,7 +118,12 @@ def _help_of_experiment(name: str) -> str:
     options = own if claim else "[--section.key value ...]"
     parts = [f"usage: align-jax experiment {name} {options}", about_experiment(name)]
     if claim:
-        parts.append("--seeds is 3, or 1 where --model is not tiny. --again measures everything anew.")
+        quick, full = (f"{seconds} s" if seconds < 120 else f"{seconds // 60} minutes" for seconds in seconds_of(name))
+        parts.append(
+            f"--quick takes fewer steps and smaller data: about {quick} on 2 idle cores instead of {full}, with its smallest "
+            "model. --seeds is 3, or 1 where --model is not tiny. Results go to runs/experiments/NAME[-MODEL][-quick], or "
+            "below --out; what was measured is not measured again, but with --again."
+        )
     if name in packaged_configs():
         parts.append(f"Its keys are those of the config {name} (`align-jax configs {name}` copies it): align-jax train --help")
     return "\n\n".join(parts)

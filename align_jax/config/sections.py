@@ -49,7 +49,8 @@ class ModelSection:
         compute this model, with a line that says why.
       remat: what the backward pass computes again: nothing, all but matrix products, or everything; `offload` keeps matrix
         products in host memory.
-      rows_per_chunk: response rows scored at once; None is all.
+      rows_per_chunk: response rows of a device scored at once; auto is as many as its memory holds by an estimate
+        (`mesh.memory_gib`), None is all.
       head_chunk: positions that reach the LM head at once; None is 1024.
     """
 
@@ -62,7 +63,7 @@ class ModelSection:
     param_dtype: Literal["float32", "bfloat16"] = "float32"
     attention: str = "auto"
     remat: Literal["none", "dots", "full", "offload"] = "none"
-    rows_per_chunk: int | None = None
+    rows_per_chunk: int | Literal["auto"] | None = "auto"
     head_chunk: int | None = None
 
     def __post_init__(self):
@@ -73,7 +74,9 @@ class ModelSection:
             raise UserError(f"model.revision: {self.revision!r} does not go with {also}; it is of a hub id, which has none yet")
         if self.config is not None and "head" in self.config:
             raise UserError("model.config.head: the head follows from objective.name; leave it out")
-        check_fields("model", self, "rows_per_chunk", "head_chunk", low=1)
+        if self.rows_per_chunk != "auto":
+            check_range("model.rows_per_chunk", self.rows_per_chunk, 1, hint="or auto")
+        check_fields("model", self, "head_chunk", low=1)
 
     @property
     def at(self) -> str | None:
@@ -110,14 +113,17 @@ class MeshConfig:
       tensor: devices that share the heads, the MLP and the vocabulary of each layer.
       auto: choose these, and with them `model.remat`, `train.accumulation_steps` and `model.head_chunk`, by what a step is
         predicted to take (docs/performance.md); written `mesh: auto`, too. A run that was begun keeps its choice.
+      memory_gib: what a device may hold, for `model.rows_per_chunk: auto`; None is what there is.
     """
 
     data: int = 1
     fsdp: int = 1
     tensor: int = 1
     auto: bool = False
+    memory_gib: float | None = None
 
     def __post_init__(self):
+        check_range("mesh.memory_gib", self.memory_gib, 0, open_low=True)
         sizes = {axis: getattr(self, axis) for axis in ("data", "fsdp", "tensor")}
         if self.auto and (given := {axis: size for axis, size in sizes.items() if size != 1}):
             axis, size = next(iter(given.items()))

@@ -24,7 +24,7 @@ def kernel_flops(scorer: Scorer, batch: GroupBatch) -> int:
     if scorer.attention == "xla":
         return 0
     again = scorer.remat in ("full", "offload")
-    chunked = scorer.rows_per_chunk is not None
+    chunked = scorer.chunk(batch) is not None
     prompt, response = _splash_pairs(scorer, batch)
     products = prompt * (_FORWARD * (1 + again) + _BACKWARD) + response * (_FORWARD * (1 + again + chunked) + _BACKWARD)
     return scorer.config.layers * scorer.config.heads * 2 * scorer.config.head_size * products
@@ -37,7 +37,7 @@ def _splash_pairs(scorer: Scorer, batch: GroupBatch) -> tuple[int, int]:
     shards = int(np.prod(shards))
     window = scorer.config.sliding_window
     window = window if window and window < before + length else None
-    together = rows // prompts if batch.uniform and scorer.rows_per_chunk is None else 1
+    together = rows // prompts if batch.uniform and scorer.chunk(batch) is None else 1
     return (
         shards * prompts * computed_pairs(1, before, 0, window),
         shards * rows // together * computed_pairs(together, length, before, window),

@@ -147,7 +147,7 @@ class StepCompiler:
         analysis, text = compiled_text(self, placed(use.batch, self.mesh))
         counts, devices = count(text), list(self.mesh.devices.flat)
         chip, scorer = chip_of(devices[0].device_kind), self.scorer
-        chunks, flash = scorer.rows_per_chunk is not None, scorer.attention != "xla"
+        chunks, flash = scorer.chunk(use.batch) is not None, scorer.attention != "xla"
         return CompiledShape(
             use,
             Memory.of(analysis),

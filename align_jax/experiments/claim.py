@@ -117,6 +117,16 @@ def all_of(*words: str) -> str:
     return next((word for word in (FAILS, UNCLEAR) if word in words), HOLDS)
 
 
+# What a verdict can say at most.
+KINDS = {
+    "check": "known beforehand, from the mathematics or by construction: a check of code and set-up",
+    "table": "a simulation, or a policy that is a table of logits: no language model",
+    "world": "a small model on a generated world of opinions, whose truth is known",
+    "real": "real answers of people or models",
+    "cost": "time and memory",
+}
+
+
 @dataclasses.dataclass(frozen=True)
 class Experiment:
     """A claim and how it is tried.
@@ -127,7 +137,7 @@ class Experiment:
       cells: options -> what is measured. measure: (cell, work) -> values.
       conclude: (measured, options) -> verdict. draw: (measured, options) -> a figure that says it without the code.
       data: folders of `$ALIGN_JAX_DATA` that it needs. models: those that it can be run on; none: it needs no language model.
-      seconds: (quick, full) on 2 cores, about; of the first model.
+      kind: of `KINDS`. seconds: (quick, full) on 2 cores, about; of the first model.
     """
 
     number: int
@@ -138,9 +148,14 @@ class Experiment:
     measure: Callable[[Cell, Workplace], dict[str, Any]]
     conclude: Callable[[list[Measurement], Options], Verdict]
     draw: Callable[[list[Measurement], Options], Figure]
+    kind: str
     data: tuple[str, ...] = ()
     models: tuple[str, ...] = ()
     seconds: tuple[int, int] = (60, 600)
+
+    def __post_init__(self):
+        if self.kind not in KINDS:
+            raise ValueError(f"a kind is one of {', '.join(KINDS)}, got {self.kind!r}")
 
 
 def by_setting(measured: Sequence[Measurement], *keys: str) -> dict[Any, list[Measurement]]:

@@ -3,17 +3,23 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import dataclasses
-from collections.abc import Sequence
+import signal
+import threading
+from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 from align_jax.errors import UserError
 from align_jax.experiments import ALL, claims
 from align_jax.experiments.claim import Options
 from align_jax.experiments.running import OUT, folder_of, load, run
 from align_jax.experiments.work import JobStopped
-from align_jax.parallel.stop import interruptible
+from align_jax.parallel.stop import STOPPED, interruptible
 from align_jax.recipes.say import part_of_a_job
+
+KEPT = "stopped; what was measured is kept, and the same command goes on"
 
 
 def run_command(name: str, argv: Sequence[str]) -> int:
@@ -21,14 +27,33 @@ def run_command(name: str, argv: Sequence[str]) -> int:
     given = _parsed(name, argv)
     options, again = Options(given.quick, model=given.model), given.again
     options = dataclasses.replace(options, seeds=given.seeds or options.usual_seeds)
-    with interruptible(), part_of_a_job():
+    with interruptible(), part_of_a_job(), _saying_so_when_stopped():
         try:
             if name == ALL:
                 return _all(options, given.out, again)
             run(name, options, folder_of(name, options, given.out), _tell, again)
         except JobStopped:
-            _tell("stopped; what was measured is kept, and the same command goes on")
+            _tell(KEPT)
+            return STOPPED
         return 0
+
+
+@contextlib.contextmanager
+def _saying_so_when_stopped() -> Iterator[None]:
+    """Within it SIGTERM ends the process with a word; a training in it hears SIGTERM itself, and saves first."""
+
+    def stop(*_: Any) -> None:
+        _tell(KEPT)
+        raise SystemExit(STOPPED)
+
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.signal(signal.SIGTERM, stop)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def _parsed(name: str, argv: Sequence[str]) -> argparse.Namespace:

@@ -41,6 +41,8 @@ def model_folder(name: str) -> Path:
         return _smollm2()
     if not (folder := Path(name).expanduser()).is_dir():
         raise UserError(f"--model: {name!r} is neither tiny nor smollm2, and there is no such folder")
+    if not (folder / "config.json").exists():
+        raise UserError(f"--model: the folder {name!r} holds no model in Hugging Face format: it has no config.json")
     return folder
 
 

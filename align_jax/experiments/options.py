@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+import hashlib
+from pathlib import Path
 
 SEEDS = 3
 
@@ -19,6 +21,14 @@ class Options:
     quick: bool = False
     seeds: int = 3
     model: str = "tiny"
+
+    @property
+    def model_name(self) -> str:
+        """The model as folders and titles have it; of a folder its name and a hash of where it lies."""
+        if self.model in ("tiny", "smollm2"):
+            return self.model
+        folder = Path(self.model).expanduser().resolve()
+        return f"{folder.name}-{hashlib.sha256(str(folder).encode()).hexdigest()[:6]}"
 
     @property
     def usual_seeds(self) -> int:

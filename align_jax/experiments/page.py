@@ -1,7 +1,7 @@
 """Writes docs/experiments.md from results: `python -m align_jax.experiments.page [RESULT_FOLDER ...]`.
 
-The folders' result.json and plot.png are copied to docs/experiments/ first; a quick result does not take the place of a full
-one.
+docs/experiments/intro.md stands in front. The folders' result.json and plot.png are copied to docs/experiments/ first; a quick
+result does not take the place of a full one.
 """
 
 from __future__ import annotations
@@ -15,41 +15,20 @@ from typing import Any
 
 from align_jax.errors import UserError
 from align_jax.experiments import claims
+from align_jax.experiments.claim import KINDS
 from align_jax.experiments.options import Options
-from align_jax.experiments.running import PLOT, RESULT
+from align_jax.experiments.running import PLOT, RESULT, load
 from align_jax.files import write_whole
-from align_jax.terminal import spell_seconds
+from align_jax.terminal import plural, spell_seconds
 
 DOCS = Path("docs")
-_INTRO = """# Experiments
-
-Every claim and open question of both papers, tried: GDPO (arXiv 2412.20299) and MPO (arXiv 2412.04628). Each is one command and
-one small file, `align_jax/experiments/gdpo/` or `mpo/`, with its criterion:
-
-    align-jax experiment list
-    align-jax experiment gdpo-calibration                 # --quick, --seeds N, --model tiny|smollm2|PATH, --out FOLDER
-    align-jax experiment all --quick
-
-*holds* and *fails* are said where the 95% interval of the deciding figure (over seeds, by Student's t, or over prompts where
-that is said) lies on one side of the criterion's threshold, *unclear* where it does not. `tiny` is a LLaMA of 260 thousand
-parameters (`stories260k`, in the folder that `ALIGN_JAX_DATA` names), or one smaller still that is trained on a world of
-generated opinions; `smollm2` is SmolLM2-135M-Instruct with weights that were 4-bit once. What is so at this size may be
-different at 8B: these are results of what was run, not of the method at any size. An interrupted experiment goes on where it
-stopped; `result.json` has every number.
-
-One threshold was moved after a run: mpo-infonce allows 0.01 nats above the bound since one, which held without it. Designs
-were changed after a first look where they did not test their claim, and the results below are of runs after that: gdpo-
-authors (an SFT term in all arms, since texts fell apart without it), gdpo- imbalance (a second, gentler DPO, which GDPO has
-to beat too), gdpo-pipeline (a larger learning rate; DPO at two), gdpo- factorized and gdpo-pipeline (a text that expresses
-no belief counts as one of its own), gdpo-kto (MPO instead of DPO in rounds without beliefs), gdpo-latent and mpo-levels
-(learning rate), and mpo-distribution (the KL at which arms are compared).
-
-This page is written by `python -m align_jax.experiments.page` from the results in docs/experiments/.
-"""
+INTRO = "intro.md"  # beside the results; `KINDS` in it becomes the list of `claim.KINDS`
 
 
 def write_page(folders: Sequence[str]) -> int:
     """Takes the results of folders in, and writes the page."""
+    if not (DOCS / "experiments").is_dir():
+        raise UserError(f"{DOCS / 'experiments'}: there is no such folder here; run this in a checkout of the project")
     for folder in folders:
         take(Path(folder), DOCS / "experiments")
     write_whole(DOCS / "experiments.md", page(DOCS / "experiments"))
@@ -63,27 +42,50 @@ def take(folder: Path, into: Path) -> None:
     Raises:
       UserError: there is no result.
     """
-    if not (folder / RESULT).exists():
-        raise UserError(f"{folder} has no {RESULT}: the experiment has not come to its end")
-    result = json.loads((folder / RESULT).read_text(encoding="utf-8"))
+    for file in (RESULT, PLOT):
+        if not (folder / file).exists():
+            raise UserError(f"{folder} has no {file}: the experiment has not come to its end")
+    result = _read(folder / RESULT)
     name, kept = _file_name(result), into / f"{_file_name(result)}.json"
-    if kept.exists() and result["options"]["quick"] and not json.loads(kept.read_text(encoding="utf-8"))["options"]["quick"]:
-        print(f"{folder} is a quick run, and {kept} is not: left out")
+    if kept.exists() and (less := _less(result["options"], _read(kept)["options"])):
+        print(f"{folder} {less} of {kept}: left out")
         return
     into.mkdir(parents=True, exist_ok=True)
     shutil.copyfile(folder / RESULT, kept)
     shutil.copyfile(folder / PLOT, into / f"{name}.png")
 
 
+def _read(file: Path) -> dict[str, Any]:
+    try:
+        return json.loads(file.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise UserError(f"{file} is damaged: {error}") from error
+
+
+def _less(options: dict[str, Any], kept: dict[str, Any]) -> str:
+    """What a run has less than the kept one, of the same claim and model: then it does not take its place."""
+    if options["quick"] != kept["quick"]:
+        return "is a quick run, in place of the full one" if options["quick"] else ""
+    few = options["seeds"] < kept["seeds"]
+    return f"has {plural(options['seeds'], 'seed')}, fewer than the {kept['seeds']}" if few else ""
+
+
 def page(results: Path) -> str:
     """The page of all results in a folder."""
-    known = [json.loads(file.read_text(encoding="utf-8")) for file in sorted(results.glob("*.json"))]
+    known = [_read(file) for file in sorted(results.glob("*.json"))]
     found = sorted(known, key=lambda r: (r["number"], r["options"]["model"] != "tiny"))
     missing = [name for name in claims() if name not in {result["experiment"] for result in found}]
-    parts = [_INTRO, _table(found)]
+    parts = [_intro(results / INTRO), _table(found)]
     if missing:
         parts.append(f"Not run yet: {', '.join(missing)}.\n")
     return "\n".join([*parts, *map(_section, found)])
+
+
+def _intro(file: Path) -> str:
+    if not file.exists():
+        return "# Experiments\n"
+    kinds = "\n".join(f"- *{name}*: {words}" for name, words in KINDS.items())
+    return file.read_text(encoding="utf-8").replace("KINDS", kinds)
 
 
 def _file_name(result: dict[str, Any]) -> str:
@@ -91,7 +93,7 @@ def _file_name(result: dict[str, Any]) -> str:
 
 
 def _model(result: dict[str, Any]) -> str:
-    return Path(result["options"]["model"]).name
+    return Options(**result["options"]).model_name
 
 
 def _title(result: dict[str, Any]) -> str:
@@ -103,12 +105,17 @@ def _anchor(result: dict[str, Any]) -> str:
 
 
 def _table(found: list[dict[str, Any]]) -> str:
-    lines = ["| experiment | claim | verdict | |", "|---|---|---|---|"]
+    lines = ["| experiment | claim | tried on | verdict | |", "|---|---|---|---|---|"]
     for result in found:
-        quick = " (quick run)" if result["options"]["quick"] else ""
-        cells = (f"[{_title(result)}](#{_anchor(result)})", result["claim"], f"**{result['verdict']}**{quick}", result["line"])
+        cells = (f"[{_title(result)}](#{_anchor(result)})", result["claim"], _tried_on(result), f"**{result['verdict']}**",
+                 result["line"])  # fmt: skip
         lines.append("| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |")
     return "\n".join(lines) + "\n"
+
+
+def _tried_on(result: dict[str, Any]) -> str:
+    quick = ", quick run" if result["options"]["quick"] else ""
+    return f"{result['kind']}; {plural(result['options']['seeds'], 'seed')}{quick}"
 
 
 def _section(result: dict[str, Any]) -> str:
@@ -121,14 +128,21 @@ def _section(result: dict[str, Any]) -> str:
 
 **{result["claim"][:1].upper()}{result["claim"][1:]}.** Source: {result["source"]}.
 
-Criterion: {result["criterion"]}.
+Criterion: {result["criterion"]}.{_outdated(result)}
 
-**{result["verdict"].capitalize()}**: {result["line"]}.
+**{result["verdict"].capitalize()}** ({_tried_on(result)}): {result["line"]}.
 
 ![{result["claim"]}](experiments/{_file_name(result)}.png)
 
 `{command}`: {_time(result)} on {result["machine"]}.
 {_figures(result["figures"])}{_texts(result["cells"])}"""
+
+
+def _outdated(result: dict[str, Any]) -> str:
+    """A word where the criterion was changed since."""
+    name = result["experiment"]
+    changed = name in claims() and load(name).criterion != result["criterion"]
+    return " (It was changed after this run; the experiment's file has the present one.)" if changed else ""
 
 
 def _time(result: dict[str, Any]) -> str:
@@ -171,4 +185,7 @@ def _one_line(text: str) -> str:
 
 
 if __name__ == "__main__":
-    sys.exit(write_page(sys.argv[1:]))
+    try:
+        sys.exit(write_page(sys.argv[1:]))
+    except UserError as error:
+        sys.exit(f"{error}")

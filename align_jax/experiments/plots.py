@@ -49,17 +49,23 @@ def curve(axis: Axes, x: Sequence[float], seeds: Sequence[Sequence[float]], name
     )  # fmt: skip
 
 
-def bars(axis: Axes, names: Sequence[str], seeds: Sequence[Sequence[float]], label: str, limit: float | None = None) -> None:
-    """A horizontal dot a name with its 95% interval over seeds and every seed as a small dot; `limit` as a dashed line."""
+def bars(
+    axis: Axes, names: Sequence[str], seeds: Sequence[Sequence[float]], label: str, limit: float | None = None,
+    possible: tuple[float, float] = (-np.inf, np.inf),
+) -> None:  # fmt: skip
+    """A horizontal dot a name with its 95% interval over seeds, cut to what is possible, and every seed as a small dot.
+
+    Args:
+      limit: a dashed line. possible: the least and the most that a value can be, such as (0, 1) for shares.
+    """
     for i, values in enumerate(seeds):
         found, colour = over_seeds(values), COLOURS[i % len(COLOURS)]
         if found.known:
-            axis.plot([found.low, found.high], [i, i], color=colour, linewidth=2.5, alpha=0.5, solid_capstyle="butt")
+            ends = np.clip([found.low, found.high], *possible)
+            axis.plot(ends, [i, i], color=colour, linewidth=2.5, alpha=0.5, solid_capstyle="butt")
         axis.plot(values, [i] * len(values), ".", color="0.25", markersize=4, zorder=3)
         axis.plot([found.value], [i], MARKERS[i % len(MARKERS)], color=colour, markersize=8, zorder=2)
-        axis.annotate(
-            f"{found.value:.3g}", (found.value, i), xytext=(0, 8), textcoords="offset points", ha="center", fontsize=8
-        )
+        _number(axis, f"{found.value:.3g}", found.value, i)
     _rows(axis, names, label, limit)
 
 
@@ -76,8 +82,14 @@ def intervals(axis: Axes, names: Sequence[str], found: Sequence[Interval], label
             axis.plot([one.low, one.high], [i, i], color=colour, linewidth=2.5, alpha=0.5, solid_capstyle="butt")
         axis.plot([one.value], [i], MARKERS[i % len(MARKERS)], color=colour, markersize=8, zorder=2)
         number = f"{one.value:.3g}"
-        axis.annotate(number, (one.value, i), xytext=(0, 8), textcoords="offset points", ha="center", fontsize=8)
+        _number(axis, number, one.value, i)
     _rows(axis, names, label, limit)
+
+
+def _number(axis: Axes, text: str, value: float, row: int) -> None:
+    """A number above its dot, on white: a dashed line may stand there."""
+    box = {"facecolor": "white", "edgecolor": "none", "alpha": 0.8, "pad": 0.6}
+    axis.annotate(text, (value, row), xytext=(0, 8), textcoords="offset points", ha="center", fontsize=8, bbox=box, zorder=4)
 
 
 def _rows(axis: Axes, names: Sequence[str], label: str, limit: float | None) -> None:

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from align_jax.experiments.work import Workplace, read_rows, write_rows
+from align_jax.experiments.claim import Measurement, Options
+from align_jax.experiments.orders import orders, summed
+from align_jax.experiments.work import DATA, Workplace, read_rows, write_rows
 
 Row = dict[str, Any]
 
@@ -49,6 +52,10 @@ LARGE = Size(prompt=96, response=64, groups=2, search=24, held=60, held_answers=
 def size_of(work: Workplace) -> Size:
     """The sizes that the model at hand is tried at on two cores."""
     return LARGE if work.large else TINY
+
+
+def _held_rows(file: Path, size: Size) -> list[Row]:
+    return [thinned(row, size.held_answers) for row in rows_of(file)[: size.held]]
 
 
 def rows_of(file: Path) -> list[Row]:
@@ -98,8 +105,7 @@ def written(work: Workplace, name: str, rows: Sequence[Row]) -> Path:
 
 def held_out(work: Workplace, size: Size) -> Path:
     """The prompts of eval.jsonl, which are kept for the end."""
-    rows = rows_of(work.data("preferences/eval.jsonl"))[: size.held]
-    return written(work, "eval", [thinned(row, size.held_answers) for row in rows])
+    return written(work, "eval", _held_rows(work.data("preferences/eval.jsonl"), size))
 
 
 def config(work: Workplace, rows: Path, objective: Mapping[str, Any], **sections: Mapping[str, Any]) -> dict[str, Any]:
@@ -145,6 +151,96 @@ def figures(found: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
         if found[metric]["low"] is not None:
             values |= {f"{name}/low": found[metric]["low"], f"{name}/high": found[metric]["high"]}
     return values
+
+
+def length_alone(rows: Sequence[Row], counts: Sequence[Sequence[int]] | None = None) -> dict[str, float]:
+    """Accuracy and rank correlation of the rule that the longer answer is better: a rival that learns nothing.
+
+    Args:
+      rows: with `responses` and `scores`. counts: lengths of the answers; their characters where none are given.
+    """
+    lengths = counts if counts is not None else [list(map(len, row["responses"])) for row in rows]
+    return summed(orders(lengths, [row["scores"] for row in rows]))
+
+
+def rivals(work: Workplace) -> dict[str, Any]:
+    """`length_alone` on the held-out prompts, of whole answers and of what the model is shown of them.
+
+    Returns:
+      `characters` and `tokens` (each at most `limit`): accuracy and rank correlation; `cut`: the share of answers that are
+      longer than `limit` tokens.
+    """
+    size = size_of(work)
+
+    def make(path: Path) -> None:
+        from transformers import AutoTokenizer
+
+        tokenizer, rows = AutoTokenizer.from_pretrained(str(work.model)), read_rows(held_out(work, size))
+        # One more for the end of the answer.
+        counts = [
+            [len(tokenizer(text, add_special_tokens=False)["input_ids"]) + 1 for text in row["responses"]] for row in rows
+        ]
+        cut = np.concatenate(counts) > size.response
+        tokens = length_alone(rows, [np.minimum(one, size.response).tolist() for one in counts])
+        found = {"characters": length_alone(rows), "tokens": tokens, "cut": float(cut.mean()), "limit": size.response}
+        stored(path, found)
+
+    return json.loads(work.once("rivals.json", make).read_text(encoding="utf-8"))
+
+
+def rivals_of(measured: Sequence[Measurement], options: Options) -> dict[str, Any]:
+    """What cells kept of `rivals`; of cells that kept nothing, `characters` alone, from the data where they are at hand."""
+    for one in measured:
+        if "rivals" in one.values:
+            return one.values["rivals"]
+    file = Path(os.environ.get(DATA, "")) / "preferences/eval.jsonl"
+    if not os.environ.get(DATA) or not file.exists():
+        return {}
+    return {"characters": length_alone(_held_rows(file, TINY if options.model == "tiny" else LARGE))}
+
+
+def rivals_said(found: Mapping[str, Any]) -> str:
+    """A clause of a verdict's line."""
+    if not found:
+        return ""
+    whole = found["characters"]
+    return f"; 'the longer answer is better' has accuracy {whole['accuracy']:.3f}, rank correlation {whole['rank']:.3f}"
+
+
+def rivals_noted(found: Mapping[str, Any]) -> str:
+    """Sentences of a picture's note."""
+    if not found:
+        return ""
+    note = " Dotted: the rule 'the longer answer is better', in characters of whole answers"
+    if "cut" not in found:
+        return note + "."
+    seen = found["tokens"]
+    return (
+        f"{note}. The model sees less: {found['cut']:.0%} of the held-out answers are cut at {found['limit']} tokens, and the "
+        f"length of what is left has accuracy {seen['accuracy']:.3f} and rank correlation {seen['rank']:.3f}."
+    )
+
+
+def draw_rival(axis: Any, found: Mapping[str, Any], key: str, *, across: bool = False) -> None:
+    """The rival's figure as a dotted line, where it has this one; `across`: a horizontal line."""
+    if key in found.get("characters", {}):
+        (axis.axhline if across else axis.axvline)(found["characters"][key], color="black", linewidth=1.3, linestyle=":")
+
+
+def possible(axis: Any, key: str, *, across: bool = False) -> None:
+    """Cuts an axis to what a metric can be: a share is from 0 to 1, a correlation from -1 to 1."""
+    least = {"rank": -1.0, "kl": 0.0}.get(key, 0.0)
+    most = np.inf if key == "kl" else 1.0
+    low, high = axis.get_ylim() if across else axis.get_xlim()
+    (axis.set_ylim if across else axis.set_xlim)(max(low, least), min(high, most))
+
+
+def by_prompt(work: Workplace, values: Mapping[str, Any], held: Path, name: str = "run") -> dict[str, list[float]]:
+    """`orders` of the implicit rewards of a run of the cell, which `align-jax score` gives."""
+    output = work.folder / "scored.jsonl"
+    given = work.config({**values, "score": {"input": str(held), "output": str(output)}}, name)
+    rows = work.score(given)
+    return orders([row["implicit_rewards"] for row in rows], [row["scores"] for row in read_rows(held)])
 
 
 def samples_of(folder: Path, count: int) -> list[dict[str, str]]:

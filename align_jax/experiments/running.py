@@ -28,11 +28,12 @@ from align_jax.experiments import module_of
 from align_jax.experiments.claim import Cell, Experiment, Measurement, Options, Verdict
 from align_jax.experiments.models import model_folder
 from align_jax.experiments.work import Workplace, data_root
-from align_jax.files import write_whole
+from align_jax.files import held, write_whole
 from align_jax.terminal import plural, spell_seconds
 from align_jax.version import __version__
 
 RESULT, PLOT = "result.json", "plot.png"
+_NOT_MEASURING = ("__init__.py", "beliefs_picture.py", "command.py", "page.py", "plots.py", "quickstart.py", "running.py")
 OUT = Path("runs/experiments")
 
 
@@ -43,14 +44,14 @@ def load(name: str) -> Experiment:
 
 def folder_of(name: str, options: Options, out: Path = OUT) -> Path:
     """Where results go, by default: `runs/experiments/NAME`, with the model and `quick` where they are not the usual ones."""
-    model = "" if options.model == "tiny" else f"-{Path(options.model).name}"
+    model = "" if options.model == "tiny" else f"-{options.model_name}"
     return out / f"{name}{model}{'-quick' if options.quick else ''}"
 
 
 def check(name: str, experiment: Experiment, options: Options) -> None:
     """UserError where the experiment cannot be run with these options here."""
     if options.model != "tiny" and not experiment.models:
-        raise UserError(f"--model: {name} trains no language model; leave it out")
+        raise UserError(f"--model: {name} runs on a world, a table or a model of its own; leave it out")
     known = experiment.models
     if options.model in ("tiny", "smollm2") and known and options.model not in known:
         raise UserError(f"--model: {name} runs on {' or '.join(known)}, not on {options.model}")
@@ -78,16 +79,28 @@ def run(name: str, options: Options, folder: Path, tell: Callable[[str], None] =
     """
     experiment = load(name)
     check(name, experiment, options)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"--out: {folder} cannot be made: {error.strerror}") from error
+    with held(folder / "lock", f"--out: {folder}", "wait for it, or give another --out"):
+        return _run(name, experiment, options, folder, tell, again)
+
+
+def _run(
+    name: str, experiment: Experiment, options: Options, folder: Path, tell: Callable[[str], None], again: bool
+) -> Verdict:
     cells = experiment.cells(options)
     tell(f"{name}: {experiment.claim}")
     tell(f"source: {experiment.source}")
     tell(f"criterion: {experiment.criterion}")
     measured, began, fresh, code = [], time.perf_counter(), 0, _code(experiment)
     if again:
-        for kept in ("cells", "work"):
-            shutil.rmtree(folder / kept, ignore_errors=True)
+        shutil.rmtree(folder / "work", ignore_errors=True)
+        for cell in cells:
+            _file_of(folder, cell).unlink(missing_ok=True)
     for number, cell in enumerate(cells, 1):
-        found = _kept(folder, cell)
+        found = _kept(folder, cell, tell)
         if found is None:
             left = _left(began, fresh, len(cells) - number + 1)
             tell(f"{number} of {len(cells)}: {cell.name}{left}")
@@ -97,7 +110,7 @@ def run(name: str, options: Options, folder: Path, tell: Callable[[str], None] =
     if fresh < len(cells):
         tell(f"{plural(len(cells) - fresh, 'cell')} had been measured before")
     if older := sum(one.code != code for one in measured):
-        tell(f"{older} of {len(cells)} cells are from another version of this experiment's file; --again measures them anew")
+        tell(f"{older} of {len(cells)} cells are from another version of what measures them; --again measures them anew")
     verdict = experiment.conclude(measured, options)
     _write(folder, name, experiment, options, measured, verdict)
     shutil.rmtree(folder / "work", ignore_errors=True)
@@ -106,14 +119,25 @@ def run(name: str, options: Options, folder: Path, tell: Callable[[str], None] =
     return verdict
 
 
-def _kept(folder: Path, cell: Cell) -> Measurement | None:
-    file = folder / "cells" / f"{cell.name}.json"
+def _file_of(folder: Path, cell: Cell) -> Path:
+    return folder / "cells" / f"{cell.name}.json"
+
+
+def _kept(folder: Path, cell: Cell, tell: Callable[[str], None]) -> Measurement | None:
+    file = _file_of(folder, cell)
     if not file.exists():
         return None
-    stored = json.loads(file.read_text(encoding="utf-8"))
-    if stored["settings"] != json.loads(json.dumps(cell.settings)):
+    try:
+        stored = json.loads(file.read_text(encoding="utf-8"))
+        found = Measurement(cell, stored["values"], stored["seconds"], stored.get("cpu", 0.0), stored.get("code", ""))
+        settings = stored["settings"]
+    except (ValueError, KeyError, TypeError):
+        tell(f"{file} is damaged: it is measured anew")
         return None
-    return Measurement(cell, stored["values"], stored["seconds"], stored.get("cpu", 0.0), stored.get("code", ""))
+    if settings != json.loads(json.dumps(cell.settings)):
+        tell(f"{file} was measured with other settings: it is measured anew")
+        return None
+    return found
 
 
 def _measure(experiment: Experiment, cell: Cell, options: Options, folder: Path) -> Measurement:
@@ -126,15 +150,16 @@ def _measure(experiment: Experiment, cell: Cell, options: Options, folder: Path)
     found = Measurement(cell, plain(values), time.perf_counter() - began, time.process_time() - before, _code(experiment))
     (folder / "cells").mkdir(exist_ok=True)
     stored = {"settings": cell.settings, "values": found.values, "seconds": found.seconds, "cpu": found.cpu, "code": found.code}
-    write_whole(folder / "cells" / f"{cell.name}.json", json.dumps(stored, indent=1) + "\n")
+    write_whole(_file_of(folder, cell), json.dumps(stored, indent=1) + "\n")
     shutil.rmtree(own, ignore_errors=True)
     return found
 
 
 def _code(experiment: Experiment) -> str:
-    """A hash of the file that says how cells are measured."""
-    file = inspect.getsourcefile(experiment.measure)
-    return hashlib.sha256(Path(file).read_bytes()).hexdigest()[:16] if file else ""
+    """A hash of the files that say how cells are measured: the experiment's own, and those that several share."""
+    own = inspect.getsourcefile(experiment.measure)
+    files = [*([Path(own)] if own else []), *sorted(Path(__file__).parent.glob("*.py"))]
+    return hashlib.sha256(b"".join(file.read_bytes() for file in files if file.name not in _NOT_MEASURING)).hexdigest()[:16]
 
 
 def _left(began: float, done: int, left: int) -> str:
@@ -147,7 +172,7 @@ def _write(folder, name, experiment, options, measured: list[Measurement], verdi
     """result.json and plot.png."""
     result = {
         "experiment": name,
-        **{key: getattr(experiment, key) for key in ("number", "claim", "source", "criterion")},
+        **{key: getattr(experiment, key) for key in ("number", "claim", "source", "criterion", "kind")},
         "options": dataclasses.asdict(options),
         "verdict": verdict.word,
         "line": verdict.line,

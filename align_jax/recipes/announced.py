@@ -16,10 +16,13 @@ class AnnouncedStep:
     Args:
       step: what is done.
       shapes: how many shapes the layout of the batches has; 0 where that is not known.
+      before: told of a batch whose shape is new, before it is compiled.
     """
 
-    def __init__(self, step: Callable[[Any, Any], tuple[Any, dict]], shapes: int = 0):
-        self._step, self._shapes = step, shapes
+    def __init__(
+        self, step: Callable[[Any, Any], tuple[Any, dict]], shapes: int = 0, before: Callable[[Any], None] | None = None
+    ):
+        self._step, self._shapes, self._before = step, shapes, before
         self._seen: set[Any] = set()
 
     def __call__(self, state: Any, batch: Any) -> tuple[Any, dict]:
@@ -28,6 +31,8 @@ class AnnouncedStep:
         if key in self._seen:
             return self._step(state, batch)
         self._seen.add(key)
+        if self._before is not None:
+            self._before(batch)
         number = len(self._seen)
         of = f" of {self._shapes}" if number <= self._shapes else ""
         only = number == 1 and self._shapes < 2

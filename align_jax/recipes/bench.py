@@ -87,6 +87,7 @@ class _Bench:
         horizon = optim.Horizon.of(config.optimizer, config.train.steps or 1000)  # as in training: one program, one cache
         parts = (self.setup.mesh, self.where, scorer, self.setup.objective, self.optimizer)
         step = compile_step(*parts, seed=config.run.seed, horizon=horizon)
+        self.setup.say_chunks(batch)
         with compiling(f"the training step (remat {remat}, {batch.tokens.shape[-2]} rows of {batch.tokens.shape[-1]})"):
             return benchmark.program(step, state, self.put(batch), self.devices)
 

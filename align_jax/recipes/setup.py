@@ -16,6 +16,8 @@ from jax.sharding import Mesh
 
 from align_jax.batch import GroupBatch
 from align_jax.config import Config
+from align_jax.cost.benchmark import device_memory
+from align_jax.cost.chips import chip_of
 from align_jax.cost.epoch import ShapeUse, epoch_steps, shapes_of
 from align_jax.cost.flops import compilation_price, keys_per_position
 from align_jax.data import BatchLoader, DataConfig, Encoder, GroupDataset, RowLayout
@@ -25,13 +27,14 @@ from align_jax.errors import UserError
 from align_jax.files import write_whole
 from align_jax.models.attention import choose_backend
 from align_jax.objectives import Objective
-from align_jax.parallel.mesh import data_shards, make_mesh
+from align_jax.parallel.mesh import axis_sizes, data_shards, make_mesh
 from align_jax.parallel.processes import LargestAhead, largest_anywhere, of_first
 from align_jax.parallel.stop import StoppedPass, listening
 from align_jax.recipes.auto_mesh import with_mesh
 from align_jax.recipes.folder import RunFolder
 from align_jax.recipes.say import say, say_once, watching
 from align_jax.recipes.source import ModelSource, reference_model, starting_model
+from align_jax.scoring.chunks import USABLE, state_bytes
 from align_jax.scoring.reference import Growing, cache_key, cache_of, cached, compute_reference, known
 from align_jax.scoring.scorer import FixedScorer, Scorer
 
@@ -39,6 +42,7 @@ from align_jax.scoring.scorer import FixedScorer, Scorer
 # (measured on a CPU, heads of 64).
 XLA_ATTENTION_COST = 4
 _PLANNED_STEPS = 16  # that `mesh: auto` looks at
+MIB, GIB = 2**20, 2**30
 
 
 @dataclasses.dataclass(frozen=True)
@@ -108,9 +112,35 @@ class Setup:
             dtype=model.dtype,
             attention=self.backend,
             remat=model.remat,
-            rows_per_chunk=model.rows_per_chunk,
+            rows_per_chunk=None if model.rows_per_chunk == "auto" else model.rows_per_chunk,
+            memory=self._activations() if model.rows_per_chunk == "auto" else None,
+            tensor=axis_sizes(self.mesh).get("tensor", 1),
             **({} if model.head_chunk is None else {"head_chunk": model.head_chunk}),
         )
+
+    def _activations(self) -> int | None:
+        """Bytes of a device that training leaves for activations; None for devices that are not here, of a kind not known."""
+        given, sizes, device = self.config.mesh.memory_gib, axis_sizes(self.mesh), self.mesh.devices.flat[0]
+        if given is not None:
+            whole = given * GIB
+        elif device in jax.devices():
+            whole = of_first(device_memory(None) // MIB) * MIB
+        elif (chip := chip_of(getattr(device, "device_kind", ""))) is not None:
+            whole = chip.memory
+        else:
+            return None
+        shards = sizes.get("fsdp", 1) * sizes.get("tensor", 1)
+        return int(USABLE * whole) - state_bytes(self.source.shape, self.config.model.param_dtype, shards)
+
+    def say_chunks(self, batch: GroupBatch) -> None:
+        """Says so where `model.rows_per_chunk: auto` does not take all rows of such a batch at a time."""
+        rows, length = batch.tokens.shape[-2:]
+        chunk = self.scorer.chunk(batch)
+        if self.config.model.rows_per_chunk == "auto" and chunk is not None:
+            say_once(
+                f"model.rows_per_chunk: auto takes {chunk} of {rows} response rows of {length} at a time, and their forward "
+                "pass twice: by an estimate more do not fit a device (mesh.memory_gib says what it holds; null takes all)"
+            )
 
     def under(self, weights: dict) -> FixedScorer:
         """Scores of groups under some weights of the model's shape."""

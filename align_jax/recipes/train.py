@@ -228,7 +228,7 @@ def _train(training: Training, measure: Callable | None, stop: StopSignal, told:
             seed=config.run.seed,
             horizon=optim.Horizon.of(config.optimizer, steps),
         )
-        step = AnnouncedStep(step, len(training.loader.train_layout.shapes))
+        step = AnnouncedStep(step, len(training.loader.train_layout.shapes), setup.say_chunks)
         with _metrics_log(config, steps, begun) as log:
             cut, minutes = CountCut(), config.checkpoint.minutes
             timer = None if minutes is None else SaveTimer(60 * minutes)

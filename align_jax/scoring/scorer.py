@@ -15,13 +15,19 @@ from align_jax.data.packing.lengths import length_batches
 from align_jax.data.records import TokenGroup
 from align_jax.models import Decoder, ModelConfig
 from align_jax.parallel.mesh import batch_sharding, data_shards, put_batch, put_whole_batch, replicated
+from align_jax.scoring.chunks import position_bytes, rows_that_fit
 from align_jax.scoring.logps import HEAD_CHUNK, response_logps
 from align_jax.scoring.scores import response_scores
 
 
 @dataclasses.dataclass(frozen=True)
 class Scorer:
-    """How responses are scored: the model's shape and numerics, and the chunks; static for a run."""
+    """How responses are scored: the model's shape and numerics, and the chunks; static for a run.
+
+    Attributes:
+      memory: bytes of a device that activations may take; where it is given and `rows_per_chunk` is None, as many rows are
+        computed at one time as fit by `chunks.rows_that_fit`. tensor: devices that share heads and MLP.
+    """
 
     config: ModelConfig
     dtype: str = "bfloat16"
@@ -29,13 +35,23 @@ class Scorer:
     attention: str = "auto"
     rows_per_chunk: int | None = None
     head_chunk: int = HEAD_CHUNK
+    memory: int | None = None
+    tensor: int = 1
+
+    def chunk(self, batch: GroupBatch) -> int | None:
+        """Response rows of a shard that are computed at one time for a batch of this shape; None: all."""
+        if self.rows_per_chunk is not None or self.memory is None:
+            return self.rows_per_chunk
+        shapes = batch.tokens.shape[-2:], batch.prompt_tokens.shape[-2:]  # of a shard; microbatches may lie in front
+        each = position_bytes(self.config, self.dtype, self.remat, self.tensor)
+        return rows_that_fit(*shapes, each, self.memory, (self.head_chunk, self.config.vocab_size // self.tensor))
 
     def __call__(self, params: dict, batch: GroupBatch) -> jax.Array:
         """What the model's head says of the responses, `[G, K]`: log-probs (of policy and reference both), or scores."""
         model = Decoder(self.config, params, dtype=self.dtype, remat=self.remat, attention=self.attention)
         if self.config.head == "score":
-            return response_scores(model, batch, rows_per_chunk=self.rows_per_chunk)
-        return response_logps(model, batch, rows_per_chunk=self.rows_per_chunk, head_chunk=self.head_chunk)
+            return response_scores(model, batch, rows_per_chunk=self.chunk(batch))
+        return response_logps(model, batch, rows_per_chunk=self.chunk(batch), head_chunk=self.head_chunk)
 
 
 @dataclasses.dataclass(frozen=True, eq=False)

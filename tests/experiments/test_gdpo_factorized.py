@@ -15,7 +15,7 @@ pytest.importorskip("matplotlib")
 def test_the_distance_to_texts_alone_decides(best, seeds, word):
     def values(cell):
         distance = best + 0.01 * cell.settings["seed"] if cell.settings["arm"] == factorized.BEST else 0.3
-        return {"text_distance": distance, "readable": 0.9}
+        return {"text_distance": distance, "readable": 0.9, "distance": 0.1}
 
     assert judged(factorized.EXPERIMENT, measurements(factorized.EXPERIMENT, values, seeds), seeds) == word
 

@@ -27,6 +27,19 @@ def test_groups_and_their_unseen_mixture_decide(own, mixture, seeds, word):
     assert judged(groups.EXPERIMENT, measurements(groups.EXPERIMENT, values, seeds), seeds) == word
 
 
+def test_mixing_must_be_nearer_than_one_answer_to_all():
+    def values(cell):
+        near = 0.03 if cell.settings["arm"] == groups.DECIDES else 0.02
+        return {"named": [0.03, 0.02, 0.02, 0.03], "mixed": [0.03, near, near, 0.03]}
+
+    assert judged(groups.EXPERIMENT, measurements(groups.EXPERIMENT, values)) == "fails"
+
+
+def test_the_best_without_a_group_is_half_of_both():
+    near = [groups.survey.distance((a, 0.5 - a, 0.5 - a, a), own) for a in (0.3, 0.4) for own in groups.OWN.values()]
+    assert groups.without_group() == pytest.approx(0.394, abs=5e-4) and groups.without_group() < np.mean(near)
+
+
 @pytest.mark.parametrize("parts", range(groups.PARTS + 1))
 def test_a_mixture_is_the_weighted_sum_of_its_groups(parts):
     other, one, both = (groups.topics(5, n) for n in (0, groups.PARTS, parts))

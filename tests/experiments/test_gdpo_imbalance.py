@@ -12,7 +12,7 @@ pytest.importorskip("matplotlib")
 def measured(gdpo: float, dpo: float, seeds: int = 3, after: float | None = None, rarest: float = 0.01):
     """The minority's predicted share at 95/5, as GDPO and as DPO have it; no text of DPO expresses it."""
 
-    shares = {"gdpo": gdpo, "dpo": dpo, "sft": 0.1, "sft-dpo": dpo if after is None else after}
+    shares = {"gdpo": gdpo, "dpo": dpo, "start": 0.5, "sft": 0.1, "sft-dpo": dpo if after is None else after}
 
     def values(cell):
         arm, found = cell.settings["arm"], {}
@@ -53,7 +53,13 @@ def test_the_rarest_share_may_be_half_or_twice_as_large(rarest, word):
     assert judged(imbalance.EXPERIMENT, measured(0.051, 0.2, rarest=rarest)) == word
 
 
+def test_a_quick_run_that_misses_a_limit_is_unclear_and_the_line_names_the_others():
+    verdict = imbalance.EXPERIMENT.conclude(measured(0.051, 0.2, rarest=0.027), Options(quick=True))
+    assert verdict.word == "unclear"
+    assert "SFT 0.101" in verdict.line and "the start 0.501" in verdict.line
+
+
 def test_the_ratio_to_the_true_share_is_told():
     figures = imbalance.EXPERIMENT.conclude(measured(0.1, 0.2), Options()).figures
-    assert figures["predicted over true share, GDPO, 95/5"].value == pytest.approx(0.101 / 0.05)
+    assert figures["predicted share divided by the true one, GDPO, 95/5"].value == pytest.approx(0.101 / 0.05)
     assert figures["texts of neither belief, DPO"].value == pytest.approx(0.5)

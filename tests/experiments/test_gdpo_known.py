@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+from scipy.spatial.distance import jensenshannon
 
 from align_jax.experiments import world
 from align_jax.experiments.claim import Measurement, Options
@@ -29,6 +30,19 @@ def test_calibration_is_judged_by_its_worst_target(last, seeds, word):
     verdict = calibration.EXPERIMENT.conclude(calibrated(last, seeds, 0.01 if word == "unclear" else 1e-4), options)
     assert verdict.word == word
     readable(calibration.EXPERIMENT.draw(calibrated(last, seeds), options))
+
+
+def test_a_quick_run_that_misses_the_limit_of_calibration_is_unclear():
+    for quick, word in ((False, "fails"), (True, "unclear")):
+        verdict = calibration.EXPERIMENT.conclude(calibrated(0.05), Options(quick=quick))
+        assert verdict.word == word and "0.5" in verdict.line and "95/5 taken for 93.7/6.3" in verdict.line
+
+
+def test_what_is_left_on_the_belief_that_nobody_holds():
+    left = calibration.left_on_zero(0.05)
+    truth = np.asarray(calibration.TARGETS[calibration.ZERO])
+    assert 0 < left < 0.05
+    assert jensenshannon([0.5 * (1 - left), 0.3 * (1 - left), 0.2 * (1 - left), left], truth) == pytest.approx(0.05)
 
 
 def conflicts(dpo: float, gdpo: float) -> list[Measurement]:

@@ -13,10 +13,13 @@ pytest.importorskip("matplotlib")
 
 def measured(options, distance, fits=0.9):
     """Alone: distance 0.3 and consistency 0.9; with beliefs what is given."""
-    found = []
+    found, start = [], 0.38
     for cell in kto.EXPERIMENT.cells(options):
         given, noise = cell.settings["arm"].startswith("gdpo"), cell.settings["seed"] / 100
-        values = {"distance": distance + noise if given else 0.3, "consistency": fits if given else 0.9}
+        values = {
+            "distance": start if cell.settings["arm"] == "start" else distance + noise if given else 0.3,
+            "consistency": fits if given else 0.9,
+        }
         found.append(Measurement(cell, values | {"mass": 1.0, "entropy": 1.0}))
     return found
 
@@ -30,6 +33,15 @@ def test_verdicts(distance, fits, word):
     verdict = kto.EXPERIMENT.conclude(found, Options())
     assert verdict.word == word and "GDPO with KTO" in verdict.line
     readable(kto.EXPERIMENT.draw(found, Options()))
+
+
+def test_beliefs_that_end_no_nearer_than_they_began_do_not_hold():
+    found = measured(Options(), 0.1)
+    for one in found:
+        if one["arm"] == "start":
+            one.values["distance"] = 0.07
+    verdict = kto.EXPERIMENT.conclude(found, Options())
+    assert verdict.word == "fails" and "before training 0.070" in verdict.line
 
 
 def test_one_seed_is_unclear():

@@ -20,7 +20,7 @@ def measured(options, gap, collapsed=()):
         away = {latent.LABELLED: 0.05, latent.RANDOM: 0.4, "dpo": 0.4}.get(arm, 0.05 + gap + noise)
         if arm in collapsed and eps:
             away = 0.41 + noise
-        found.append(Measurement(cell, {"distance": away, "consistency": 0.9, "mass": 1.0}))
+        found.append(Measurement(cell, {"distance": away, "consistency": 0.9, "mass": 1.0, "agreement": 0.9}))
     return found
 
 
@@ -29,7 +29,8 @@ def test_verdicts(gap, word):
     found = measured(OPTIONS, gap, collapsed=("latent",))
     verdict = latent.EXPERIMENT.conclude(found, OPTIONS)
     assert verdict.word == word
-    assert "latent, by the reference from 50% mixed" in verdict.line and "stance, by the model nowhere" in verdict.line
+    assert "latent, by the reference from 50%" in verdict.line and "stance, by the model nowhere up to 50%" in verdict.line
+    assert "right for 90%" in verdict.line and "learned labelled statements" in verdict.line
     readable(latent.EXPERIMENT.draw(found, OPTIONS))
 
 
@@ -43,6 +44,10 @@ def test_texts_are_of_another_belief_as_often_as_asked():
         rows = latent.mixed_rows(topics, 200, 0, eps)
         off = [world.belief_of(row[f"{s}_response"]) != row[f"{s}_choice_id"] for row in rows for s in ("accept", "reject")]
         assert np.mean(off) == pytest.approx(eps, abs=0.05)
+
+
+def test_perfect_labels_of_mixed_texts_are_those_of_other_beliefs():
+    assert latent.perfect(0, 0.0) < 0.12 < 0.2 < latent.perfect(0, 0.5) < 0.4
 
 
 def test_labels_are_not_shown_to_those_who_do_without():

@@ -34,6 +34,17 @@ def test_what_is_told_must_be_what_is_learned(added, shrunk, word):
     readable(quality.EXPERIMENT.draw(found, Options()))
 
 
+def test_errors_that_cancel_do_not_hold():
+    found = measured(Options())
+    for one in found:  # nearer to the truth than what was told at one level, farther at another: on average as far
+        if one["arm"] == "raw":
+            one.values["between"] = [0.08] * quality.EACH + [0.0] * (TOPICS - quality.EACH)
+    verdict = quality.EXPERIMENT.conclude(found, Options())
+    assert verdict.word == "fails" and "0.08 [0.08, 0.08] (raw frequencies, 5 answers" in verdict.line
+    quick = Options(quick=True)
+    assert quality.EXPERIMENT.conclude(found, quick).word == "unclear"
+
+
 def test_one_seed_is_unclear():
     found = measured(Options(seeds=1))
     assert quality.EXPERIMENT.conclude(found, Options(seeds=1)).word == "unclear"

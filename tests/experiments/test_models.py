@@ -49,6 +49,9 @@ def known(monkeypatch):
 
 
 def test_a_folder_is_itself_and_tiny_is_in_the_data(tmp_path, monkeypatch):
+    with pytest.raises(UserError, match="holds no model in Hugging Face format: it has no config.json"):
+        models.model_folder(str(tmp_path))
+    (tmp_path / "config.json").write_text("{}")
     assert models.model_folder(str(tmp_path)) == tmp_path
     monkeypatch.setenv("ALIGN_JAX_DATA", str(tmp_path))
     with pytest.raises(UserError, match="stories260k holds no model; ALIGN_JAX_DATA is"):

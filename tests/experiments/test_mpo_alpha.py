@@ -8,13 +8,14 @@ from align_jax.experiments.mpo.alpha import DECIDES, EXPERIMENT, REAL, TABLE_ALP
 from tests.experiments.made_up import readable
 
 
-def measured(options, gain, spread=0.001):
+def measured(options, gain, spread=0.001, prompt=0.0):
     made = []
     for cell in EXPERIMENT.cells(options):
         if cell.settings["where"] == REAL:
-            own = (cell.settings["alpha"], cell.settings["p"]) == DECIDES
+            own = (cell.settings["alpha"], cell.settings["p"]) in DECIDES
             value = 0.4 + own * (gain + spread * cell.settings["seed"])
-            made.append(Measurement(cell, {"rank": value, "accuracy": value}))
+            prompts = {"rank": [value + prompt * own, value - prompt * own], "wins": [8 * value] * 2, "pairs": [8, 8]}
+            made.append(Measurement(cell, {"rank": value, "accuracy": value, "prompts": prompts}))
         else:
             made.append(Measurement(cell, {"gain": [0.8 + gain * a for a in TABLE_ALPHAS]}))
     return made
@@ -26,8 +27,22 @@ def test_verdicts(gain, spread, word, quick):
     options = Options(quick=quick)
     found = EXPERIMENT.conclude(measured(options, gain, spread), options)
     assert found.word == word
-    assert found.figures["alpha 1, p 1: gain in rank"].value == pytest.approx(gain + spread)
-    assert found.figures["table: gain of alpha 1, p 1"].value == pytest.approx(gain)
+    for name in ("alpha 0.2, p 1 less no weights: rank", "alpha 1, p 1 less no weights: rank, over prompts"):
+        assert found.figures[name].value == pytest.approx(gain + spread)
+    assert found.figures["table: alpha 1, p 1 less no weights, share of the possible gain"].value == pytest.approx(gain)
+    assert len(found.line) < 450
+
+
+def test_other_prompts_must_say_the_same():
+    assert EXPERIMENT.conclude(measured(Options(), 0.1, prompt=0.5), Options()).word == "unclear"
+
+
+def test_both_alphas_must_say_the_same():
+    found = measured(Options(), 0.1)
+    for one in found:
+        if one.cell.settings.get("alpha") == 0.2:
+            one.values.update(rank=0.2, prompts={"rank": [0.2] * 2, "wins": [1.0] * 2, "pairs": [8, 8]})
+    assert EXPERIMENT.conclude(found, Options()).word == "unclear"
 
 
 def test_one_seed_is_unclear():

@@ -3,31 +3,53 @@
 import numpy as np
 import pytest
 
-from align_jax.experiments.claim import Interval, Measurement, Options
+from align_jax.experiments.claim import Cell, Interval, Measurement, Options
 from align_jax.experiments.mpo import bias
 from align_jax.experiments.mpo.bias import ACCEPTED, ATTRIBUTE, EXPERIMENT, SCATTER, SIGNED, SIZES
 from tests.experiments.made_up import readable
 from tests.losses import reference
 
 
-def measured(options, slope, spread=0.0):
+def measured(options, slope, spread=0.0, loss=-0.5):
     made, n = [], np.asarray(SIZES, float)
     for cell in EXPERIMENT.cells(options):
-        own = (n ** (slope + spread * cell.settings["seed"])).tolist()
-        values = {ATTRIBUTE: own, ACCEPTED: own, SCATTER: (n**-0.5).tolist(), SIGNED: (-0.5 / n).tolist()}
-        made.append(Measurement(cell, values))
+        repeats = range(cell.settings["repeats"])
+        own = [(n ** (slope + spread * (cell.settings["seed"] - 1 + 0.1 * i))).tolist() for i in repeats]
+        values = {ATTRIBUTE: own, ACCEPTED: own, SCATTER: [(n**loss).tolist() for _ in repeats]}
+        made.append(Measurement(cell, {**values, SIGNED: [(-0.5 / n).tolist() for _ in repeats]}))
     return made
 
 
-@pytest.mark.parametrize(("slope", "spread", "word"), [(-0.5, 0.001, "holds"), (-0.9, 0.001, "fails"), (-0.5, 0.05, "unclear")])
+@pytest.mark.parametrize(("slope", "spread", "word"), [(-0.5, 0.001, "holds"), (-0.9, 0.001, "fails"), (-0.5, 0.1, "unclear")])
 def test_verdicts(slope, spread, word):
     found = EXPERIMENT.conclude(measured(Options(), slope, spread), Options())
     assert found.word == word
     assert found.figures[f"slope: {bias.NAMES[SIGNED]}"].value == pytest.approx(-1.0)
 
 
-def test_one_seed_is_unclear():
-    assert EXPERIMENT.conclude(measured(Options(seeds=1), -0.5), Options(seeds=1)).word == "unclear"
+@pytest.mark.parametrize("loss, word", [(-0.56, "holds"), (-0.44, "fails")])
+def test_the_loss_may_fall_faster_and_not_slower(loss, word):
+    assert EXPERIMENT.conclude(measured(Options(), -0.5, 0.001, loss=loss), Options()).word == word
+
+
+def test_slopes_are_of_large_sets():
+    """Whatever small sets do."""
+    found = measured(Options(), -0.5)
+    for one in found:
+        one.values[SCATTER] = [[9.0 if n < bias.FROM else e for n, e in zip(SIZES, r, strict=True)] for r in one[SCATTER]]
+    assert bias.slopes(found, SCATTER).value == pytest.approx(-0.5)
+
+
+def test_a_cell_measures_its_repeats(monkeypatch):
+    for name, value in (("CHUNK", 2**10), ("SIZES", (2, 16))):
+        monkeypatch.setattr(bias, name, value)
+    cell = EXPERIMENT.cells(Options(quick=True))[0]
+    small = Cell(cell.name, {**cell.settings, "repeats": 2, "answers": bias.CHUNK})
+    found = EXPERIMENT.measure(small, None)
+    assert np.shape(found[ATTRIBUTE]) == (2, 2) and found[ATTRIBUTE][0] != found[ATTRIBUTE][1]
+
+
+def test_one_interval_unknown_is_unclear():
     assert bias.near(Interval(-0.5)) == "unclear"
 
 

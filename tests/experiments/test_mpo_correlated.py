@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from align_jax.experiments.claim import Measurement, Options
+from align_jax.experiments.claim import Cell, Measurement, Options
 from align_jax.experiments.mpo import correlated
 from align_jax.experiments.mpo.correlated import EXPERIMENT, SIZES, effective
 from tests.experiments.made_up import readable
@@ -14,8 +14,11 @@ def measured(options, factor=1.0, lost=0.5, spread=0.001):
         Measurement(
             cell,
             {
-                "error": [factor * effective(n, cell.settings["rho"]) ** -0.5 for n in SIZES],
-                "gain": 1.0 - (lost + spread * cell.settings["seed"]) * cell.settings["rho"],
+                "error": [[factor * effective(n, cell.settings["rho"]) ** -0.5 for n in SIZES]] * cell.settings["repeats"],
+                "gain": [
+                    2.0 - (lost + spread * (cell.settings["seed"] - 1 + 0.1 * i)) * cell.settings["rho"]
+                    for i in range(cell.settings["repeats"])
+                ],
             },
         )
         for cell in EXPERIMENT.cells(options)
@@ -24,16 +27,25 @@ def measured(options, factor=1.0, lost=0.5, spread=0.001):
 
 @pytest.mark.parametrize(
     ("given", "word"),
-    [({}, "holds"), ({"factor": 1.2}, "fails"), ({"lost": -0.5}, "fails"), ({"lost": 0.0, "spread": 0.5}, "unclear")],
+    [({}, "holds"), ({"factor": 1.2}, "fails"), ({"lost": -0.5}, "fails"), ({"lost": -0.2, "spread": 0.5}, "unclear")],
 )
 def test_verdicts(given, word):
     found = EXPERIMENT.conclude(measured(Options(), **given), Options())
     assert found.word == word
-    assert found.figures["error over predicted, rho 0.3"].value == pytest.approx(given.get("factor", 1.0))
+    assert found.figures["measured error / predicted error, rho 0.3"].value == pytest.approx(given.get("factor", 1.0))
 
 
-def test_one_seed_is_unclear():
-    assert EXPERIMENT.conclude(measured(Options(seeds=1)), Options(seeds=1)).word == "unclear"
+def test_what_is_lost_is_said_in_standard_deviations_and_as_a_share():
+    found = EXPERIMENT.conclude(measured(Options(), lost=0.5, spread=0.0), Options()).figures
+    assert found["gain with rho 0 less that with rho 0.6, standard deviations"].value == pytest.approx(0.3)
+    assert found["the same as a share of the gain with rho 0"].value == pytest.approx(0.15)
+
+
+def test_a_cell_measures_its_repeats(monkeypatch):
+    monkeypatch.setattr(correlated, "STEPS", 3)
+    cell = EXPERIMENT.cells(Options(quick=True))[1]
+    found = EXPERIMENT.measure(Cell(cell.name, {**cell.settings, "repeats": 2}), None)
+    assert np.shape(found["error"]) == (2, len(SIZES)) and len(set(found["gain"])) == 2
 
 
 def test_the_effective_number_is_that_of_the_variance_of_a_mean():

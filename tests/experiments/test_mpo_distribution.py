@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from align_jax.experiments.claim import Measurement, Options
+from align_jax.experiments.claim import Cell, Measurement, Options
 from align_jax.experiments.mpo import distribution
 from align_jax.experiments.mpo.distribution import ARMS, DPO, EXPERIMENT, MPO, SHAPES
 from tests.experiments.made_up import readable
@@ -13,8 +13,10 @@ def measured(options, gain, spread=0.001, but=None):
     made = []
     for cell in EXPERIMENT.cells(options):
         more = gain if cell.settings["shape"] != but else -gain
-        more += spread * cell.settings["seed"]
-        values = {f"gain/{arm}": 0.5 + more * (arm != DPO) for arm in ARMS} | {"accepted": 0.5, "heaviest": 0.3}
+        tables = np.arange(cell.settings["tables"])
+        more = more + spread * (cell.settings["seed"] - 1 + 0.1 * (-1.0) ** tables)
+        values = {f"gain/{arm}": (0.5 + more * (arm != DPO)).tolist() for arm in ARMS}
+        values |= {key: np.full(len(tables), 0.5).tolist() for key in ("accepted", "heaviest")}
         made.append(Measurement(cell, values))
     return made
 
@@ -26,11 +28,21 @@ def measured(options, gain, spread=0.001, but=None):
 def test_verdicts(gain, spread, but, word):
     found = EXPERIMENT.conclude(measured(Options(), gain, spread, but), Options())
     assert found.word == word
-    assert found.figures[f"{MPO} - DPO, uniform"].value == pytest.approx(gain + spread)
+    assert found.figures[f"{MPO} less DPO, uniform"].value == pytest.approx(gain)
 
 
-def test_one_seed_is_unclear():
-    assert EXPERIMENT.conclude(measured(Options(seeds=1), 0.1), Options(seeds=1)).word == "unclear"
+def test_the_line_has_the_outcome_of_every_shape():
+    line = EXPERIMENT.conclude(measured(Options(), 0.1, but="few good"), Options()).line
+    assert line.count("MPO wins") == 3 and line.count("DPO wins") == 1 and all(shape in line for shape in SHAPES)
+    assert len(line) < 450
+
+
+def test_a_cell_keeps_every_table(monkeypatch):
+    monkeypatch.setattr(distribution, "NATS", 0.001)
+    monkeypatch.setattr(distribution, "STEPS", 3)
+    cell = EXPERIMENT.cells(Options(quick=True))[0]
+    found = EXPERIMENT.measure(Cell(cell.name, {**cell.settings, "tables": 2}), None)
+    assert all(len(found[f"gain/{arm}"]) == 2 for arm in ARMS) and len(found["accepted"]) == 2
 
 
 def test_shapes_are_what_their_names_say():

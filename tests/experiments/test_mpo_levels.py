@@ -3,7 +3,7 @@
 import pytest
 
 from align_jax.experiments.claim import Measurement, Options
-from align_jax.experiments.mpo.levels import ARMS, EXPERIMENT, MORE, SHOWN
+from align_jax.experiments.mpo.levels import ARMS, EXPERIMENT, MORE, SHOWN, TWO
 from align_jax.objectives import find_objective
 from tests.experiments.made_up import readable
 
@@ -21,7 +21,8 @@ def test_verdicts(gain, spread, word, quick):
     options = Options(quick=quick)
     found = EXPERIMENT.conclude(measured(options, gain, spread), options)
     assert found.word == word
-    assert found.figures[f"{MORE}: gain in rank"].value == pytest.approx(gain + spread)
+    assert found.figures[f"{MORE} less {TWO}: rank"].value == pytest.approx(gain + spread)
+    assert "in accuracy" in found.line and len(found.line) < 450
 
 
 def test_one_seed_is_unclear():

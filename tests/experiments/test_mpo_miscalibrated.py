@@ -15,7 +15,7 @@ def measured(options, harm):
     for cell in EXPERIMENT.cells(options):
         more = harm * (cell.settings["arm"] == "MPO") + 0.001 * cell.settings["seed"]
         accuracy = 0.7 - cell.settings["share"] * (0.1 + more / 0.6)
-        values = {"accuracy": accuracy} if cell.settings["kind"] == NOISE else {"beaten": 0.4 + more, "per_token": 0.1}
+        values = {"accuracy": accuracy} if cell.settings["kind"] == NOISE else {"beaten": 0.99, "margin": 0.4 + more}
         made.append(Measurement(cell, values))
     return made
 
@@ -26,15 +26,16 @@ def test_verdicts(harm, word, quick):
     options = Options(quick=quick)
     found = EXPERIMENT.conclude(measured(options, harm), options)
     assert found.word == word
-    assert found.figures["MPO - DPO: string"].value == pytest.approx(harm, abs=1e-9)
-    assert found.figures["MPO - DPO: noise"].value == pytest.approx(harm, abs=1e-9)
+    for kind in miscalibrated.WHAT.values():
+        assert found.figures[f"MPO less DPO: {kind}"].value == pytest.approx(harm, abs=1e-9)
+    assert len(found.line) < 450
 
 
 def test_harm_of_one_kind_is_enough_to_fail():
     found = measured(Options(), 0.0)
     for one in found:
         if one["arm"] == "MPO" and one["kind"] == FOOLED:
-            one.values["beaten"] += 0.3
+            one.values["margin"] += 0.3
     assert EXPERIMENT.conclude(found, Options()).word == "fails"
 
 

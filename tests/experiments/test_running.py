@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import signal
 
 import pytest
 
@@ -23,6 +25,7 @@ from align_jax.experiments.claim import (
     values_of,
 )
 from align_jax.experiments.work import JobStopped, write_rows
+from align_jax.files import held
 
 pytest.importorskip("matplotlib")
 
@@ -44,7 +47,7 @@ def toy(measure, **more) -> Experiment:
         plots.bars(axes[0, 0], list(arms), [values_of(found, "x") for found in arms.values()], "x")
         return figure
 
-    return Experiment(1, "b is above a", "a test", "holds where it is", cells, measure, conclude, draw, **more)
+    return Experiment(1, "b is above a", "a test", "holds where it is", cells, measure, conclude, draw, "check", **more)
 
 
 @pytest.fixture
@@ -88,8 +91,63 @@ def test_a_cell_of_other_settings_is_measured_again(run):
     experiment = toy(lambda cell, work: count.append(cell.name) or {"x": 2.0})
     cells = experiment.cells
     object.__setattr__(experiment, "cells", lambda options: [Cell(c.name, c.settings | {"steps": 3}) for c in cells(options)])
-    run(experiment)
-    assert len(count) == 6
+    _, lines = run(experiment)
+    assert len(count) == 6 and sum("was measured with other settings: it is measured anew" in line for line in lines) == 6
+
+
+@pytest.mark.parametrize("content", ["", '{"settings": {"arm"', "{}", "[]"])
+def test_a_damaged_cell_is_measured_again_with_a_word(run, tmp_path, content):
+    run(toy(lambda cell, work: {"x": 1.0}))
+    (tmp_path / "out/toy/cells/b-1.json").write_text(content)
+    count = []
+    _, lines = run(toy(lambda cell, work: count.append(cell.name) or {"x": 2.0}))
+    assert count == ["b-1"] and any("cells/b-1.json is damaged: it is measured anew" in line for line in lines)
+
+
+def test_again_measures_what_is_asked_for_and_keeps_other_seeds(run, tmp_path):
+    run(toy(lambda cell, work: {"x": 1.0}))
+    count = []
+    run(toy(lambda cell, work: count.append(cell.name) or {"x": 2.0}), again=True, seeds=1)
+    assert count == ["a-0", "b-0"] and (tmp_path / "out/toy/cells/a-2.json").exists()
+
+
+def test_a_folder_is_one_experiments_at_a_time(run, tmp_path):
+    lock = held(_made(tmp_path / "out/toy") / "lock", "--out: x", "y")
+    with lock, pytest.raises(UserError, match="toy is in use by process"):
+        run(toy(lambda cell, work: {"x": 1.0}))
+    run(toy(lambda cell, work: {"x": float(cell.settings["arm"] == "b")}))
+    assert not (tmp_path / "out/toy/lock").exists()
+
+
+def _made(folder):
+    folder.mkdir(parents=True)
+    return folder
+
+
+def test_an_out_that_cannot_be_made(run, tmp_path):
+    (tmp_path / "out").write_text("a file")
+    with pytest.raises(UserError, match="--out: .*toy cannot be made: "):
+        run(toy(lambda cell, work: {"x": 1.0}))
+
+
+def test_folders_of_models_that_are_called_alike_are_two(tmp_path, monkeypatch):
+    names = [Options(model=str(tmp_path / part / "smollm2")).model_name for part in "ab"]
+    assert len({*names, Options(model="smollm2").model_name}) == 3 and all(name.startswith("smollm2-") for name in names)
+    monkeypatch.chdir(tmp_path)
+    assert Options(model=".").model_name.startswith(f"{tmp_path.name}-")
+
+
+def test_sigterm_between_jobs_ends_with_a_word(monkeypatch, capsys):
+    monkeypatch.setattr(command, "run", lambda *args: os.kill(os.getpid(), signal.SIGTERM))
+    with pytest.raises(SystemExit) as ended:
+        cli.main(["experiment", "mpo-bias"])
+    assert ended.value.code == 143 and command.KEPT in capsys.readouterr().out
+    monkeypatch.setattr(command, "run", _stopped)
+    assert cli.main(["experiment", "mpo-bias"]) == 143
+
+
+def _stopped(*args):
+    raise JobStopped
 
 
 def test_cells_of_another_version_of_the_file_are_told_of_and_measured_again_when_asked(run, monkeypatch):
@@ -98,7 +156,7 @@ def test_cells_of_another_version_of_the_file_are_told_of_and_measured_again_whe
     monkeypatch.undo()
     count = []
     _, lines = run(toy(lambda cell, work: count.append(cell.name) or {"x": 2.0}))
-    assert not count and "6 of 6 cells are from another version of this experiment's file; --again measures them anew" in lines
+    assert not count and "6 of 6 cells are from another version of what measures them; --again measures them anew" in lines
     _, lines = run(toy(lambda cell, work: count.append(cell.name) or {"x": 2.0}), again=True)
     assert len(count) == 6 and not any("another version" in line for line in lines)
 
@@ -125,12 +183,14 @@ def test_one_that_fails_decides():
 
 
 def test_what_cannot_be_run_says_why(run, monkeypatch, tmp_path):
-    with pytest.raises(UserError, match="--model: toy trains no language model"):
+    with pytest.raises(UserError, match="--model: toy runs on a world, a table or a model of its own"):
         run(toy(None), model="smollm2")
     with pytest.raises(UserError, match="--model: toy runs on tiny, not on smollm2"):
         run(toy(None, models=("tiny",)), model="smollm2")
     with pytest.raises(UserError, match="--model: '/no/such' is neither tiny nor smollm2, and there is no such folder"):
         run(toy(None, models=("smollm2",)), model="/no/such")
+    with pytest.raises(UserError, match="holds no model in Hugging Face format: it has no config.json"):
+        run(toy(None, models=("smollm2",)), model=str(tmp_path))
     monkeypatch.delenv("ALIGN_JAX_DATA", raising=False)
     with pytest.raises(UserError, match="ALIGN_JAX_DATA must name the folder"):
         run(toy(None, data=("opinions",)))
@@ -195,7 +255,7 @@ def test_a_quick_result_does_not_replace_a_full_one(run, tmp_path, capsys):
     folder, into = tmp_path / "out/toy", tmp_path / "docs"
     page.take(folder, into)
     text = page.page(into)
-    assert "| [toy](#toy) | b is above a | **holds** | b is above a by 1 [1, 1] |" in text
+    assert "| [toy](#toy) | b is above a | check; 3 seeds | **holds** | b is above a by 1 [1, 1] |" in text
     assert "![b is above a](experiments/toy.png)" in text
     assert "- text: `a 'b' c`" in text and "Not run yet: gdpo-calibration" in text
     result = json.loads((folder / "result.json").read_text())
@@ -203,5 +263,11 @@ def test_a_quick_result_does_not_replace_a_full_one(run, tmp_path, capsys):
     write_rows(folder / "result.json", [result | quick])
     page.take(folder, into)
     assert "is a quick run" in capsys.readouterr().out and page.page(into) == text
+    write_rows(folder / "result.json", [result | {"options": result["options"] | {"seeds": 1}}])
+    page.take(folder, into)
+    assert "has 1 seed, fewer than the 3" in capsys.readouterr().out and page.page(into) == text
+    (folder / "result.json").write_text("{")
+    with pytest.raises(UserError, match="result.json is damaged"):
+        page.take(folder, into)
     with pytest.raises(UserError, match="has no result.json"):
         page.take(tmp_path, into)

@@ -27,7 +27,8 @@ def gpu(monkeypatch):
     monkeypatch.setattr(backends.cudnn_kernels, "installed", lambda: 91002)
     monkeypatch.setattr(backends, "_capability", lambda: 9.0)
     device = types.SimpleNamespace(platform="gpu")
-    mesh = types.SimpleNamespace(devices=np.array([[[device]]]), shape={"data": 1, "fsdp": 1, "tensor": 1})
+    names = ("data", "fsdp", "tensor")
+    mesh = types.SimpleNamespace(devices=np.array([[[device]]]), shape=dict.fromkeys(names, 1), axis_names=names)
 
     def make(attention="auto", dtype="bfloat16", data=None, **shape):
         model = {"config": SHAPE | shape, "dtype": dtype, "attention": attention}

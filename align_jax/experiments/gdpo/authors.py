@@ -11,8 +11,9 @@ from typing import Any
 
 import numpy as np
 
-from align_jax.experiments import plots, spoken, world
+from align_jax.experiments import judging, plots, spoken, world
 from align_jax.experiments.claim import (
+    HOLDS,
     Cell,
     Experiment,
     Interval,
@@ -45,6 +46,7 @@ NAMES = {
     "tv": "total variation",
     "distribution": "texts given all beliefs",
 }
+SHORT = {OURS: "ours", "authors": "authors'", "reverse_kl": "reverse KL", "js": "JS", "tv": "TV", "distribution": "all beliefs"}
 # The recommended recipe. Without the term for the accepted text every arm's texts fall apart, and there is nothing to compare.
 RECIPE = {"name": "gdpo", "beta": 0.1, "sft_weight": 1.0}
 TARGETS = {
@@ -53,7 +55,7 @@ TARGETS = {
     "94/2/2/2": (0.94, 0.02, 0.02, 0.02),
     "a zero": (0.5, 0.3, 0.2, 0.0),
 }
-WORSE, LESS_CONSISTENT = 0.02, 0.05  # a distance at which two distributions look the same; one text in twenty
+WORSE, PART, LESS_CONSISTENT = 0.02, 1 / 4, 0.05  # a distance, a part of ours where that is less; one text in twenty
 NEAR = 0.05  # the distance whose step is told
 DISTANCE = "eval/beliefs/js_distance"
 
@@ -95,17 +97,17 @@ def conclude(measured: list[Measurement], options: Options) -> Verdict:
     for arm, found in arms.items():
         figures |= {f"{key}, {NAMES[arm]}": over_seeds(values_of(found, key)) for key in ("distance", "mass", "consistency")}
         if arm != OURS:
-            lost[arm] = tuple(
-                over_seeds([b[key] - a[key] for a, b in zip(arms[OURS], found, strict=True)])
-                for key in ("distance", "consistency")
-            )
-            figures[f"distance above ours, {NAMES[arm]}"], figures[f"consistency above ours, {NAMES[arm]}"] = lost[arm]
-    words = [above(far, -WORSE) for far, _ in lost.values()] + [below(fits, LESS_CONSISTENT) for _, fits in lost.values()]
+            lost[arm] = tuple(judging.less(found, arms[OURS], key) for key in ("distance", "consistency"))
+            figures[f"distance less ours, {NAMES[arm]}"], figures[f"consistency less ours, {NAMES[arm]}"] = lost[arm]
+    ours = figures[f"distance, {NAMES[OURS]}"]
+    margin = min(WORSE, PART * ours.value)
+    words = [above(far, -margin) for far, _ in lost.values()] + [below(fits, LESS_CONSISTENT) for _, fits in lost.values()]
     nearest, furthest = (pick(lost, key=lambda arm: lost[arm][0].value) for pick in (min, max))
+    better = [NAMES[arm] for arm, (far, _) in lost.items() if below(far, 0.0) == HOLDS]
     line = (
-        f"distance {figures[f'distance, {NAMES[OURS]}']} and consistency {figures[f'consistency, {NAMES[OURS]}']} by ours; "
-        f"distance less ours is lowest for {NAMES[nearest]} ({lost[nearest][0]}) and highest for {NAMES[furthest]} "
-        f"({lost[furthest][0]}); {_steps(arms)}"
+        f"distance {ours} and consistency {figures[f'consistency, {NAMES[OURS]}']} by ours; surely nearer: "
+        f"{', '.join(better) or 'none'} (margin {margin:.3g}); distance less ours is lowest for {NAMES[nearest]} "
+        f"({lost[nearest][0]}), highest for {NAMES[furthest]} ({lost[furthest][0]}); {_steps(arms)}"
     )
     return Verdict(all_of(*words), line, figures)
 
@@ -115,9 +117,10 @@ def _steps(arms: dict[str, list[Measurement]]) -> str:
     found = {}
     for arm, cells in arms.items():
         median = sorted(np.inf if step is None else step for step in values_of(cells, "near"))[len(cells) // 2]
-        found[arm] = "never" if np.isinf(median) else str(median)
-    told = ", ".join(f"{NAMES[arm].split(':')[0]} {step}" for arm, step in found.items())
-    return f"steps to a distance of {NEAR}: {told}"
+        found[arm] = "none" if np.isinf(median) else str(median)
+    told = ", ".join(f"{SHORT[arm]} {step}" for arm, step in found.items())
+    run = arms[OURS][0]["steps"]
+    return f"steps to a distance of {NEAR}, median seed (none: not within {run}): {told}"
 
 
 def draw(measured: list[Measurement], options: Options):
@@ -129,7 +132,7 @@ def draw(measured: list[Measurement], options: Options):
     }[word]
     note = (
         f"20 topics, 4 beliefs, known distributions; {len(measured) // len(arms)} seed(s). Left: line = mean, band = range of "
-        f"seeds; dashed: {NEAR}. Others: small dots = seeds, bars = 95% intervals; dashed: a text that ignores its belief."
+        f"seeds; dashed: {NEAR}. Others: small dots = seeds, bars = 95% intervals."
     )
     figure, axes = plots.figure(title, note, columns=4, size=(4.3, 4.0))
     for i, (arm, found) in enumerate(arms.items()):
@@ -141,14 +144,16 @@ def draw(measured: list[Measurement], options: Options):
     plots.legend(axes[0, 0])
     names = [NAMES[arm].replace(": ", ":\n").replace("KL, ", "KL,\n") for arm in arms]
     panels = {"distance": ("distance after training", None), "mass": ("probability that any belief is stated", None),
-              "consistency": ("share of texts that express\nthe belief that they were given", 0.25)}  # fmt: skip
+              "consistency": ("texts that fit the belief given\n(share; not from 0; chance: 0.25)", None)}  # fmt: skip
     for axis, (key, (label, limit)) in zip(axes[0, 1:], panels.items(), strict=True):
-        plots.bars(axis, names, [values_of(found, key) for found in arms.values()], label, limit)
+        seeds = [values_of(found, key) for found in arms.values()]
+        plots.bars(axis, names, seeds, label, limit, (0.0, 0.83 if key == "distance" else 1.0))
         if key != "distance":
             axis.set_yticklabels([])
     axes[0, 1].set_xlim(left=0)
     axes[0, 2].set_xlim(right=1.02)
-    axes[0, 3].set_xlim(0, 1.08)
+    fits = values_of(measured, "consistency")
+    axes[0, 3].set_xlim(min(fits) - 0.05, 1.01)
     return figure
 
 
@@ -157,12 +162,14 @@ EXPERIMENT = Experiment(
     claim="whole statements, KL and texts given the accepted belief are not worse than the authors' tokens, other divergences, "
     "or texts given all beliefs",
     source="arXiv 2412.20299 and its authors' code; docs/gdpo.md, the options divergence, calibrate, statement and condition",
-    criterion=f"holds where no alternative's Jensen-Shannon distance after training is lower by more than {WORSE}, and none's "
+    criterion=f"holds where no alternative's Jensen-Shannon distance after training is lower by more than {WORSE}, or a "
+    "quarter of ours where that is less, and none's "
     f"consistency of texts with their belief higher by more than {LESS_CONSISTENT} (95% intervals of the paired difference "
-    "over seeds); fails where one is",
+    f"over seeds); fails where one is. One learning rate for all, searched for none. {judging.explained(WORSE)}",
     cells=cells,
     measure=measure,
     conclude=conclude,
     draw=draw,
+    kind="world",
     seconds=(140, 240),
 )

@@ -8,15 +8,18 @@ from __future__ import annotations
 
 from typing import Any
 
-from align_jax.experiments import plots, world
+import numpy as np
+
+from align_jax.experiments import judging, plots, survey, world
 from align_jax.experiments.claim import Cell, Experiment, Measurement, Options, Verdict, all_of, below, over_seeds, values_of
 from align_jax.experiments.work import Workplace, write_rows
 
+ZERO = "a zero"
 TARGETS = {
     "uniform": (0.25, 0.25, 0.25, 0.25),
     "skewed": (0.6, 0.25, 0.1, 0.05),
     "95/5": (0.95, 0.05),
-    "a zero": (0.5, 0.3, 0.2, 0.0),
+    ZERO: (0.5, 0.3, 0.2, 0.0),
 }
 LIMIT = 0.02  # Jensen-Shannon distance
 DISTANCE = "eval/beliefs/js_distance"
@@ -53,15 +56,39 @@ def measure(cell: Cell, work: Workplace) -> dict[str, Any]:
 def conclude(measured: list[Measurement], options: Options) -> Verdict:
     last = {kind: over_seeds([one[f"distance/{kind}"][-1] for one in measured]) for kind in TARGETS}
     worst = max(last, key=lambda kind: last[kind].value)
-    words = [below(found, LIMIT) for found in last.values()]
-    mass = over_seeds(values_of(measured, "mass"))
-    line = f"distance {last[worst]} for the worst target ({worst}), limit {LIMIT}; {mass} of the probability is on beliefs"
-    return Verdict(all_of(*words), line, last | {"mass": mass})
+    words = [judging.reached(below(found, LIMIT), options) for found in last.values()]
+    start = {kind: over_seeds([one[f"distance/{kind}"][0] for one in measured]) for kind in TARGETS}
+    off = judging.share([1 - one["mass"] for one in measured])
+    line = (
+        f"distance {last[worst]} for the worst target ({worst}; {start[worst].value:.3f} before training), "
+        f"limit {LIMIT}, which is about {judging.example(LIMIT)}; the belief that nobody "
+        f"holds is left a probability of about {left_on_zero(last[ZERO].value):.1g}; {off.value:.1g} of the probability is "
+        "on no belief at all"
+    )
+    figures = last | {f"before training, {kind}": found for kind, found in start.items()}
+    return Verdict(all_of(*words), line, figures | {"probability on no belief": off})
+
+
+def left_on_zero(distance: float) -> float:
+    """The probability of the belief that nobody holds, at which a distribution right in all else is as far as this."""
+    from scipy.optimize import brentq
+
+    truth = np.asarray(TARGETS[ZERO])
+    taken = lambda by: (1 - by) * truth + by * (truth == 0)  # noqa: E731
+    return float(brentq(lambda by: survey.distance(taken(by), truth) - distance, 0.0, 1.0))
 
 
 def draw(measured: list[Measurement], options: Options):
-    note = f"{len(measured)} seeds: line = mean, band = range. Dashed: {LIMIT}, below which two distributions look the same."
-    figure, axes = plots.figure("Calibration alone gives the model the beliefs that it is shown", note, size=(7, 4.2))
+    note = (
+        f"{len(measured)} seeds: line = mean, band = range. Dashed: the limit, {LIMIT}: about {judging.example(LIMIT)}. "
+        "The topics are those of training."
+    )
+    title = {
+        "holds": "Calibration alone gives the model the beliefs that it is shown",
+        "fails": "Calibration alone does not give the model all beliefs that it is shown",
+        "unclear": "How near calibration alone brings the model to the beliefs that it is shown",
+    }[conclude(measured, options).word]
+    figure, axes = plots.figure(title, note, size=(7, 4.2))
     axis = axes[0, 0]
     for i, kind in enumerate(TARGETS):
         name = f"{kind}  ({' / '.join(f'{p:.0%}' for p in TARGETS[kind])})"
@@ -75,13 +102,15 @@ def draw(measured: list[Measurement], options: Options):
 
 EXPERIMENT = Experiment(
     number=1,
-    claim="calibration alone drives the model's belief distribution to a known target",
+    claim="calibration alone drives the model's belief distribution to a known target, on the topics of training",
     source="arXiv 2412.20299, the calibration term; docs/gdpo.md",
     criterion=f"holds where the Jensen-Shannon distance after training is below {LIMIT} for each of four targets (uniform, "
-    "skewed, 95/5, a zero), by the 95% interval over seeds; fails where it is above for one",
+    f"skewed, 95/5, a zero), by the 95% interval over seeds; fails where it is above for one; {judging.QUICK}. "
+    f"{judging.explained(LIMIT)}. It is a test of the optimizer: the topics asked are those trained on",
     cells=cells,
     measure=measure,
     conclude=conclude,
     draw=draw,
+    kind="check",
     seconds=(60, 180),
 )

@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from align_jax.experiments import plots, spoken, survey, world
+from align_jax.experiments import judging, plots, spoken, survey, world
 from align_jax.experiments.claim import (
     Cell,
     Experiment,
@@ -32,7 +32,7 @@ PARTS = 3  # a mixture is `city n street m`, n + m = 3, in words of the world's 
 TEMPLATE = "question : {group} : {prompt}"
 OWN = {"one": (0.7, 0.2, 0.1, 0.0), "other": (0.0, 0.1, 0.2, 0.7)}
 ARMS = {"none": (0, 3), "groups": (0, 3), "one mixture": (0, 1, 3)}  # parts of the first group that training sees
-NAMES = {"none": "both groups, not named", "groups": "each group alone", "one mixture": "each group, and 1 of 3"}
+NAMES = {"none": "both groups, not named", "groups": "each group alone", "one mixture": "each group, and 1/3 first group"}
 LIMIT = 0.05
 OBJECTIVE = {"name": "gdpo", "beta": 0.1, "sft_weight": 1.0}
 DECIDES = "groups"
@@ -52,7 +52,7 @@ def audience(parts: int) -> str:
     return f"city {parts} street {PARTS - parts}"
 
 
-def mixed(one: Sequence[float], other: Sequence[float], parts: int) -> np.ndarray:
+def mixed(one: Sequence[float], other: Sequence[float], parts: float) -> np.ndarray:
     """`sum_g w_g p(b|x,g)`, with `parts` of the first group."""
     weight = parts / PARTS
     return weight * np.asarray(one) + (1 - weight) * np.asarray(other)
@@ -110,19 +110,31 @@ def conclude(measured: list[Measurement], options: Options) -> Verdict:
     own, mixture = figures[f"each group, {NAMES[DECIDES]}"], figures[f"unseen mixture, its answers mixed, {NAMES[DECIDES]}"]
     named = {arm: figures[f"unseen mixture, named in the prompt, {NAMES[arm]}"] for arm in arms}
     blind = figures[f"each group, {NAMES['none']}"]
+    guess = figures[f"unseen mixture, named in the prompt, {NAMES['none']}"]
+    figures[f"unseen mixture, answers mixed ({NAMES[DECIDES]}) less one answer to all ({NAMES['none']})"] = gain = over_seeds(
+        [a["mixed"][2] - b["named"][2] for a, b in zip(arms[DECIDES], arms["none"], strict=True)]
+    )
     line = (
-        f"distance {own} to each group's beliefs (without the group in the prompt {blind}) and {mixture} to an unseen mixture "
-        f"by mixing the answers, limit {LIMIT}; by naming the mixture in the prompt {named[DECIDES]}, and "
+        f"distance {own} to each group's beliefs, limit {LIMIT} ({blind.value:.3f} where the prompt names no group; "
+        f"{without_group():.3f} is the best possible so); to an unseen mixture {mixture} by mixing the two answers, outside "
+        f"the model (one answer to all has {guess.value:.3f}), {named[DECIDES]} by naming the mixture in the prompt, "
         f"{named['one mixture']} where training saw another mixture"
     )
-    return Verdict(all_of(below(own, LIMIT), below(mixture, LIMIT)), line, figures)
+    words = [judging.reached(below(found, LIMIT), options) for found in (own, mixture)]
+    return Verdict(all_of(*words, below(gain, 0.0)), line, figures)
+
+
+def without_group() -> float:
+    """The least mean distance to both groups' beliefs of one answer to both."""
+    half = mixed(OWN["one"], OWN["other"], PARTS / 2)
+    return float(np.mean([survey.distance(half, own) for own in OWN.values()]))
 
 
 def draw(measured: list[Measurement], options: Options):
     arms = by_setting(measured, "arm")
     note = (
         f"{spoken.seeds(arms[DECIDES])}: line = mean, band = range. On every topic the two groups are opposed (70/20/10/0 and "
-        f"0/10/20/70). In training: what the legend says. Dashed: {LIMIT}. The panels have scales of their own."
+        f"0/10/20/70). Groups not named: one answer to all. Dashed: {LIMIT}. The panels have scales of their own."
     )
     title = "How near is the model to an audience that mixes two opposed groups?"
     figure, axes = plots.figure(title, note, columns=2, size=(5, 4))
@@ -130,11 +142,12 @@ def draw(measured: list[Measurement], options: Options):
         axes[0], {"named": "the prompt names the mixture", "mixed": "its answers to both groups, mixed"}.items(), strict=True
     ):
         for i, (arm, found) in enumerate(arms.items()):
-            if (arm, key) != ("none", "mixed"):
-                plots.curve(axis, list(range(PARTS + 1)), values_of(found, key), NAMES[arm], i)
+            plots.curve(axis, list(range(PARTS + 1)), values_of(found, key), NAMES[arm], i)
         axis.axhline(LIMIT, color="black", linewidth=0.9, linestyle="--")
-        axis.set_xticks(range(PARTS + 1), ["other\ngroup alone", "1 of 3", "2 of 3", "first\ngroup alone"])
-        axis.set(xlabel="the first group in the audience", ylabel="Jensen-Shannon distance (0: the same)")
+        axis.set_xticks(
+            range(PARTS + 1), ["none\n(trained on)", "1/3\n(green: trained on)", "2/3\n(unseen)", "all\n(trained on)"]
+        )
+        axis.set(xlabel="share of the first group in the audience", ylabel="Jensen-Shannon distance (0: the same)")
         axis.set_ylim(0, 1.35 * axis.get_ylim()[1])  # room for the legend
         axis.set_title(title, fontsize=10)
         plots.legend(axis, loc="upper center", title="prompts in training")
@@ -146,10 +159,13 @@ EXPERIMENT = Experiment(
     claim="groups with opposite beliefs are told apart by the prompt, and an unseen mixture is the mixture of their answers",
     source="arXiv 2412.20299, open question 1 (several groups)",
     criterion="holds where the distance to each group's own beliefs, and to an unseen mixture of them by mixing the answers, "
-    f"is below {LIMIT} (95% intervals over seeds); fails where one is above",
+    f"is below {LIMIT} ({judging.QUICK}), and the latter below that of a model that is told no group (95% intervals over "
+    "seeds); fails where one is above. Mixing the answers is arithmetic outside the model; what it does with a mixture named "
+    f"in the prompt is shown beside it. {judging.explained(LIMIT)}",
     cells=cells,
     measure=measure,
     conclude=conclude,
     draw=draw,
+    kind="world",
     seconds=(120, 240),
 )

@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from align_jax.experiments import plots, spoken, world
+from align_jax.experiments import judging, plots, spoken, world
 from align_jax.experiments.claim import (
     Cell,
     Experiment,
@@ -28,6 +28,7 @@ from align_jax.experiments.claim import (
 from align_jax.experiments.work import Workplace, write_rows
 
 SPLITS = {"50/50": (0.5, 0.5), "80/20": (0.8, 0.2), "95/5": (0.95, 0.05), "99/1": (0.99, 0.01)}
+START = "start"
 ARMS = {
     "sft": {"name": "sft"},
     "dpo": {"name": "dpo", "beta": 0.1},
@@ -35,7 +36,7 @@ ARMS = {
     "gdpo": {"name": "gdpo", "beta": 0.1, "sft_weight": 1.0},
 }
 RATES = {"sft": 1.0e-3, "dpo": 3.0e-4, "sft-dpo": 3.0e-4, "gdpo": 1.0e-3}
-NAMES = {"sft": "SFT", "dpo": "DPO", "sft-dpo": "SFT, then DPO", "gdpo": "GDPO"}
+NAMES = {START: "before training", "sft": "SFT", "dpo": "DPO", "sft-dpo": "SFT, then DPO", "gdpo": "GDPO"}
 RIVALS = ("dpo", "sft-dpo")
 DECIDES, LIMIT, RAREST, TIMES = "95/5", 0.02, "99/1", 2.0  # a share of 1% may be half or twice as much, not within 0.02
 FLOOR = 0.1  # percent, of the picture: a logarithm has no 0
@@ -43,7 +44,8 @@ FLOOR = 0.1  # percent, of the picture: a logarithm has no 0
 
 def cells(options: Options) -> list[Cell]:
     size = {"steps": 150, "samples": 32} if options.quick else {"steps": 400, "samples": 100}
-    return [
+    made = [Cell(f"{START}-{seed}", {"arm": START, "seed": seed, "samples": size["samples"]}) for seed in range(options.seeds)]
+    return made + [
         Cell(f"{arm}-{seed}", {"arm": arm, "seed": seed, "objective": ARMS[arm], "rate": RATES[arm], **size})
         for seed in range(options.seeds)
         for arm in ARMS
@@ -51,19 +53,11 @@ def cells(options: Options) -> list[Cell]:
 
 
 def measure(cell: Cell, work: Workplace) -> dict[str, Any]:
-    seed, steps = cell.settings["seed"], cell.settings["steps"]
-    topics = world.topics(SPLITS, 20, seed)
-    train = work.folder / "train.jsonl"
-    write_rows(train, world.rows(topics, 100, seed))
-    after = cell.settings["arm"] == "sft-dpo"
-    values = _config(work, train, cell.settings["objective"], cell.settings["rate"], steps // 2 if after else steps, seed)
-    if after:
-        first = _config(work, train, ARMS["sft"], RATES["sft"], steps - steps // 2, seed)
-        start = work.export_to(work.train(first, "first"), work.folder / "first-model")
-        values["model"] = values["model"] | {"path": str(start)}
-    work.train(values)
-    heard = spoken.heard(work, values, topics, 1)
-    texts = spoken.texts_of(work, values, topics, cell.settings["samples"])
+    topics = world.topics(SPLITS, 20, cell.settings["seed"])
+    values = _trained(cell, work, topics)
+    run = None if cell.settings["arm"] == START else "run"
+    heard = spoken.heard(work, values, topics, 1, run)
+    texts = spoken.texts_of(work, values, topics, cell.settings["samples"], run)
     counts = [spoken.counted(of_topic) / len(of_topic) for of_topic in texts]
     found: dict[str, Any] = {}
     for split in SPLITS:
@@ -78,6 +72,22 @@ def measure(cell: Cell, work: Workplace) -> dict[str, Any]:
     return found
 
 
+def _trained(cell: Cell, work: Workplace, topics: list[world.Topic]) -> dict[str, Any]:
+    """Trains the arm; its config."""
+    seed, train, arm = cell.settings["seed"], work.folder / "train.jsonl", cell.settings["arm"]
+    write_rows(train, world.rows(topics, 100, seed))
+    if arm == START:
+        return world.config(work, train, run={"seed": seed})
+    steps, after = cell.settings["steps"], arm == "sft-dpo"
+    values = _config(work, train, cell.settings["objective"], cell.settings["rate"], steps // 2 if after else steps, seed)
+    if after:
+        first = _config(work, train, ARMS["sft"], RATES["sft"], steps - steps // 2, seed)
+        start = work.export_to(work.train(first, "first"), work.folder / "first-model")
+        values["model"] = values["model"] | {"path": str(start)}
+    work.train(values)
+    return values
+
+
 def _config(work: Workplace, train: Path, objective: dict[str, Any], rate: float, steps: int, seed: int) -> dict[str, Any]:
     optimizer = {"learning_rate": rate}
     return world.config(work, train, objective=objective, train={"steps": steps}, optimizer=optimizer, run={"seed": seed})
@@ -86,7 +96,7 @@ def _config(work: Workplace, train: Path, objective: dict[str, Any], rate: float
 def conclude(measured: list[Measurement], options: Options) -> Verdict:
     arms = by_setting(measured, "arm")
     figures = {
-        f"{what} of the minority, {NAMES[arm]}, {split}": over_seeds([one[f"{key}/{split}"] for one in found])
+        f"{what} of the minority, {NAMES[arm]}, {split}": judging.share([one[f"{key}/{split}"] for one in found])
         for arm, found in arms.items()
         for split in SPLITS
         for key, what in (("predicted", "predicted share"), ("written", "share in texts"), ("error", "error"))
@@ -94,24 +104,25 @@ def conclude(measured: list[Measurement], options: Options) -> Verdict:
     for arm, found in arms.items():
         for split, probs in SPLITS.items():
             ratio = [one[f"predicted/{split}"] / min(probs) for one in found]
-            figures[f"predicted over true share, {NAMES[arm]}, {split}"] = over_seeds(ratio)
-        figures[f"texts of neither belief, {NAMES[arm]}"] = over_seeds([_neither(one) for one in found])
+            figures[f"predicted share divided by the true one, {NAMES[arm]}, {split}"] = over_seeds(ratio)
+        figures[f"texts of neither belief, {NAMES[arm]}"] = judging.share([_neither(one) for one in found])
     error = f"error/{DECIDES}"
     gdpo = over_seeds([one[error] for one in arms["gdpo"]])
     more = {}
-    for rival in RIVALS:
-        more[rival] = over_seeds([a[error] - b[error] for a, b in zip(arms[rival], arms["gdpo"], strict=True)])
-        figures[f"error of {NAMES[rival]} over that of GDPO, {DECIDES}"] = more[rival]
+    for rival in (*RIVALS, "sft"):
+        more[rival] = judging.less(arms[rival], arms["gdpo"], error)
+        figures[f"error of {NAMES[rival]} less that of GDPO, {DECIDES}"] = more[rival]
     predicted = {name: figures[f"predicted share of the minority, {name}, {DECIDES}"] for name in NAMES.values()}
-    rarest = figures[f"predicted over true share, {NAMES['gdpo']}, {RAREST}"]
+    rarest = figures[f"predicted share divided by the true one, {NAMES['gdpo']}, {RAREST}"]
     neither = ", ".join(f"{NAMES[arm]} {figures[f'texts of neither belief, {NAMES[arm]}'].value:.0%}" for arm in arms)
     line = (
-        f"at {DECIDES} GDPO misses the minority's share by {gdpo} (limit {LIMIT}) and predicts {predicted['GDPO']}, "
-        f"at {RAREST} {rarest} times the true share (limit {TIMES:g}); at {DECIDES} DPO predicts {predicted['DPO']}, DPO after "
-        f"SFT {predicted['SFT, then DPO']}, SFT {predicted['SFT']}; texts that express neither belief: {neither}"
+        f"at {DECIDES} GDPO misses the minority's share by {gdpo} (limit {LIMIT}; SFT's miss less GDPO's {more['sft']}); "
+        f"GDPO predicts {predicted['GDPO'].value:.3f}, SFT {predicted['SFT'].value:.3f}, DPO {predicted['DPO'].value:.3f}, DPO "
+        f"after SFT {predicted['SFT, then DPO'].value:.3f}, the start {predicted[NAMES[START]].value:.3f}; at {RAREST} GDPO "
+        f"predicts {rarest} times the true share (limit {TIMES:g}); texts that express neither belief: {neither}"
     )
-    words = [below(gdpo, LIMIT), above(rarest, 1 / TIMES), below(rarest, TIMES)]
-    return Verdict(all_of(*words, *(above(found, 0.0) for found in more.values())), line, figures)
+    words = [judging.reached(word, options) for word in (below(gdpo, LIMIT), above(rarest, 1 / TIMES), below(rarest, TIMES))]
+    return Verdict(all_of(*words, *(above(more[rival], 0.0) for rival in RIVALS)), line, figures)
 
 
 def _neither(one: Measurement) -> float:
@@ -140,10 +151,11 @@ def draw(measured: list[Measurement], options: Options):
         axis.minorticks_off()
         axis.set_title(title, fontsize=10)
     neither = [[_neither(one) * 100 for one in found] for found in arms.values()]
-    plots.bars(axes[0, 2], [NAMES[arm] for arm in arms], neither, "texts (%)")
+    plots.bars(axes[0, 2], [NAMES[arm] for arm in arms], neither, "texts (%)", possible=(0, 100))
     axes[0, 2].set_xlim(-4, 104)
     axes[0, 2].set_title("texts that express neither belief, all splits", fontsize=10)
-    plots.legend(axes[0, 0], loc="lower right")
+    handles, names = axes[0, 0].get_legend_handles_labels()
+    figure.legend(handles, names, loc="outside right center", fontsize=8)
     return figure
 
 
@@ -153,10 +165,11 @@ EXPERIMENT = Experiment(
     source="arXiv 2412.20299, the imbalance of beliefs; docs/gdpo.md",
     criterion=f"holds where at {DECIDES} the minority's predicted share is within {LIMIT} of the true one under GDPO, and "
     f"nearer than under DPO, alone and after SFT, and at {RAREST} within a factor of {TIMES:g} of the true one (95% intervals "
-    "over seeds); fails where one is reversed",
+    f"over seeds); fails where one is reversed. Of the limits {LIMIT} and {TIMES:g}: {judging.QUICK}",
     cells=cells,
     measure=measure,
     conclude=conclude,
     draw=draw,
+    kind="world",
     seconds=(60, 170),
 )

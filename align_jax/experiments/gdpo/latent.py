@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from align_jax.experiments import plots, spoken, world
+from align_jax.experiments import judging, plots, spoken, world
 from align_jax.experiments.claim import (
     Cell,
     Experiment,
@@ -173,13 +173,31 @@ def conclude(measured: list[Measurement], options: Options) -> Verdict:
     above_labels = {arm: _difference(arms, arm, LABELLED, levels[0]) for arm in (*without, RANDOM)}
     figures |= {f"distance above labels, {NAMES[arm]}, mixed {levels[0]:g}": found for arm, found in above_labels.items()}
     said = ", ".join(f"{NAMES[arm]} {above_labels[arm]}" for arm in CLAIMED)
+    agreement = {eps: judging.share(values_of(arms["stance-model", eps], "agreement")) for eps in levels}
+    texts = {eps: over_seeds([perfect(one["seed"], eps) for one in arms[LABELLED, eps]]) for eps in levels}
+    for eps in levels:
+        figures |= {f"labels that are the author's, {NAMES['stance-model']}, mixed {eps:g}": agreement[eps],
+                    f"distance of perfect labels of these texts, mixed {eps:g}": texts[eps]}  # fmt: skip
     ends = ", ".join(f"{NAMES[arm]} {_collapse(arms, arm, levels)}" for arm in without)
-    first = figures[f"distance, {NAMES[LABELLED]}, mixed {levels[0]:g}"]
+    first, last = (figures[f"distance, {NAMES[LABELLED]}, mixed {levels[i]:g}"].value for i in (0, -1))
+    most = {arm: figures[f"distance, {NAMES[arm]}, mixed {levels[-1]:g}"].value for arm in ("stance-model", RANDOM)}
     line = (
-        f"where texts tell beliefs apart, distance {first.value:.3f} with labels and above it: {said} (at random "
-        f"{above_labels[RANDOM].value:.3f}); no better than beliefs at random: {ends}"
+        f"the start learned labelled statements; distance {first:.3f} with labels, above it: {said} "
+        f"(right for {agreement[levels[0]].value:.0%} of texts), at random {above_labels[RANDOM].value:.3f}; not surely better "
+        f"than random: {ends} (at {levels[-1]:.0%} mixed labels {last:.3f}, stance {most['stance-model']:.3f}, random "
+        f"{most[RANDOM]:.3f}, perfect labels of the texts {texts[levels[-1]].value:.3f})"
     )
     return Verdict(all_of(*(below(above_labels[arm], NEAR) for arm in CLAIMED)), line, figures)
+
+
+def perfect(seed: int, eps: float) -> float:
+    """The distance to the group's beliefs of those that its texts express: of labels that read every text right."""
+    topics = world.topics(TARGETS, TOPICS, seed)
+    rows, shares = mixed_rows(topics, ROWS, seed, eps), []
+    for topic in topics:
+        mine = [world.belief_of(row["accept_response"]) for row in rows if row["prompt"] == topic.prompt]
+        shares.append(np.bincount(mine, minlength=len(topic.probs)) / len(mine))
+    return spoken.mean_distance(shares, topics)
 
 
 def _difference(arms: dict[tuple, list[Measurement]], one: str, other: str, eps: float) -> Interval:
@@ -194,8 +212,8 @@ def _collapse(arms: dict[tuple, list[Measurement]], arm: str, levels: Sequence[f
         if not found.known:
             return "not known of one seed"
         if below(found, 0.0) != "holds":
-            return f"from {eps:.0%} mixed"
-    return "nowhere"
+            return f"from {eps:.0%}"
+    return f"nowhere up to {levels[-1]:.0%}"
 
 
 def draw(measured: list[Measurement], options: Options):
@@ -210,8 +228,9 @@ def draw(measured: list[Measurement], options: Options):
     shown = ("stance-classifier", levels[0]) in arms
     learned = f"The classifier has learned from {FEW} labelled answers. " if shown else ""
     note = (
-        f"{TOPICS} topics, 4 beliefs, {ROWS} answers each, {seeds} seed(s): line = mean, band = range of seeds. {learned}"
-        "Right: dashed, what texts that ignore their belief would get; dotted, people's own texts."
+        f"{TOPICS} topics, 4 beliefs, {ROWS} answers each, {seeds} seed(s): mark = mean, bar or band = range. {learned}"
+        "Right: dashed, what texts that ignore their belief would get; grey strokes, people's own texts. "
+        f"All begin with a model that learned labelled statements of this language. Perfect labels: shares in {ROWS} texts."
     )
     figure, axes = plots.figure(title, note, columns=2, size=(5.6, 4.3))
     for panel, key in zip(axes[0], ("distance", "consistency"), strict=True):
@@ -219,13 +238,15 @@ def draw(measured: list[Measurement], options: Options):
             if (arm, levels[0]) not in arms:
                 continue
             seeds = np.asarray([values_of(arms[arm, eps], key) for eps in levels]).T
-            plots.curve(panel, levels, seeds, NAMES[arm], i)
+            _marks(panel, levels, seeds, NAMES[arm], i)
         panel.set_xticks(levels, [f"{eps:.0%}" for eps in levels])
         panel.set_xlabel("share of people's texts that are of another belief")
+    texts = [[perfect(one["seed"], eps) for one in arms[LABELLED, eps]] for eps in levels]
+    axes[0, 0].plot(levels, np.mean(texts, axis=1), "_", color="black", markersize=22, label="perfect labels\nof these texts")
     axes[0, 0].set_ylabel("Jensen-Shannon distance to the group's beliefs\n(0: the same)")
     axes[0, 1].set_ylabel("share of texts that express\nthe belief that they were given")
     axes[0, 1].axhline(0.25, color="black", linewidth=0.9, linestyle="--")
-    axes[0, 1].plot(levels, [1 - eps for eps in levels], color="0.5", linewidth=1.2, linestyle=":")
+    axes[0, 1].plot(levels, [1 - eps for eps in levels], "_", color="0.5", markersize=22)
     axes[0, 0].set_ylim(bottom=0)
     axes[0, 1].set_ylim(0, 1.03)
     handles, names = axes[0, 0].get_legend_handles_labels()
@@ -233,17 +254,31 @@ def draw(measured: list[Measurement], options: Options):
     return figure
 
 
+def _marks(panel, levels: Sequence[float], seeds: np.ndarray, name: str, number: int) -> None:
+    """A curve; of two levels only its ends beside each other, as nothing is known between them."""
+    if len(levels) > 2:
+        plots.curve(panel, levels, seeds, name, number)
+        return
+    at = np.asarray(levels) + 0.012 * (number - len(NAMES) / 2)
+    away = np.abs(np.stack([seeds.min(0), seeds.max(0)]) - seeds.mean(0))
+    panel.errorbar(at, seeds.mean(0), away, fmt=plots.MARKERS[number], color=plots.COLOURS[number], markersize=6, label=name)
+
+
 EXPERIMENT = Experiment(
     number=9,
-    claim="beliefs that nobody labelled can be had from the texts: latent, or by stance detection",
+    claim="beliefs that nobody labelled can be had from the texts, latent or by stance detection, by a model that has learned "
+    "labelled statements and texts of the same language from other people",
     source="arXiv 2412.20299, open question on unlabelled beliefs; docs/gdpo.md, latent beliefs; docs/data.md, answers "
     "without beliefs",
     criterion="holds where, with texts that tell beliefs apart, latent beliefs by the reference and stances by the model "
     f"both end less than {NEAR} in Jensen-Shannon distance above labels (95% intervals of the paired difference over seeds); "
-    "fails where one ends further. An arm collapses where it is not surely below beliefs at random",
+    "fails where one ends further. The starting model was trained on labelled statements "
+    "and texts of this language, of people whose beliefs are all equally frequent. An arm collapses where it is not surely "
+    f"below beliefs at random. {judging.explained(NEAR)}",
     cells=cells,
     measure=measure,
     conclude=conclude,
     draw=draw,
+    kind="world",
     seconds=(200, 600),
 )

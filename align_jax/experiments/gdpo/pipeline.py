@@ -8,6 +8,7 @@ world at all; what such a sentence expresses is known exactly.
 
 from __future__ import annotations
 
+import textwrap
 from typing import Any
 
 from align_jax.experiments import opinions, plots, spoken, world
@@ -137,22 +138,23 @@ def draw(measured: list[Measurement], options: Options):
         f"sentence of this world expresses is known exactly. "
         f"A text that expresses no belief counts as one that nobody holds. Dashed in the second panel: {samples} perfect draws."
     )
-    figure, axes = plots.figure("After SFT: DPO, and GDPO with three preference terms", note, columns=4, size=(4.4, 3.9))
+    title = "What beliefs and texts become after SFT: by DPO, by GDPO, by more SFT"
+    figure, axes = plots.figure(title, note, columns=4, size=(4.6, 4.4))
     for i, (arm, found) in enumerate(arms.items()):
         plots.curve(axes[0, 0], found[0]["steps_measured"], values_of(found, "curve"), NAMES[arm], i)
     label = "Jensen-Shannon distance of stated beliefs\nto people's (0: the same)"
     axes[0, 0].set(xlabel="training steps after SFT", ylabel=label)
-    axes[0, 0].set_ylim(bottom=0)
-    plots.legend(axes[0, 0])
-    names = [NAMES[arm] for arm in arms]
+    axes[0, 0].set_ylim(0, 1.8 * axes[0, 0].get_ylim()[1])  # room for the legend
+    plots.legend(axes[0, 0], loc="upper left")
+    names = ["\n".join(textwrap.wrap(NAMES[arm], 22)) for arm in arms]
     label = "Jensen-Shannon distance of what texts say\nto people's beliefs"
     floor = spoken.floor(topics(), samples)
     plots.bars(axes[0, 1], names, [values_of(found, "text_distance") for found in arms.values()], label, floor)
     axes[0, 1].set_xlim(left=0)
     label = "texts that express the belief\nthat they were given (dashed: chance)"
-    plots.bars(axes[0, 2], names, [values_of(found, "consistency") for found in arms.values()], label, CHANCE)
+    plots.bars(axes[0, 2], names, [values_of(found, "consistency") for found in arms.values()], label, CHANCE, possible=(0, 1))
     label = "texts to the prompt alone that\nexpress a belief at all"
-    plots.bars(axes[0, 3], names, [values_of(found, "readable") for found in arms.values()], label)
+    plots.bars(axes[0, 3], names, [values_of(found, "readable") for found in arms.values()], label, possible=(0, 1))
     for axis in axes[0, 2:]:
         axis.set_xlim(0, 1.08)
         axis.set_yticklabels([])
@@ -170,5 +172,6 @@ EXPERIMENT = Experiment(
     measure=measure,
     conclude=conclude,
     draw=draw,
+    kind="world",
     seconds=(150, 400),
 )

@@ -2,8 +2,8 @@
 
 People's answers to the open questions of a survey, with their sentiment as the belief. A third of the questions is held out
 whole. Compared are the model before training, SFT, DPO after SFT, GDPO alone, GDPO with a term for the likelihood of the
-accepted text, and GDPO after SFT (the authors' recipe), at equal steps, and the mean predictor, which gives every question the
-average distribution. Texts given a belief are judged by a classifier that is measured on people's own texts first.
+accepted text, GDPO after SFT (the authors' recipe), both together, at equal steps, and the mean predictor, which gives every
+question the average distribution. Texts given a belief are judged by a classifier that is measured on people's own texts first.
 """
 
 from __future__ import annotations
@@ -36,6 +36,7 @@ ARMS = {
     "gdpo": "GDPO alone",
     "gdpo-text": "GDPO with SFT term",
     "sft-gdpo": "SFT, then GDPO",
+    "sft-gdpo-text": "SFT, then GDPO with SFT term",
 }
 BEST = "sft-gdpo"
 KEYS = ("first", "second", "rows", "rate", "tokens", "samples", "new", "answers")
@@ -192,7 +193,8 @@ def draw(measured: list[Measurement], options: Options):
     note = (
         "Dots: means over questions, lines: 95% intervals over questions. The mean predictor gives every question the average "
         "of the training questions. Right: share of texts in which a judge finds the belief that they were given "
-        f"(of people's own texts it finds {data['judge']['accuracy']:.0%} right), and share that only state a belief again."
+        f"(of people's own texts it finds {data['judge']['accuracy']:.0%} right), and share in which a statement stands once "
+        "more, as the template writes it."
     )
     figure, axes = plots.figure(
         f"GDPO after SFT {title} what people believe better than the average does ({model})", note, columns=3, size=(4.6, 3.9)
@@ -231,6 +233,7 @@ EXPERIMENT = Experiment(
     measure=measure,
     conclude=conclude,
     draw=draw,
+    kind="real",
     data=("opinions",),
     models=("tiny", "smollm2"),
     seconds=(240, 900),

@@ -71,7 +71,8 @@ def measure(cell: Cell, work: Workplace) -> dict[str, Any]:
         run={"seed": cell.settings["seed"]},
     )
     held = preferences.held_out(work, preferences.size_of(work))
-    return preferences.figures(preferences.agreement(work, values, work.train(values).folder, held, resamples=0))
+    found = preferences.agreement(work, values, work.train(values).folder, held, resamples=0)
+    return {**preferences.figures(found), "rivals": preferences.rivals(work)}
 
 
 def gain(measured: Sequence[Measurement], key: str, arm: str) -> Interval:
@@ -85,10 +86,13 @@ def conclude(measured: list[Measurement], options: Options) -> Verdict:
     rank = {arm: over_seeds(values_of(found, "rank")).value for arm, found in arms.items()}
     found, best = gain(measured, "rank", MORE), max(rank, key=rank.get)
     line = (
-        f"rank correlation {rank[MORE]:.3f} with {MORE}, {rank[TWO]:.3f} with {TWO}: a gain of {found}; the highest is that "
-        f"of {best}, {rank[best]:.3f}"
+        f"rank correlation {rank[MORE]:.3f} with {MORE}, {rank[TWO]:.3f} with {TWO}: the first less the second {found}, in "
+        f"accuracy {gain(measured, 'accuracy', MORE)}; the highest rank correlation is that of {best}, {rank[best]:.3f}"
+        f"{preferences.rivals_said(preferences.rivals_of(measured, options))}"
     )
-    figures = {f"{arm}: gain in {key}": gain(measured, key, arm) for arm in arms if arm != TWO for key in ("rank", "accuracy")}
+    figures = {
+        f"{arm} less {TWO}: {key}": gain(measured, key, arm) for arm in arms if arm != TWO for key in ("rank", "accuracy")
+    }
     return Verdict(above(found, 0), line, figures)
 
 
@@ -101,12 +105,18 @@ SHOWN = {
 
 def draw(measured: list[Measurement], options: Options):
     arms = by_setting(measured, "arm")
-    note = "Held-out prompts with 8 answers each; small dots: seeds; line: 95% interval over seeds. Dashed: chance."
+    rivals = preferences.rivals_of(measured, options)
+    note = (
+        "80 held-out prompts with 8 answers each, the same for all; small dots: seeds; line: 95% interval over seeds. Dashed: "
+        f"chance.{preferences.rivals_noted(rivals)}"
+    )
     title = "Two sets of answers against more levels, taken from scores in several ways"
     figure, axes = plots.figure(title, note, columns=3, size=(4, 4.4))
     for axis, (key, label) in zip(axes[0], SHOWN.items(), strict=True):
         limit = {"rank": 0.0, "accuracy": 0.5, "best_of_n": 1 / 8}[key]
         plots.bars(axis, list(arms), [values_of(found, key) for found in arms.values()], label, limit)
+        preferences.draw_rival(axis, rivals, key)
+        preferences.possible(axis, key)
         if axis is not axes[0, 0]:
             axis.set_yticklabels([])
     return figure
@@ -123,6 +133,7 @@ EXPERIMENT = Experiment(
     measure=measure,
     conclude=conclude,
     draw=draw,
+    kind="real",
     data=("preferences",),
     models=("tiny",),
     seconds=(56, 300),

@@ -1,7 +1,9 @@
 """MPO: wrong scores mislead it no more than they mislead DPO on the best answer against the worst.
 
 Two kinds of wrong scores. A judge that was fooled: one and the same senseless string stands among the answers to every prompt,
-and a judge, a large model, gave it 7.3 of 10 on average; the objectives are trained on such prompts, and asked about others.
+and a judge, a large model, gave it 7.3 of 10 on average; the objectives are trained on such prompts, and asked about others: by
+how much did training raise the log-probability of a token of the string more than that of a token of real answers? (That the
+string beats a real answer is shown too, but is so for nearly all under every objective.)
 And noise: a share of the scores of real answers is replaced by scores of other answers, drawn at random.
 """
 
@@ -39,6 +41,7 @@ ARMS: dict[str, dict[str, Any]] = {
 }
 QUICK = ("MPO", "DPO")
 MARGIN = 0.05  # of all comparisons: a difference that nobody would choose an objective for
+NATS = 0.1  # a token, of the string's margin: 10 nats over its 96 tokens
 REAL, HELD, STRING_HELD = 3, 80, 11
 NOISE, FOOLED, CONTROL = "noise", "fooled", "control"
 
@@ -47,7 +50,7 @@ def cells(options: Options) -> list[Cell]:
     arms = [arm for arm in ARMS if arm in QUICK or not options.quick]
     shares = (0.0, 0.6) if options.quick else (0.0, 0.3, 0.6)
     kinds = [(NOISE, share) for share in shares] + [(FOOLED, 0.0), (CONTROL, 0.0)]
-    own = {"steps": 20 if options.quick else 40, "rate": RATE, "beta": BETA}
+    own = {"steps": 20 if options.quick else 40, "rate": RATE, "beta": BETA, "string": "margin"}
     return [
         Cell(
             f"{_plain(arm)}-{kind}-{share:g}-{seed}",
@@ -85,10 +88,8 @@ def measure(cell: Cell, work: Workplace) -> dict[str, Any]:
     if kind == NOISE:
         return preferences.figures(found)
     tokens = preferences.size_of(work).response  # the string is longer, and cut to this
-    return {
-        "beaten": 1 - found["rewards/accuracies"]["value"],
-        "per_token": found["rewards/rejected"]["value"] / 0.1 / tokens,
-    }
+    string, real = (found[f"rewards/{name}"]["value"] / 0.1 / tokens for name in ("rejected", "chosen"))
+    return {"beaten": 1 - found["rewards/accuracies"]["value"], "per_token": string, "margin": string - real}
 
 
 def noisy(rows: Sequence[Row], share: float, seed: int) -> list[Row]:
@@ -125,8 +126,8 @@ def _per_seed(measured: Sequence[Measurement], arm: str, kind: str, key: str, sh
 
 
 def drawn(measured: Sequence[Measurement], arm: str) -> list[float]:
-    """Per seed, the share of real answers to held-out prompts that the string beats."""
-    return _per_seed(measured, arm, FOOLED, "beaten")
+    """Per seed, the string's margin over real answers to held-out prompts, nats a token."""
+    return _per_seed(measured, arm, FOOLED, "margin")
 
 
 def lost(measured: Sequence[Measurement], arm: str) -> list[float]:
@@ -146,35 +147,56 @@ def more_than_dpo(measured: Sequence[Measurement], arm: str) -> dict[str, Interv
 
 
 def conclude(measured: list[Measurement], options: Options) -> Verdict:
-    more = more_than_dpo(measured, "MPO")
-    beaten = {arm: over_seeds(drawn(measured, arm)).value for arm in by_setting(measured, "arm")}
+    more, arms = more_than_dpo(measured, "MPO"), by_setting(measured, "arm")
+    margins = {arm: over_seeds(drawn(measured, arm)).value for arm in arms}
+    beaten = {
+        (arm, kind): over_seeds(_per_seed(measured, arm, kind, "beaten")).value for arm in arms for kind in (FOOLED, CONTROL)
+    }
     line = (
-        f"on held-out prompts the string beats {beaten['MPO']:.0%} of the real answers under MPO and {beaten['DPO']:.0%} under "
-        f"DPO (difference {more['string']}); noise costs MPO {more['noise']} more accuracy than DPO; margin {MARGIN}"
+        f"the string's margin over real answers is {margins['MPO']:.2f} nats a token under MPO and {margins['DPO']:.2f} under "
+        "DPO, "
+        f"MPO less DPO {more['string']} (limit {NATS}); it beats {beaten['MPO', FOOLED]:.0%} and {beaten['DPO', FOOLED]:.0%} "
+        "of "
+        f"real answers, {beaten['MPO', CONTROL]:.0%} and {beaten['DPO', CONTROL]:.0%} where it was not trained on; accuracy "
+        "that "
+        f"noise costs, MPO less DPO: {more['noise']} (limit {MARGIN})"
     )
     figures = {
-        f"{arm} - DPO: {kind}": found for arm in beaten if arm != "DPO" for kind, found in more_than_dpo(measured, arm).items()
+        f"{arm} less DPO: {WHAT[kind]}": found
+        for arm in arms
+        if arm != "DPO"
+        for kind, found in more_than_dpo(measured, arm).items()
     }
-    return Verdict(all_of(*(below(found, MARGIN) for found in more.values())), line, figures)
+    return Verdict(all_of(below(more["string"], NATS), below(more["noise"], MARGIN)), line, figures)
+
+
+WHAT = {"string": "the string's margin, nats a token", "noise": "accuracy that noise costs"}
 
 
 def draw(measured: list[Measurement], options: Options):
     arms = list(by_setting(measured, "arm"))
-    note = "Small dots: seeds; lines: 95% interval over seeds. Bands: range of seeds. DPO: best answer against worst."
+    note = (
+        f"{STRING_HELD} held-out prompts with the string; {HELD} with noise. Margin: how much more training raised the "
+        "log-probability of the string's tokens than of real answers'. Small dots: seeds; lines: 95% interval over seeds. "
+        "Bands: "
+        "range of seeds. DPO: best answer against worst."
+    )
     title = "What wrong scores do: a senseless string that a judge liked, and scores replaced at random"
-    figure, axes = plots.figure(title, note, columns=3, size=(4.2, 3.9))
-    for axis, kind, what in ((axes[0, 0], FOOLED, "trained with it"), (axes[0, 1], CONTROL, "trained without it")):
+    figure, axes = plots.figure(title, note, columns=4, size=(3.9, 3.9))
+    margins = [_per_seed(measured, arm, FOOLED, "margin") for arm in arms]
+    plots.bars(axes[0, 0], arms, margins, "margin of the string over real answers,\nnats a token, trained with it", 0.0)
+    for axis, kind, what in ((axes[0, 1], FOOLED, "trained with it"), (axes[0, 2], CONTROL, "trained without it")):
         label = f"share of real answers that the string beats\non prompts not trained on, {what}"
         plots.bars(axis, arms, [_per_seed(measured, arm, kind, "beaten") for arm in arms], label, 0.5)
-        axis.set_xlim(-0.05, 1.05)
-    axes[0, 1].set_yticklabels([])
+        axis.set_xlim(0, 1)
+        axis.set_yticklabels([])
     shares = sorted({one["share"] for one in measured if one["kind"] == NOISE})
     for i, arm in enumerate(arms):
         by_share = [_per_seed(measured, arm, NOISE, "accuracy", share) for share in shares]
-        plots.curve(axes[0, 2], shares, np.transpose(by_share), arm, i)
-    axes[0, 2].axhline(0.5, color="black", linewidth=0.9, linestyle="--")
-    axes[0, 2].set(xlabel="share of training scores replaced at random", ylabel="accuracy on true scores (dashed: chance)")
-    plots.legend(axes[0, 2])
+        plots.curve(axes[0, 3], shares, np.transpose(by_share), arm, i)
+    axes[0, 3].axhline(0.5, color="black", linewidth=0.9, linestyle="--")
+    axes[0, 3].set(xlabel="share of training scores replaced at random", ylabel="accuracy on true scores (dashed: chance)")
+    plots.legend(axes[0, 3])
     return figure
 
 
@@ -182,13 +204,17 @@ EXPERIMENT = Experiment(
     number=17,
     claim="wrong scores mislead MPO no more than they mislead DPO on the best answer against the worst",
     source="arXiv 2412.04628, which asks for miscalibrated rewards; docs/results.md",
-    criterion="two harms: the share of real answers that a senseless string beats on held-out prompts after training on "
-    "prompts where a judge was fooled by it, and the accuracy lost where 60% of the scores are replaced at random; holds where "
-    f"MPO takes less than {MARGIN} more of both than DPO, by the 95% interval over seeds; fails where it takes more of one",
+    criterion="two harms: how much more training on prompts where a judge was fooled by a senseless string raises the "
+    "log-probability of its tokens than that of real answers' on held-out prompts, and the accuracy lost where 60% of the "
+    "scores "
+    f"are replaced at random; holds where MPO takes less than {NATS} nats a token and {MARGIN} more of them than DPO, by the "
+    "95% "
+    "interval over seeds; fails where it takes more of one",
     cells=cells,
     measure=measure,
     conclude=conclude,
     draw=draw,
+    kind="real",
     data=("preferences",),
     models=("tiny",),
     seconds=(75, 330),

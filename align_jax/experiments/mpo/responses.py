@@ -3,7 +3,8 @@
 30 prompts have 56 real answers each. At equal prompts, a step takes as many prompts whatever K is, with K of their answers:
 more answers are more data and more compute. At equal compute, all answers of a prompt are divided into sets of K at random,
 and a step takes as many answers whatever K is. Both are asked about 80 other prompts; the interval over these is wide, that of
-a difference between two K over seeds (other sets, other order) less so.
+a difference between two K over seeds (other sets, other order) less so. With K = 2 the two answers are drawn at random: they
+are not the best and the worst.
 """
 
 from __future__ import annotations
@@ -63,7 +64,8 @@ def measure(cell: Cell, work: Workplace) -> dict[str, Any]:
         run={"seed": seed},
     )
     held = preferences.held_out(work, preferences.size_of(work))
-    return preferences.figures(preferences.agreement(work, values, work.train(values).folder, held))
+    found = preferences.agreement(work, values, work.train(values).folder, held)
+    return {**preferences.figures(found), "rivals": preferences.rivals(work)}
 
 
 def divided(rows: Sequence[Row], k: int, seed: int, *, whole: bool) -> list[Row]:
@@ -91,11 +93,12 @@ def conclude(measured: list[Measurement], options: Options) -> Verdict:
     found = {kind: gain(measured, kind, most) for kind in (PROMPTS, COMPUTE)}
     half = np.mean([(one["rank/high"] - one["rank/low"]) / 2 for one in measured])
     line = (
-        f"rank correlation with K = {most} minus that with K = 2: {found[PROMPTS]} at equal prompts, {found[COMPUTE]} at equal "
-        f"compute (one figure is known to +-{half:.2f} from 80 prompts)"
+        f"rank correlation with K = {most} less that with K = 2 (a random pair): {found[PROMPTS]} at equal prompts, "
+        f"{found[COMPUTE]} at equal compute, where a step has {_prompts_a_step(measured)}; one figure is known to +-{half:.2f} "
+        f"from 80 prompts{preferences.rivals_said(preferences.rivals_of(measured, options))}"
     )
     figures = {
-        f"{kind}, K = {k}: gain in {key}": gain(measured, kind, k, key)
+        f"{kind}, K = {k} less K = 2: {key}": gain(measured, kind, k, key)
         for kind in found
         for k in sorted(set(values_of(measured, "k")) - {2})
         for key in ("rank", "accuracy")
@@ -103,12 +106,22 @@ def conclude(measured: list[Measurement], options: Options) -> Verdict:
     return Verdict(all_of(*(above(one, 0) for one in found.values())), line, figures)
 
 
+def _prompts_a_step(measured: Sequence[Measurement]) -> str:
+    """The sets a step, of the fewest and of the most answers."""
+    at = {one["k"]: one["groups"] for one in measured if one["kind"] == COMPUTE}
+    few, most = min(at), max(at)
+    return f"{at[most]} sets of {most}, or {at[few]} of {few}" if at[most] > 1 else f"1 set of {most}, or {at[few]} of {few}"
+
+
 def draw(measured: list[Measurement], options: Options):
     arms, sizes = by_setting(measured, "kind", "k"), sorted(set(values_of(measured, "k")))
     title = "More answers to a prompt: what the model learns about the order of other answers"
+    rivals = preferences.rivals_of(measured, options)
     note = (
         "80 held-out prompts with 8 answers each. Small dots: seeds; large: their mean; dark line: 95% interval over seeds; "
-        "light line: 95% interval over the held-out prompts (mean of seeds), which all points share; dashed: chance."
+        "light line: 95% interval over the held-out prompts (mean of seeds), which all points share; dashed: chance. K = 2: a "
+        f"random pair, not best and worst. At equal compute a step has {_prompts_a_step(measured)}."
+        f"{preferences.rivals_noted(rivals)}"
     )
     figure, axes = plots.figure(title, note, columns=2, size=(5.6, 4.2))
     labels = {
@@ -120,6 +133,8 @@ def draw(measured: list[Measurement], options: Options):
             for j, k in enumerate(sizes):
                 _point(axis, j + 0.2 * i - 0.1, arms[kind, k], key, i, kind if j == 0 else None)
         axis.axhline(0.5 if key == "accuracy" else 0.0, color="black", linewidth=0.9, linestyle="--")
+        preferences.draw_rival(axis, rivals, key, across=True)
+        preferences.possible(axis, key, across=True)
         axis.set_xticks(range(len(sizes)), [str(k) for k in sizes])
         axis.set_xlim(-0.5, len(sizes) - 0.5)
         axis.set(xlabel="answers in a set, K", ylabel=label)
@@ -149,6 +164,7 @@ EXPERIMENT = Experiment(
     measure=measure,
     conclude=conclude,
     draw=draw,
+    kind="real",
     data=("preferences",),
     models=("tiny",),
     seconds=(60, 240),

@@ -1,0 +1,60 @@
+"""How many response rows a device can hold at a time: an estimate from shapes, for `rows_per_chunk: auto`."""
+
+from __future__ import annotations
+
+import math
+
+import jax.numpy as jnp
+
+from align_jax.models.config import ModelConfig
+from align_jax.models.weights import weight_shapes
+
+USABLE = 0.9  # of a device's memory: the rest is the allocator's, and the estimate's error
+STATE_BYTES = 8  # of a parameter, beside itself and its gradient: two float32 moments
+TRANSIENT = 2.5  # layers' values alive in a backward pass beside what is kept; measured 2.4 with `remat: full`
+LOGITS = 10  # bytes for a logit that exists: float32, its gradient, and half of one more
+
+
+def state_bytes(config: ModelConfig, param_dtype: str, shards: int) -> int:
+    """Bytes on a device of parameters, gradients and two moments, divided over `shards` devices."""
+    count = sum(math.prod(shape) for shape in _leaves(weight_shapes(config)))
+    return count * (2 * jnp.dtype(param_dtype).itemsize + STATE_BYTES) // shards
+
+
+def position_bytes(config: ModelConfig, dtype: str, remat: str, tensor: int = 1) -> int:
+    """Bytes that one position takes at the peak of a backward pass over all layers, apart from the head.
+
+    With `remat: none` each layer keeps its input and those of its norms and products,
+    `4 W + (3 H E + 4 Hk E + 3 F) / tensor` values; else its input, W, is kept, and the rest is there for one layer.
+
+    Args:
+      config: the model. dtype: of activations. remat: a key of `align_jax.models.remat.POLICIES`.
+      tensor: devices that share heads and MLP.
+    """
+    heads = (3 * config.heads + 4 * config.kv_heads) * config.head_size
+    layer = 4 * config.width + (heads + 3 * config.mlp_width) / tensor
+    kept = layer if remat == "none" else config.width
+    return math.ceil((config.layers * kept + TRANSIENT * layer) * jnp.dtype(dtype).itemsize)
+
+
+def rows_that_fit(
+    rows: tuple[int, int], prompts: tuple[int, int], each: int, memory: int, head: tuple[int, int]
+) -> int | None:
+    """Response rows of a shard that fit at one time; None where all of them do.
+
+    Args:
+      rows, prompts: (rows, positions of one) of responses and of prompts; prompts are never chunked.
+      each: bytes of a position. memory: bytes that there are for activations.
+      head: (positions whose logits exist at one time, vocabulary).
+
+    Returns:
+      Rows of a chunk, at least 1, such that chunks are about equally large.
+    """
+    count, length = rows
+    left = memory - math.prod(prompts) * each - min(head[0], count * length) * head[1] * LOGITS
+    fit = max(1, left // max(1, length * each))
+    return None if fit >= count else math.ceil(count / math.ceil(count / fit))
+
+
+def _leaves(tree: dict) -> list[tuple[int, ...]]:
+    return [leaf for value in tree.values() for leaf in (_leaves(value) if isinstance(value, dict) else [value])]
