@@ -143,7 +143,7 @@ class AutoMesh:
             raise UserError(f"mesh: auto: none of the {len(tried)} best meshes fits when compiled; raise --candidates")
         best = min(fitting, key=lambda pair: pair[1].seconds.serial + pair[1].seconds.bound)
         say(f"mesh: auto: {best[0].plan}")
-        rest = [pair for pair in tried if pair is not best] + [(each, None) for each in found[len(tried) :]]
+        rest = [pair for pair in tried if pair[0] is not best[0]] + [(each, None) for each in found[len(tried) :]]
         return ChosenMesh(auto_mesh.planned(config, best[0].plan), best[1], [_row(*pair) for pair in [best, *rest]])
 
     def _use(self, config: Config, mesh: Mesh) -> ShapeUse:

@@ -13,7 +13,7 @@ from align_jax.cost.estimate import Seconds
 from align_jax.cost.plan import MeshPlan, PlanEstimate
 from align_jax.errors import UserError
 from align_jax.recipes import auto_mesh
-from align_jax.recipes.compile import CompileRequest, shapes_for, with_model
+from align_jax.recipes.compile import AutoMesh, CompileRequest, shapes_for, with_model
 from align_jax.recipes.setup import Setup
 from align_jax.recipes.source import starting_model
 
@@ -127,3 +127,27 @@ def test_a_known_model_takes_the_place_of_one_that_is_elsewhere():
         CompileRequest("v5e:4x4", lengths="hh", rows=object())
     with pytest.raises(UserError, match="--shapes: 0"):
         CompileRequest("v5e:4x4", shapes=0)
+
+
+def test_the_best_of_those_compiled_is_taken_and_the_rest_are_shown(monkeypatch, tmp_path):
+    plans = [MeshPlan(1, 4, 1, remat, 1, 1024) for remat in ("none", "full")] + [MeshPlan(4, 1, 1, "none", 1, 1024)]
+    found = [PlanEstimate(plan, 2.0**30, Seconds(1, 1, n, 0), 0.5, 0.6) for n, plan in enumerate(plans)]
+    took = {plans[0]: Seconds(3, 1, 1, 0), plans[1]: Seconds(2, 1, 1, 0)}
+    monkeypatch.setattr(auto_mesh, "ranked", lambda *_: found)
+
+    def compiled(self, given, plan):
+        return types.SimpleNamespace(seconds=took[plan], memory=types.SimpleNamespace(total=7), fits=True)
+
+    monkeypatch.setattr(AutoMesh, "_compiled", compiled)
+    devices = [types.SimpleNamespace(device_kind="TPU v5")]
+    source = types.SimpleNamespace(shape=None)
+    made = AutoMesh(source, devices, CompileRequest("v5p:2x2x1")).chosen(config(tmp_path))
+    assert made.config.model.remat == "full" and made.shape.seconds == took[plans[1]]
+    assert [(row["remat"], row["data"], row["compiled"] is None) for row in made.rows] == [
+        ("full", 1, False),
+        ("none", 1, False),
+        ("none", 4, True),
+    ]
+    monkeypatch.setattr(AutoMesh, "_compiled", lambda *_: None)
+    with pytest.raises(UserError, match="none of the 2 best meshes fits when compiled; raise --candidates"):
+        AutoMesh(source, devices, CompileRequest("v5p:2x2x1")).chosen(config(tmp_path))
