@@ -240,11 +240,13 @@ def compiled(variant: Variant, mesh: jax.sharding.Mesh, attention: str, remat: s
     scorer = Scorer(shape, remat=remat, attention=attention)
     try:
         with installed(variant):
-            made = topology.compile_for(mesh, scorer, objective, optimizer, "float32", batch)
+            what = topology.StepCompiler(mesh, scorer, objective, optimizer, "float32")
+            memory, text = topology.compiled_text(what, batch)
     except UserError as error:
         return {"error": str(error)}
-    moved = sum(size for _, size in made.counts.collectives.values())
-    return {"flops": made.counts.flops, "temporaries": made.memory.temp_size_in_bytes, "collectives": moved}
+    counts = count(text)
+    moved = sum(size for _, size in counts.collectives.values())
+    return {"flops": counts.flops, "temporaries": memory.temp_size_in_bytes, "collectives": moved}
 
 
 def table(values: dict[str, dict]) -> str:

@@ -123,6 +123,10 @@ def _split(argv: Sequence[str]) -> tuple[list[str], list[str]]:
     words = list(argv)
     while words:
         word = words.pop(0)
+        if word == "--mesh=auto" or (word == "--mesh" and words[:1] == ["auto"]):
+            keys.append("--mesh.auto=true")
+            del words[: "=" not in word]
+            continue
         is_key = re.fullmatch(_KEY, word.partition("=")[0]) is not None
         (keys if is_key else others).append(word)
         if is_key and "=" not in word and words and not words[0].startswith("--"):

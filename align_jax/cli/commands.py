@@ -92,6 +92,8 @@ class Invocation:
         else:
             read = [config_of(word, name, command.takes_folders) for word in (words if isinstance(words, list) else [words])]
         requires, files = (JOBS[name].requires, JOBS[name].files) if not given.values.get("prompt") else (("model",), ())
+        if given.values.get("model"):  # in place of the config's
+            requires = tuple(key for key in requires if key != "model")
         for source, follows in read:
             check_early(source, [*follows, *given.overrides], requires, files)
         return cls(given, read)
@@ -210,14 +212,23 @@ def bench(request: Invocation) -> int:
 
 
 def compile_step(request: Invocation) -> int:
-    from align_jax.cost import topology
+    from align_jax.cost import topology_report
     from align_jax.recipes import compile as recipe
 
     given, config = request.given, request.config()
-    lengths = recipe.lengths_of(config, given["prompt_tokens"], given["response_tokens"], given["responses"])
-    values = recipe.compile_step(config, given["topology"], lengths)
-    print(json.dumps(values) if given["json"] else topology.table(values))
-    return 0
+    rows = (given["prompt_tokens"], given["response_tokens"], given["responses"])
+    asked = recipe.CompileRequest(
+        given["topology"],
+        slices=1 if given["slices"] is None else given["slices"],
+        lengths=given["lengths"],
+        rows=None if rows == (None, None, None) else recipe.lengths_of(config, *rows),
+        model=given["model"],
+        shapes=2 if given["shapes"] is None else given["shapes"],
+        candidates=2 if given["candidates"] is None else given["candidates"],
+    )
+    values = recipe.compile_step(config, asked)
+    print(json.dumps(values) if given["json"] else topology_report.table(values))
+    return 0 if values["fits"] else 1
 
 
 def config(request: Invocation) -> int:
@@ -350,15 +361,27 @@ COMMANDS = {
     "compile": Command(
         compile_step,
         "compile a training step for a TPU that is not there",
-        "align-jax compile mine.yaml --topology v5p:4x4x4 --mesh.fsdp -1",
+        "align-jax compile mine.yaml --topology v5p:4x4x4 --mesh.fsdp -1\n"
+        "align-jax compile mine.yaml --topology v6e:16x16 --lengths hh --mesh auto",
         (
             _CONFIG,
             Argument("--topology", "such as v5e:4x4 or v5p:4x4x4", "NAME", required=True),
-            Argument("--prompt-tokens", "data.max_prompt_tokens by default, else 512", "N", whole_number),
-            Argument("--response-tokens", "data.max_response_tokens by default, else 512", "N", whole_number),
-            Argument("--responses", "of a prompt; data.max_responses by default, else 4", "N", whole_number),
+            Argument("--slices", "how many such topologies, joined by a slow network; 1 by default", "N", whole_number),
+            Argument("--model", "a known shape in place of the config's model: llama-3-8b, mistral-7b and others", "NAME"),
+            Argument(
+                "--lengths",
+                'token counts in place of data.train: JSONL, {"prompt": 120, "responses": [300, 41]}; or ultrafeedback, hh, '
+                "long-chat, alpaca-eval",
+                "FILE",
+            ),
+            Argument("--shapes", "how many of the epoch's shapes are compiled; 2 by default", "N", whole_number),
+            Argument("--candidates", "with --mesh auto, how many meshes are compiled; 2 by default", "N", whole_number),
+            Argument("--prompt-tokens", "full rows in place of data: data.max_prompt_tokens, else 512", "N", whole_number),
+            Argument("--response-tokens", "the same: data.max_response_tokens by default, else 512", "N", whole_number),
+            Argument("--responses", "of a prompt, with full rows; data.max_responses by default, else 4", "N", whole_number),
             _JSON,
         ),
+        "Exits with 0 where the step fits the chip's memory, 1 where it does not, 2 where it cannot be compiled.",
     ),
     "data check": Command(
         data.check,

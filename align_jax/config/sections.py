@@ -112,16 +112,23 @@ class MeshConfig:
       data: copies of the model, each with a part of the batch.
       fsdp: devices that share the batch and the weights, which are gathered layer by layer.
       tensor: devices that share the heads, the MLP and the vocabulary of each layer.
+      auto: choose these, and with them `model.remat`, `train.accumulation_steps` and `model.head_chunk`, by what a step is
+        predicted to take (docs/performance.md); written `mesh: auto`, too. A run that was begun keeps its choice.
       memory_gib: what a device may hold, for `model.rows_per_chunk: auto`; None is what there is.
     """
 
     data: int = 1
     fsdp: int = 1
     tensor: int = 1
+    auto: bool = False
     memory_gib: float | None = None
 
     def __post_init__(self):
         check_range("mesh.memory_gib", self.memory_gib, 0, open_low=True)
+        sizes = {axis: getattr(self, axis) for axis in ("data", "fsdp", "tensor")}
+        if self.auto and (given := {axis: size for axis, size in sizes.items() if size != 1}):
+            axis, size = next(iter(given.items()))
+            raise UserError(f"mesh.auto: true chooses the sizes; leave out mesh.{axis}: {size}")
         rest = [axis for axis in ("data", "fsdp", "tensor") if getattr(self, axis) == -1]
         for axis in ("data", "fsdp", "tensor"):
             size = getattr(self, axis)

@@ -98,7 +98,7 @@ class ConfigValues:
             raise UserError(f"{path}: a malformed ${{...}} (for the text itself, write \\${{): {reason}") from error
         if not isinstance(values, dict):
             raise UserError(f"{path}:1: a config is sections with keys, not {text.strip().splitlines()[0]!r}")
-        return cls(str(path), values, lines)
+        return cls(str(path), _spelled_out(values), lines)
 
     @classmethod
     def of(cls, values: Mapping[str, Any]) -> ConfigValues:
@@ -109,7 +109,7 @@ class ConfigValues:
         for section, keys in values.items():
             is_section = isinstance(keys, Mapping)
             copied[str(section)] = {str(key): _plain(value) for key, value in keys.items()} if is_section else keys
-        return cls("the config", copied, {})
+        return cls("the config", _spelled_out(copied), {})
 
     def where(self, key: str) -> str:
         """What set a key: the option, else `file:line` of the key or of the nearest section around it."""
@@ -183,6 +183,11 @@ class ConfigValues:
                 name = variable[1]
                 reason = f"the environment variable {name} is not set; run: export {name}=..., or give --{key} VALUE"
             raise self.error(key, reason) from error
+
+
+def _spelled_out(values: dict[str, Any]) -> dict[str, Any]:
+    """`mesh: auto` as the key that it stands for."""
+    return values | {"mesh": {"auto": True}} if values.get("mesh") == "auto" else values
 
 
 def _place(target: Any, part: str, option: str, parents: Sequence[str]) -> Any:

@@ -15,11 +15,12 @@ three times its forward pass.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 import numpy as np
 
 from align_jax.batch import GroupBatch
+from align_jax.data.records import TokenGroup
 from align_jax.models import ModelConfig
 
 
@@ -50,6 +51,24 @@ def forward_flops(config: ModelConfig, prompts: Sequence[int], responses: Sequen
     pairs = sum(m * (m + 1) // 2 for m in prompts)
     pairs += sum(n * m + n * (n + 1) // 2 for m, group in zip(prompts, responses, strict=True) for n in group)
     return _forward(config, tokens, pairs, scored)
+
+
+def group_flops(config: ModelConfig, groups: Iterable[TokenGroup]) -> Forward:
+    """The least operations of scoring groups, whatever rows they are packed in: every prompt, belief and answer once."""
+    tokens = pairs = scored = 0
+    for group in groups:
+        m, lengths = len(group.prompt) - 1, [len(s.tokens) + group.ends for s in group.segments]
+        before = [m + (lengths[s.parent] if s.parent >= 0 else 0) for s in group.segments]
+        tokens += m + sum(lengths)
+        pairs += sum(_seen(at, n, config.sliding_window) for at, n in zip([0, *before], [m, *lengths], strict=True))
+        scored += sum(1 if config.head == "score" else s.length for s in group.segments if s.slot >= 0)
+    return _forward(config, tokens, pairs, scored)
+
+
+def _seen(before: int, count: int, window: int | None) -> int:
+    """Keys that `count` tokens see, the first of which has `before` tokens before it."""
+    whole = count if window is None else min(count, max(0, window - before))
+    return whole * before + whole * (whole + 1) // 2 + (count - whole) * (window or 0)
 
 
 def batch_flops(config: ModelConfig, batch: GroupBatch) -> Forward:
@@ -111,7 +130,7 @@ PEAK_TFLOPS = {
     "TPU v5 lite": 197,
     "TPU v5": 459,
     "TPU v6 lite": 918,
-    "TPU7x": 2307,
+    "TPU7x": 1153.5,  # a chip is two devices
     "NVIDIA A100": 312,
     "NVIDIA H100": 989,
     "NVIDIA H200": 989,

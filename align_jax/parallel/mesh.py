@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 import jax
 import numpy as np
+from jax.experimental import mesh_utils
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from align_jax.errors import UserError
@@ -39,9 +40,36 @@ def make_mesh(data: int = 1, fsdp: int = 1, tensor: int = 1, devices: Sequence[j
     count = int(np.prod(list(sizes.values())))
     if count > len(available):
         raise UserError(f"{where} needs {count} devices, but there are {len(available)} ({available[0].platform})")
-    return jax.make_mesh(
-        tuple(sizes.values()), MESH_AXES, devices=available[:count], axis_types=(AxisType.Auto,) * len(MESH_AXES)
-    )
+    return Mesh(_arranged(tuple(sizes.values()), available[:count], where), MESH_AXES, axis_types=(AxisType.Auto,) * 3)
+
+
+def _arranged(sizes: tuple[int, int, int], devices: list[jax.Device], where: str) -> np.ndarray:
+    """The devices as `[data, fsdp, tensor]`, neighbours in the network next to each other; slices along `data`.
+
+    Raises:
+      UserError: devices that cannot be arranged so.
+    """
+    # JAX numbers the hosts of GPUs as slices, too; only those of TPUs are joined by nothing faster.
+    slices = len({getattr(device, "slice_index", 0) for device in devices if device.platform == "tpu"} or {0})
+    if sizes[0] % slices:
+        raise UserError(
+            f"{where}: {slices} slices are joined by a slow network, so each must hold whole copies of the weights; set "
+            f"mesh.data to {slices} or a multiple of it"
+        )
+    inside = (sizes[0] // slices, *sizes[1:])
+
+    def arrange(split: bool) -> np.ndarray:
+        if slices == 1:
+            return mesh_utils.create_device_mesh(inside, devices, allow_split_physical_axes=split)
+        return mesh_utils.create_hybrid_device_mesh(inside, (slices, 1, 1), devices, allow_split_physical_axes=split)
+
+    try:
+        try:
+            return arrange(split=False)
+        except NotImplementedError:  # an axis that is not a product of whole axes of the torus, such as 32 x 2 on 4 x 4 x 4
+            return arrange(split=True)
+    except (NotImplementedError, AssertionError, ValueError) as error:
+        raise UserError(f"{where}: the devices cannot be arranged so: {str(error).splitlines()[0]}") from error
 
 
 def axis_sizes(mesh: Mesh) -> dict[str, int]:

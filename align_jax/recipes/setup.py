@@ -17,6 +17,8 @@ from jax.sharding import Mesh
 from align_jax.batch import GroupBatch
 from align_jax.config import Config
 from align_jax.cost.benchmark import device_memory
+from align_jax.cost.chips import chip_of
+from align_jax.cost.epoch import ShapeUse, epoch_steps, shapes_of
 from align_jax.cost.flops import compilation_price, keys_per_position
 from align_jax.data import BatchLoader, DataConfig, Encoder, GroupDataset, RowLayout
 from align_jax.data.opened import Opened, open_data
@@ -28,6 +30,7 @@ from align_jax.objectives import Objective
 from align_jax.parallel.mesh import axis_sizes, data_shards, make_mesh
 from align_jax.parallel.processes import LargestAhead, largest_anywhere, of_first
 from align_jax.parallel.stop import StoppedPass, listening
+from align_jax.recipes.auto_mesh import with_mesh
 from align_jax.recipes.folder import RunFolder
 from align_jax.recipes.say import say, say_once, watching
 from align_jax.recipes.source import ModelSource, reference_model, starting_model
@@ -41,6 +44,7 @@ from align_jax.terminal import plural
 XLA_ATTENTION_COST = 4
 # Real tokens among the positions of rows with one response each, and of packed ones (docs/performance.md).
 FILLED_SINGLE, FILLED_PACKED = 0.3, 0.7
+_PLANNED_STEPS = 16  # that `mesh: auto` looks at
 MIB, GIB = 2**20, 2**30
 
 
@@ -67,9 +71,12 @@ class Setup:
         Raises:
           UserError: a mesh that does not fit the devices, or a model that cannot be read.
         """
-        mesh = make_mesh(*config.mesh_sizes(jax.device_count()))
         config = on_its_day(config)
-        return cls(config, mesh, starting_model(config) if source is None else source)
+        source = starting_model(config) if source is None else source
+        if config.mesh.auto:
+            trains = config.objective is not None and config.data is not None and config.data.train is not None
+            config = with_mesh(config, source.shape, _use_of(source) if trains else None)
+        return cls(config, make_mesh(*config.mesh_sizes(jax.device_count())), source)
 
     @property
     def folder(self) -> RunFolder:
@@ -134,16 +141,19 @@ class Setup:
         )
 
     def _activations(self) -> int | None:
-        """Bytes of a device that training leaves for activations; None for devices that are not here, which nobody can ask."""
-        if self.mesh.devices.flat[0] not in jax.devices():
-            return None
-        return int(USABLE * self._device_bytes) - self._state()
+        """Bytes of a device that training leaves for activations; None for devices that are not here, of a kind not known."""
+        return None if self._device_bytes is None else int(USABLE * self._device_bytes) - self._state()
 
     @functools.cached_property
-    def _device_bytes(self) -> float:
-        """What a device holds: as `mesh.memory_gib` says, else what there is on the device with the least."""
-        given = self.config.mesh.memory_gib
-        return given * GIB if given is not None else of_first(device_memory(None) // MIB) * MIB
+    def _device_bytes(self) -> float | None:
+        """What a device holds: as `mesh.memory_gib` says, else what there is on the device with the least, or its kind has."""
+        given, device = self.config.mesh.memory_gib, self.mesh.devices.flat[0]
+        if given is not None:
+            return given * GIB
+        if device in jax.devices():
+            return of_first(device_memory(None) // MIB) * MIB
+        chip = chip_of(getattr(device, "device_kind", ""))
+        return None if chip is None else chip.memory
 
     def _state(self) -> int:
         """Bytes of a device that weights, gradients and moments take."""
@@ -308,6 +318,20 @@ def fill_reference(
                 "same command goes on from there"
             )
             raise
+
+
+def _use_of(source: ModelSource) -> Callable[[Config, Mesh], ShapeUse]:
+    """For `auto_mesh.ranked`: the shape that computes most of the first steps on `data.train`, which is read once."""
+    datasets: list[GroupDataset] = []
+
+    def use(config: Config, mesh: Mesh) -> ShapeUse:
+        setup = Setup(config, mesh, source)
+        if not datasets:
+            datasets.append(setup.dataset("train"))
+        loader, steps = setup.loader(datasets[0]), config.train.total_steps(len(datasets[0]))
+        return shapes_of(epoch_steps(loader, datasets[0], source.shape, min(_PLANNED_STEPS, steps)))[0]
+
+    return use
 
 
 def on_its_day(config: Config) -> Config:

@@ -10,10 +10,13 @@ pytest.importorskip("libtpu", reason="compiling for TPUs needs libtpu: pip insta
 import jax  # noqa: E402
 
 from align_jax.cost import topology as tpu  # noqa: E402
+from align_jax.cost.estimate import EpochEstimate  # noqa: E402
+from align_jax.cost.flops import forward_flops  # noqa: E402
+from align_jax.cost.topology_report import report, table  # noqa: E402
 from align_jax.errors import UserError  # noqa: E402
 from align_jax.models import ModelConfig  # noqa: E402
 from align_jax.objectives import OBJECTIVES  # noqa: E402
-from align_jax.parallel.mesh import make_mesh  # noqa: E402
+from align_jax.parallel.mesh import axis_sizes, make_mesh  # noqa: E402
 from align_jax.training.optim import AdamW, make_optimizer  # noqa: E402
 from align_jax.training.step import Scorer  # noqa: E402
 
@@ -31,8 +34,9 @@ def compiled(devices, sizes=(1, 2, 2), **scorer):
     mesh = make_mesh(*sizes, devices=devices)
     objective, optimizer = OBJECTIVES["mpo"](beta=0.1), make_optimizer(AdamW(), 10)
     scorer = tpu.resolved(Scorer(MODEL, head_chunk=256, **scorer))
-    batch = tpu.abstract_batch(objective, LENGTHS, mesh, GROUPS, 1)
-    return tpu.report(tpu.compile_for(mesh, scorer, objective, optimizer, "float32", batch), mesh, scorer, LENGTHS, GROUPS)
+    use = tpu.full_rows(objective, LENGTHS, mesh, GROUPS, 1, MODEL)
+    shape = tpu.StepCompiler(mesh, scorer, objective, optimizer, "float32").compile(use)
+    return report(EpochEstimate((use,), (shape,)), axis_sizes(mesh), scorer, [])
 
 
 @pytest.fixture(scope="module")
@@ -41,19 +45,19 @@ def reports(devices):
 
 
 def test_the_step_compiles_with_splash_attention_and_fits(reports):
-    report = reports["full"]
-    assert report["attention"] == "splash" and report["fits"]
+    values = reports["full"]
+    assert values["attention"] == "splash" and values["fits"]
     # a forward, one more in the backward pass, and two backward kernels; for prompts and for responses
-    assert report["kernel_calls"] == MODEL.layers * 2 * 4
+    assert values["kernel_calls"] == MODEL.layers * 2 * 4
     assert reports["none"]["kernel_calls"] == MODEL.layers * 2 * 3
 
 
 def test_matrix_products_are_those_of_the_formula(reports):
     """Attention is left out: its kernels compute whole blocks, which at these lengths is much of so small a model."""
-    for policy, report in reports.items():
-        attention = tpu.forward_flops(MODEL, [LENGTHS.prompt] * GROUPS, [[LENGTHS.response] * 4] * GROUPS).attention
-        products = report["flops_done"] - report["flops_done_kernels"]
-        expected = report["flops_least"] + report["flops_remat"] - attention * (4 if policy == "full" else 3)
+    for policy, values in reports.items():
+        attention = forward_flops(MODEL, [LENGTHS.prompt] * GROUPS, [[LENGTHS.response] * 4] * GROUPS).attention
+        products = values["flops_done"] - values["flops_done_kernels"]
+        expected = values["flops_least"] + values["flops_remat"] - attention * (4 if policy == "full" else 3)
         assert products == pytest.approx(expected, rel=0.01)
 
 
@@ -62,18 +66,54 @@ def test_less_is_kept_where_more_is_recomputed(reports):
 
 
 def test_the_report_can_be_read(reports):
-    report = json.loads(json.dumps(reports["full"]))
-    lines = tpu.table(report).splitlines()
+    values = json.loads(json.dumps(reports["full"]))
+    lines = table(values).splitlines()
     assert lines[0].endswith("4 x TPU v5 lite, mesh data 1 x fsdp 2 x tensor 2")
     assert any("of 16 GiB: fits" in line for line in lines)
-    assert {"all-reduce"} <= set(report["collectives"])
+    assert {"all-reduce"} <= set(values["collectives"])
+    seconds = values["step_seconds"]
+    assert 0 < seconds["compute"] < seconds["overlapped"] < seconds["serial"] and seconds["network"] > 0
+    assert 0 < values["useful_utilization_serial"] < values["useful_utilization_overlapped"] < 1
 
 
-def test_unknown_topologies_and_groups_are_named(devices):
-    with pytest.raises(UserError, match="--topology v99:1x1: libtpu cannot describe it"):
-        tpu.topology_devices("v99:1x1")
+@pytest.mark.parametrize(
+    "name, said",
+    [
+        ("v99:1x1", "is no TPU and its size, such as v5e:4x4.*known are v4"),
+        ("v5p", "is no TPU and its size"),
+        ("v5p:4x4x", "is no TPU and its size"),
+        ("v5p:3x3x3", "libtpu cannot describe it: .*chips come by the host"),
+    ],
+)
+def test_unknown_topologies_are_named(name, said):
+    with pytest.raises(UserError, match=f"--topology {name}: {said}"):
+        tpu.topology_devices(name)
+
+
+def test_groups_that_cannot_be_cut(devices):
     with pytest.raises(UserError, match="groups_per_step: 6 is not a multiple of 4"):
         tpu.check_groups(6, 2, make_mesh(1, 2, 2, devices=devices))
+
+
+def test_meshes_that_split_an_axis_of_the_torus_are_arranged():
+    devices = tpu.topology_devices("v5p:4x4x4")
+    assert make_mesh(2, 32, 1, devices=devices).devices.shape == (2, 32, 1)
+    assert make_mesh(1, 32, 2, devices=devices).devices.shape == (1, 32, 2)
+
+
+def test_two_cores_of_a_v4_chip_are_one_device():
+    devices = tpu.topology_devices("v4:2x2x2")
+    assert len(devices) == 8 and make_mesh(1, 8, 1, devices=devices).devices.size == 8
+
+
+def test_slices_hold_whole_copies_of_the_weights():
+    devices = tpu.topology_devices("v5e:2x2", slices=2)
+    mesh = make_mesh(2, 2, 2, devices=devices)
+    assert {d.slice_index for d in mesh.devices[0].flat} == {0} and {d.slice_index for d in mesh.devices[1].flat} == {1}
+    with pytest.raises(UserError, match="2 slices are joined by a slow network.*set mesh.data to 2"):
+        make_mesh(1, 8, 1, devices=devices)
+    with pytest.raises(UserError, match="--slices: 0"):
+        tpu.topology_devices("v5e:2x2", slices=0)
 
 
 @pytest.mark.parametrize("name", ["kto", "sft", "gdpo", "dpo"])

@@ -1,0 +1,162 @@
+"""`mesh: auto`: the mesh, rematerialization, microbatches and chunk of the head that are predicted to take least."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from tabulate import tabulate
+
+from align_jax.config import Config
+from align_jax.cost.chips import chip_of
+from align_jax.cost.epoch import ShapeUse
+from align_jax.cost.plan import MeshPlan, PlanEstimate, Planner, meshes, plans
+from align_jax.errors import UserError
+from align_jax.models import ModelConfig
+from align_jax.models.remat import POLICIES
+from align_jax.parallel.mesh import make_mesh
+from align_jax.parallel.processes import of_first
+from align_jax.recipes.folder import RunFolder
+from align_jax.recipes.say import say, say_once
+
+SHOWN = 5
+
+
+def planned(config: Config, plan: MeshPlan) -> Config:
+    """The config with what a plan says, and no `auto` any more."""
+    mesh = dataclasses.replace(config.mesh, auto=False, data=plan.data, fsdp=plan.fsdp, tensor=plan.tensor)
+    model = dataclasses.replace(config.model, remat=plan.remat, head_chunk=plan.head_chunk)
+    train = dataclasses.replace(config.train, accumulation_steps=plan.accumulation)
+    return dataclasses.replace(config, mesh=mesh, model=model, train=train)
+
+
+def ranked(
+    config: Config, model: ModelConfig, devices: Sequence[jax.Device], use_of: Callable[[Config, Any], ShapeUse]
+) -> list[PlanEstimate]:
+    """The plans for these devices, best first.
+
+    Args:
+      config: with `mesh.auto`. model: its shape. devices: of a TPU that `cost.chips` knows.
+      use_of: a config without `auto` and its mesh -> the shape that computes most.
+
+    Raises:
+      UserError: no mesh divides the groups of a step, or the heads of the model.
+    """
+    groups, slices = config.train.groups_per_step, len({getattr(device, "slice_index", 0) for device in devices})
+    found = list(plans(len(devices), slices, model, groups))
+    if not found:
+        raise UserError(
+            f"mesh: auto: {len(devices)} devices cannot share {groups} groups a step (train.groups_per_step) and "
+            f"{model.kv_heads} key heads; make train.groups_per_step a multiple of {len(devices)}"
+        )
+    chip = chip_of(devices[0].device_kind)
+    arranged = functools.cache(lambda *sizes: make_mesh(*sizes, devices=devices))
+
+    @functools.cache
+    def use(parts: int) -> ShapeUse:
+        plan = next(plan for plan in found if plan.shards * plan.accumulation == parts)
+        return use_of(planned(config, plan), arranged(plan.data, plan.fsdp, plan.tensor))
+
+    size = jnp.dtype(config.model.param_dtype).itemsize
+    return Planner(model, chip, size, not use(found[0].shards * found[0].accumulation).batch.packed, arranged, use).best(found)
+
+
+def shown(found: Sequence[PlanEstimate], chip_memory: int) -> str:
+    """The first plans as a table: the choice, and the runners-up."""
+    rows = [
+        (
+            f"{each.plan.data} x {each.plan.fsdp} x {each.plan.tensor}",
+            each.plan.remat,
+            each.plan.accumulation,
+            each.plan.head_chunk,
+            f"{each.memory / 2**30:.1f}",
+            f"{each.seconds.serial:.4f}",
+            f"{each.seconds.overlapped:.4f}",
+            f"{each.serial:.3f}",
+            f"{each.overlapped:.3f}",
+        )
+        for each in found
+    ]
+    headers = [
+        *("data x fsdp x tensor", "remat", "microbatches", "head_chunk", f"GiB of {chip_memory / 2**30:.0f}"),
+        *("s in series", "overlapped", "utilisation", "overlapped"),
+    ]
+    return tabulate(rows, headers=headers, disable_numparse=True, stralign="right")
+
+
+def distinct(found: Sequence[PlanEstimate], most: int) -> list[PlanEstimate]:
+    """The first plans that differ in more than the chunk of the head."""
+    seen: dict[Any, PlanEstimate] = {}
+    for each in found:
+        seen.setdefault(dataclasses.replace(each.plan, head_chunk=None), each)
+    return list(seen.values())[:most]
+
+
+def pinned(config: Config, devices: int) -> MeshPlan | None:
+    """What an earlier start of the run in `run.dir` chose for as many devices, if any did; the same on every process."""
+    found = _pinned(config, devices)
+    remats = list(POLICIES)
+    numbers = (0,) * 6
+    if found is not None:
+        sizes = (found.data, found.fsdp, found.tensor)
+        numbers = (*sizes, remats.index(found.remat), found.accumulation, found.head_chunk or 0)
+    # Always asked of the first: its disk alone may hold the run.
+    data, fsdp, tensor, remat, accumulation, chunk = map(of_first, numbers)
+    return MeshPlan(data, fsdp, tensor, remats[remat], accumulation, chunk or None) if data else None
+
+
+def _pinned(config: Config, devices: int) -> MeshPlan | None:
+    folder = RunFolder(Path(config.run.dir)).newest if config.run.dir else None
+    if folder is None or not folder.is_run:
+        return None
+    mesh, model, train = folder.config.mesh, folder.config.model, folder.config.train
+    if mesh.auto or -1 in (mesh.data, mesh.fsdp, mesh.tensor) or mesh.data * mesh.fsdp * mesh.tensor != devices:
+        return None
+    return MeshPlan(mesh.data, mesh.fsdp, mesh.tensor, model.remat, train.accumulation_steps, model.head_chunk)
+
+
+def without_network(config: Config, model: ModelConfig, devices: Sequence[jax.Device]) -> MeshPlan:
+    """The plan where nothing is predicted: weights in as many parts as can be, the rest as the config has it.
+
+    Raises:
+      UserError: no mesh divides the groups of a step.
+    """
+    accumulation, groups = config.train.accumulation_steps, config.train.groups_per_step
+    sizes = [size for size in meshes(len(devices), 1, model, groups) if groups % (size[0] * size[1] * accumulation) == 0]
+    if not sizes:
+        raise UserError(
+            f"mesh: auto: {len(devices)} devices and {accumulation} microbatches cannot share {groups} groups a step "
+            "(train.groups_per_step)"
+        )
+    data, fsdp, tensor = min(sizes, key=lambda size: (size[2], size[0]))
+    return MeshPlan(data, fsdp, tensor, config.model.remat, accumulation, config.model.head_chunk)
+
+
+def with_mesh(config: Config, model: ModelConfig, use_of: Callable[[Config, Any], ShapeUse] | None) -> Config:
+    """The config with the mesh that `mesh: auto` means on the devices that there are.
+
+    A run that was begun keeps what it chose. Says what was chosen, and what came next.
+
+    Args:
+      config: with `mesh.auto`. model: the shape. use_of: see `ranked`; None where nothing is trained.
+    """
+    devices = jax.devices()
+    if (before := pinned(config, len(devices))) is not None:
+        say_once(f"mesh: auto: as the run in {config.run.dir} began: {before}")
+        return planned(config, before)
+    chip = chip_of(devices[0].device_kind)
+    if chip is None or use_of is None:
+        plan = without_network(config, model, devices)
+        why = "nothing is trained here" if use_of is None else f"the network of {devices[0].device_kind} is not known"
+        say_once(f"mesh: auto: {why}, so the weights are cut in as many parts as can be: {plan}")
+        return planned(config, plan)
+    found = distinct(ranked(config, model, devices, use_of), SHOWN)
+    say(f"mesh: auto: {found[0].plan}; by formula, the choice and what came next:")
+    for line in shown(found, chip.memory).splitlines():
+        say(line)
+    return planned(config, found[0].plan)
