@@ -33,7 +33,8 @@ setup(
     license="Apache-2.0",
     license_files=["LICENSE"],
     packages=find_packages(include=["align_jax", "align_jax.*"]),
-    package_data={"align_jax": ["configs/*.yaml", "config/keys.json", "cost/lengths/*.jsonl"]},  # align_jax/configs is a link to configs/
+    # align_jax/configs is a link to configs/
+    package_data={"align_jax": ["configs/*.yaml", "config/keys.json", "cost/lengths/*.jsonl"]},
     python_requires=">=3.11,<3.14",
     install_requires=[
         "jax>=0.10,<0.13",
