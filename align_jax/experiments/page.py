@@ -15,7 +15,7 @@ from typing import Any
 
 from align_jax.errors import UserError
 from align_jax.experiments import claims
-from align_jax.experiments.claim import KINDS
+from align_jax.experiments.claim import FAILS, HOLDS, KINDS, UNCLEAR
 from align_jax.experiments.options import Options
 from align_jax.experiments.running import PLOT, RESULT, load
 from align_jax.files import write_whole
@@ -75,7 +75,7 @@ def page(results: Path) -> str:
     known = [_read(file) for file in sorted(results.glob("*.json"))]
     found = sorted(known, key=lambda r: (r["number"], r["options"]["model"] != "tiny"))
     missing = [name for name in claims() if name not in {result["experiment"] for result in found}]
-    parts = [_intro(results / INTRO), _table(found)]
+    parts = [_intro(results / INTRO), _tally(found), _table(found)]
     if missing:
         parts.append(f"Not run yet: {', '.join(missing)}.\n")
     return "\n".join([*parts, *map(_section, found)])
@@ -111,6 +111,15 @@ def _table(found: list[dict[str, Any]]) -> str:
                  result["line"])  # fmt: skip
         lines.append("| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |")
     return "\n".join(lines) + "\n"
+
+
+def _tally(found: list[dict[str, Any]]) -> str:
+    """How many verdicts there are of each word, and of those that hold, on what."""
+    words = {word: [result["kind"] for result in found if result["verdict"] == word] for word in (HOLDS, FAILS, UNCLEAR)}
+    kinds = ", ".join(f"{words[HOLDS].count(kind)} {kind}" for kind in KINDS if kind in words[HOLDS])
+    of_kinds = f" ({kinds})" if kinds else ""
+    counts = {word: len(kinds) for word, kinds in words.items()}
+    return f"Of {len(found)} results {counts[HOLDS]} hold{of_kinds}, {counts[FAILS]} fail, {counts[UNCLEAR]} are unclear.\n"
 
 
 def _tried_on(result: dict[str, Any]) -> str:

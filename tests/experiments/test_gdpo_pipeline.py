@@ -48,4 +48,4 @@ def test_the_nearer_of_both_dpo_decides():
 
 def test_the_line_says_how_well_texts_of_the_others_fit():
     line = pipeline.EXPERIMENT.conclude(measured(0.1, 0.1, 0.9), Options()).line
-    assert "DPO 0.89, SFT 0.89, chance 0.25" in line
+    assert "DPO 0.89, slower 0.89, SFT 0.89, GDPO with an SFT term 0.89, chance 0.25" in line

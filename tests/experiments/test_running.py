@@ -257,6 +257,7 @@ def test_a_quick_result_does_not_replace_a_full_one(run, tmp_path, capsys):
     text = page.page(into)
     assert "| [toy](#toy) | b is above a | check; 3 seeds | **holds** | b is above a by 1 [1, 1] |" in text
     assert "![b is above a](experiments/toy.png)" in text
+    assert "Of 1 results 1 hold (1 check), 0 fail, 0 are unclear." in text
     assert "- text: `a 'b' c`" in text and "Not run yet: gdpo-calibration" in text
     result = json.loads((folder / "result.json").read_text())
     quick = {"verdict": "fails", "options": result["options"] | {"quick": True}}

@@ -117,8 +117,8 @@ def conclude(measured: list[Measurement], options: Options) -> Verdict:
     line = (
         f"distance {own} to each group's beliefs, limit {LIMIT} ({blind.value:.3f} where the prompt names no group; "
         f"{without_group():.3f} is the best possible so); to an unseen mixture {mixture} by mixing the two answers, outside "
-        f"the model (one answer to all has {guess.value:.3f}), {named[DECIDES]} by naming the mixture in the prompt, "
-        f"{named['one mixture']} where training saw another mixture"
+        f"the model (one answer to all has {guess.value:.3f}); the model itself does not mix: {named[DECIDES]} by naming the "
+        f"mixture in the prompt, {named['one mixture']} where training saw another mixture"
     )
     words = [judging.reached(below(found, LIMIT), options) for found in (own, mixture)]
     return Verdict(all_of(*words, below(gain, 0.0)), line, figures)
@@ -156,7 +156,8 @@ def draw(measured: list[Measurement], options: Options):
 
 EXPERIMENT = Experiment(
     number=8,
-    claim="groups with opposite beliefs are told apart by the prompt, and an unseen mixture is the mixture of their answers",
+    claim="groups with opposite beliefs are told apart by the prompt, and mixing the answers to them, outside the model, "
+    "answers an unseen mixture",
     source="arXiv 2412.20299, open question 1 (several groups)",
     criterion="holds where the distance to each group's own beliefs, and to an unseen mixture of them by mixing the answers, "
     f"is below {LIMIT} ({judging.QUICK}), and the latter below that of a model that is told no group (95% intervals over "

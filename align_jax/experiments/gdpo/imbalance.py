@@ -116,7 +116,8 @@ def conclude(measured: list[Measurement], options: Options) -> Verdict:
     rarest = figures[f"predicted share divided by the true one, {NAMES['gdpo']}, {RAREST}"]
     neither = ", ".join(f"{NAMES[arm]} {figures[f'texts of neither belief, {NAMES[arm]}'].value:.0%}" for arm in arms)
     line = (
-        f"at {DECIDES} GDPO misses the minority's share by {gdpo} (limit {LIMIT}; SFT's miss less GDPO's {more['sft']}); "
+        f"at {DECIDES} GDPO misses the minority's share by {gdpo} (limit {LIMIT}); the miss of DPO less GDPO's is "
+        f"{more['dpo']}, of DPO after SFT {more['sft-dpo']}, of SFT {more['sft']}; "
         f"GDPO predicts {predicted['GDPO'].value:.3f}, SFT {predicted['SFT'].value:.3f}, DPO {predicted['DPO'].value:.3f}, DPO "
         f"after SFT {predicted['SFT, then DPO'].value:.3f}, the start {predicted[NAMES[START]].value:.3f}; at {RAREST} GDPO "
         f"predicts {rarest} times the true share (limit {TIMES:g}); texts that express neither belief: {neither}"

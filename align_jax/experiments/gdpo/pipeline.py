@@ -121,7 +121,8 @@ def conclude(measured: list[Measurement], options: Options) -> Verdict:
         f"that of what texts say (below 0: nearer to people), where as much SFT alone has {spoken_by['sft'].value:.3f}, the "
         f"nearer DPO {min(spoken_by[rival].value for rival in RIVALS):.3f}, GDPO {spoken_by['gdpo'].value:.3f} and with an SFT "
         f"term {spoken_by['gdpo-text'].value:.3f}; {fits} of GDPO's texts express the belief that they were given "
-        f"(DPO {given['dpo'].value:.2f}, SFT {given['sft'].value:.2f}, chance {CHANCE})"
+        f"(DPO {given['dpo'].value:.2f}, slower {given['dpo-slow'].value:.2f}, SFT {given['sft'].value:.2f}, GDPO with an "
+        f"SFT term {given['gdpo-text'].value:.2f}, chance {CHANCE})"
     )
     return Verdict(word, line, figures)
 

@@ -180,7 +180,9 @@ def conclude(measured: list[Measurement], options: Options) -> Verdict:
     line = (
         f"distance {figures[f'{BEST}, seen']} on seen and {figures[f'{BEST}, unseen']} on unseen questions after SFT and "
         f"GDPO, {gain_seen} and {gain_unseen} from the mean predictor's; texts express their belief in "
-        f"{figures[f'consistency, {BEST}']} (chance 0.33, the judge itself {data['judge']['accuracy']:.2f})"
+        f"{figures[f'consistency, {BEST}']} (chance 0.33, the judge itself {data['judge']['accuracy']:.2f}); beliefs are "
+        f"divided by their sum, the probability of any statement, which is {figures[f'mass, {BEST}'].value:.2g}, and "
+        f"{figures['mass, dpo'].value:.2g} after DPO"
     )
     return Verdict(word, line, figures)
 

@@ -137,7 +137,7 @@ def conclude(measured: list[Measurement], options: Options) -> Verdict:
     proxy, gold = (over_seeds([one[name][one["last"]] for one in measured]) for name in (PROXY, GOLD))
     gap = over_seeds([one[PROXY][one["last"]] - one[GOLD][one["last"]] for one in measured])
     kept = {name: over_seeds(values) for name, values in ends(measured).items()}
-    said = ", ".join(f"{name} {found.value:.2f}" for name, found in kept.items())
+    said = ", ".join(f"{name} {found}" for name, found in kept.items())
     right = {name: over_seeds([one["accuracy"][name] for one in measured]) for name in (PROXY, GOLD)}
     word = above(gap, 0) if right[GOLD].value >= right[PROXY].value else UNCLEAR
     line = (
