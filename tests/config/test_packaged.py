@@ -107,6 +107,7 @@ def test_a_wheel_has_all_of_it(tmp_path):
 
     expected = {name for name in names if name.startswith("align_jax/") and name.endswith(".py")}
     expected |= {"align_jax/config/keys.json", *(f"align_jax/configs/{file.name}" for file in packaged_configs().values())}
+    expected |= {name for name in names if name.startswith("align_jax/cost/lengths/")}
     packed = {name for name in zipfile.ZipFile(wheel).namelist() if ".dist-info/" not in name}
     assert packed == {name for name in expected if (ROOT / name).exists()}
 

@@ -11,6 +11,7 @@ pytest.importorskip("libtpu", reason="compiling for TPUs needs libtpu: pip insta
 from jax.sharding import NamedSharding, PartitionSpec  # noqa: E402
 
 from align_jax.cost import topology as tpu  # noqa: E402
+from align_jax.cost.epoch import ShapeUse  # noqa: E402
 from align_jax.models import ModelConfig  # noqa: E402
 from align_jax.models.attention import Tokens, attend, visibility  # noqa: E402
 from align_jax.objectives import OBJECTIVES  # noqa: E402
@@ -25,10 +26,10 @@ MODEL = ModelConfig(vocab_size=1024, width=256, mlp_width=512, layers=4, heads=4
 def test_the_step_on_packed_rows_compiles_for_a_mesh():
     mesh = make_mesh(1, 2, 2, devices=tpu.topology_devices("v5e:2x2"))
     objective, optimizer = OBJECTIVES["mpo"](beta=0.1), make_optimizer(AdamW(), 10)
-    batch = tpu.abstract_batch(objective, tpu.Lengths(prompt=200, response=328, responses=4), mesh, 4, 1)
-    batch = dataclasses.replace(batch, packed=True, uniform=False)
+    full = tpu.full_rows(objective, tpu.Lengths(prompt=200, response=328, responses=4), mesh, 4, 1, MODEL).steps[0]
+    packed = dataclasses.replace(full, batch=dataclasses.replace(full.batch, packed=True, uniform=False))
     scorer = Scorer(MODEL, head_chunk=256, attention="pallas")
-    compiled = tpu.compile_for(mesh, scorer, objective, optimizer, "float32", batch)
+    compiled = tpu.StepCompiler(mesh, scorer, objective, optimizer, "float32").compile(ShapeUse((packed,)))
     # One kernel in the forward pass and two in the backward one; for prompts and for responses.
     assert compiled.counts.kernels == MODEL.layers * 2 * 3
 
