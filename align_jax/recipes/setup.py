@@ -27,6 +27,7 @@ from align_jax.errors import UserError
 from align_jax.files import write_whole
 from align_jax.models.attention import choose_backend, takes_packed
 from align_jax.objectives import Objective
+from align_jax.parallel.gpu_flags import gpu_flags_in_use
 from align_jax.parallel.mesh import axis_sizes, data_shards, make_mesh
 from align_jax.parallel.processes import LargestAhead, largest_anywhere, of_first
 from align_jax.parallel.stop import StoppedPass, listening
@@ -72,6 +73,8 @@ class Setup:
           UserError: a mesh that does not fit the devices, or a model that cannot be read.
         """
         config = on_its_day(config)
+        if jax.default_backend() == "gpu":
+            say_once(gpu_flags_in_use())
         source = starting_model(config) if source is None else source
         if config.mesh.auto:
             trains = config.objective is not None and config.data is not None and config.data.train is not None
