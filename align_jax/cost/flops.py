@@ -144,27 +144,26 @@ def peak_flops(device_kind: str) -> float | None:
     return None if known is None else PEAK_TFLOPS[known] * 1e12
 
 
-def remat_flops(forward: Forward, policy: str, *, chunks: bool = False, attention_saved: bool = True) -> int:
+def remat_flops(forward: Forward, policy: str, *, chunks: bool = False) -> int:
     """Operations that a step repeats by choice.
 
     - the head once, always: its logits are not kept;
     - `full`: the layers and attention once, except the MLP's last product, which no gradient needs;
-    - `offload`, and `dots` where attention keeps nothing: attention once;
+    - `dots` and `offload`: no product;
     - response rows in chunks (`rows_per_chunk`): the layers and attention once more (an upper bound: of responses only).
 
     Args:
       forward: from `forward_flops`.
       policy: a key of `align_jax.models.remat.POLICIES`.
       chunks: whether responses are scored in chunks.
-      attention_saved: whether `dots` finds attention's output by name: flash kernels, not XLA's.
 
     Raises:
       ValueError: an unknown policy.
     """
     again = {
         "none": 0,
-        "dots": 0 if attention_saved else forward.attention,
-        "offload": forward.attention,
+        "dots": 0,
+        "offload": 0,
         "full": forward.layers - forward.down + forward.attention,
     }
     if policy not in again:

@@ -25,7 +25,8 @@ def position_bytes(config: ModelConfig, dtype: str, remat: str, tensor: int = 1)
     """Bytes that one position takes at the peak of a backward pass over all layers, apart from the head.
 
     With `remat: none` each layer keeps its input and those of its norms and products,
-    `4 W + (3 H E + 4 Hk E + 3 F) / tensor` values; else its input, W, is kept, and the rest is there for one layer.
+    `4 W + (3 H E + 4 Hk E + 3 F) / tensor` values; with `dots` its input and what products and attention give,
+    `2 W + (2 H E + 2 Hk E + 2 F) / tensor`; else its input, W. The rest is there for one layer.
 
     Args:
       config: the model. dtype: of activations. remat: a key of `align_jax.models.remat.POLICIES`.
@@ -33,7 +34,8 @@ def position_bytes(config: ModelConfig, dtype: str, remat: str, tensor: int = 1)
     """
     heads = (3 * config.heads + 4 * config.kv_heads) * config.head_size
     layer = 4 * config.width + (heads + 3 * config.mlp_width) / tensor
-    kept = layer if remat == "none" else config.width
+    products = 2 * config.width + 2 * ((config.heads + config.kv_heads) * config.head_size + config.mlp_width) / tensor
+    kept = {"none": layer, "dots": products}.get(remat, config.width)
     return math.ceil((config.layers * kept + TRANSIENT * layer) * jnp.dtype(dtype).itemsize)
 
 
