@@ -144,18 +144,18 @@ def peak_flops(device_kind: str) -> float | None:
     return None if known is None else PEAK_TFLOPS[known] * 1e12
 
 
-def remat_flops(forward: Forward, policy: str, *, chunks: bool = False) -> int:
+def remat_flops(forward: Forward, policy: str, *, chunks: bool = False, head: bool = True) -> int:
     """Operations that a step repeats by choice.
 
-    - the head once, always: its logits are not kept;
+    - the head once, unless its logits are kept (`model.head_chunk`);
     - `full`: the layers and attention once, except the MLP's last product, which no gradient needs;
     - `dots` and `offload`: no product;
-    - response rows in chunks (`rows_per_chunk`): the layers and attention once more (an upper bound: of responses only).
+    - response rows in chunks (`rows_per_chunk`): all once more (an upper bound: of responses only).
 
     Args:
       forward: from `forward_flops`.
       policy: a key of `align_jax.models.remat.POLICIES`.
-      chunks: whether responses are scored in chunks.
+      chunks: whether responses are scored in chunks. head: whether logits are made again.
 
     Raises:
       ValueError: an unknown policy.
@@ -168,4 +168,4 @@ def remat_flops(forward: Forward, policy: str, *, chunks: bool = False) -> int:
     }
     if policy not in again:
         raise ValueError(f"unknown rematerialization policy {policy!r}; known: {', '.join(again)}")
-    return forward.head + again[policy] + (forward.layers + forward.attention if chunks else 0)
+    return head * forward.head + again[policy] + chunks * forward.total

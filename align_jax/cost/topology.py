@@ -153,7 +153,7 @@ class StepCompiler:
             Memory.of(analysis),
             counts,
             kernel_flops(scorer, use.batch),
-            repeated(use, scorer.remat, chunks=chunks),
+            repeated(use, scorer.remat, chunks=chunks, head=scorer.head_twice(use.batch)),
             collective_costs(counts, chip, Places.of(devices)),
             chip,
             len(devices),
