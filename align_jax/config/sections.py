@@ -52,7 +52,8 @@ class ModelSection:
         products in host memory.
       rows_per_chunk: response rows of a device scored at once; auto is as many as its memory holds by an estimate
         (`mesh.memory_gib`), None is all.
-      head_chunk: positions that reach the LM head at once; None is 1024.
+      head_chunk: positions of a device whose logits exist at one time; auto is all where they fit by an estimate, since they
+        are then computed once and not twice, else as many as fit; None is 1024.
     """
 
     path: str | None = None
@@ -65,7 +66,7 @@ class ModelSection:
     attention: str = "auto"
     remat: Literal["none", "dots", "full", "offload"] = "none"
     rows_per_chunk: int | Literal["auto"] | None = "auto"
-    head_chunk: int | None = None
+    head_chunk: int | Literal["auto"] | None = "auto"
 
     def __post_init__(self):
         if self.path is not None and self.config is not None:
@@ -77,7 +78,8 @@ class ModelSection:
             raise UserError("model.config.head: the head follows from objective.name; leave it out")
         if self.rows_per_chunk != "auto":
             check_range("model.rows_per_chunk", self.rows_per_chunk, 1, hint="or auto")
-        check_fields("model", self, "head_chunk", low=1)
+        if self.head_chunk != "auto":
+            check_range("model.head_chunk", self.head_chunk, 1, hint="or auto")
 
     @property
     def at(self) -> str | None:
@@ -114,7 +116,7 @@ class MeshConfig:
       tensor: devices that share the heads, the MLP and the vocabulary of each layer.
       auto: choose these, and with them `model.remat`, `train.accumulation_steps` and `model.head_chunk`, by what a step is
         predicted to take (docs/performance.md); written `mesh: auto`, too. A run that was begun keeps its choice.
-      memory_gib: what a device may hold, for `model.rows_per_chunk: auto`; None is what there is.
+      memory_gib: what a device may hold, for `model.rows_per_chunk` and `model.head_chunk: auto`; None is what there is.
     """
 
     data: int = 1

@@ -142,9 +142,9 @@ def _way(moved: Moved, back: bool = False) -> frozenset:
     return frozenset((b, a) if back else (a, b) for a, b in pairs)
 
 
-def repeated(use: ShapeUse, policy: str, *, chunks: bool, attention_saved: bool) -> int:
+def repeated(use: ShapeUse, policy: str, *, chunks: bool, head: bool) -> int:
     """Operations that a step on this shape's real tokens repeats by choice, see `remat_flops`."""
-    return remat_flops(use.forward, policy, chunks=chunks, attention_saved=attention_saved)
+    return remat_flops(use.forward, policy, chunks=chunks, head=head)
 
 
 @dataclasses.dataclass(frozen=True)

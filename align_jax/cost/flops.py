@@ -144,29 +144,28 @@ def peak_flops(device_kind: str) -> float | None:
     return None if known is None else PEAK_TFLOPS[known] * 1e12
 
 
-def remat_flops(forward: Forward, policy: str, *, chunks: bool = False, attention_saved: bool = True) -> int:
+def remat_flops(forward: Forward, policy: str, *, chunks: bool = False, head: bool = True) -> int:
     """Operations that a step repeats by choice.
 
-    - the head once, always: its logits are not kept;
+    - the head once, unless its logits are kept (`model.head_chunk`);
     - `full`: the layers and attention once, except the MLP's last product, which no gradient needs;
-    - `offload`, and `dots` where attention keeps nothing: attention once;
-    - response rows in chunks (`rows_per_chunk`): the layers and attention once more (an upper bound: of responses only).
+    - `dots` and `offload`: no product;
+    - response rows in chunks (`rows_per_chunk`): all once more (an upper bound: of responses only).
 
     Args:
       forward: from `forward_flops`.
       policy: a key of `align_jax.models.remat.POLICIES`.
-      chunks: whether responses are scored in chunks.
-      attention_saved: whether `dots` finds attention's output by name: flash kernels, not XLA's.
+      chunks: whether responses are scored in chunks. head: whether logits are made again.
 
     Raises:
       ValueError: an unknown policy.
     """
     again = {
         "none": 0,
-        "dots": 0 if attention_saved else forward.attention,
-        "offload": forward.attention,
+        "dots": 0,
+        "offload": 0,
         "full": forward.layers - forward.down + forward.attention,
     }
     if policy not in again:
         raise ValueError(f"unknown rematerialization policy {policy!r}; known: {', '.join(again)}")
-    return forward.head + again[policy] + (forward.layers + forward.attention if chunks else 0)
+    return head * forward.head + again[policy] + chunks * forward.total

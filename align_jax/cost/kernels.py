@@ -24,7 +24,7 @@ def kernel_flops(scorer: Scorer, batch: GroupBatch) -> int:
     """
     if scorer.attention == "xla":
         return 0
-    again = scorer.remat in ("full", "offload")
+    again = scorer.remat == "full"
     chunked = scorer.chunk(batch) is not None
     packed = scorer.attention == "pallas"
     prompt, response = computed_pairs(batch, scorer.config.sliding_window) if packed else _splash_pairs(scorer, batch)

@@ -147,13 +147,13 @@ class StepCompiler:
         analysis, text = compiled_text(self, placed(use.batch, self.mesh))
         counts, devices = count(text), list(self.mesh.devices.flat)
         chip, scorer = chip_of(devices[0].device_kind), self.scorer
-        chunks, flash = scorer.chunk(use.batch) is not None, scorer.attention != "xla"
+        chunks = scorer.chunk(use.batch) is not None
         return CompiledShape(
             use,
             Memory.of(analysis),
             counts,
             kernel_flops(scorer, use.batch),
-            repeated(use, scorer.remat, chunks=chunks, attention_saved=flash),
+            repeated(use, scorer.remat, chunks=chunks, head=scorer.head_twice(use.batch)),
             collective_costs(counts, chip, Places.of(devices)),
             chip,
             len(devices),

@@ -36,6 +36,7 @@ from align_jax.recipes.row_layout import estimated, layout_for, usually_pays
 from align_jax.recipes.say import say, say_once, watching
 from align_jax.recipes.source import ModelSource, reference_model, starting_model
 from align_jax.scoring.chunks import USABLE, state_bytes
+from align_jax.scoring.logps import HEAD_CHUNK
 from align_jax.scoring.reference import Growing, cache_key, cache_of, cached, compute_reference, known
 from align_jax.scoring.scorer import FixedScorer, Scorer
 from align_jax.terminal import plural
@@ -142,10 +143,10 @@ class Setup:
             dtype=model.dtype,
             attention=self.backend,
             remat=model.remat,
-            rows_per_chunk=None if model.rows_per_chunk == "auto" else model.rows_per_chunk,
-            memory=self._activations() if model.rows_per_chunk == "auto" else None,
+            rows_per_chunk=model.rows_per_chunk,
+            head_chunk=HEAD_CHUNK if model.head_chunk is None else model.head_chunk,
+            memory=self._activations() if "auto" in (model.rows_per_chunk, model.head_chunk) else None,
             tensor=axis_sizes(self.mesh).get("tensor", 1),
-            **({} if model.head_chunk is None else {"head_chunk": model.head_chunk}),
         )
 
     def _activations(self) -> int | None:

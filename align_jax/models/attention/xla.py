@@ -19,9 +19,11 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jax.ad_checkpoint import checkpoint_name
 
 from align_jax.models.attention.visible import Masks
 from align_jax.models.ops import precision
+from align_jax.models.remat import ATTENTION
 
 _NEVER = -1e30  # below any real logit, yet finite: a query that sees nothing gets finite values, not NaN
 _BLOCK_BYTES = {"cpu": 4 << 20}  # what fits the cache; elsewhere large products matter more
@@ -123,7 +125,7 @@ def _attend(block: int, q: jax.Array, own: _Own, prompt: _Prompt | None, prompt_
 
 def _forward(block, q, own, prompt, prompt_row):
     of_sets = _expanded(prompt, prompt_row, q.shape[0])
-    out, lse = _over_blocks(_forward_block, block, (q, own, of_sets))
+    out, lse = (checkpoint_name(x, ATTENTION) for x in _over_blocks(_forward_block, block, (q, own, of_sets)))
     return out, (q, own, prompt, prompt_row, out, lse)
 
 
