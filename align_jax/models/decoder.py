@@ -48,7 +48,9 @@ class Decoder(nnx.Module):
       UserError: an unknown attention backend, or one that cannot compute this model.
     """
 
-    def __init__(self, config: ModelConfig, weights: dict, *, dtype=jnp.bfloat16, remat: str = "none", attention: str = "auto"):
+    def __init__(
+        self, config: ModelConfig, weights: dict, *, dtype=jnp.bfloat16, remat: str = "none", attention: str = "auto"
+    ):
         check_weights(config, weights)
         self.config, self.dtype, self.remat = config, jnp.dtype(dtype), remat
         choice = choose_backend(attention, dtype, config=config)
