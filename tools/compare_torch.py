@@ -43,7 +43,7 @@ from align_jax.data import BatchLoader, ahead
 from align_jax.models import Decoder, init_weights, weight_shardings
 from align_jax.parallel.distributed import prepare_process
 from align_jax.parallel.mesh import put_batch
-from align_jax.recipes.bench import REQUIRED, random_batch
+from align_jax.recipes.bench import REQUIRED, data_of, random_batch, with_data
 from align_jax.recipes.setup import Setup
 from align_jax.training import optim
 from align_jax.training.state import create_state, state_shardings
@@ -112,7 +112,7 @@ def main() -> int:
 
 def prepare(config: Config, folder: Path, steps: int) -> Job:
     """Fresh weights from `run.seed`, or those of `model.path`, saved for PyTorch; reference log-probs of all steps."""
-    config = dataclasses.replace(config, run=dataclasses.replace(config.run, dir=str(folder)))
+    config = dataclasses.replace(with_data(config), run=dataclasses.replace(config.run, dir=str(folder)))
     setup = Setup.of(config)
     device = "cuda" if setup.mesh.devices.flat[0].platform in ("gpu", "cuda") else "cpu"
     schedule = optim.make_schedule(config.optimizer, config.train.steps or 1000)
@@ -129,7 +129,7 @@ def prepare(config: Config, folder: Path, steps: int) -> Job:
         batch = batch.with_labels(ref_logps=np.asarray(score(flat))[None])
         groups = groups_of(jax.tree.map(lambda x: x[0], batch))
         return Job(setup, folder, lambda _: groups, lambda: benchmark.Repeated(batch), rate, device)
-    dataset = setup.dataset("train")
+    dataset = data_of(setup)
     plain = setup.loader(dataset)
     rows = plain.first_rows(steps).reshape(steps, -1)
     table = np.zeros((len(dataset), dataset.slots), np.float32)

@@ -25,6 +25,13 @@ NO_USE = (
     ("data.train", lambda value: True, ("data.subset", "data.revision")),
     ("log.wandb_project", lambda value: value is None, ("log.wandb_name",)),
     ("generate.beliefs", lambda value: value is False, ("generate.belief_temperature",)),
+    *(
+        (f"bench.{key}", lambda value: value is not None, others)
+        for key, others in (
+            ("lengths", tuple(f"bench.{other}" for other in ("prompt_tokens", "response_tokens", "responses", "groups"))),
+            ("prompt_tokens", ("bench.lengths",)),
+        )
+    ),
     ("mesh.auto", lambda value: value is True, ("mesh.data", "mesh.fsdp", "mesh.tensor")),
     *((f"mesh.{axis}", lambda value: True, ("mesh.auto",)) for axis in ("data", "fsdp", "tensor")),
 )

@@ -384,10 +384,13 @@ class LogConfig:
 
 @dataclasses.dataclass(frozen=True)
 class BenchConfig:
-    """What `align-jax bench` measures: steps on `data.train`, or on random tokens of exactly these lengths.
+    """What `align-jax bench` measures: steps on `data.train`, on random tokens of real lengths, or of exactly these lengths.
 
     Attributes:
-      prompt_tokens, response_tokens: of every prompt and every response; with neither, the rows are those of `data.train`.
+      prompt_tokens, response_tokens: of every prompt and every response; with neither, the rows are those of `lengths`, or of
+        `data.train`.
+      lengths: random tokens with the lengths in this file, a line `{"prompt": 120, "responses": [300, 41]}` a prompt, or in one
+        that comes with align_jax (alpaca-eval, hh, long-chat, ultrafeedback); cut, packed and counted as training would.
       responses: number of responses to each prompt, with random tokens; None is `data.max_responses`, or 2 where the objective
         takes pairs.
       groups: prompts per step, with random tokens; None is `train.groups_per_step`.
@@ -400,6 +403,7 @@ class BenchConfig:
 
     prompt_tokens: int | None = None
     response_tokens: int | None = None
+    lengths: str | None = None
     responses: int | None = None
     groups: int | None = None
     steps: int = 10
@@ -413,6 +417,8 @@ class BenchConfig:
         given = [key for key in ("prompt_tokens", "response_tokens") if getattr(self, key) is not None]
         if len(given) == 1:
             raise UserError(f"bench.{given[0]}: give bench.prompt_tokens and bench.response_tokens, or neither")
+        if given and self.lengths is not None:
+            raise UserError(f"bench.lengths: {self.lengths}: give it, or bench.prompt_tokens and bench.response_tokens")
         for key in ("responses", "groups"):
             if getattr(self, key) is not None and not given:
                 raise UserError(f"bench.{key}: {getattr(self, key)} is used with bench.prompt_tokens and bench.response_tokens")
