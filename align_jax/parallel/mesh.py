@@ -11,23 +11,27 @@ from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from align_jax.errors import UserError
 
-MESH_AXES = ("data", "fsdp", "tensor")
 
-
-def make_mesh(data: int = 1, fsdp: int = 1, tensor: int = 1, devices: Sequence[jax.Device] | None = None) -> Mesh:
-    """A mesh `data x fsdp x tensor`; one of the sizes may be -1, which takes the devices that are left.
+def make_mesh(
+    data: int = 1, fsdp: int = 1, tensor: int = 1, devices: Sequence[jax.Device] | None = None, sequence: int = 1
+) -> Mesh:
+    """A mesh `data x fsdp x tensor`, or `data x fsdp x sequence x tensor`; one of the sizes may be -1: the devices left.
 
     Args:
       data: copies of the weights, each with its own part of the batch.
       fsdp: parts that weights, optimizer and batch are cut into.
       tensor: parts that heads, MLP columns and vocabulary are cut into.
       devices: the devices to use; all of them where None. Fewer than there are may be asked for.
+      sequence: parts that the positions of long rows, weights and optimizer are cut into; without it, 1, the mesh has no such
+        axis.
 
     Raises:
       UserError: sizes that do not fit the devices.
     """
     available = list(jax.devices() if devices is None else devices)
-    sizes = {"data": data, "fsdp": fsdp, "tensor": tensor}
+    sizes = {"data": data, "fsdp": fsdp, "sequence": sequence, "tensor": tensor}
+    if sequence == 1:
+        del sizes["sequence"]
     where = " x ".join(f"mesh.{k}={v}" for k, v in sizes.items())
     if any(v == 0 or v < -1 for v in sizes.values()) or sum(v == -1 for v in sizes.values()) > 1:
         raise UserError(f"{where}: sizes must be positive, and at most one may be -1 (the devices that are left)")
@@ -40,11 +44,12 @@ def make_mesh(data: int = 1, fsdp: int = 1, tensor: int = 1, devices: Sequence[j
     count = int(np.prod(list(sizes.values())))
     if count > len(available):
         raise UserError(f"{where} needs {count} devices, but there are {len(available)} ({available[0].platform})")
-    return Mesh(_arranged(tuple(sizes.values()), available[:count], where), MESH_AXES, axis_types=(AxisType.Auto,) * 3)
+    arranged = _arranged(tuple(sizes.values()), available[:count], where)
+    return Mesh(arranged, tuple(sizes), axis_types=(AxisType.Auto,) * len(sizes))
 
 
-def _arranged(sizes: tuple[int, int, int], devices: list[jax.Device], where: str) -> np.ndarray:
-    """The devices as `[data, fsdp, tensor]`, neighbours in the network next to each other; slices along `data`.
+def _arranged(sizes: tuple[int, ...], devices: list[jax.Device], where: str) -> np.ndarray:
+    """The devices in the shape of `sizes`, `data` first, neighbours in the network next to each other; slices along `data`.
 
     Raises:
       UserError: devices that cannot be arranged so.
@@ -61,7 +66,7 @@ def _arranged(sizes: tuple[int, int, int], devices: list[jax.Device], where: str
     def arrange(split: bool) -> np.ndarray:
         if slices == 1:
             return mesh_utils.create_device_mesh(inside, devices, allow_split_physical_axes=split)
-        return mesh_utils.create_hybrid_device_mesh(inside, (slices, 1, 1), devices, allow_split_physical_axes=split)
+        return mesh_utils.create_hybrid_device_mesh(inside, (slices, *(1 for _ in inside[1:])), devices, allow_split_physical_axes=split)
 
     try:
         try:
