@@ -5,6 +5,7 @@ Axes as in `align_jax.batch`; also W the width, H query heads, Hk key/value head
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable
 from functools import partial
 
@@ -12,7 +13,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from align_jax.models.attention import Masks, RowIds, RowSpans, Runs, Tokens, attend, resolve_backend, visibility
+from align_jax.models.attention import Masks, RowIds, RowSpans, Runs, Tokens, attend, choose_backend, visibility
 from align_jax.models.config import ModelConfig
 from align_jax.models.ops import gated_linear, linear, lookup, precision, rms_norm
 from align_jax.models.remat import rematerialize
@@ -53,7 +54,10 @@ class Decoder(nnx.Module):
     ):
         check_weights(config, weights)
         self.config, self.dtype, self.remat = config, jnp.dtype(dtype), remat
-        self.attention, self.backend = attention, resolve_backend(attention, dtype, config=config)
+        choice = choose_backend(attention, dtype, config=config)
+        if choice.reason:
+            warnings.warn(f"attention: auto takes xla here, which is slower: {choice.reason}", stacklevel=2)
+        self.attention, self.backend = attention, choice.backend
         for name, value in weights.items():
             setattr(self, name, Layers(value) if name == "layers" else nnx.Param(value))
 
