@@ -26,8 +26,8 @@ NO_USE = (
     ("data.train", lambda value: True, ("data.subset", "data.revision")),
     ("log.wandb_project", lambda value: value is None, ("log.wandb_name",)),
     ("generate.beliefs", lambda value: value is False, ("generate.belief_temperature",)),
-    ("mesh.auto", lambda value: value is True, ("mesh.data", "mesh.fsdp", "mesh.tensor")),
-    *((f"mesh.{axis}", lambda value: True, ("mesh.auto",)) for axis in ("data", "fsdp", "tensor")),
+    ("mesh.auto", lambda value: value is True, ("mesh.data", "mesh.fsdp", "mesh.tensor", "mesh.sequence")),
+    *((f"mesh.{axis}", lambda value: True, ("mesh.auto",)) for axis in ("data", "fsdp", "tensor", "sequence")),
 )
 
 

@@ -26,7 +26,8 @@ class Scorer:
 
     Attributes:
       memory: bytes of a device that activations may take; where it is given and `rows_per_chunk` is None, as many rows are
-        computed at one time as fit by `chunks.rows_that_fit`. tensor: devices that share heads and MLP.
+        computed at one time as fit by `chunks.rows_that_fit`.
+      tensor: devices that share heads and MLP. sequence: devices that share the positions of a row.
     """
 
     config: ModelConfig
@@ -37,13 +38,15 @@ class Scorer:
     head_chunk: int = HEAD_CHUNK
     memory: int | None = None
     tensor: int = 1
+    sequence: int = 1
 
     def chunk(self, batch: GroupBatch) -> int | None:
         """Response rows of a shard that are computed at one time for a batch of this shape; None: all."""
         if self.rows_per_chunk is not None or self.memory is None:
             return self.rows_per_chunk
-        shapes = batch.tokens.shape[-2:], batch.prompt_tokens.shape[-2:]  # of a shard; microbatches may lie in front
-        each = position_bytes(self.config, self.dtype, self.remat, self.tensor)
+        # Of a shard; microbatches may lie in front. What a device has of a row is its part of the positions.
+        shapes = ((x.shape[-2], -(-x.shape[-1] // self.sequence)) for x in (batch.tokens, batch.prompt_tokens))
+        each = position_bytes(self.config, self.dtype, self.remat, self.tensor, self.sequence)
         return rows_that_fit(*shapes, each, self.memory, (self.head_chunk, self.config.vocab_size // self.tensor))
 
     def __call__(self, params: dict, batch: GroupBatch) -> jax.Array:
