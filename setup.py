@@ -1,4 +1,4 @@
-"""Package metadata: `pip install -e ".[test]"`, with `gpu` or `tpu` for an accelerator.
+"""Package metadata: `pip install -e ".[test]"`, with `gpu`, `gpu12` or `tpu` for an accelerator.
 
 The extras name no version of JAX: `install_requires` bounds it, to what `.ci/run` tests.
 """
@@ -12,6 +12,7 @@ HERE = Path(__file__).parent
 VERSION = re.search(r'^__version__ = "(.+)"$', (HERE / "align_jax" / "version.py").read_text(encoding="utf-8"), re.M)[1]
 PLOTS, JUDGE, TENSORBOARD = ["matplotlib>=3.9"], ["scikit-learn>=1.5"], ["tensorboardX>=2.6"]
 SMOLLM2 = ["gguf>=0.17"]
+CUDA13 = ["jax[cuda13]"]
 
 setup(
     name="align-jax",
@@ -61,7 +62,9 @@ setup(
         "tensorboard": TENSORBOARD,  # `log.sinks: [tensorboard]`
         "wandb": ["wandb>=0.20"],
         "smollm2": SMOLLM2,  # `experiment NAME --model smollm2` where the hub is not reached
-        "gpu": ["jax[cuda13]"],
+        "gpu": CUDA13,  # NVIDIA drivers from 580 on
+        "cuda13": CUDA13,  # the same, by its older name
+        "gpu12": ["jax[cuda12]"],  # drivers from 525 on
         "tpu": ["jax[tpu]"],
         "test": [
             *(*PLOTS, *JUDGE, *TENSORBOARD, *SMOLLM2),

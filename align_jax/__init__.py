@@ -16,6 +16,8 @@
     align_jax.label_beliefs("answers.jsonl", "beliefs.jsonl", by="model", model=path, options=["support", "oppose"])
     align_jax.generate(model, prompts, tokenizer=tokenizer, samples=8)
 
+    align_jax.set_gpu_flags()             # in a notebook or script on NVIDIA GPUs, before JAX computes anything
+
     state, history = align_jax.fit(state, batches, step, steps=100)    # the loop alone
     reward = align_jax.RewardModel.load(path)                          # reward.score(prompts, responses)
 """
@@ -33,6 +35,7 @@ if TYPE_CHECKING:
     from align_jax.data import make_groups
     from align_jax.errors import UserError
     from align_jax.hf import load_model, save_model
+    from align_jax.parallel.gpu_flags import set_gpu_flags
     from align_jax.recipes.beliefs import label_beliefs
     from align_jax.recipes.convert import convert_data
     from align_jax.recipes.data_check import check_data
@@ -61,6 +64,7 @@ _HOMES = {
     "response_scores": "align_jax.scoring.scores",
     "save_model": "align_jax.hf",
     "score": "align_jax.recipes.jobs",
+    "set_gpu_flags": "align_jax.parallel.gpu_flags",
     "train": "align_jax.recipes.jobs",
 }
 
@@ -84,6 +88,7 @@ __all__ = [
     "response_scores",
     "save_model",
     "score",
+    "set_gpu_flags",
     "train",
 ]
 

@@ -26,6 +26,7 @@ ENTRIES = {
     "cudnn backward": Private(_ATTENTION, "_dot_product_attention_bwd_rule", _NO_CUDNN),
     "cudnn masks": Private(_ATTENTION, "MaskType", _NO_CUDNN),
     "cudnn layouts": Private(_ATTENTION, "AttentionLayout", _NO_CUDNN),
+    "started": Private("xla_bridge", "backends_are_initialized", "set XLA_FLAGS yourself"),
     "processes": Private("distributed", "global_state", "train with one process"),
 }
 

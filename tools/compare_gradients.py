@@ -94,6 +94,13 @@ def checkpointed_head(weight, hidden, targets):
     return logps._map(jax.checkpoint(one), (hidden, targets))
 
 
+def halved_head(model, hidden, targets, head_chunk):
+    return _target_logps(model, hidden, targets, hidden.shape[1] * hidden.shape[2] // 2)
+
+
+_target_logps = logps.target_logps
+
+
 @dataclasses.dataclass(frozen=True)
 class Variant:
     """The step with the functions `(module, attribute)` replaced. attention: the backend on a TPU."""
@@ -112,6 +119,7 @@ VARIANTS = {
     "lookup": Variant(((decoder, "lookup", plain_lookup),)),
     "head": Variant(((logps, "_target_logps", plain_head),)),
     "head, checkpointed": Variant(((logps, "_target_logps", checkpointed_head),)),
+    "head, its logits made again": Variant(((logps, "target_logps", halved_head),)),
     "attention": Variant(((xla, "_attend", plain_attention),), attention="xla"),
 }
 

@@ -230,12 +230,13 @@ def _has_required(cls: type) -> bool:
 def _cross_check(source: ConfigValues, config: Config) -> None:
     if config.model.config is not None:
         build(source, ModelConfig, dict(config.model.config), "model.config.")
-    mesh, train, rows = config.mesh, config.train, config.model.rows_per_chunk
-    if mesh.memory_gib is not None and rows != "auto":
+    mesh, train, model = config.mesh, config.train, config.model
+    if mesh.memory_gib is not None and "auto" not in (model.rows_per_chunk, model.head_chunk):
+        rows, head = ("null" if value is None else value for value in (model.rows_per_chunk, model.head_chunk))
         raise source.error(
             "mesh.memory_gib",
-            f"{mesh.memory_gib:g} has no effect with model.rows_per_chunk: {'null' if rows is None else rows}; leave one of "
-            "them out (auto, the default, takes as many rows as fit)",
+            f"{mesh.memory_gib:g} has no effect with model.rows_per_chunk: {rows} and model.head_chunk: {head}; leave one of "
+            "them out (auto, the default, takes as many as fit)",
         )
     if mesh.data > 0 and mesh.fsdp > 0:
         try:

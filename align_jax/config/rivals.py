@@ -22,10 +22,16 @@ NO_USE = (
     ("optimizer.schedule", lambda value: value == "constant", ("optimizer.final_ratio",)),
     ("evaluate.judge", _is_no_url, ("evaluate.judge_model", "evaluate.judge_key_variable")),
     ("model.path", lambda value: True, ("model.revision",)),
-    ("model.rows_per_chunk", lambda value: value != "auto", ("mesh.memory_gib",)),
     ("data.train", lambda value: True, ("data.subset", "data.revision")),
     ("log.wandb_project", lambda value: value is None, ("log.wandb_name",)),
     ("generate.beliefs", lambda value: value is False, ("generate.belief_temperature",)),
+    *(
+        (f"bench.{key}", lambda value: value is not None, others)
+        for key, others in (
+            ("lengths", tuple(f"bench.{other}" for other in ("prompt_tokens", "response_tokens", "responses", "groups"))),
+            ("prompt_tokens", ("bench.lengths",)),
+        )
+    ),
     ("mesh.auto", lambda value: value is True, ("mesh.data", "mesh.fsdp", "mesh.tensor", "mesh.sequence")),
     *((f"mesh.{axis}", lambda value: True, ("mesh.auto",)) for axis in ("data", "fsdp", "tensor", "sequence")),
 )

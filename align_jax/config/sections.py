@@ -52,7 +52,8 @@ class ModelSection:
         products in host memory.
       rows_per_chunk: response rows of a device scored at once; auto is as many as its memory holds by an estimate
         (`mesh.memory_gib`), None is all.
-      head_chunk: positions that reach the LM head at once; None is 1024.
+      head_chunk: positions of a device whose logits exist at one time; auto is all where they fit by an estimate, since they
+        are then computed once and not twice, else as many as fit; None is 1024.
     """
 
     path: str | None = None
@@ -65,7 +66,7 @@ class ModelSection:
     attention: str = "auto"
     remat: Literal["none", "dots", "full", "offload"] = "none"
     rows_per_chunk: int | Literal["auto"] | None = "auto"
-    head_chunk: int | None = None
+    head_chunk: int | Literal["auto"] | None = "auto"
 
     def __post_init__(self):
         if self.path is not None and self.config is not None:
@@ -77,7 +78,8 @@ class ModelSection:
             raise UserError("model.config.head: the head follows from objective.name; leave it out")
         if self.rows_per_chunk != "auto":
             check_range("model.rows_per_chunk", self.rows_per_chunk, 1, hint="or auto")
-        check_fields("model", self, "head_chunk", low=1)
+        if self.head_chunk != "auto":
+            check_range("model.head_chunk", self.head_chunk, 1, hint="or auto")
 
     @property
     def at(self) -> str | None:
@@ -116,7 +118,7 @@ class MeshConfig:
         no -1, and not chosen by `auto`.
       auto: choose these, and with them `model.remat`, `train.accumulation_steps` and `model.head_chunk`, by what a step is
         predicted to take (docs/performance.md); written `mesh: auto`, too. A run that was begun keeps its choice.
-      memory_gib: what a device may hold, for `model.rows_per_chunk: auto`; None is what there is.
+      memory_gib: what a device may hold, for `model.rows_per_chunk` and `model.head_chunk: auto`; None is what there is.
     """
 
     data: int = 1
@@ -388,10 +390,13 @@ class LogConfig:
 
 @dataclasses.dataclass(frozen=True)
 class BenchConfig:
-    """What `align-jax bench` measures: steps on `data.train`, or on random tokens of exactly these lengths.
+    """What `align-jax bench` measures: steps on `data.train`, on random tokens of real lengths, or of exactly these lengths.
 
     Attributes:
-      prompt_tokens, response_tokens: of every prompt and every response; with neither, the rows are those of `data.train`.
+      prompt_tokens, response_tokens: of every prompt and every response; with neither, the rows are those of `lengths`, or of
+        `data.train`.
+      lengths: random tokens with the lengths in this file, a line `{"prompt": 120, "responses": [300, 41]}` a prompt, or in one
+        that comes with align_jax (alpaca-eval, hh, long-chat, ultrafeedback); cut, packed and counted as training would.
       responses: number of responses to each prompt, with random tokens; None is `data.max_responses`, or 2 where the objective
         takes pairs.
       groups: prompts per step, with random tokens; None is `train.groups_per_step`.
@@ -404,6 +409,7 @@ class BenchConfig:
 
     prompt_tokens: int | None = None
     response_tokens: int | None = None
+    lengths: str | None = None
     responses: int | None = None
     groups: int | None = None
     steps: int = 10
@@ -417,6 +423,8 @@ class BenchConfig:
         given = [key for key in ("prompt_tokens", "response_tokens") if getattr(self, key) is not None]
         if len(given) == 1:
             raise UserError(f"bench.{given[0]}: give bench.prompt_tokens and bench.response_tokens, or neither")
+        if given and self.lengths is not None:
+            raise UserError(f"bench.lengths: {self.lengths}: give it, or bench.prompt_tokens and bench.response_tokens")
         for key in ("responses", "groups"):
             if getattr(self, key) is not None and not given:
                 raise UserError(f"bench.{key}: {getattr(self, key)} is used with bench.prompt_tokens and bench.response_tokens")

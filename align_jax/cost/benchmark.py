@@ -15,7 +15,7 @@ import numpy as np
 
 from align_jax.batch import GroupBatch, computed_positions, real_positions, useful_tokens
 from align_jax.cost.compilations import Compilations, so_far
-from align_jax.cost.flops import batch_flops, least_flops, peak_flops
+from align_jax.cost.flops import Forward, batch_flops, least_flops, peak_flops
 from align_jax.cost.hlo import count
 from align_jax.data import RowLayout, Segment, TokenGroup, ahead, pack_groups
 from align_jax.errors import UserError
@@ -29,12 +29,14 @@ class Work:
 
     Attributes:
       useful_tokens: every response with its prompt (what is computed without prefix sharing).
-      padding: fraction of the computed positions. flops_least: see `align_jax.cost.flops`.
+      padding: fraction of the computed positions. flops_least: of the real tokens, see `align_jax.cost.flops`.
+      flops_padded: the same, were every computed position a token (that attends to no padding).
     """
 
     useful_tokens: float
     padding: float
     flops_least: float
+    flops_padded: float
 
     @classmethod
     def of(cls, config: ModelConfig, batches: Sequence[GroupBatch]) -> Work:
@@ -44,7 +46,15 @@ class Work:
             useful_tokens=statistics.fmean(useful_tokens(b) for b in batches),
             padding=1 - sum(real_positions(b) for b in batches) / computed,
             flops_least=statistics.fmean(least_flops(batch_flops(config, b)) for b in batches),
+            flops_padded=statistics.fmean(least_flops(_padded(batch_flops(config, b), b)) for b in batches),
         )
+
+
+def _padded(real: Forward, batch: GroupBatch) -> Forward:
+    """Operations of every computed position, given those of the real ones: all layers, and the head on response rows."""
+    layers = computed_positions(batch) / real_positions(batch)
+    scored = 1 if batch.ends else np.prod(batch.tokens.shape) / max(1, np.count_nonzero(np.asarray(batch.slots) >= 0))
+    return dataclasses.replace(real, layers=round(real.layers * layers), head=round(real.head * scored))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -224,7 +234,9 @@ def report(
         "data_fraction": timing.waiting,
         "flops_least": work.flops_least,
         "flops_done": None if None in flops else max(flops),
+        "useful_utilization": work.flops_least / mean / (peak[0] * devices),
         "model_flops_utilization": work.flops_least / mean / (peak[0] * devices),
+        "model_flops_utilization_padded": work.flops_padded / mean / (peak[0] * devices),
         "peak_flops": peak[0],
         "peak_flops_source": peak[1],
         "peak_memory_bytes": max(p.memory_bytes for p in programs),

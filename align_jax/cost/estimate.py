@@ -23,6 +23,7 @@ from align_jax.cost.epoch import ShapeUse, real_fraction
 from align_jax.cost.flops import least_flops, remat_flops
 from align_jax.cost.hlo import Counts
 from align_jax.cost.network import Moved, Places, Spent, spent
+from align_jax.cost.parts import Parts
 
 
 @dataclasses.dataclass(frozen=True)
@@ -85,6 +86,7 @@ class CompiledShape:
     Attributes:
       counts: of one device. kernels: operations of attention kernels, of all devices.
       remat: operations repeated by choice for the real tokens, all devices. spent: kind of collective -> what it costs.
+      parts: where the operations go, all devices.
     """
 
     use: ShapeUse
@@ -96,6 +98,7 @@ class CompiledShape:
     chip: Chip
     devices: int
     compile_seconds: float
+    parts: Parts | None = None
 
     @property
     def least(self) -> int:
@@ -142,9 +145,9 @@ def _way(moved: Moved, back: bool = False) -> frozenset:
     return frozenset((b, a) if back else (a, b) for a, b in pairs)
 
 
-def repeated(use: ShapeUse, policy: str, *, chunks: bool, attention_saved: bool) -> int:
+def repeated(use: ShapeUse, policy: str, *, chunks: bool, head: bool) -> int:
     """Operations that a step on this shape's real tokens repeats by choice, see `remat_flops`."""
-    return remat_flops(use.forward, policy, chunks=chunks, attention_saved=attention_saved)
+    return remat_flops(use.forward, policy, chunks=chunks, head=head)
 
 
 @dataclasses.dataclass(frozen=True)

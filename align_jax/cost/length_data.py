@@ -35,8 +35,11 @@ def packaged_lengths() -> dict[str, Path]:
     return {file.stem: file for file in sorted(_FOLDER.glob("*.jsonl"))}
 
 
-def read_lengths(given: str) -> list[GroupLengths]:
+def read_lengths(given: str, option: str = "--lengths") -> list[GroupLengths]:
     """The lengths of a file, or of one that comes with the package, by its name.
+
+    Args:
+      option: where that was given, for errors.
 
     Raises:
       UserError: no such file or name, or a line that is not as said above; with its place.
@@ -45,15 +48,15 @@ def read_lengths(given: str) -> list[GroupLengths]:
     if not path.exists():
         near = suggest(given, known)
         if given not in known:
-            raise UserError(f"--lengths {given}: no such file, and none that comes with align_jax; {near}{', '.join(known)} do")
+            raise UserError(f"{option} {given}: no such file, and none that comes with align_jax; {near}{', '.join(known)} do")
         path = known[given]
     try:
         lines = path.read_text(encoding="utf-8").splitlines()
     except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"--lengths {given}: cannot be read: {error}") from error
-    found = [_group(line, f"--lengths {given}:{number}") for number, line in enumerate(lines, start=1) if line.strip()]
+        raise UserError(f"{option} {given}: cannot be read: {error}") from error
+    found = [_group(line, f"{option} {given}:{number}") for number, line in enumerate(lines, start=1) if line.strip()]
     if not found:
-        raise UserError(f"--lengths {given}: has no line")
+        raise UserError(f"{option} {given}: has no line")
     return found
 
 
@@ -74,11 +77,12 @@ def _counts(value: Any) -> bool:
 
 
 class LengthData:
-    """Groups of these lengths, cut as the `data` section says; the tokens are zeros. What a `BatchLoader` asks of a data set.
+    """Groups of these lengths, cut as the `data` section says. What a `BatchLoader` asks of a data set.
 
     Args:
       lengths: of the groups. config: which lengths are cut, and how many answers are kept (the first ones).
       objective: which slots and labels a group has.
+      vocab_size: tokens are random ones below it; by default all are 0.
 
     Attributes:
       slots: K. limits: positions of the longest prompt, and of the longest answer, that there may be.
@@ -87,8 +91,8 @@ class LengthData:
       UserError: an objective whose groups are more than a prompt and its answers, or answers too few for it.
     """
 
-    def __init__(self, lengths: list[GroupLengths], config: DataConfig, objective: Objective):
-        arrangement, self._objective = objective.arrangement, objective
+    def __init__(self, lengths: list[GroupLengths], config: DataConfig, objective: Objective, vocab_size: int = 1):
+        arrangement, self._objective, self._vocab_size = objective.arrangement, objective, vocab_size
         most = arrangement.responses or config.max_responses
         self._lengths = [
             GroupLengths(
@@ -101,11 +105,11 @@ class LengthData:
         self._lengths = [group for group in self._lengths if len(group.responses) >= fixed]
         if arrangement.random_labels(fixed) is None:
             raise UserError(
-                f"--lengths: a prompt and its answers do not say what objective {name_of(objective)} computes of a row; leave "
-                "--lengths out, and give data.train"
+                f"lengths: a prompt and its answers do not say what objective {name_of(objective)} computes of a row; give "
+                "data.train in their place"
             )
         if not self._lengths:
-            raise UserError(f"--lengths: no prompt has the {fixed} answers that objective {name_of(objective)} needs")
+            raise UserError(f"lengths: no prompt has the {fixed} answers that objective {name_of(objective)} needs")
         self.slots = max(len(group.responses) for group in self._lengths)
         ends = objective.head == "score"
         self.limits = max(1, config.max_prompt_tokens - 1), config.max_response_tokens + ends
@@ -115,18 +119,21 @@ class LengthData:
 
     def __getitem__(self, index: int) -> TokenGroup:
         group, arrangement = self._lengths[index], self._objective.arrangement
-        k = len(group.responses)
+        k, rng = len(group.responses), np.random.default_rng(int(index))
         labels = {name: np.zeros(shape, dtype) for name, (shape, dtype) in arrangement.label_shapes(k).items()}
         labels |= {name: np.asarray(value) for name, value in arrangement.random_labels(k).items()}
         return TokenGroup(
             int(index),
-            np.zeros(group.prompt, np.int32),
-            tuple(Segment(np.zeros(n, np.int32), slot) for slot, n in enumerate(group.responses)),
+            self._tokens(rng, group.prompt),
+            tuple(Segment(self._tokens(rng, n), slot) for slot, n in enumerate(group.responses)),
             k,
             labels,
             self._objective.head == "score",
             tuple(name for name, label in arrangement.labels.items() if label.per_response),
         )
+
+    def _tokens(self, rng: np.random.Generator, count: int) -> np.ndarray:
+        return rng.integers(0, self._vocab_size, count).astype(np.int32)
 
     @property
     def sizes(self) -> list[GroupSize]:

@@ -135,7 +135,7 @@ class Planner:
 
     def _seconds(self, plan: MeshPlan, use: ShapeUse, mesh: Mesh) -> Seconds:
         done = self._computed_forward(use)
-        again = remat_flops(done, plan.remat, attention_saved=self.flash)
+        again = remat_flops(done, plan.remat)
         devices = mesh.devices.size
         compute = (least_flops(done) + again) / devices / self.chip.peak
         total = sum((spent(moved, self.chip, Places.of(list(mesh.devices.flat))) for moved in self._moved(plan, use)), Spent())

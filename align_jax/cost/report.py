@@ -7,6 +7,7 @@ from typing import Any
 from tabulate import tabulate
 
 from align_jax.cost.benchmark import linear_fit
+from align_jax.cost.parts import describe
 
 
 def fit(results: list[dict[str, Any]]) -> dict[str, float]:
@@ -50,11 +51,14 @@ def table(values: dict[str, Any]) -> str:
         ("waiting for data", f"{values['data_fraction']:.1%} of the time"),
         ("least FLOPs", f"{values['flops_least'] / tera:.3f} T per step"),
         ("FLOPs done", "not counted on this device" if done is None else f"{done / tera:.3f} T per step"),
+        *((("beside the least", describe(values["flops_parts"])),) if "flops_parts" in values else ()),
         (
-            "utilisation",
-            f"{values['model_flops_utilization']:.1%} of {values['peak_flops'] / tera:.3g} TFLOP/s "
-            f"({values['peak_flops_source']}), least FLOPs",
+            "useful utilisation",
+            f"{values['useful_utilization']:.1%} of {values['peak_flops'] / tera:.3g} TFLOP/s "
+            f"({values['peak_flops_source']}): least FLOPs of real tokens",
         ),
+        ("with padding", f"{values['model_flops_utilization_padded']:.1%}: were every computed position a token"),
+        ("attention", f"{values['attention']}, {'packed rows' if values['packed'] else 'one response a row'}"),
         ("peak memory", f"{values['peak_memory_bytes'] / mib:.0f} MiB per device (the compiler's analysis)"),
         *([] if in_use is None else [("peak in use", f"{in_use / mib:.0f} MiB (the allocator)")]),
         (

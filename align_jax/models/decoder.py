@@ -60,7 +60,8 @@ class Decoder(nnx.Module):
     def __call__(self, tokens: jax.Array) -> jax.Array:
         """Next-token logits of whole sequences: int `[B, T]` -> float32 `[B, T, V]`.
 
-        For tests, notebooks and small models: scoring never makes this array, see `align_jax.response_logps`.
+        For tests, notebooks and small models: scoring makes logits of response positions alone, and no more of them at one time
+        than fit, see `align_jax.response_logps`.
         """
         tokens = jnp.asarray(tokens)
         if tokens.ndim != 2:

@@ -8,17 +8,22 @@ import jax
 
 _policies = jax.checkpoint_policies
 
-ATTENTION = "attention"  # the name that attention kernels give to their output and log-sum-exp
+# What may be kept goes by name: a policy that looks at operations does not see those in a gradient that is written out.
+ATTENTION = "attention"  # attention's output and log-sum-exp
+PRODUCT = "product"  # of activations and a weight
 
-# none: keep everything; dots: keep the products of weights and activations, and what attention kernels give; full: keep
-# only each layer's input; offload: keep the products, in host memory.
+# none: keep everything; dots: keep the products of weights and activations, and what attention gives; full: keep only each
+# layer's input; offload: keep what `dots` keeps, in host memory.
 POLICIES = {
     "none": None,
-    "dots": _policies.save_from_both_policies(
-        _policies.dots_with_no_batch_dims_saveable, _policies.save_only_these_names(ATTENTION)
-    ),
+    "dots": _policies.save_only_these_names(ATTENTION, PRODUCT),
     "full": _policies.nothing_saveable,
-    "offload": _policies.offload_dot_with_no_batch_dims("device", "pinned_host"),
+    "offload": _policies.save_and_offload_only_these_names(
+        names_which_can_be_saved=[],
+        names_which_can_be_offloaded=[ATTENTION, PRODUCT],
+        offload_src="device",
+        offload_dst="pinned_host",
+    ),
 }
 
 

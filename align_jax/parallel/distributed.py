@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import warnings
 
 from align_jax.errors import UserError
+from align_jax.parallel.gpu_flags import set_gpu_flags
+from align_jax.parallel.launched import launched_on_several_hosts
 from align_jax.terminal import Watch
 
 
 def prepare_process() -> None:
-    """Settings of the process: quieter logs, a compilation cache on disk, and the other processes where there are any.
+    """Settings of the process: quieter logs, flags for GPUs, a compilation cache on disk, and the other processes, if any.
 
     For programs of their own, such as the command line; in a notebook the process is the user's, and nothing is set.
 
@@ -18,6 +21,8 @@ def prepare_process() -> None:
       UserError: a JAX_NUM_PROCESSES or JAX_PROCESS_ID that is not a number.
     """
     quieter()
+    with contextlib.suppress(UserError):  # JAX has started: a second command of one process
+        set_gpu_flags()
     import jax
 
     warnings.filterwarnings("ignore", message="Some donated buffers were not usable")  # the CPU backend donates nothing
@@ -25,7 +30,7 @@ def prepare_process() -> None:
         home = os.environ.get("XDG_CACHE_HOME", os.path.join(os.path.expanduser("~"), ".cache"))
         jax.config.update("jax_compilation_cache_dir", os.path.join(home, "align_jax", "xla"))
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)  # a second start compiles nothing
-    if _launched_on_several_hosts():
+    if launched_on_several_hosts():
         with Watch("waiting for the other processes"):
             jax.distributed.initialize(**_processes())
 
@@ -35,13 +40,6 @@ def quieter() -> None:
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")  # that PyTorch is not there, which nothing here needs
-
-
-def _launched_on_several_hosts() -> bool:
-    """Whether a launcher that JAX knows started this process as one of several."""
-    several = (os.environ.get(name, "1") for name in ("SLURM_NTASKS", "OMPI_COMM_WORLD_SIZE"))
-    hosts = os.environ.get("TPU_WORKER_HOSTNAMES", "")
-    return "JAX_COORDINATOR_ADDRESS" in os.environ or "," in hosts or any(n.isdigit() and int(n) > 1 for n in several)
 
 
 def _processes() -> dict[str, int]:

@@ -17,11 +17,16 @@ from align_jax.config import Config
 from align_jax.config.jobs import JOBS
 from align_jax.cost import benchmark
 from align_jax.cost.compilations import so_far
+from align_jax.cost.flops import batch_flops
+from align_jax.cost.kernels import kernel_flops
+from align_jax.cost.length_data import LengthData, read_lengths
+from align_jax.cost.parts import parts_of
+from align_jax.data import DataConfig, GroupDataset
 from align_jax.errors import UserError
 from align_jax.models import init_weights, weight_shardings
 from align_jax.objectives import name_of
 from align_jax.parallel.mesh import data_shards, put_batch
-from align_jax.recipes.say import compiling, say, speaking, watching
+from align_jax.recipes.say import compiling, say, say_once, speaking, watching
 from align_jax.recipes.setup import Setup
 from align_jax.training import optim
 from align_jax.training.state import TrainState, create_state, state_shardings
@@ -32,7 +37,7 @@ POLICIES = ("none", "dots", "full")  # from the fewest operations to the most
 
 
 def bench(config: Config) -> dict[str, Any]:
-    """Measures the training step of a config, on `data.train` or on random tokens (`bench.prompt_tokens`).
+    """Measures the training step of a config, on `data.train` or on random tokens (`bench.lengths`, `bench.prompt_tokens`).
 
     Returns:
       The numbers as JSON values, see `cost.benchmark.report`.
@@ -42,7 +47,7 @@ def bench(config: Config) -> dict[str, Any]:
     """
     config.require(*REQUIRED)
     with tempfile.TemporaryDirectory() as folder, speaking(config.log.quiet, config.log.progress):
-        config = dataclasses.replace(config, run=dataclasses.replace(config.run, dir=folder))
+        config = dataclasses.replace(with_data(config), run=dataclasses.replace(config.run, dir=folder))
         setup, before = Setup.of(config), so_far()
         with jax.set_mesh(setup.mesh):
             return _Bench.of(setup).measure(before)
@@ -107,10 +112,21 @@ class _Bench:
         work = benchmark.Work.of(self.setup.source.shape, self.batches)
         peak = benchmark.device_peak(config.bench.peak_flops, config.model.dtype)
         values = benchmark.report(work, timing, list(programs.values()), spent, peak, self.devices)
+        values |= {"attention": self.setup.backend, "packed": self.batches[0].packed} | self.parts(programs, shapes)
         if config.bench.recommend:
             biggest = max(programs, key=lambda key: programs[key].memory_bytes)
             values |= self.recommendation(state, shapes[biggest])
         return values
+
+    def parts(self, programs: dict[Any, benchmark.CompiledStep], shapes: dict[Any, GroupBatch]) -> dict[str, Any]:
+        """Where the operations of the largest program go; nothing on a device whose programs do not say what they do."""
+        counted = {key: step.flops for key, step in programs.items() if step.flops is not None}
+        if len(counted) < len(programs):
+            return {}
+        largest = max(counted, key=counted.get)
+        batch, scorer = shapes[largest], dataclasses.replace(self.setup.scorer, attention=self.setup.backend)
+        done = counted[largest] + kernel_flops(scorer, batch)
+        return {"flops_parts": parts_of(scorer, batch, batch_flops(scorer.config, batch), done).values()}
 
     def recommendation(self, state: TrainState, batch: GroupBatch) -> dict[str, Any]:
         """Memory of the step under every rematerialization policy, and the one to choose."""
@@ -138,13 +154,31 @@ def batches_of(setup: Setup) -> tuple[Any, list[GroupBatch]]:
     if bench.prompt_tokens is not None:
         batch = random_batch(setup)
         return benchmark.Repeated(batch), [batch]
-    if config.data is None or config.data.train is None:
-        raise UserError("bench: give data.train, or bench.prompt_tokens and bench.response_tokens for random tokens")
-    dataset = setup.dataset("train")
+    dataset = data_of(setup)
     loader = setup.loader(dataset)
     if config.objective.needs_reference:  # its values cost nothing in a step: any will do
         loader.join({"ref_logps": np.zeros((len(dataset), dataset.slots), np.float32)})
     return loader, list(loader.preview(bench.steps))
+
+
+def with_data(config: Config) -> Config:
+    """The config with a `data` section, that of defaults where `bench.lengths` needs one and there is none."""
+    return dataclasses.replace(config, data=DataConfig()) if config.data is None and config.bench.lengths else config
+
+
+def data_of(setup: Setup) -> GroupDataset | LengthData:
+    """The groups that are trained on: of `bench.lengths`, where that is given, else of `data.train`."""
+    config, given = setup.config, setup.config.bench.lengths
+    if given is not None:
+        lengths = read_lengths(given, "bench.lengths")
+        data = LengthData(lengths, config.data or DataConfig(), config.objective, setup.source.shape.vocab_size)
+        say_once(f"bench.lengths: {given}: {data.describe()}")
+        return data
+    if config.data is None or config.data.train is None:
+        raise UserError(
+            "bench: give data.train, or, for random tokens, bench.lengths, or bench.prompt_tokens and bench.response_tokens"
+        )
+    return setup.dataset("train")
 
 
 def random_batch(setup: Setup) -> GroupBatch:

@@ -6,7 +6,6 @@ import dataclasses
 import datetime
 import functools
 import json
-import math
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
@@ -20,31 +19,29 @@ from align_jax.config import Config
 from align_jax.cost.benchmark import device_memory
 from align_jax.cost.chips import chip_of
 from align_jax.cost.epoch import ShapeUse, epoch_steps, shapes_of
-from align_jax.cost.flops import compilation_price, keys_per_position
 from align_jax.data import BatchLoader, DataConfig, Encoder, GroupDataset, RowLayout
 from align_jax.data.opened import Opened, open_data
 from align_jax.data.packing.lengths import padded_length
 from align_jax.errors import UserError
 from align_jax.files import write_whole
-from align_jax.models.attention import choose_backend, takes_no_pieces, takes_packed
+from align_jax.models.attention import BackendChoice, choose_backend, takes_no_pieces, takes_packed
 from align_jax.objectives import Objective
+from align_jax.parallel.gpu_flags import gpu_flags_in_use
 from align_jax.parallel.mesh import axis_sizes, data_shards, make_mesh, shards_of_processes
 from align_jax.parallel.processes import LargestAhead, largest_anywhere, of_first
 from align_jax.parallel.stop import StoppedPass, listening
 from align_jax.recipes.auto_mesh import with_mesh
 from align_jax.recipes.folder import RunFolder
+from align_jax.recipes.row_layout import estimated, layout_for, usually_pays
 from align_jax.recipes.say import say, say_once, watching
 from align_jax.recipes.source import ModelSource, reference_model, starting_model
 from align_jax.scoring.chunks import USABLE, state_bytes
+from align_jax.scoring.logps import HEAD_CHUNK
 from align_jax.scoring.reference import Growing, cache_key, cache_of, cached, compute_reference, known
 from align_jax.scoring.scorer import FixedScorer, Scorer
 from align_jax.terminal import plural
 
-# Attention without a kernel: small products and a softmax in memory take this much longer for an operation than the rest does
-# (measured on a CPU, heads of 64).
-XLA_ATTENTION_COST = 4
-# Real tokens among the positions of rows with one response each, and of packed ones (docs/performance.md).
-FILLED_SINGLE, FILLED_PACKED = 0.3, 0.7
+GPUS = ("gpu", "cuda", "rocm")
 _PLANNED_STEPS = 16  # that `mesh: auto` looks at
 MIB, GIB = 2**20, 2**30
 
@@ -73,6 +70,8 @@ class Setup:
           UserError: a mesh that does not fit the devices, or a model that cannot be read.
         """
         config = on_its_day(config)
+        if jax.default_backend() == "gpu":
+            say_once(gpu_flags_in_use())
         source = starting_model(config) if source is None else source
         if config.mesh.auto:
             trains = config.objective is not None and config.data is not None and config.data.train is not None
@@ -98,34 +97,51 @@ class Setup:
           UserError: the one that was asked for cannot run on these devices, or not this model.
         """
         model, platform = self.config.model, self.mesh.devices.flat[0].platform
-        longest, pieces = _longest(self.config), self.config.mesh.sequence
-        packed = self._packing_pays(platform) or pieces > 1
-        if model.attention != "auto" and (why := takes_no_pieces(model.attention, pieces)):
-            raise UserError(f"model.attention: {why}")
-        choice = choose_backend(model.attention, model.dtype, platform, self.source.shape, longest, packed)
+        longest, pack = _longest(self.config), (self.config.data or DataConfig()).pack
+        if (pieces := self.config.mesh.sequence) > 1:
+            return self._backend_for_pieces(pieces, platform)
+
+        def chosen(packed: bool) -> BackendChoice:
+            return choose_backend(model.attention, model.dtype, platform, self.source.shape, longest, packed)
+
+        choice = chosen(pack and platform not in GPUS)
+        if model.attention == "auto" and pack and choice.backend == "cudnn" and self._packing_pays(longest):
+            choice = chosen(True)
         if choice.reason:
             say_once(f"model.attention: auto takes xla here, which is slower: {choice.reason}")
-        elif pieces > 1 and platform != "cpu":
-            say_once(f"model.attention: {choice.backend}, for rows that are cut over mesh.sequence: {pieces} devices")
-        elif model.attention == "auto" and packed and platform != "cpu":
+        elif model.attention == "auto" and pack and takes_packed(choice.backend) and platform != "cpu":
             say_once(f"model.attention: auto takes {choice.backend}: rows hold several prompts and responses (data.pack)")
         return choice.backend
 
-    def _packing_pays(self, platform: str) -> bool:
-        """Whether `auto` is to choose among the backends that take packed rows.
+    def _backend_for_pieces(self, pieces: int, platform: str) -> str:
+        """The backend for rows that are cut over `mesh.sequence` devices."""
+        model = self.config.model
+        if model.attention != "auto" and (why := takes_no_pieces(model.attention, pieces)):
+            raise UserError(f"model.attention: {why}")
+        choice = choose_backend(model.attention, model.dtype, platform, self.source.shape, packed=True)
+        if platform != "cpu":
+            why = f": {choice.reason}" if choice.reason else ""
+            say_once(f"model.attention: {choice.backend}, for rows that are cut over mesh.sequence: {pieces} devices{why}")
+        return choice.backend
 
-        On a GPU these are XLA's products alone, so that positions saved are weighed against a slower attention.
-        """
-        if not (self.config.data or DataConfig()).pack:
-            return False
-        if platform not in ("gpu", "cuda", "rocm"):
-            return True
+    @functools.cached_property
+    def _loaded(self) -> list[Any]:
+        """The first data set that batches were made of; empty before."""
+        return []
+
+    def _packing_pays(self, longest: int | None) -> bool:
+        """Whether rows packed for XLA's attention are estimated to take less time on a GPU than single ones for cuDNN's."""
         if self.config.bench.prompt_tokens is not None:  # random tokens, one response a row
             return False
-        dense, keys = keys_per_position(self.source.shape), _longest(self.config)
-        if keys is None:
-            return False
-        return (dense + XLA_ATTENTION_COST * keys) / FILLED_PACKED < (dense + keys / 2) / FILLED_SINGLE
+        if not self._loaded:
+            return usually_pays(self.source.shape, longest)
+        estimate = estimated(self.config, self.source.shape, self.mesh, self._loaded[0])
+        ratio = estimate.packed / estimate.single
+        say_once(
+            f"model.attention: by an estimate from these lengths, rows packed for xla take {ratio:.2f} of the time of one "
+            "response a row for cudnn (formulas, not measured on a card)"
+        )
+        return estimate.packing_pays
 
     @functools.cached_property
     def encoder(self) -> Encoder:
@@ -141,11 +157,11 @@ class Setup:
             dtype=model.dtype,
             attention=self.backend,
             remat=model.remat,
-            rows_per_chunk=None if model.rows_per_chunk == "auto" else model.rows_per_chunk,
-            memory=self._activations() if model.rows_per_chunk == "auto" else None,
+            rows_per_chunk=model.rows_per_chunk,
+            head_chunk=HEAD_CHUNK if model.head_chunk is None else model.head_chunk,
+            memory=self._activations() if "auto" in (model.rows_per_chunk, model.head_chunk) else None,
             tensor=axis_sizes(self.mesh).get("tensor", 1),
             sequence=self.config.mesh.sequence,
-            **({} if model.head_chunk is None else {"head_chunk": model.head_chunk}),
         )
 
     def _activations(self) -> int | None:
@@ -232,16 +248,7 @@ class Setup:
     @property
     def layout(self) -> RowLayout:
         """How rows are filled: packed where the backend takes that; and what a further shape must save."""
-        shape, multiple = self.source.shape, 8 if self.mesh.devices.flat[0].platform == "cpu" else 128
-        multiple = math.lcm(multiple, 2 * self.config.mesh.sequence) if self.config.mesh.sequence > 1 else multiple
-        dense, price = keys_per_position(shape), compilation_price(shape, self.mesh.devices.flat[0].platform)
-        if not takes_packed(self.backend):
-            return RowLayout(pack=False, dense=dense, price=price)
-        if self.backend == "xla":
-            dense, price = max(1, dense // XLA_ATTENTION_COST), price / XLA_ATTENTION_COST
-        pack = self.config.data.pack
-        spread = data_shards(self.mesh) if pack else 1
-        return RowLayout(pack=pack, dense=dense, price=price, spread=spread, multiple=multiple)
+        return layout_for(self.config, self.source.shape, self.mesh, self.backend)
 
     def loader(self, dataset: Any, passes: int | None = None) -> BatchLoader:
         """Batches of a data set for this mesh and this process.
@@ -249,6 +256,8 @@ class Setup:
         Args:
           passes: how often all of it will be scored; None: it is trained on, as the `train` section says.
         """
+        if not self._loaded:
+            self._loaded.append(dataset)
         config, processes, own = self.config, jax.process_count(), tuple(range(data_shards(self.mesh)))
         readers = [own]
         if processes > 1:

@@ -1,4 +1,4 @@
-"""How many response rows a device can hold at a time: an estimate from shapes, for `rows_per_chunk: auto`."""
+"""What a device can hold at a time, by an estimate from shapes: response rows and logits, where their chunks are `auto`."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from align_jax.models.weights import weight_shapes
 USABLE = 0.9  # of a device's memory: the rest is the allocator's, and the estimate's error
 STATE_BYTES = 8  # of a parameter, beside itself and its gradient: two float32 moments
 TRANSIENT = 2.5  # layers' values alive in a backward pass beside what is kept; measured 2.4 with `remat: full`
+UNKNOWN = 1 << 30  # bytes of logits that are kept where a device's memory is not known
 LOGITS = 10  # bytes for a logit that exists: float32, its gradient, and half of one more
 
 
@@ -25,7 +26,8 @@ def position_bytes(config: ModelConfig, dtype: str, remat: str, tensor: int = 1,
     """Bytes that one position takes at the peak of a backward pass over all layers, apart from the head.
 
     With `remat: none` each layer keeps its input and those of its norms and products,
-    `4 W + (3 H E + 4 Hk E + 3 F) / tensor` values; else its input, W, is kept, and the rest is there for one layer.
+    `4 W + (3 H E + 4 Hk E + 3 F) / tensor` values; with `dots` its input and what products and attention give,
+    `2 W + (2 H E + 2 Hk E + 2 F) / tensor`; else its input, W. The rest is there for one layer.
 
     Args:
       config: the model. dtype: of activations. remat: a key of `align_jax.models.remat.POLICIES`.
@@ -34,7 +36,8 @@ def position_bytes(config: ModelConfig, dtype: str, remat: str, tensor: int = 1,
     """
     heads = (3 * config.heads + 4 * config.kv_heads) * config.head_size
     layer = 4 * config.width + (heads + 3 * config.mlp_width) / tensor
-    kept = layer if remat == "none" else config.width
+    products = 2 * config.width + 2 * ((config.heads + config.kv_heads) * config.head_size + config.mlp_width) / tensor
+    kept = {"none": layer, "dots": products}.get(remat, config.width)
     together = 0 if sequence == 1 else 4 * config.kv_heads * config.head_size * sequence / tensor
     return math.ceil((config.layers * kept + TRANSIENT * layer + together) * jnp.dtype(dtype).itemsize)
 
@@ -56,6 +59,23 @@ def rows_that_fit(
     left = memory - math.prod(prompts) * each - min(head[0], count * length) * head[1] * LOGITS
     fit = max(1, left // max(1, length * each))
     return None if fit >= count else math.ceil(count / math.ceil(count / fit))
+
+
+def head_that_fits(positions: int, vocabulary: int, memory: int | None, least: int) -> int:
+    """Positions whose logits exist at one time: all where they fit, since they are then kept for the backward pass.
+
+    Args:
+      positions: of a shard that are computed at one time. vocabulary: logits of a position on a device.
+      memory: bytes that there are for logits; None where that is not known: all if they take 1 GiB at most, else `least`.
+      least: positions of a chunk at least.
+
+    Returns:
+      Positions of a chunk, such that chunks are about equally large.
+    """
+    if memory is None:
+        return positions if 4 * positions * vocabulary <= UNKNOWN else min(positions, least)
+    fit = max(least, memory // (vocabulary * LOGITS))
+    return positions if fit >= positions else math.ceil(positions / math.ceil(positions / fit))
 
 
 def _leaves(tree: dict) -> list[tuple[int, ...]]:

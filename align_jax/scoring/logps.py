@@ -1,4 +1,4 @@
-"""Tokens in, response log-probs out: each prompt computed once, no `[batch, length, vocabulary]` array."""
+"""Tokens in, response log-probs out: each prompt computed once, and logits of no more positions at a time than asked for."""
 
 from __future__ import annotations
 
@@ -64,7 +64,8 @@ def target_logps(model: Decoder, hidden: jax.Array, targets: jax.Array, head_chu
       model: whose head to apply.
       hidden: normalized hidden states `[D, N, R, W]`.
       targets: int32 `[D, N, R]`.
-      head_chunk: positions of a shard whose logits exist at one time; they are computed again in the backward pass.
+      head_chunk: positions of a shard whose logits exist at one time; if there are more, logits are computed again in the
+        backward pass.
 
     Returns:
       float32 `[D, N, R]`.
@@ -92,9 +93,10 @@ def target_logps(model: Decoder, hidden: jax.Array, targets: jax.Array, head_chu
 def _target_logps(weight, hidden, targets):
     """weight `[W, V]`, hidden `[chunks, D, T, W]`, targets `[chunks, D, T]` -> float32 `[chunks, D, T]`.
 
-    With the cotangent c of a position's log-prob, `d_logits = c (onehot(target) - softmax(logits))`: all that is kept for the
-    backward pass is each position's log-sum-exp, and the weight's gradient is summed over chunks in float32. Left to JAX, the
-    step takes 1.13 times the processor time and 1.15 times the temporaries on a CPU (configs/bench-cpu.yaml).
+    With the cotangent c of a position's log-prob, `d_logits = c (onehot(target) - softmax(logits))`. Of several chunks all that
+    is kept for the backward pass is each position's log-sum-exp, and the weight's gradient is summed over them in float32. The
+    logits of a single chunk are kept: the backward pass begins with them, so the peak of memory is that of making them again.
+    Left to JAX, the step takes 1.13 times the processor time and 1.15 times the temporaries on a CPU (configs/bench-cpu.yaml).
     """
     return _forward(weight, hidden, targets)[0]
 
@@ -106,18 +108,19 @@ def _forward(weight, hidden, targets):
         # A comparison instead of a gather: the vocabulary may be sharded.
         chosen = jnp.sum(jnp.where(_is_target(logits, target), logits, 0.0), axis=-1)
         lse = jax.nn.logsumexp(logits, axis=-1)
-        return chosen - lse, lse
+        return chosen - lse, lse, logits if single else None
 
-    logps, lse = _map(one, (hidden, targets))
-    return logps, (weight, hidden, targets, lse)
+    single = hidden.shape[0] == 1
+    logps, lse, logits = _map(one, (hidden, targets))
+    return logps, (weight, hidden, targets, lse, logits)
 
 
 def _backward(saved, d_logps):
-    weight, hidden, targets, lse = saved
+    weight, hidden, targets, lse, logits = saved
 
     def one(d_weight, chunk):
-        x, target, lse, d = chunk
-        logits = _logits(weight, x)
+        x, target, lse, d, logits = chunk
+        logits = _logits(weight, x) if logits is None else logits
         softmax = jnp.exp(logits - lse[..., None])
         d_logits = (d[..., None] * (_is_target(logits, target) - softmax)).astype(x.dtype)
         d_logits = constrain(d_logits, "shard_pieces", None, "vocab")
@@ -125,7 +128,7 @@ def _backward(saved, d_logps):
         more = _product("dtw,dtv->wv", x, d_logits)
         return more if d_weight is None else d_weight + more, d_x
 
-    chunks = (hidden, targets, lse, d_logps)
+    chunks = (hidden, targets, lse, d_logps, logits)
     if hidden.shape[0] == 1:
         d_weight, d_hidden = one(None, jax.tree.map(lambda x: x[0], chunks))
         d_hidden = d_hidden[None]

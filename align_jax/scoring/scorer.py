@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import math
 from collections.abc import Callable, Iterator, Sequence
+from typing import Literal
 
 import jax
 import numpy as np
@@ -15,7 +17,7 @@ from align_jax.data.packing.lengths import length_batches
 from align_jax.data.records import TokenGroup
 from align_jax.models import Decoder, ModelConfig
 from align_jax.parallel.mesh import batch_sharding, data_shards, put_batch, put_whole_batch, replicated
-from align_jax.scoring.chunks import position_bytes, rows_that_fit
+from align_jax.scoring.chunks import head_that_fits, position_bytes, rows_that_fit
 from align_jax.scoring.logps import HEAD_CHUNK, response_logps
 from align_jax.scoring.scores import response_scores
 
@@ -25,36 +27,63 @@ class Scorer:
     """How responses are scored: the model's shape and numerics, and the chunks; static for a run.
 
     Attributes:
-      memory: bytes of a device that activations may take; where it is given and `rows_per_chunk` is None, as many rows are
-        computed at one time as fit by `chunks.rows_that_fit`.
-      tensor: devices that share heads and MLP. sequence: devices that share the positions of a row.
+      rows_per_chunk, head_chunk: `auto` is as many as fit by `chunks.rows_that_fit` and `chunks.head_that_fits`; rows None
+        is all.
+      memory: bytes of a device that activations may take; None where that is not known. tensor: devices that share heads, MLP
+        and vocabulary. sequence: devices that share the positions of a row.
     """
 
     config: ModelConfig
     dtype: str = "bfloat16"
     remat: str = "none"
     attention: str = "auto"
-    rows_per_chunk: int | None = None
-    head_chunk: int = HEAD_CHUNK
+    rows_per_chunk: int | Literal["auto"] | None = "auto"
+    head_chunk: int | Literal["auto"] = "auto"
     memory: int | None = None
     tensor: int = 1
     sequence: int = 1
 
     def chunk(self, batch: GroupBatch) -> int | None:
         """Response rows of a shard that are computed at one time for a batch of this shape; None: all."""
-        if self.rows_per_chunk is not None or self.memory is None:
+        if self.rows_per_chunk != "auto":
             return self.rows_per_chunk
-        # Of a shard; microbatches may lie in front. What a device has of a row is its part of the positions.
-        shapes = ((x.shape[-2], -(-x.shape[-1] // self.sequence)) for x in (batch.tokens, batch.prompt_tokens))
-        each = position_bytes(self.config, self.dtype, self.remat, self.tensor, self.sequence)
-        return rows_that_fit(*shapes, each, self.memory, (self.head_chunk, self.config.vocab_size // self.tensor))
+        if self.memory is None:
+            return None
+        least = HEAD_CHUNK if self.head_chunk == "auto" else self.head_chunk
+        return rows_that_fit(*self._shapes(batch), self._each(), self.memory, (least, self._vocabulary()))
+
+    def head(self, batch: GroupBatch) -> int:
+        """Positions of a shard whose logits exist at one time for a batch of this shape; no fewer than there are: all."""
+        if self.head_chunk != "auto":
+            return self.head_chunk
+        (rows, length), prompts = self._shapes(batch)
+        positions = min(rows, self.chunk(batch) or rows) * length
+        computed = positions + math.prod(prompts)
+        left = None if self.memory is None else self.memory - computed * self._each()
+        return head_that_fits(positions, self._vocabulary(), left, HEAD_CHUNK)
+
+    def head_twice(self, batch: GroupBatch) -> bool:
+        """Whether the head's logits are not kept for the backward pass, but made again."""
+        (rows, length), _ = self._shapes(batch)
+        return self.config.head == "lm_head" and self.head(batch) < min(rows, self.chunk(batch) or rows) * length
+
+    def _shapes(self, batch: GroupBatch) -> tuple[tuple[int, int], tuple[int, int]]:
+        """(rows, positions of one that a device has) of responses and of prompts of a shard; microbatches may lie in front."""
+        found = [(x.shape[-2], -(-x.shape[-1] // self.sequence)) for x in (batch.tokens, batch.prompt_tokens)]
+        return found[0], found[1]
+
+    def _each(self) -> int:
+        return position_bytes(self.config, self.dtype, self.remat, self.tensor, self.sequence)
+
+    def _vocabulary(self) -> int:
+        return self.config.vocab_size // self.tensor
 
     def __call__(self, params: dict, batch: GroupBatch) -> jax.Array:
         """What the model's head says of the responses, `[G, K]`: log-probs (of policy and reference both), or scores."""
         model = Decoder(self.config, params, dtype=self.dtype, remat=self.remat, attention=self.attention)
         if self.config.head == "score":
             return response_scores(model, batch, rows_per_chunk=self.chunk(batch))
-        return response_logps(model, batch, rows_per_chunk=self.chunk(batch), head_chunk=self.head_chunk)
+        return response_logps(model, batch, rows_per_chunk=self.chunk(batch), head_chunk=self.head(batch))
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -82,7 +111,8 @@ class FixedScorer:
           rows: responses computed at one time, over all devices.
         """
         shards = data_shards(self.mesh)
-        chunk = self.scorer.rows_per_chunk or max(1, rows // shards)
+        given = self.scorer.rows_per_chunk
+        chunk = given if isinstance(given, int) else max(1, rows // shards)
         compiled = _compiled(dataclasses.replace(self.scorer, rows_per_chunk=chunk), replicated(self.mesh))
         for batch in length_batches(groups, shards=shards, rows=rows):
             with jax.set_mesh(self.mesh):

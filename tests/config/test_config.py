@@ -247,15 +247,14 @@ def test_what_is_of_no_use_beside_an_option_goes_too(load):
         load(text.replace("wandb_project: a, ", ""))
 
 
-def test_memory_is_of_use_for_rows_per_chunk_auto_alone(load):
-    text = TEXT + "mesh: {memory_gib: 2}\n"
-    assert load(text).mesh.memory_gib == 2
-    config = load(text, "--model.rows_per_chunk", "8")
-    assert config.mesh.memory_gib is None and "mesh.memory_gib: 2 no longer holds" in config.source.notes[0]
+def test_memory_is_of_use_for_chunks_that_are_auto(load):
+    given = ("--mesh.memory_gib", "2")
+    for argv in ((), ("--model.rows_per_chunk", "8"), ("--model.head_chunk", "8")):
+        assert load(TEXT, *given, *argv).mesh.memory_gib == 2
     for rows in ("8", "null"):
-        argv = ("--model.rows_per_chunk", rows, "--mesh.memory_gib", "2")
-        with pytest.raises(UserError, match=f"^--mesh.memory_gib: 2 has no effect with model.rows_per_chunk: {rows}; leave"):
-            load(TEXT, *argv)
+        message = f"^--mesh.memory_gib: 2 has no effect with model.rows_per_chunk: {rows} and model.head_chunk: 64; leave"
+        with pytest.raises(UserError, match=message):
+            load(TEXT, *given, "--model.rows_per_chunk", rows, "--model.head_chunk", "64")
 
 
 def test_the_same_in_python():

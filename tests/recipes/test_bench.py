@@ -1,6 +1,7 @@
 """`align-jax bench` on tiny models: what it counts, and what it refuses."""
 
 import json
+import re
 
 import numpy as np
 import pytest
@@ -51,6 +52,58 @@ def test_json_has_what_other_tools_read(config, capsys):
     assert values["useful_tokens_per_second"] * np.mean(values["step_seconds_all"]) == pytest.approx(120, rel=0.01)
     assert values["remat_recommended"] == "none"
     assert values["compilations"] + values["compilations_cached"] >= 1
+
+
+LENGTHS = [(9, (6, 3)), (4, (5, 1)), (7, (2, 2)), (3, (8, 40)), (5, (1, 1)), (2, (4, 3))]
+
+
+@pytest.fixture
+def lengths(tmp_path):
+    path = tmp_path / "lengths.jsonl"
+    path.write_text("".join(json.dumps({"prompt": p, "responses": r}) + "\n" for p, r in LENGTHS))
+    return str(path)
+
+
+@pytest.mark.slow
+def test_random_tokens_of_real_lengths_are_packed_and_counted_as_training_would(config, lengths, capsys):
+    given = (
+        "--bench.lengths",
+        lengths,
+        "--train.groups_per_step",
+        "6",
+        "--data.max_response_tokens",
+        "8",
+        "--bench.steps",
+        "1",
+    )
+    assert main(["bench", config, *given, "--json"]) == 0
+    printed = capsys.readouterr()
+    (values,) = (json.loads(line) for line in printed.out.splitlines())
+    cut = [(p, [min(n, 8) for n in r]) for p, r in LENGTHS]
+    least = forward_flops(MODEL, [p - 1 for p, _ in cut], [r for _, r in cut])
+    assert values["flops_least"] == 3 * least.total
+    assert values["useful_tokens_per_step"] == sum(p + n for p, r in cut for n in r)
+    assert (values["attention"], values["packed"]) == ("xla", True) and values["padding"] < 0.5
+    assert values["useful_utilization"] == values["model_flops_utilization"] > 0
+    # By its definition: the layers of all positions, the head of all in response rows.
+    assert values["model_flops_utilization_padded"] > values["useful_utilization"] * (1 + values["padding"] / 2)
+    assert f"bench.lengths: {lengths}: 6 prompts of 5 tokens, 12 answers of 4 tokens" in printed.err
+
+
+@pytest.mark.parametrize(
+    "arguments, message",
+    [
+        (["--bench.lengths", "ultrafedback"], "bench.lengths ultrafedback: no such file, .*did you mean ultrafeedback"),
+        (["--bench.lengths", "hh", "--objective.name", "gdpo"], "a prompt and its answers do not say what objective gdpo"),
+        (
+            ["--bench.lengths", "hh", "--bench.prompt_tokens", "8", "--bench.response_tokens", "8"],
+            "give it, or bench.prompt_tokens",
+        ),
+    ],
+)
+def test_lengths_that_cannot_be_are_refused(config, arguments, message, capsys):
+    assert main(["bench", config, *arguments]) == 2
+    assert re.search(message, capsys.readouterr().err)
 
 
 @pytest.mark.slow

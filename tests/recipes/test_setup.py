@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import dataclasses
 import datetime
+import re
 import types
 
 import numpy as np
 import pytest
 
 from align_jax.config import Config
+from align_jax.cost.length_data import GroupLengths, LengthData
 from align_jax.errors import UserError
 from align_jax.files import write_whole
 from align_jax.models.attention import backends
@@ -154,3 +156,29 @@ def test_the_day_is_that_of_the_runs_start(tmp_path, monkeypatch):
     assert on_its_day(Config.of(values | {"data": {"date": "2024-07-26"}})).data.date == "2024-07-26"
     # Another day is no other run.
     assert Config.of(values | {"run": {}}).run.dir == Config.of(values | {"run": {}, "data": {"date": "2024-07-26"}}).run.dir
+
+
+NARROW = dict(vocab_size=64, width=64, mlp_width=64, layers=2, heads=16, kv_heads=16, head_size=128)
+SHORT, LONG = [GroupLengths(60, (200, 20, 30, 90))] * 8, [GroupLengths(1000, (1000, 990))] * 8
+
+
+@pytest.mark.parametrize("shape, lengths, backend", [(WIDE, SHORT, "xla"), (NARROW, SHORT, "cudnn"), (WIDE, LONG, "cudnn")])
+def test_lengths_decide_how_rows_are_filled_on_a_gpu(shape, lengths, backend, gpu, capsys):
+    setup = gpu(data={"max_prompt_tokens": 1024, "max_response_tokens": 1024}, **shape)
+    data = LengthData(lengths, setup.config.data, setup.objective)
+    with speaking(quiet=False):
+        loader = setup.loader(data)
+        assert (setup.backend, setup.scorer.attention) == (backend, backend)
+    assert next(loader).packed == setup.layout.pack == (backend == "xla")
+    said = capsys.readouterr().err
+    ratio = float(re.search(r"rows packed for xla take (\d+\.\d\d) of the time of one response a row for cudnn", said)[1])
+    assert (ratio < 1) == (backend == "xla") == ("auto takes xla: rows hold several" in said)
+
+
+def test_what_cudnn_cannot_do_needs_no_estimate(gpu, capsys):
+    setup = gpu(sliding_window=100, **WIDE)
+    with speaking(quiet=False):
+        loader = setup.loader(LengthData(SHORT, setup.config.data, setup.objective))
+    assert (setup.backend, next(loader).packed) == ("xla", True)
+    said = capsys.readouterr().err
+    assert said.count("model.attention") == 1 and "cuDNN has no kernel for a sliding window (100 tokens)" in said

@@ -1,8 +1,9 @@
-"""`rows_per_chunk: auto`: what is estimated of memory, against what the compiler plans, and what is done with it."""
+"""`rows_per_chunk` and `head_chunk: auto`: the estimate of memory against what the compiler plans, and what is done with it."""
 
 from __future__ import annotations
 
 import dataclasses
+import functools
 
 import jax
 import jax.numpy as jnp
@@ -10,9 +11,10 @@ import numpy as np
 import pytest
 
 from align_jax.batch import GroupBatch
+from align_jax.cost.hlo import count
 from align_jax.models.config import ModelConfig
 from align_jax.models.weights import init_weights, weight_shapes
-from align_jax.scoring.chunks import LOGITS, position_bytes, rows_that_fit, state_bytes
+from align_jax.scoring.chunks import LOGITS, UNKNOWN, head_that_fits, position_bytes, rows_that_fit, state_bytes
 from align_jax.scoring.scorer import Scorer
 
 CONFIG = ModelConfig(vocab_size=64, width=96, mlp_width=256, layers=4, heads=4, kv_heads=2, head_size=24)
@@ -29,11 +31,17 @@ def batch(rows: int, arrays=jax.ShapeDtypeStruct) -> GroupBatch:
 
 def planned(rows: int, remat: str, **options) -> int:
     """Bytes of temporary values that the compiler plans for a gradient."""
+    return gradient(rows, remat, **options)[0]
+
+
+@functools.cache
+def gradient(rows: int, remat: str, **options) -> tuple[int, float]:
+    """... and the operations of its products."""
     scorer = Scorer(CONFIG, dtype="float32", remat=remat, attention="xla", **options)
     leaf = lambda shape: jax.ShapeDtypeStruct(shape, jnp.float32)  # noqa: E731
     params = jax.tree.map(leaf, weight_shapes(CONFIG), is_leaf=lambda x: isinstance(x, tuple))
-    gradient = jax.jit(jax.grad(lambda params, batch: jnp.sum(scorer(params, batch))))
-    return gradient.lower(params, batch(rows)).compile().memory_analysis().temp_size_in_bytes
+    compiled = jax.jit(jax.grad(lambda params, batch: jnp.sum(scorer(params, batch)))).lower(params, batch(rows)).compile()
+    return compiled.memory_analysis().temp_size_in_bytes, count(compiled.as_text()).flops
 
 
 @pytest.mark.parametrize("remat", ["none", "full"])
@@ -51,6 +59,25 @@ def test_as_many_rows_as_fit_in_equal_chunks():
     # Logits of a chunk of positions: 10 bytes each, of no more positions than there are.
     assert rows_that_fit((4, 10), (1, 10), 100, 5000 + 40 * 64 * 10, (1024, 64)) is None
     assert rows_that_fit((4, 10), (1, 10), 100, 4999 + 40 * 64 * 10, (1024, 64)) == 2
+
+
+def test_the_head_takes_all_positions_where_their_logits_fit():
+    fit = lambda positions, memory: head_that_fits(positions, 64, memory, 16)  # noqa: E731
+    assert fit(48, 48 * 64 * LOGITS) == 48
+    assert fit(48, 48 * 64 * LOGITS - 1) == 24  # 47 fit: two equal chunks
+    assert fit(48, -1) == 16 and fit(8, -1) == 8
+    most = UNKNOWN // 4 // 64  # of a device whose memory is not known
+    assert fit(most, None) == most and fit(most + 1, None) == 16
+
+
+def test_logits_that_are_kept_are_made_once():
+    """With equal values, and no more memory at the peak than chunks with nothing but their logits take."""
+    rows, positions = 4, 4 * RESPONSE
+    kept, again = ({"head_chunk": chunk} for chunk in ("auto", positions // 2))
+    assert not Scorer(CONFIG, **kept).head_twice(batch(rows)) and Scorer(CONFIG, **again).head_twice(batch(rows))
+    logits = 2 * CONFIG.width * CONFIG.vocab_size * positions
+    assert gradient(rows, "none", **again)[1] - gradient(rows, "none", **kept)[1] == logits
+    assert planned(rows, "none", **kept) < planned(rows, "none", **again) + 2 * 4 * CONFIG.vocab_size * positions
 
 
 def test_the_state_counts_gradients_and_two_moments():

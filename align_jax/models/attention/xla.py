@@ -19,9 +19,11 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jax.ad_checkpoint import checkpoint_name
 
 from align_jax.models.attention.visible import Masks
 from align_jax.models.ops import precision
+from align_jax.models.remat import ATTENTION
 
 _NEVER = -1e30  # below any real logit, yet finite: a query that sees nothing gets finite values, not NaN
 _BLOCK_BYTES = {"cpu": 4 << 20}  # what fits the cache; elsewhere large products matter more
@@ -123,7 +125,7 @@ def _attend(block: int, q: jax.Array, own: _Own, prompt: _Prompt | None, prompt_
 
 def _forward(block, q, own, prompt, prompt_row):
     of_sets = _expanded(prompt, prompt_row, q.shape[0])
-    out, lse = _over_blocks(_forward_block, block, (q, own, of_sets))
+    out, lse = (checkpoint_name(x, ATTENTION) for x in _over_blocks(_forward_block, block, (q, own, of_sets)))
     return out, (q, own, prompt, prompt_row, out, lse)
 
 
@@ -176,14 +178,19 @@ def _query_chunks(inputs) -> Iterator[tuple[slice, _Own, _Prompt | None]]:
     q, own, prompt = inputs
     length = own.seen.shape[3]
     shared = q.shape[4] // length
-    bounds = [length * i // _chunk_count(length) for i in range(_chunk_count(length) + 1)]
-    for start, end in itertools.pairwise(bounds):
+    for start, end in itertools.pairwise(_bounds(length)):
         of_prompt = None if prompt is None else prompt.of_queries(start, end)
         yield slice(start * shared, end * shared), own.of_queries(start, end), of_prompt
 
 
-def _chunk_count(length: int) -> int:
-    return min(_MOST_CHUNKS, max(1, length // _CHUNK))
+def _bounds(length: int) -> list[int]:
+    count = min(_MOST_CHUNKS, max(1, length // _CHUNK))
+    return [length * i // count for i in range(count + 1)]
+
+
+def computed_pairs(length: int, before: int = 0) -> int:
+    """(query, key) pairs that a head computes for a row of a length, after a prompt row of the length `before`."""
+    return sum((end - start) * (end + before) for start, end in itertools.pairwise(_bounds(length)))
 
 
 def _forward_block(inputs):
