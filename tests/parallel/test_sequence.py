@@ -80,6 +80,7 @@ def test_attention_over_cut_rows_equals_the_reference(backend, sizes, window):
 
 
 @pytest.mark.parametrize("backend", ["xla", "pallas"])
+@pytest.mark.usefixtures("small_kernels")
 def test_no_array_has_queries_by_keys(backend, monkeypatch):
     monkeypatch.setattr(blockwise, "_BLOCK_BYTES", 4 * 2 * 512 * 16)  # 16 queries of 2 heads over 512 keys
     made = packed.batch(prompt_length=128, length=512, count=4, longest=(100, 400))
