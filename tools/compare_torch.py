@@ -6,9 +6,10 @@ Sides: align_jax; plain PyTorch + transformers (the whole conversation of every 
 `scaled_dot_product_attention`, the head on response positions only; on a GPU where `flash_attn` is installed and the type is
 bfloat16 or float16, FlashAttention over all conversations one after the other, without padding); and, for objective dpo
 where `trl` is installed, TRL's DPOTrainer (its own collator and training step, its reference log-probs computed before). Each
-step of each side is followed by one of the next; the first is not counted. With `bench.prompt_tokens` the batch is random
-tokens of one length, with `bench.lengths` random tokens of real lengths, else it is `data.train`: every side then tokenizes
-and batches inside its time.
+step of each side is followed by one of the next, and who begins changes; the first is not counted. "ours / theirs" is how many
+times as fast ours is: the median of the steps' ratios, with its 95% interval by order statistics (6 steps or more), and that
+of all seconds. With `bench.prompt_tokens` the batch is random tokens of one length, with `bench.lengths` random tokens of real
+lengths, else it is `data.train`: every side then tokenizes and batches inside its time.
 
 The run fails where losses differ by more than `--tolerance`, relative to 1 + their size.
 """
@@ -19,6 +20,7 @@ import argparse
 import contextlib
 import dataclasses
 import json
+import math
 import os
 import statistics
 import sys
@@ -34,6 +36,7 @@ os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")  # PyTorch needs
 import jax
 import numpy as np
 import torch
+from scipy.stats import quantile_test
 from tabulate import tabulate
 from transformers import AutoModelForCausalLM
 from transformers.utils import is_flash_attn_2_available
@@ -372,12 +375,13 @@ def trl(job: Job) -> Side:
 def take_turns(job: Job, sides: dict[str, Side], steps: int) -> dict[str, Any]:
     """Step by step, one side after the other; the first step is not counted."""
     seconds: dict[str, list[float]] = {name: [] for name in sides}
+    names = list(sides)
     losses: dict[str, list[float]] = {name: [] for name in sides}
     tokens: list[int] = []
     for step in range(steps):
-        for name, run in sides.items():
+        for name in names[step % len(names) :] + names[: step % len(names)]:  # who begins changes
             began = time.perf_counter()
-            loss, useful = run(step)
+            loss, useful = sides[name](step)
             if job.device == "cuda":
                 torch.cuda.synchronize()
             taken = time.perf_counter() - began
@@ -396,24 +400,37 @@ def take_turns(job: Job, sides: dict[str, Side], steps: int) -> dict[str, Any]:
 
 
 def summary(results: dict[str, Any]) -> dict[str, Any]:
-    """Tokens a second over all counted steps, the median step, and ours over theirs."""
-    total = sum(results["tokens"])
-    rates = {name: total / sum(times) for name, times in results["seconds"].items()}
-    return {
-        name: {
+    """Tokens a second over all counted steps, the median step, and how many times as fast ours is, step by step."""
+    total, ours = sum(results["tokens"]), results["seconds"]["align_jax"]
+    values = {}
+    for name, times in results["seconds"].items():
+        ratios = [theirs / mine for theirs, mine in zip(times, ours, strict=True)]
+        interval = quantile_test(ratios, q=1.0, p=0.5).confidence_interval(0.95)
+        values[name] = {
             "step_seconds": statistics.median(times),
-            "useful_tokens_per_second": rates[name],
-            "ratio": rates["align_jax"] / rates[name],
+            "useful_tokens_per_second": total / sum(times),
+            "ratio": statistics.median(ratios),
+            "ratio_low": None if math.isnan(interval.low) else float(interval.low),
+            "ratio_high": None if math.isnan(interval.high) else float(interval.high),
+            "ratio_of_totals": sum(times) / sum(ours),
             "losses_differ": results["losses_differ"].get(name, 0.0),
         }
-        for name, times in results["seconds"].items()
-    }
+    return values
 
 
 def table(values: dict[str, Any]) -> str:
-    formats = {"step_seconds": "{:.3f}", "useful_tokens_per_second": "{:.0f}", "ratio": "{:.2f}", "losses_differ": "{:.1e}"}
-    rows = [(name, *(text.format(v[key]) for key, text in formats.items())) for name, v in values.items()]
-    headers = ("", "s a step (median)", "useful tokens/s", "ours / theirs", "losses differ")
+    rows = [
+        (
+            name,
+            f"{v['step_seconds']:.3f}",
+            f"{v['useful_tokens_per_second']:.0f}",
+            f"{v['ratio']:.2f}" + ("" if v["ratio_low"] is None else f" ({v['ratio_low']:.2f} to {v['ratio_high']:.2f})"),
+            f"{v['ratio_of_totals']:.2f}",
+            f"{v['losses_differ']:.1e}",
+        )
+        for name, v in values.items()
+    ]
+    headers = ("", "s a step (median)", "useful tokens/s", "ours / theirs, of steps", "of totals", "losses differ")
     return tabulate(rows, headers=headers, disable_numparse=True)
 
 

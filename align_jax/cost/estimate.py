@@ -23,6 +23,7 @@ from align_jax.cost.epoch import ShapeUse, real_fraction
 from align_jax.cost.flops import least_flops, remat_flops
 from align_jax.cost.hlo import Counts
 from align_jax.cost.network import Moved, Places, Spent, spent
+from align_jax.cost.parts import Parts
 
 
 @dataclasses.dataclass(frozen=True)
@@ -85,6 +86,7 @@ class CompiledShape:
     Attributes:
       counts: of one device. kernels: operations of attention kernels, of all devices.
       remat: operations repeated by choice for the real tokens, all devices. spent: kind of collective -> what it costs.
+      parts: where the operations go, all devices.
     """
 
     use: ShapeUse
@@ -96,6 +98,7 @@ class CompiledShape:
     chip: Chip
     devices: int
     compile_seconds: float
+    parts: Parts | None = None
 
     @property
     def least(self) -> int:

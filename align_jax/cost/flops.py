@@ -50,7 +50,7 @@ def forward_flops(config: ModelConfig, prompts: Sequence[int], responses: Sequen
     scored = sum(map(sum if config.head == "lm_head" else len, responses))
     pairs = sum(m * (m + 1) // 2 for m in prompts)
     pairs += sum(n * m + n * (n + 1) // 2 for m, group in zip(prompts, responses, strict=True) for n in group)
-    return _forward(config, tokens, pairs, scored)
+    return forward_of(config, tokens, pairs, scored)
 
 
 def group_flops(config: ModelConfig, groups: Iterable[TokenGroup]) -> Forward:
@@ -62,7 +62,7 @@ def group_flops(config: ModelConfig, groups: Iterable[TokenGroup]) -> Forward:
         tokens += m + sum(lengths)
         pairs += sum(_seen(at, n, config.sliding_window) for at, n in zip([0, *before], [m, *lengths], strict=True))
         scored += sum(1 if config.head == "score" else s.length for s in group.segments if s.slot >= 0)
-    return _forward(config, tokens, pairs, scored)
+    return forward_of(config, tokens, pairs, scored)
 
 
 def _seen(before: int, count: int, window: int | None) -> int:
@@ -85,10 +85,11 @@ def batch_flops(config: ModelConfig, batch: GroupBatch) -> Forward:
         )
     ]
     scored = int(np.count_nonzero(np.asarray(batch.slots) >= 0))
-    return _forward(config, sum(map(len, seen)), int(sum(s.sum() for s in seen)), scored)
+    return forward_of(config, sum(map(len, seen)), int(sum(s.sum() for s in seen)), scored)
 
 
-def _forward(config: ModelConfig, tokens: int, pairs: int, scored: int) -> Forward:
+def forward_of(config: ModelConfig, tokens: int, pairs: int, scored: int) -> Forward:
+    """Operations of a forward pass over so many tokens, visible pairs of a query and a key, and scored positions."""
     c = config
     down = 2 * c.layers * c.width * c.mlp_width * tokens
     projections = 2 * c.layers * 2 * c.width * c.head_size * (c.heads + c.kv_heads) * tokens
@@ -99,7 +100,7 @@ def _forward(config: ModelConfig, tokens: int, pairs: int, scored: int) -> Forwa
 
 def keys_per_position(config: ModelConfig) -> int:
     """How many attended keys cost as much as the rest of a response position, head included; what packing weighs."""
-    position, key = _forward(config, 1, 0, 1), _forward(config, 0, 1, 0)
+    position, key = forward_of(config, 1, 0, 1), forward_of(config, 0, 1, 0)
     return max(1, position.total // key.total)
 
 
@@ -116,7 +117,7 @@ def compilation_price(config: ModelConfig, platform: str) -> float:
       platform: of the devices: cpu, gpu or tpu.
     """
     seconds, speed = _COMPILATION.get(platform, _COMPILATION_ELSEWHERE)
-    return seconds * speed / least_flops(_forward(config, 0, 1, 0))
+    return seconds * speed / least_flops(forward_of(config, 0, 1, 0))
 
 
 def least_flops(forward: Forward) -> int:

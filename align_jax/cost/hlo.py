@@ -53,11 +53,13 @@ def count(text: str) -> Counts:
                 kernels += often.times
             kind = i.op.removesuffix("-start")
             if kind in _COLLECTIVES:
+                part = _scattered(i, computations[name])
+                kind, result = (kind, _result_bytes(i)) if part is None else ("reduce-scatter", size_of(part.type))
                 # An asynchronous collective is written once for every piece that it is cut into, on one channel.
                 channel = re.search(r"channel_id=(\d+)", i.attributes)
                 key = channel.group(1) if channel else f"{name}/{i.name}"
                 if key not in seen or seen[key].times < often.times:
-                    seen[key] = Moved(kind, often.times, _result_bytes(i), device_groups(i.attributes))
+                    seen[key] = Moved(kind, often.times, result, device_groups(i.attributes))
             elif often.apart:
                 memory += often.apart * traffic(i, table, computations)
     totals: dict[str, tuple[int, int]] = {}
@@ -65,6 +67,13 @@ def count(text: str) -> Counts:
         number, total = totals.get(moved.kind, (0, 0))
         totals[moved.kind] = (number + round(moved.times), total + round(moved.times * moved.size))
     return Counts(flops, dict(sorted(totals.items())), round(kernels), tuple(seen.values()), memory)
+
+
+def _scattered(i: Instruction, computation: list[Instruction]) -> Instruction | None:
+    """The part that a device keeps where an all-reduce and that slice of it are one fusion: a TPU's reduce-scatter."""
+    root = next(x for x in computation if x.root)
+    sliced = i.op == "all-reduce" and root.op == "dynamic-slice" and root.operands[0] == i.name
+    return root if sliced else None
 
 
 def _dims(kind: str) -> list[int]:

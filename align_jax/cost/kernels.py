@@ -6,14 +6,17 @@ values', each of `2 E` operations for each of its pairs and query heads.
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 
 from align_jax.batch import GroupBatch
-from align_jax.models.attention import splash
+from align_jax.models.attention import splash, xla
 from align_jax.models.attention.pairs import computed_pairs
 from align_jax.scoring.scorer import Scorer
 
-_FORWARD, _BACKWARD = 2, 7
+# Products for a pair of a query and a key: forward, backward, and the least of a backward pass.
+FORWARD, BACKWARD, BACKWARD_LEAST = 2, {"xla": 5, "pallas": 7, "splash": 7, "cudnn": 5}, 4
 
 
 def kernel_flops(scorer: Scorer, batch: GroupBatch) -> int:
@@ -24,12 +27,26 @@ def kernel_flops(scorer: Scorer, batch: GroupBatch) -> int:
     """
     if scorer.attention == "xla":
         return 0
-    again = scorer.remat == "full"
-    chunked = scorer.chunk(batch) is not None
-    packed = scorer.attention == "pallas"
-    prompt, response = computed_pairs(batch, scorer.config.sliding_window) if packed else _splash_pairs(scorer, batch)
-    products = prompt * (_FORWARD * (1 + again) + _BACKWARD) + response * (_FORWARD * (1 + again + chunked) + _BACKWARD)
+    again, chunked = scorer.remat == "full", scorer.chunk(batch) is not None
+    backward, (prompt, response) = BACKWARD[scorer.attention], computed(scorer, batch)
+    products = prompt * (FORWARD * (1 + again) + backward) + response * (FORWARD * (1 + again + chunked) + backward)
     return scorer.config.layers * scorer.config.heads * 2 * scorer.config.head_size * products
+
+
+def computed(scorer: Scorer, batch: GroupBatch) -> tuple[int, int]:
+    """(query, key) pairs of a head that are computed for all prompt rows, and for all response rows of a (host) batch."""
+    if scorer.attention == "pallas":
+        return computed_pairs(batch, scorer.config.sliding_window)
+    return _xla_pairs(scorer, batch) if scorer.attention == "xla" else _splash_pairs(scorer, batch)
+
+
+def _xla_pairs(scorer: Scorer, batch: GroupBatch) -> tuple[int, int]:
+    *shards, prompts, before = batch.prompt_tokens.shape
+    rows, length = batch.tokens.shape[-2:]
+    chunk = scorer.chunk(batch)
+    rows = rows if chunk is None else chunk * -(-rows // chunk)
+    parts = math.prod(shards)
+    return parts * prompts * xla.computed_pairs(before), parts * rows * xla.computed_pairs(length, before)
 
 
 def _splash_pairs(scorer: Scorer, batch: GroupBatch) -> tuple[int, int]:

@@ -7,6 +7,7 @@ from typing import Any
 from tabulate import tabulate
 
 from align_jax.cost.benchmark import linear_fit
+from align_jax.cost.parts import describe
 
 
 def fit(results: list[dict[str, Any]]) -> dict[str, float]:
@@ -50,6 +51,7 @@ def table(values: dict[str, Any]) -> str:
         ("waiting for data", f"{values['data_fraction']:.1%} of the time"),
         ("least FLOPs", f"{values['flops_least'] / tera:.3f} T per step"),
         ("FLOPs done", "not counted on this device" if done is None else f"{done / tera:.3f} T per step"),
+        *((("beside the least", describe(values["flops_parts"])),) if "flops_parts" in values else ()),
         (
             "useful utilisation",
             f"{values['useful_utilization']:.1%} of {values['peak_flops'] / tera:.3g} TFLOP/s "

@@ -23,6 +23,7 @@ from align_jax.cost.flops import forward_flops
 from align_jax.cost.hlo import count
 from align_jax.cost.kernels import kernel_flops
 from align_jax.cost.network import Places
+from align_jax.cost.parts import parts_of
 from align_jax.errors import UserError
 from align_jax.models import ModelConfig
 from align_jax.models.attention import resolve_backend
@@ -146,18 +147,19 @@ class StepCompiler:
         begun = time.perf_counter()
         analysis, text = compiled_text(self, placed(use.batch, self.mesh))
         counts, devices = count(text), list(self.mesh.devices.flat)
-        chip, scorer = chip_of(devices[0].device_kind), self.scorer
+        chip, scorer, kernels = chip_of(devices[0].device_kind), self.scorer, kernel_flops(self.scorer, use.batch)
         chunks = scorer.chunk(use.batch) is not None
         return CompiledShape(
             use,
             Memory.of(analysis),
             counts,
-            kernel_flops(scorer, use.batch),
+            kernels,
             repeated(use, scorer.remat, chunks=chunks, head=scorer.head_twice(use.batch)),
             collective_costs(counts, chip, Places.of(devices)),
             chip,
             len(devices),
             time.perf_counter() - begun,
+            parts_of(scorer, use.batch, use.forward, counts.flops * len(devices) + kernels),
         )
 
 

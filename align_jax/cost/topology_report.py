@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from align_jax.cost.estimate import CompiledShape, EpochEstimate, covered
+from align_jax.cost.parts import describe
 from align_jax.scoring.scorer import Scorer
 
 
@@ -31,6 +32,7 @@ def report(estimate: EpochEstimate, mesh: dict[str, int], scorer: Scorer, advise
         "flops_remat": main.remat,
         "flops_done": main.done,
         "flops_done_kernels": main.kernels,
+        **({} if main.parts is None else {"flops_parts": main.parts.values()}),
         "flops_ratio": main.done / (main.least + main.remat),
         "kernel_calls": main.counts.kernels,
         "collectives": _collectives(main),
@@ -97,6 +99,7 @@ def table(values: dict[str, Any]) -> str:
         *((f"shape {number}", _of_shape(shape)) for number, shape in enumerate(values["shapes"], start=1)),
         ("least FLOPs", f"{tera:.1f} T a step, of the real tokens"),
         ("done", f"{_done(values)}"),
+        *((("beside the least", describe(values["flops_parts"])),) if "flops_parts" in values else ()),
         *((f"{kind} a chip", _collective(x)) for kind, x in values["collectives"].items()),
         (
             "seconds a step",

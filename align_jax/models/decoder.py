@@ -1,4 +1,4 @@
-"""The decoder of LLaMA and Mistral: one module, its layers stacked on a leading axis L and scanned.
+"""The decoder of LLaMA, Mistral and Qwen: one module, its layers stacked on a leading axis L and scanned.
 
 Axes as in `align_jax.batch`; also W the width, H query heads, Hk key/value heads, E the head size, F the MLP width.
 """
@@ -13,12 +13,13 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from align_jax.models.attention import Masks, RowIds, Runs, Tokens, attend, choose_backend, visibility
+from align_jax.models.attention import Masks, RowIds, RowSpans, Runs, Tokens, attend, choose_backend, visibility
 from align_jax.models.config import ModelConfig
 from align_jax.models.ops import gated_linear, linear, lookup, precision, rms_norm
 from align_jax.models.remat import rematerialize
 from align_jax.models.rope import frequencies, rotate, rotation
 from align_jax.models.weights import check_weights
+from align_jax.parallel import sequence
 from align_jax.parallel.axes import constrain
 
 
@@ -34,7 +35,7 @@ class Layers(nnx.Module):
 
 
 class Decoder(nnx.Module):
-    """LLaMA or Mistral.
+    """LLaMA, Mistral or Qwen.
 
     Args:
       config: the shape of the model.
@@ -69,24 +70,25 @@ class Decoder(nnx.Module):
         tokens = jnp.asarray(tokens)
         if tokens.ndim != 2:
             raise ValueError(f"tokens must be [batch, length], got shape {tokens.shape}")
-        rows = tokens[:, None]
-        positions = jnp.broadcast_to(jnp.arange(tokens.shape[1], dtype=jnp.int32), rows.shape)
+        length = tokens.shape[1]
+        rows = jnp.pad(tokens, ((0, 0), (0, sequence.padded(length) - length)))[:, None]
+        positions = jnp.broadcast_to(jnp.arange(rows.shape[-1], dtype=jnp.int32), rows.shape)
         seen = visibility(self.backend, Tokens(positions, jnp.ones_like(positions)), self.config.sliding_window)
-        hidden, _ = self.run(rows, positions, seen)
-        return self.logits(hidden[:, 0])
+        hidden, _ = self.run(sequence.dealt(rows, 2), sequence.dealt(positions, 2), seen)
+        return self.logits(sequence.natural(hidden, 2)[:, 0, :length])
 
     def run(
         self,
         tokens: jax.Array,
         positions: jax.Array,
-        seen: Masks | RowIds | Runs,
+        seen: Masks | RowIds | Runs | RowSpans,
         prefix: tuple[jax.Array, jax.Array] | None = None,
         keep_kv: bool = False,
     ) -> tuple[jax.Array, tuple[jax.Array, jax.Array] | None]:
         """Runs all layers over rows of tokens, each row seeing its prompt's keys and values.
 
         Args:
-          tokens, positions: int32 `[D, N, R]`.
+          tokens, positions: int32 `[D, N, R]`; where a mesh cuts rows, as `align_jax.parallel.sequence` deals them.
           seen: what each token sees, from `align_jax.models.attention.visibility`.
           prefix: keys and values of the prompt rows, each `[L, D, M, P, Hk, E]`; None for rows without a prompt.
           keep_kv: also return this call's own keys and values, each `[L, D, N, R, Hk, E]`.
@@ -109,7 +111,7 @@ class Decoder(nnx.Module):
         The function is `layer(x, weights of the layer, attention) -> (x, what attention keeps)`, where `attention(q, k, v)`
         returns the mixed values `[D, N, R, H, E]` and anything else.
         """
-        x = constrain(lookup(self.embed[...], tokens, self.dtype), "shards", None, None, "act_embed")
+        x = constrain(lookup(self.embed[...], tokens, self.dtype), "shards", None, "positions", "act_embed")
         cos, sin = rotation(positions, frequencies(self.config))
         return x, partial(_layer, eps=self.config.norm_eps, cos=cos, sin=sin)
 
@@ -160,14 +162,22 @@ def _layer(x, weights, attention, *, eps, cos, sin):
     w = {name: value if name.endswith("norm") else value.astype(x.dtype) for name, value in weights.items()}
 
     h = rms_norm(x, w["attn_norm"], eps)
-    q = constrain(linear(h, w["q"]), "shards", None, None, "heads", None)
-    k = constrain(linear(h, w["k"]), "shards", None, None, "kv_heads", None)
-    v = constrain(linear(h, w["v"]), "shards", None, None, "kv_heads", None)
+    q = _heads(h, w, "q", "heads")
+    k = _heads(h, w, "k", "kv_heads")
+    v = _heads(h, w, "v", "kv_heads")
+    if "q_norm" in w:
+        q, k = rms_norm(q, w["q_norm"], eps), rms_norm(k, w["k_norm"], eps)
     q, k = rotate(q, cos, sin), rotate(k, cos, sin)
     mixed, kept = attention(q, k, v)
-    x = x + constrain(linear(mixed, w["o"], 2), "shards", None, None, "act_embed")
+    x = x + constrain(linear(mixed, w["o"], 2), "shards", None, "positions", "act_embed")
 
     h = rms_norm(x, w["mlp_norm"], eps)
-    gate, up = (constrain(linear(h, w[name]), "shards", None, None, "mlp") for name in ("gate", "up"))
-    x = x + constrain(gated_linear(gate, up, w["down"]), "shards", None, None, "act_embed")
+    gate, up = (constrain(linear(h, w[name]), "shards", None, "positions", "mlp") for name in ("gate", "up"))
+    x = x + constrain(gated_linear(gate, up, w["down"]), "shards", None, "positions", "act_embed")
     return x, kept
+
+
+def _heads(h, w, name, axis):
+    """Queries, keys or values of each head; with a bias where the model has one."""
+    x = constrain(linear(h, w[name]), "shards", None, "positions", axis, None)
+    return x + w[f"{name}_bias"] if f"{name}_bias" in w else x

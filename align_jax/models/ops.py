@@ -13,6 +13,7 @@ import jax.numpy as jnp
 from jax.ad_checkpoint import checkpoint_name
 
 from align_jax.models.remat import PRODUCT
+from align_jax.parallel import sequence
 
 _FLOAT32 = jnp.float32
 
@@ -51,6 +52,8 @@ def _linear_backward(axes, saved, d_out):
     x, weight = saved
     tokens = range(x.ndim - axes)
     d_x = _product(d_out, weight, range(x.ndim - axes, d_out.ndim), range(axes, weight.ndim))
+    if sequence.pieces() > 1:  # one axis of tokens could not be cut by position: each device would get all of them
+        return d_x, _product(x, d_out, tokens, tokens)
     # In this order, and with one axis of tokens, neither operand has to be transposed first, as the derivative that JAX
     # would take makes XLA do.
     count = math.prod(x.shape[: len(tokens)])

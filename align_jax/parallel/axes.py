@@ -10,7 +10,9 @@ from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 RULES: dict[str, tuple[str, ...]] = {
     "shards": ("data", "fsdp"),  # D, the blocks of a batch
-    "embed": ("fsdp",),
+    "positions": ("sequence",),  # of a row
+    "shard_pieces": ("data", "fsdp", "sequence"),  # D S: for every shard, the S parts of its rows' positions
+    "embed": ("fsdp", "sequence"),
     "vocab": ("tensor",),
     "heads": ("tensor",),
     "kv_heads": ("tensor",),
@@ -78,6 +80,11 @@ def parts(axis: str, dim: int) -> int:
     sizes = _auto_sizes()
     count = math.prod(sizes.get(name, 1) for name in RULES[axis])
     return 1 if dim % count else count
+
+
+def mesh_size(axis: str) -> int:
+    """The size of a mesh axis in context that the partitioner may use; 1 where there is none."""
+    return _auto_sizes().get(axis, 1)
 
 
 def _auto_sizes() -> dict[str, int]:

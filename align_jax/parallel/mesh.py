@@ -11,23 +11,27 @@ from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from align_jax.errors import UserError
 
-MESH_AXES = ("data", "fsdp", "tensor")
 
-
-def make_mesh(data: int = 1, fsdp: int = 1, tensor: int = 1, devices: Sequence[jax.Device] | None = None) -> Mesh:
-    """A mesh `data x fsdp x tensor`; one of the sizes may be -1, which takes the devices that are left.
+def make_mesh(
+    data: int = 1, fsdp: int = 1, tensor: int = 1, devices: Sequence[jax.Device] | None = None, sequence: int = 1
+) -> Mesh:
+    """A mesh `data x fsdp x tensor`, or `data x fsdp x sequence x tensor`; one of the sizes may be -1: the devices left.
 
     Args:
       data: copies of the weights, each with its own part of the batch.
       fsdp: parts that weights, optimizer and batch are cut into.
       tensor: parts that heads, MLP columns and vocabulary are cut into.
       devices: the devices to use; all of them where None. Fewer than there are may be asked for.
+      sequence: parts that the positions of long rows, weights and optimizer are cut into; without it, 1, the mesh has no such
+        axis.
 
     Raises:
       UserError: sizes that do not fit the devices.
     """
     available = list(jax.devices() if devices is None else devices)
-    sizes = {"data": data, "fsdp": fsdp, "tensor": tensor}
+    sizes = {"data": data, "fsdp": fsdp, "sequence": sequence, "tensor": tensor}
+    if sequence == 1:
+        del sizes["sequence"]
     where = " x ".join(f"mesh.{k}={v}" for k, v in sizes.items())
     if any(v == 0 or v < -1 for v in sizes.values()) or sum(v == -1 for v in sizes.values()) > 1:
         raise UserError(f"{where}: sizes must be positive, and at most one may be -1 (the devices that are left)")
@@ -40,11 +44,12 @@ def make_mesh(data: int = 1, fsdp: int = 1, tensor: int = 1, devices: Sequence[j
     count = int(np.prod(list(sizes.values())))
     if count > len(available):
         raise UserError(f"{where} needs {count} devices, but there are {len(available)} ({available[0].platform})")
-    return Mesh(_arranged(tuple(sizes.values()), available[:count], where), MESH_AXES, axis_types=(AxisType.Auto,) * 3)
+    arranged = _arranged(tuple(sizes.values()), available[:count], where)
+    return Mesh(arranged, tuple(sizes), axis_types=(AxisType.Auto,) * len(sizes))
 
 
-def _arranged(sizes: tuple[int, int, int], devices: list[jax.Device], where: str) -> np.ndarray:
-    """The devices as `[data, fsdp, tensor]`, neighbours in the network next to each other; slices along `data`.
+def _arranged(sizes: tuple[int, ...], devices: list[jax.Device], where: str) -> np.ndarray:
+    """The devices in the shape of `sizes`, `data` first, neighbours in the network next to each other; slices along `data`.
 
     Raises:
       UserError: devices that cannot be arranged so.
@@ -61,7 +66,8 @@ def _arranged(sizes: tuple[int, int, int], devices: list[jax.Device], where: str
     def arrange(split: bool) -> np.ndarray:
         if slices == 1:
             return mesh_utils.create_device_mesh(inside, devices, allow_split_physical_axes=split)
-        return mesh_utils.create_hybrid_device_mesh(inside, (slices, 1, 1), devices, allow_split_physical_axes=split)
+        outside = (slices, *(1 for _ in inside[1:]))
+        return mesh_utils.create_hybrid_device_mesh(inside, outside, devices, allow_split_physical_axes=split)
 
     try:
         try:
@@ -81,6 +87,33 @@ def data_shards(mesh: Mesh) -> int:
     """D: how many blocks a batch is cut into on this mesh."""
     sizes = axis_sizes(mesh)
     return sizes.get("data", 1) * sizes.get("fsdp", 1)
+
+
+def shards_of_processes(mesh: Mesh, processes: int) -> dict[int, tuple[int, ...]]:
+    """Process -> the numbers of the blocks of a batch that its devices hold, wherever they stand on the mesh.
+
+    A TPU's devices are arranged by its network and not by process: one process may hold blocks 0, 4, 16 and 20. Where tensor
+    or sequence is larger than a process, several hold the same ones.
+
+    Args:
+      processes: how many there are.
+
+    Raises:
+      UserError: processes that share some of their blocks and not all, or hold different numbers of them, or none.
+    """
+    held: dict[int, set[int]] = {process: set() for process in range(processes)}
+    for shard, devices in enumerate(mesh.devices.reshape(data_shards(mesh), -1)):
+        for device in devices:
+            held[device.process_index].add(shard)
+    found = {process: tuple(sorted(shards)) for process, shards in held.items()}
+    parts = set(found.values())
+    if sum(map(len, parts)) != data_shards(mesh) or len({len(part) for part in parts}) > 1:
+        written = " x ".join(f"{name} {size}" for name, size in axis_sizes(mesh).items())
+        raise UserError(
+            f"mesh: on {written}, {processes} processes do not hold whole parts of a batch, each as large as the others'; make "
+            "data x fsdp a multiple of their number, or a divisor of it, and use all devices"
+        )
+    return found
 
 
 def batch_sharding(mesh: Mesh, leading: int = 0) -> NamedSharding:

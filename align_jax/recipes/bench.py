@@ -17,7 +17,10 @@ from align_jax.config import Config
 from align_jax.config.jobs import JOBS
 from align_jax.cost import benchmark
 from align_jax.cost.compilations import so_far
+from align_jax.cost.flops import batch_flops
+from align_jax.cost.kernels import kernel_flops
 from align_jax.cost.length_data import LengthData, read_lengths
+from align_jax.cost.parts import parts_of
 from align_jax.data import DataConfig, GroupDataset
 from align_jax.errors import UserError
 from align_jax.models import init_weights, weight_shardings
@@ -109,11 +112,21 @@ class _Bench:
         work = benchmark.Work.of(self.setup.source.shape, self.batches)
         peak = benchmark.device_peak(config.bench.peak_flops, config.model.dtype)
         values = benchmark.report(work, timing, list(programs.values()), spent, peak, self.devices)
-        values |= {"attention": self.setup.backend, "packed": self.batches[0].packed}
+        values |= {"attention": self.setup.backend, "packed": self.batches[0].packed} | self.parts(programs, shapes)
         if config.bench.recommend:
             biggest = max(programs, key=lambda key: programs[key].memory_bytes)
             values |= self.recommendation(state, shapes[biggest])
         return values
+
+    def parts(self, programs: dict[Any, benchmark.CompiledStep], shapes: dict[Any, GroupBatch]) -> dict[str, Any]:
+        """Where the operations of the largest program go; nothing on a device whose programs do not say what they do."""
+        counted = {key: step.flops for key, step in programs.items() if step.flops is not None}
+        if len(counted) < len(programs):
+            return {}
+        largest = max(counted, key=counted.get)
+        batch, scorer = shapes[largest], dataclasses.replace(self.setup.scorer, attention=self.setup.backend)
+        done = counted[largest] + kernel_flops(scorer, batch)
+        return {"flops_parts": parts_of(scorer, batch, batch_flops(scorer.config, batch), done).values()}
 
     def recommendation(self, state: TrainState, batch: GroupBatch) -> dict[str, Any]:
         """Memory of the step under every rematerialization policy, and the one to choose."""

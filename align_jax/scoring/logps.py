@@ -8,6 +8,7 @@ import jax.numpy as jnp
 from align_jax.batch import GroupBatch
 from align_jax.models.decoder import Decoder
 from align_jax.models.ops import precision
+from align_jax.parallel import sequence
 from align_jax.parallel.axes import constrain
 from align_jax.scoring.responses import one_slot_per_token, sum_over_responses
 
@@ -69,18 +70,23 @@ def target_logps(model: Decoder, hidden: jax.Array, targets: jax.Array, head_chu
     Returns:
       float32 `[D, N, R]`.
     """
-    shards, positions = hidden.shape[0], hidden.shape[1] * hidden.shape[2]
+    parts = sequence.pieces()
+    shards, positions = hidden.shape[0] * parts, hidden.shape[1] * hidden.shape[2] // parts
     chunks = -(-positions // head_chunk)
     size = -(-positions // chunks)
 
     def split(x):
         rest = x.shape[3:]
         padding = ((0, 0), (0, chunks * size - positions), *((0, 0),) * len(rest))
+        x = sequence.by_device(x, 2, 1) if parts > 1 else x
         flat = jnp.pad(x.reshape(shards, positions, *rest), padding)
         return jnp.moveaxis(flat.reshape(shards, chunks, size, *rest), 1, 0)
 
     logps = _target_logps(model.head_weight(), split(hidden), split(jnp.asarray(targets)))
-    return jnp.moveaxis(logps, 0, 1).reshape(shards, -1)[:, :positions].reshape(targets.shape)
+    logps = jnp.moveaxis(logps, 0, 1).reshape(shards, -1)[:, :positions]
+    if parts == 1:
+        return logps.reshape(targets.shape)
+    return sequence.from_devices(logps.reshape(hidden.shape[0], parts, hidden.shape[1], -1), 2, 1)
 
 
 @jax.custom_vjp
@@ -117,7 +123,7 @@ def _backward(saved, d_logps):
         logits = _logits(weight, x) if logits is None else logits
         softmax = jnp.exp(logits - lse[..., None])
         d_logits = (d[..., None] * (_is_target(logits, target) - softmax)).astype(x.dtype)
-        d_logits = constrain(d_logits, "shards", None, "vocab")
+        d_logits = constrain(d_logits, "shard_pieces", None, "vocab")
         d_x = _product("dtv,wv->dtw", d_logits, weight).astype(x.dtype)
         more = _product("dtw,dtv->wv", x, d_logits)
         return more if d_weight is None else d_weight + more, d_x
@@ -141,7 +147,7 @@ def _map(function, chunks):
 
 
 def _logits(weight, x):
-    return constrain(_product("dtw,wv->dtv", x, weight), "shards", None, "vocab")
+    return constrain(_product("dtw,wv->dtv", x, weight), "shard_pieces", None, "vocab")
 
 
 def _is_target(logits, target):

@@ -11,10 +11,12 @@ import jax.numpy as jnp
 
 from align_jax.batch import GroupBatch
 from align_jax.errors import UserError
-from align_jax.models.attention import Tokens, resolve_backend, takes_packed, visibility
+from align_jax.models.attention import Tokens, resolve_backend, takes_no_pieces, takes_packed, visibility
 from align_jax.models.decoder import Decoder
+from align_jax.parallel import sequence
 from align_jax.parallel.axes import constrain
 
+_PROMPT_FIELDS = ("prompt_tokens", "prompt_segments", "prompt_positions")
 _ROW_FIELDS = ("tokens", "targets", "positions", "segments", "parents", "groups", "slots", "prompt_row")
 
 
@@ -47,7 +49,7 @@ def sum_over_responses(
             f"the batch's groups are spread over {batch.spread} shards, and here are {batch.tokens.shape[0]}: under pmap or "
             "shard_map, score batches of RowLayout(spread=1)"
         )
-    batch = _aligned(batch, _backend(model, batch))
+    batch = _in_pieces(_aligned(batch, _backend(model, batch)))
     kv = prompt_kv(model, batch)
     rows = {name: getattr(batch, name) for name in _ROW_FIELDS}
     read_rows = partial(_read_rows, model, batch, kv, read)
@@ -78,19 +80,22 @@ def one_slot_per_token(batch: GroupBatch) -> GroupBatch:
 
 
 def prompt_kv(model: Decoder, batch: GroupBatch) -> tuple[jax.Array, jax.Array]:
-    """Keys and values of the prompt rows in every layer: two `[L, D, M, P, Hk, E]`."""
+    """Keys and values of the prompt rows in every layer: two `[L, D, M, P, Hk, E]`, positions as they were dealt."""
     own = Tokens(batch.prompt_positions, batch.prompt_segments)
     seen = visibility(_backend(model, batch), own, model.config.sliding_window)
-    _, kv = model.run(batch.prompt_tokens, batch.prompt_positions, seen, keep_kv=True)
+    tokens, positions = (sequence.dealt(jnp.asarray(x), 2) for x in (batch.prompt_tokens, batch.prompt_positions))
+    _, kv = model.run(tokens, positions, seen, keep_kv=True)
     return kv
 
 
 def _backend(model: Decoder, batch: GroupBatch) -> str:
     """The model's attention backend, or another where `auto` chose one that does not take this batch."""
-    if takes_packed(model.backend) or not batch.packed:
+    if takes_packed(model.backend) or not (batch.packed or sequence.pieces() > 1):
         return model.backend
     if model.attention == "auto":
         return resolve_backend("auto", model.dtype, config=model.config, packed=True)
+    if sequence.pieces() > 1:
+        raise UserError(f"model.attention: {takes_no_pieces(model.backend, sequence.pieces())}")
     raise UserError(f"model.attention: {model.backend!r} takes one response per row, and this batch is packed (data.pack)")
 
 
@@ -103,9 +108,21 @@ def _aligned(batch: GroupBatch, backend: str) -> GroupBatch:
         return batch
     real = jnp.asarray(batch.prompt_segments) > 0
     order = jnp.argsort(~real if backend.startswith("cudnn") else real, axis=-1, stable=True)
-    names = ("prompt_tokens", "prompt_segments", "prompt_positions")
-    moved = {name: jnp.take_along_axis(jnp.asarray(getattr(batch, name)), order, axis=-1) for name in names}
+    moved = {name: jnp.take_along_axis(jnp.asarray(getattr(batch, name)), order, axis=-1) for name in _PROMPT_FIELDS}
     return dataclasses.replace(batch, **moved)
+
+
+def _in_pieces(batch: GroupBatch) -> GroupBatch:
+    """Rows that the mesh can cut: padded to a length that its pieces divide."""
+    if sequence.pieces() == 1:
+        return batch
+
+    def grown(name: str) -> jax.Array:
+        x = jnp.asarray(getattr(batch, name))
+        more = sequence.padded(x.shape[-1]) - x.shape[-1]
+        return jnp.pad(x, (*((0, 0),) * (x.ndim - 1), (0, more)), constant_values=-1 if name == "slots" else 0)
+
+    return dataclasses.replace(batch, **{name: grown(name) for name in (*_PROMPT_FIELDS, *_ROW_FIELDS[:-1])})
 
 
 def _read_rows(model, batch, kv, read, rows):
@@ -115,6 +132,7 @@ def _read_rows(model, batch, kv, read, rows):
     prompt = Tokens(batch.prompt_positions, batch.prompt_segments)
     uniform = batch.uniform and rows["tokens"].shape == batch.tokens.shape
     seen = visibility(_backend(model, batch), own, window, prompt, rows["prompt_row"], uniform)
+    rows = {name: sequence.dealt(jnp.asarray(x), 2) if x.ndim > 2 else x for name, x in rows.items()}
     hidden, _ = model.run(rows["tokens"], rows["positions"], seen, kv)
     return _sum_into_slots(read(hidden, rows), rows["slots"], _slots(batch))
 

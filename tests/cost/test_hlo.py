@@ -96,3 +96,24 @@ def test_elements_of_tuples_written_in_place():
     assert count(text) == count(CONVOLUTION)
     (element,) = (i for i in parse(text)[0]["body"] if i.name == "p#1")
     assert element.type == "bf16[8,512]{1,0}"
+
+
+def test_a_fusion_that_slices_what_it_reduces_is_a_reduce_scatter():
+    text = """
+%all-reduce-scatter (input: bf16[2048,8]) -> bf16[528,8] {
+  %input = bf16[2048,8]{1,0} parameter(0)
+  %zero = bf16[] constant(0)
+  %pad = bf16[2112,8]{1,0} pad(%input, %zero), padding=0_64x0_0
+  %sum = bf16[2112,8]{1,0} all-reduce(%pad), channel_id=3, replica_groups={{0,1,2,3}}, to_apply=%add
+  %own = u32[] partition-id()
+  %none = u32[] constant(0)
+  ROOT %part = bf16[528,8]{1,0} dynamic-slice(%sum, %own, %none), dynamic_slice_sizes={528,8}
+}
+
+ENTRY %main (a: bf16[2048,8]) -> bf16[2112,8] {
+  %a = bf16[2048,8]{1,0} parameter(0)
+  %fusion = bf16[528,8]{1,0} fusion(%a), kind=kCustom, calls=%all-reduce-scatter
+  ROOT %whole = bf16[2112,8]{1,0} all-reduce(%a), channel_id=4, replica_groups={{0,1,2,3}}, to_apply=%add
+}
+"""
+    assert count(text).collectives == {"all-reduce": (1, 2112 * 8 * 2), "reduce-scatter": (1, 528 * 8 * 2)}

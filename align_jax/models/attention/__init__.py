@@ -12,7 +12,15 @@ from __future__ import annotations
 
 import jax
 
-from align_jax.models.attention.backends import BACKENDS, BackendChoice, choose_backend, resolve_backend, takes_packed
+from align_jax.models.attention.backends import (
+    BACKENDS,
+    BackendChoice,
+    choose_backend,
+    resolve_backend,
+    takes_no_pieces,
+    takes_packed,
+)
+from align_jax.models.attention.blockwise import RowSpans, attend_blockwise
 from align_jax.models.attention.cudnn import attend_cudnn
 from align_jax.models.attention.pallas import attend_pallas
 from align_jax.models.attention.runs import Runs
@@ -26,6 +34,7 @@ __all__ = [
     "BackendChoice",
     "Masks",
     "RowIds",
+    "RowSpans",
     "Runs",
     "Tokens",
     "attend",
@@ -33,6 +42,7 @@ __all__ = [
     "own_mask",
     "prefix_mask",
     "resolve_backend",
+    "takes_no_pieces",
     "takes_packed",
     "visibility",
 ]
@@ -42,7 +52,7 @@ def attend(
     q: jax.Array,
     k: jax.Array,
     v: jax.Array,
-    seen: Masks | RowIds | Runs,
+    seen: Masks | RowIds | Runs | RowSpans,
     prefix_k: jax.Array | None = None,
     prefix_v: jax.Array | None = None,
 ) -> jax.Array:
@@ -61,5 +71,7 @@ def attend(
         return attend_xla(q, k, v, seen, prefix_k, prefix_v)
     if isinstance(seen, Runs):
         return attend_pallas(q, k, v, seen, prefix_k, prefix_v)
+    if isinstance(seen, RowSpans):
+        return attend_blockwise(q, k, v, seen, prefix_k, prefix_v)
     backend = attend_cudnn if seen.backend == "cudnn" else attend_splash
     return backend(q, k, v, seen, prefix_k, prefix_v)

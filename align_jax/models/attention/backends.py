@@ -35,6 +35,13 @@ def takes_packed(backend: str) -> bool:
     return backend in _PACKED
 
 
+def takes_no_pieces(backend: str, sequence: int) -> str | None:
+    """Why a backend cannot compute rows that are cut over `mesh.sequence` devices, or None."""
+    if sequence == 1 or backend in _PACKED:
+        return None
+    return f"{backend!r} takes whole rows, and mesh.sequence: {sequence} cuts them; set it to auto (or xla)"
+
+
 class BackendChoice(NamedTuple):
     """A backend, and, where it is not the platform's best, why not."""
 

@@ -21,6 +21,7 @@ from align_jax.models.attention import pallas_kernels as kernels
 from align_jax.models.attention.partition import over_mesh
 from align_jax.models.attention.runs import Blocks, Runs, block_of, other_block_of
 from align_jax.models.remat import ATTENTION
+from align_jax.parallel import sequence
 
 # Heads of one program, and bytes of their queries: several blocks as large must fit in a chip's 16 MiB of on-chip memory.
 _MOST_HEADS, _MOST_BYTES = 8, 1 << 20
@@ -31,8 +32,8 @@ def attend_pallas(q, k, v, seen: Runs, prefix_k=None, prefix_v=None) -> jax.Arra
     """See `align_jax.models.attention.attend`; padding gets 0."""
     scaled = (q.astype(jnp.float32) * q.shape[-1] ** -0.5).astype(q.dtype)
     keys = (k, v) if prefix_k is None else (k, v, prefix_k, prefix_v)
-    ids = (seen.spans, seen.by_token, seen.by_key, seen.counts)
-    return over_mesh(partial(_run, seen.blocks), scaled, keys, ids)
+    of_parts = (seen.spans, seen.by_token, seen.by_key, seen.counts)
+    return over_mesh(partial(_run, seen.blocks), scaled, keys, (), of_parts)
 
 
 def _run(blocks: Blocks, q, k, v, *rest):
@@ -48,7 +49,8 @@ def _attention(q, k, v, prefix_k, prefix_v, seen: Runs):
 
 def _forward(q, k, v, prefix_k, prefix_v, seen: Runs):
     heads = _Heads.of(q, k, seen.blocks.size)
-    arrays = _by_token(q, heads, seen), _by_key(k, prefix_k, seen), _by_key(v, prefix_v, seen)
+    keys = (_by_key(*_whole(seen, *x), seen) for x in ((k, prefix_k), (v, prefix_v)))
+    arrays = _by_token(q, heads, seen), *keys
     out, lse = _Calls(heads, seen, arrays[0].shape[3]).forward(*arrays)
     out, lse = checkpoint_name(_as_rows(out, q), ATTENTION), checkpoint_name(lse, ATTENTION)
     return out, (q, k, v, prefix_k, prefix_v, seen, out, lse)
@@ -59,10 +61,13 @@ def _backward(saved, d_out):
     heads = _Heads.of(q, k, seen.blocks.size)
     delta = jnp.sum(out.astype(jnp.float32) * d_out.astype(jnp.float32), axis=-1, keepdims=True)
     rows = [_by_token(x, heads, seen) for x in (q, delta, d_out)]
-    args = rows[0], _by_key(k, prefix_k, seen), _by_key(v, prefix_v, seen), lse, rows[1][:, :, :, 0], rows[2]
+    # Keys of other devices are brought together once more: kept, they would be as much memory as one device has for all.
+    (whole_k, d_of_k), (whole_v, d_of_v) = (jax.vjp(partial(_whole, seen), *x) for x in ((k, prefix_k), (v, prefix_v)))
+    args = rows[0], _by_key(*whole_k, seen), _by_key(*whole_v, seen), lse, rows[1][:, :, :, 0], rows[2]
     calls = _Calls(heads, seen, q.shape[-1])
     d_q, (d_k, d_v) = calls.backward_queries(*args), calls.backward_keys(*args)
-    (d_prefix_k, d_k), (d_prefix_v, d_v) = _split(d_k, k, prefix_k, seen), _split(d_v, v, prefix_v, seen)
+    d_k, d_prefix_k = d_of_k(_split(d_k, *whole_k, seen))
+    d_v, d_prefix_v = d_of_v(_split(d_v, *whole_v, seen))
     return _as_rows(d_q, q), d_k, d_v, d_prefix_k, d_prefix_v, None
 
 
@@ -172,11 +177,16 @@ class _Calls:
         )(work, seen.spans, *arrays)
 
 
+def _whole(seen: Runs, x, prefix):
+    """Keys or values of all positions of rows and of prompts (None without), from those that a device has."""
+    return tuple(None if part is None else sequence.gathered(part, 2, seen.blocks.parts) for part in (x, prefix))
+
+
 def _by_token(x, heads: _Heads, seen: Runs):
     """`[D, N, R, H, E]` -> `[D, programs, heads of one, E, tokens]`."""
     shards, rows, length, _, size = x.shape
     x = x.reshape(shards, rows * length, heads.programs, heads.queries, size).transpose(0, 2, 3, 4, 1)
-    return _padded(x, seen.blocks.rows, 4)
+    return _padded(x, seen.blocks.tokens, 4)
 
 
 def _as_rows(x, like):
@@ -194,11 +204,11 @@ def _by_key(x, prefix, seen: Runs):
 
 
 def _split(x, like, prefix, seen: Runs):
-    """What `_by_key` joined: of prompts (None without) and of rows."""
+    """What `_by_key` joined: of rows and of prompts (None without)."""
     x, at = jnp.swapaxes(x, 1, 2), seen.blocks.prompts
     count = like.shape[1] * like.shape[2]
     rows = x[:, at : at + count].reshape(like.shape)
-    return (None if prefix is None else x[:, : prefix.shape[1] * prefix.shape[2]].reshape(prefix.shape)), rows
+    return rows, None if prefix is None else x[:, : prefix.shape[1] * prefix.shape[2]].reshape(prefix.shape)
 
 
 def _padded(x, size, axis):

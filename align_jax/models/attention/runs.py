@@ -7,6 +7,8 @@ the runs shorter and no more, and a kernel compares a key's index with them.
 
 The work of a kernel is the list of pairs of blocks (tokens, keys) in which anything is visible, made here once for all
 layers. An item is one integer: `block that is written << 17 | block that is read << 3 | kind`.
+
+Where a mesh cuts rows (`align_jax.parallel.sequence`), every device has the tokens of its S-th of the positions, and all keys.
 """
 
 from __future__ import annotations
@@ -18,6 +20,8 @@ import jax.numpy as jnp
 
 from align_jax.errors import UserError
 from align_jax.models.attention.tokens import Tokens
+from align_jax.parallel import sequence
+from align_jax.parallel.axes import constrain
 
 # What a pair of blocks needs: nothing; no mask; the mask of the prompt's run; of the own one; of the own and the parent's.
 NOTHING, ALL, PROMPT, OWN, PARENT = range(5)
@@ -29,21 +33,29 @@ _BLOCK, _LONG_ROW, _LONG_BLOCK, _SMALL_BLOCK = 256, 4096, 512, 128
 
 @dataclasses.dataclass(frozen=True)
 class Blocks:
-    """In tokens: the size of a block (of tokens and of keys alike), a shard's rows, and its prompt rows, with padding."""
+    """In tokens: the size of a block (of tokens and of keys alike), a shard's rows, and its prompt rows, with padding.
+
+    `tokens` are those of the rows that a device has, one of `parts`, with padding.
+    """
 
     size: int
     rows: int
     prompts: int
+    tokens: int
+    parts: int = 1
 
     @classmethod
-    def of(cls, rows: int, length: int, prompts: int) -> Blocks:
-        """Of `rows` tokens in rows of `length`, and tokens of prompts.
+    def of(cls, rows: int, length: int, prompts: int, parts: int = 1) -> Blocks:
+        """Of `rows` tokens in rows of `length`, and tokens of prompts; a device has one of `parts` of the rows' tokens.
 
         Raises:
           UserError: more blocks than an item of work can name.
         """
-        size = _LONG_BLOCK if length >= _LONG_ROW else _BLOCK if rows > _SMALL_BLOCK else min(_SMALL_BLOCK, _BLOCK)
-        blocks = cls(size, -(-rows // size) * size, -(-prompts // size) * size)
+        own = rows // parts
+        long = length >= _LONG_ROW and length // parts >= _LONG_BLOCK
+        size = _LONG_BLOCK if long else _BLOCK if own > _SMALL_BLOCK else min(_SMALL_BLOCK, _BLOCK)
+        up = lambda count: -(-count // size) * size  # noqa: E731
+        blocks = cls(size, up(rows), up(prompts), up(own), parts)
         if blocks.of_keys >= 1 << _BLOCK_BITS:
             raise UserError(
                 f"model.attention: 'pallas' takes fewer than {size << _BLOCK_BITS} tokens of a shard at a time, got "
@@ -54,7 +66,7 @@ class Blocks:
     @property
     def of_tokens(self) -> int:
         """How many blocks of tokens there are."""
-        return self.rows // self.size
+        return self.tokens // self.size
 
     @property
     def of_keys(self) -> int:
@@ -65,12 +77,12 @@ class Blocks:
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class Runs:
-    """Visibility for the kernel of packed rows.
+    """Visibility for the kernel of packed rows; the S parts of a shard's rows follow one another on the leading axis.
 
     Attributes:
-      spans: int32 `[D, 6, tokens]`, the first and the last key of each run in turn, for every token of the shard's rows.
-      by_token: int32 `[D, items]`, the work in the order of tokens. by_key: the same in the order of keys.
-      counts: int32 `[D, 2]`, how many items of both lists there are.
+      spans: int32 `[D S, 6, tokens]`, the first and the last key of each run in turn, for every token of the shard's rows.
+      by_token: int32 `[D S, items]`, the work in the order of tokens. by_key: the same in the order of keys.
+      counts: int32 `[D S, 2]`, how many items of both lists there are.
       blocks: static; see `Blocks`.
     """
 
@@ -83,13 +95,16 @@ class Runs:
 
 def runs_of(tokens: Tokens, window: int | None, prompt: Tokens | None = None, prompt_row: jax.Array | None = None) -> Runs:
     """The runs of keys that tokens see and the work that this makes; arguments as of `visibility`."""
-    shards, rows, length = tokens.segments.shape
+    (shards, rows, length), parts = tokens.segments.shape, sequence.pieces()
     prompt_size = (0, 0) if prompt is None else prompt.segments.shape[1:]
-    blocks = Blocks.of(rows * length, length, prompt_size[0] * prompt_size[1])
-    spans = _spans(tokens, window, prompt, prompt_row, blocks.prompts)
-    flat = [x.reshape(shards, rows * length) for run in spans for x in run]
+    blocks = Blocks.of(rows * length, length, prompt_size[0] * prompt_size[1], parts)
+    row = blocks.prompts + length * jnp.arange(rows, dtype=jnp.int32)[:, None]
+    before = None if prompt is None else jnp.asarray(prompt_row)[..., None] * prompt_size[1]
+    spans = spans_of(tokens, window, prompt, prompt_row, (before, row))
+    own = rows * length // parts
+    flat = [constrain(part_of_devices(x).reshape(shards * parts, own), "shard_pieces", None) for run in spans for x in run]
     # Tokens of padding see nothing: first 0, last -1.
-    padding = ((0, 0), (0, blocks.rows - rows * length))
+    padding = ((0, 0), (0, blocks.tokens - own))
     flat = [jnp.pad(x, padding, constant_values=-(i % 2)) for i, x in enumerate(flat)]
     pairs = jax.vmap(lambda *x: _kinds(x, blocks))(*flat)
     most = _most_items(blocks, length, prompt_size)
@@ -113,12 +128,20 @@ def kind_of(item: jax.Array) -> jax.Array:
     return item & ((1 << _KIND_BITS) - 1)
 
 
-def _spans(tokens, window, prompt, prompt_row, before):
-    """First and last key `[D, N, R]` of each run."""
-    shards, rows, length = tokens.segments.shape
+def part_of_devices(x: jax.Array) -> jax.Array:
+    """`[D, N, R]` by natural position -> `[D, S, N, R / S]`, what each of the S devices of a row has; itself where S is 1."""
+    return x if sequence.pieces() == 1 else sequence.by_device(sequence.dealt(x, 2), 2, 1)
+
+
+def spans_of(tokens, window, prompt, prompt_row, at):
+    """First and last key `[D, N, R]` of each run: of the prompt, the own segment, the parent.
+
+    Args:
+      at: where keys of a row's prompt row, and its own, begin: int32 that go with `[D, N, R]`.
+    """
     segments, positions = jnp.asarray(tokens.segments), jnp.asarray(tokens.positions)
-    index = jnp.broadcast_to(jnp.arange(length, dtype=jnp.int32), segments.shape)
-    row = before + length * jnp.arange(rows, dtype=jnp.int32)[:, None]
+    index = jnp.broadcast_to(jnp.arange(segments.shape[-1], dtype=jnp.int32), segments.shape)
+    before, row = at
     ends = _ends(segments, positions)
 
     def own_run(of, upto):
@@ -131,12 +154,11 @@ def _spans(tokens, window, prompt, prompt_row, before):
     parent = none if tokens.parents is None else own_run(jnp.asarray(tokens.parents), index)
     if prompt is None:
         return none, own, parent
-    count = prompt.segments.shape[-1]
-    where, groups = jnp.asarray(prompt_row)[..., None], jnp.asarray(tokens.groups)
-    of_rows = [jax.vmap(lambda x, i: x[i])(x, where[..., 0]) for x in _ends(prompt.segments, prompt.positions)]
+    groups = jnp.asarray(tokens.groups)
+    of_rows = [jax.vmap(lambda x, i: x[i])(x, jnp.asarray(prompt_row)) for x in _ends(prompt.segments, prompt.positions)]
     first, last, position = (jnp.take_along_axis(x, groups, axis=-1) for x in of_rows)
     first = _within(first, position, positions, window)
-    return _or_none(groups, first + where * count, last + where * count), own, parent
+    return _or_none(groups, first + before, last + before), own, parent
 
 
 def _ends(segments, positions):
@@ -194,10 +216,11 @@ def _work(kinds, most: int):
 
 def _most_items(blocks: Blocks, length: int, prompt_size: tuple[int, int]) -> int:
     """How much work there can be: a token sees nothing but its row, to itself, and its prompt row."""
-    own = min(blocks.rows // blocks.size, (blocks.size + length - 2) // blocks.size + 2)
+    rows = (blocks.size - 2) // (length // blocks.parts) + 2  # that a block of tokens may have a part of
+    own = rows * ((length - 2) // blocks.size + 2) if blocks.parts > 1 else (blocks.size + length - 2) // blocks.size + 2
+    own = min(blocks.rows // blocks.size, own)
     prompts = blocks.prompts // blocks.size
     if prompts:
-        rows = min((blocks.size - 2) // length + 2, prompt_size[0])
-        prompts = min(prompts, rows * ((prompt_size[1] - 2) // blocks.size + 2))
+        prompts = min(prompts, min(rows, prompt_size[0]) * ((prompt_size[1] - 2) // blocks.size + 2))
     every = blocks.of_tokens * blocks.of_keys
     return min(every, blocks.of_tokens * (own + prompts) + blocks.of_keys)

@@ -7,8 +7,10 @@ import dataclasses
 import jax
 import jax.numpy as jnp
 
+from align_jax.models.attention.blockwise import RowSpans, row_spans
 from align_jax.models.attention.runs import Runs, runs_of
 from align_jax.models.attention.tokens import Tokens
+from align_jax.parallel import sequence
 
 
 @jax.tree_util.register_dataclass
@@ -75,8 +77,8 @@ def visibility(
     prompt: Tokens | None = None,
     prompt_row: jax.Array | None = None,
     uniform: bool = False,
-) -> Masks | RowIds | Runs:
-    """What tokens see, for one backend.
+) -> Masks | RowIds | Runs | RowSpans:
+    """What tokens see, for one backend; of tokens in their natural order, also where a mesh cuts rows.
 
     Args:
       backend: a resolved name, see `resolve_backend`. `splash` and `cudnn` ask for `packed` False where there is a prompt,
@@ -87,6 +89,8 @@ def visibility(
       uniform: see `align_jax.batch.GroupBatch.uniform`.
     """
     rows = None if uniform else prompt_row
+    if backend == "xla" and sequence.pieces() > 1:
+        return row_spans(tokens, window, prompt, prompt_row)
     if backend == "xla":
         prefix = None if prompt is None else prefix_mask(tokens, prompt, prompt_row, window)
         return Masks(own_mask(tokens, window), prefix, rows)

@@ -178,14 +178,19 @@ def _query_chunks(inputs) -> Iterator[tuple[slice, _Own, _Prompt | None]]:
     q, own, prompt = inputs
     length = own.seen.shape[3]
     shared = q.shape[4] // length
-    bounds = [length * i // _chunk_count(length) for i in range(_chunk_count(length) + 1)]
-    for start, end in itertools.pairwise(bounds):
+    for start, end in itertools.pairwise(_bounds(length)):
         of_prompt = None if prompt is None else prompt.of_queries(start, end)
         yield slice(start * shared, end * shared), own.of_queries(start, end), of_prompt
 
 
-def _chunk_count(length: int) -> int:
-    return min(_MOST_CHUNKS, max(1, length // _CHUNK))
+def _bounds(length: int) -> list[int]:
+    count = min(_MOST_CHUNKS, max(1, length // _CHUNK))
+    return [length * i // count for i in range(count + 1)]
+
+
+def computed_pairs(length: int, before: int = 0) -> int:
+    """(query, key) pairs that a head computes for a row of a length, after a prompt row of the length `before`."""
+    return sum((end - start) * (end + before) for start, end in itertools.pairwise(_bounds(length)))
 
 
 def _forward_block(inputs):

@@ -1,0 +1,117 @@
+"""Attention by XLA's products over rows that a mesh cuts: a block of queries at a time, over all keys that it may see.
+
+Each device has the queries of its own positions and brings the keys of a row's other positions, and of its prompt's, together
+(`align_jax.parallel.sequence`). What a query sees is three runs of keys, as for our own kernels
+(`align_jax.models.attention.runs`), so that no array has the queries of a row by its keys; the backward pass computes each
+block again.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+
+from align_jax.models.attention.partition import over_mesh
+from align_jax.models.attention.runs import part_of_devices, spans_of
+from align_jax.models.attention.tokens import Tokens
+from align_jax.models.ops import precision
+from align_jax.parallel import sequence
+
+_NEVER = -1e30  # below any real logit, yet finite: a query that sees nothing gets finite values, not NaN
+_BLOCK_BYTES = 64 << 20  # of the logits of a block
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class RowSpans:
+    """Visibility for rows that are cut.
+
+    Attributes:
+      spans: int32 `[D S, N, R / S, 6]`, the first and the last key of each run in turn among `[prompt row | row]`, of the
+        positions that each of the S devices has.
+      prompt_row: int32 `[D, N]`, each row's prompt row; None for rows without a prompt.
+      parts: static; S.
+    """
+
+    spans: jax.Array
+    prompt_row: jax.Array | None
+    parts: int = dataclasses.field(metadata={"static": True})
+
+
+def row_spans(
+    tokens: Tokens, window: int | None, prompt: Tokens | None = None, prompt_row: jax.Array | None = None
+) -> RowSpans:
+    """The runs of keys that tokens see; arguments as of `visibility`."""
+    before = 0 if prompt is None else prompt.segments.shape[-1]
+    spans = spans_of(tokens, window, prompt, prompt_row, (0, before))
+    of_parts = jnp.stack([part_of_devices(x) for run in spans for x in run], axis=-1)
+    where = None if prompt is None else jnp.asarray(prompt_row)
+    return RowSpans(of_parts.reshape(-1, *of_parts.shape[2:]), where, sequence.pieces())
+
+
+def attend_blockwise(q, k, v, seen: RowSpans, prefix_k=None, prefix_v=None) -> jax.Array:
+    """See `align_jax.models.attention.attend`."""
+    scaled = q * jnp.asarray(q.shape[-1] ** -0.5, q.dtype)
+    keys, ids = ((k, v), ()) if prefix_k is None else ((k, v, prefix_k, prefix_v), (seen.prompt_row,))
+    # Kept for the backward pass is what a device has, and not the keys that were brought together.
+    run = jax.checkpoint(partial(_run, seen.parts), prevent_cse=False)
+    return over_mesh(run, scaled, keys, ids, (seen.spans,))
+
+
+def _run(parts, q, *arrays):
+    """Of one device: q `[D, N, T, H, E]`; keys, values; prompts' and `prompt_row` `[D, N]`, if any; spans `[D, N, T, 6]`."""
+    *keys, spans = arrays
+    prompt_row = keys.pop() if len(keys) > 2 else None
+    keys = [sequence.gathered(x, 2, parts) for x in keys]
+    rows = q, *keys[:2], spans
+    if prompt_row is None:
+        return jax.vmap(lambda *row: jax.lax.map(lambda x: _of_row(*x), row))(*rows)
+
+    def of_shard(q, k, v, spans, prompt_k, prompt_v, prompt_row):
+        def of_row(x):
+            q, k, v, spans, m = x
+            return _of_row(q, jnp.concatenate([prompt_k[m], k]), jnp.concatenate([prompt_v[m], v]), spans)
+
+        return jax.lax.map(of_row, (q, k, v, spans, prompt_row))
+
+    return jax.vmap(of_shard)(*rows, *keys[2:], prompt_row)
+
+
+def _of_row(q, k, v, spans):
+    """A row's queries `[T, H, E]` over keys and values `[keys, Hk, E]`, spans `[T, 6]`; like q."""
+    count, heads = q.shape[:2]
+    size = max(1, min(count, _BLOCK_BYTES // (4 * heads * k.shape[0])))
+    blocks = -(-count // size)
+    # In float32 for what comes back: each block adds to it.
+    keys = k.astype(jnp.float32), v.astype(jnp.float32)
+
+    @partial(jax.checkpoint, prevent_cse=False)
+    def of_block(block):
+        q, spans = block
+        return _of_queries(q, *(x.astype(k.dtype) for x in keys), spans)
+
+    def split(x):
+        x = jnp.pad(x, ((0, blocks * size - count), *((0, 0),) * (x.ndim - 1)))
+        return x.reshape(blocks, size, *x.shape[1:])
+
+    return jax.lax.map(of_block, (split(q), split(spans))).reshape(-1, *q.shape[1:])[:count]
+
+
+def _of_queries(q, k, v, spans):
+    """Some queries `[t, H, E]`."""
+    grouped = q.reshape(q.shape[0], k.shape[1], -1, q.shape[2])
+    logits = _product("tkge,ske->kgts", grouped, k)
+    index = jnp.arange(k.shape[0], dtype=jnp.int32)
+    runs = [(spans[:, i, None] <= index) & (index <= spans[:, i + 1, None]) for i in range(0, spans.shape[1], 2)]
+    logits = jnp.where(sum(runs) > 0, logits, _NEVER)
+    weights = jnp.exp(logits - jax.lax.stop_gradient(logits.max(axis=-1, keepdims=True)))
+    total = weights.sum(axis=-1)
+    out = _product("kgts,ske->tkge", weights.astype(v.dtype), v)
+    return (out / jnp.moveaxis(total, 2, 0)[..., None]).reshape(q.shape).astype(q.dtype)
+
+
+def _product(spec, a, b):
+    return jnp.einsum(spec, a, b, preferred_element_type=jnp.float32, precision=precision(a.dtype))
