@@ -45,8 +45,8 @@ class ModelSection:
       dtype: type of activations.
       param_dtype: type of the trained parameters; bfloat16 takes less memory, and is rounded at random after an update, since
         to the nearest most updates would be lost.
-      attention: xla, pallas (TPU, also packed rows), splash (TPU) or cudnn (GPU); auto is what suits the devices and
-        `data.pack`, or xla where that cannot
+      attention: xla, pallas (TPU, also packed rows), splash (TPU), cudnn (GPU), or triton (GPU, also packed rows; it has never
+        run on a card, and `auto` leaves it out); auto is what suits the devices and `data.pack`, or xla where that cannot
         compute this model, with a line that says why.
       remat: what the backward pass computes again: nothing, all but matrix products, or everything; `offload` keeps matrix
         products in host memory.

@@ -16,7 +16,7 @@ from align_jax.models.attention.pairs import computed_pairs
 from align_jax.scoring.scorer import Scorer
 
 # Products for a pair of a query and a key: forward, backward, and the least of a backward pass.
-FORWARD, BACKWARD, BACKWARD_LEAST = 2, {"xla": 5, "pallas": 7, "splash": 7, "cudnn": 5}, 4
+FORWARD, BACKWARD, BACKWARD_LEAST = 2, {"xla": 5, "pallas": 7, "triton": 7, "splash": 7, "cudnn": 5}, 4
 
 
 def kernel_flops(scorer: Scorer, batch: GroupBatch) -> int:
@@ -35,7 +35,7 @@ def kernel_flops(scorer: Scorer, batch: GroupBatch) -> int:
 
 def computed(scorer: Scorer, batch: GroupBatch) -> tuple[int, int]:
     """(query, key) pairs of a head that are computed for all prompt rows, and for all response rows of a (host) batch."""
-    if scorer.attention == "pallas":
+    if scorer.attention in ("pallas", "triton"):
         return computed_pairs(batch, scorer.config.sliding_window)
     return _xla_pairs(scorer, batch) if scorer.attention == "xla" else _splash_pairs(scorer, batch)
 

@@ -302,7 +302,7 @@ class Setup:
             program=(
                 jax.__version__,
                 self.mesh.devices.flat[0].platform,
-                *(["pallas"] if self.backend == "pallas" else []),
+                *([self.backend] if self.backend in ("pallas", "triton") else []),
                 *(["sequence"] if self.config.mesh.sequence > 1 else []),
             ),
         )

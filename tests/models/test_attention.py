@@ -27,6 +27,7 @@ from align_jax.models.attention import (
     runs,
     splash,
     takes_packed,
+    triton,
     visibility,
     xla,
 )
@@ -39,6 +40,7 @@ from tests.models import emulated_kernels, reference
 def portable_kernels(monkeypatch):
     """The kernels of splash, of our own and of cuDNN on any platform, and in any type."""
     monkeypatch.setattr(pallas, "call", partial(pallas.call, interpret=True))
+    monkeypatch.setattr(triton, "call", partial(triton.call, interpret=True))
     monkeypatch.setattr(runs, "_BLOCK", 8)
     interpreted = partial(splash.kernels.make_splash_mha, interpret=True)
     monkeypatch.setattr(splash.kernels, "make_splash_mha", interpreted)
@@ -127,7 +129,8 @@ CASES = {
     "window-gathered": Case(window=4, uniform=False),
     "blocks": Case(D=1, M=1, C=2, P=150, R=140, H=2, Hk=1, E=8),
 }
-RUNS = [(b, n) for n, c in CASES.items() for b in BACKENDS if not (c.window and b == "cudnn")]
+# Of triton's kernels, slow to interpret: test_triton_attention.py.
+RUNS = [(b, n) for n, c in CASES.items() for b in BACKENDS if b != "triton" and not (c.window and b == "cudnn")]
 
 
 @pytest.mark.parametrize("backend, name", RUNS)
@@ -392,10 +395,10 @@ def test_the_best_backend_has_no_reason(cudnn):
 
 
 def test_what_is_not_there_is_named():
-    with pytest.raises(UserError, match="'flash' is unknown; choose one of auto, xla, pallas, splash, cudnn$"):
+    with pytest.raises(UserError, match="'flash' is unknown; choose one of auto, xla, pallas, splash, cudnn, triton$"):
         resolve_backend("flash", "float32")
     for only_in_tests in ("splash-interpret", "cudnn-emulate"):
-        with pytest.raises(UserError, match=f"'{only_in_tests}' is unknown; choose one of auto, xla, pallas, splash, cudnn$"):
+        with pytest.raises(UserError, match=f"'{only_in_tests}' is unknown; choose one of auto, xla, "):
             resolve_backend(only_in_tests, "float32")
     with pytest.raises(UserError, match="'splash' runs on tpu, but the devices are cpu"):
         resolve_backend("splash", "float32", "cpu")

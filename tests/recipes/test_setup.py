@@ -43,9 +43,9 @@ def gpu(monkeypatch):
 
 
 def test_rows_and_program_get_one_backend(gpu, capsys):
-    for setup, backend in ((gpu(), "cudnn"), (gpu(head_size=12), "xla"), (gpu("xla"), "xla")):
+    for setup, backend in ((gpu(), "cudnn"), (gpu(head_size=12), "xla"), (gpu("xla"), "xla"), (gpu("triton"), "triton")):
         assert (setup.backend, setup.scorer.attention) == (backend, backend)
-        assert setup.layout.pack == (backend == "xla")
+        assert setup.layout.pack == (backend != "cudnn")
     assert capsys.readouterr().err.count("model.attention") == 1
 
 

@@ -4,8 +4,8 @@
     out = attend(q, k, v, seen, prefix_k, prefix_v)                    # in every layer
 
 `xla` runs everywhere and takes every batch. The others never make a `[length, length]` array: `pallas` (TPU, our kernels)
-takes every batch, too; `splash` (TPU, JAX's kernels) and `cudnn` (GPU) take one prompt per prompt row and one response per
-response row (`GroupBatch.packed` False).
+and `triton` (GPU, our kernels, never run on a card: `auto` leaves them out) take every batch, too; `splash` (TPU, JAX's
+kernels) and `cudnn` (GPU) take one prompt per prompt row and one response per response row (`GroupBatch.packed` False).
 """
 
 from __future__ import annotations
@@ -23,9 +23,10 @@ from align_jax.models.attention.backends import (
 from align_jax.models.attention.blockwise import RowSpans, attend_blockwise
 from align_jax.models.attention.cudnn import attend_cudnn
 from align_jax.models.attention.pallas import attend_pallas
-from align_jax.models.attention.runs import Runs
+from align_jax.models.attention.runs import GpuRuns, Runs
 from align_jax.models.attention.splash import attend_splash
 from align_jax.models.attention.tokens import Tokens
+from align_jax.models.attention.triton import attend_triton
 from align_jax.models.attention.visible import Masks, RowIds, own_mask, prefix_mask, visibility
 from align_jax.models.attention.xla import attend_xla
 
@@ -71,6 +72,8 @@ def attend(
         return attend_xla(q, k, v, seen, prefix_k, prefix_v)
     if isinstance(seen, Runs):
         return attend_pallas(q, k, v, seen, prefix_k, prefix_v)
+    if isinstance(seen, GpuRuns):
+        return attend_triton(q, k, v, seen, prefix_k, prefix_v)
     if isinstance(seen, RowSpans):
         return attend_blockwise(q, k, v, seen, prefix_k, prefix_v)
     backend = attend_cudnn if seen.backend == "cudnn" else attend_splash

@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 
 from align_jax.errors import UserError
-from align_jax.models.attention import cudnn_kernels
+from align_jax.models.attention import cudnn_kernels, triton
 from align_jax.models.config import ModelConfig
 
 # name -> platforms that run it
@@ -18,13 +18,21 @@ BACKENDS: dict[str, tuple[str, ...]] = {
     "pallas": ("tpu",),
     "splash": ("tpu",),
     "cudnn": ("gpu",),
+    "triton": ("gpu",),
 }
 # Those that take several prompts and several responses in a row.
-_PACKED = ("xla", "pallas")
+_PACKED = ("xla", "pallas", "triton")
+# Those that take rows that a mesh cuts.
+_PIECES = ("xla", "pallas")
 _BEST = {"tpu": "splash", "gpu": "cudnn"}
 _BEST_PACKED = {"tpu": "pallas"}
 # name -> the types that its kernels take
-_TYPES = {"cudnn": ("bfloat16", "float16"), "splash": ("bfloat16", "float32"), "pallas": ("bfloat16", "float32")}
+_TYPES = {
+    "cudnn": ("bfloat16", "float16"),
+    "splash": ("bfloat16", "float32"),
+    "pallas": ("bfloat16", "float32"),
+    "triton": ("bfloat16", "float16", "float32"),
+}
 # What JAX's own checks ask for: cuDNN by compute capability, and the largest head from Hopper on and before.
 _OLDEST, _OLDEST_OF, _OLDEST_CAPABILITY = 90000, {10.3: 91100}, 8.0
 _LARGEST_HEAD, _LARGEST_HEAD_HOPPER = 128, 256
@@ -37,7 +45,7 @@ def takes_packed(backend: str) -> bool:
 
 def takes_no_pieces(backend: str, sequence: int) -> str | None:
     """Why a backend cannot compute rows that are cut over `mesh.sequence` devices, or None."""
-    if sequence == 1 or backend in _PACKED:
+    if sequence == 1 or backend in _PIECES:
         return None
     return f"{backend!r} takes whole rows, and mesh.sequence: {sequence} cuts them; set it to auto (or xla)"
 
@@ -106,6 +114,8 @@ def _lacks(backend: str, platform: str | None, dtype, config: ModelConfig | None
         return f"its kernels take model.dtype {' or '.join(_TYPES[backend])}, got {kind}"
     if backend == "pallas":
         return None if config is None else _odd_heads(config)
+    if backend == "triton":
+        return triton.missing()
     if backend != "cudnn":
         return None
     missing = None if platform is None else _no_cudnn(platform)

@@ -93,6 +93,14 @@ class Runs:
     blocks: Blocks = dataclasses.field(metadata={"static": True})
 
 
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class GpuRuns:
+    """The same, for the kernels of a GPU."""
+
+    runs: Runs
+
+
 def runs_of(tokens: Tokens, window: int | None, prompt: Tokens | None = None, prompt_row: jax.Array | None = None) -> Runs:
     """The runs of keys that tokens see and the work that this makes; arguments as of `visibility`."""
     (shards, rows, length), parts = tokens.segments.shape, sequence.pieces()

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 
 from align_jax.models.attention.blockwise import RowSpans, row_spans
-from align_jax.models.attention.runs import Runs, runs_of
+from align_jax.models.attention.runs import GpuRuns, Runs, runs_of
 from align_jax.models.attention.tokens import Tokens
 from align_jax.parallel import sequence
 
@@ -77,7 +77,7 @@ def visibility(
     prompt: Tokens | None = None,
     prompt_row: jax.Array | None = None,
     uniform: bool = False,
-) -> Masks | RowIds | Runs | RowSpans:
+) -> Masks | RowIds | Runs | GpuRuns | RowSpans:
     """What tokens see, for one backend; of tokens in their natural order, also where a mesh cuts rows.
 
     Args:
@@ -94,8 +94,9 @@ def visibility(
     if backend == "xla":
         prefix = None if prompt is None else prefix_mask(tokens, prompt, prompt_row, window)
         return Masks(own_mask(tokens, window), prefix, rows)
-    if backend == "pallas":
-        return runs_of(tokens, window, prompt, prompt_row)
+    if backend in ("pallas", "triton"):
+        runs = runs_of(tokens, window, prompt, prompt_row)
+        return GpuRuns(runs) if backend == "triton" else runs
     segments = jnp.asarray(tokens.segments)
     farthest = segments.shape[-1] - 1 + (0 if prompt is None else prompt.segments.shape[-1])
     window = None if window is None or window > farthest else window
