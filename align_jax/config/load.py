@@ -176,7 +176,11 @@ class Config:
             raise self.source.error("train.patience", f"{train.patience} evaluations are waited for; set train.eval_every, too")
 
     def mesh_sizes(self, devices: int) -> tuple[int, int, int]:
-        """(data, fsdp, tensor) on this many devices; UserError unless the mesh and `train.groups_per_step` fit them."""
+        """(data, fsdp, tensor) on this many devices, beside `mesh.sequence`.
+
+        Raises:
+          UserError: the mesh or `train.groups_per_step` do not fit them.
+        """
         data, fsdp, tensor = self.mesh.sizes(devices)
         _check_groups(self.train, data, fsdp)
         return data, fsdp, tensor

@@ -114,6 +114,8 @@ class MeshConfig:
       data: copies of the model, each with a part of the batch.
       fsdp: devices that share the batch and the weights, which are gathered layer by layer.
       tensor: devices that share the heads, the MLP and the vocabulary of each layer.
+      sequence: devices that share the positions of each row, and the weights, too: for rows longer than one device holds. It is
+        no -1, and not chosen by `auto`.
       auto: choose these, and with them `model.remat`, `train.accumulation_steps` and `model.head_chunk`, by what a step is
         predicted to take (docs/performance.md); written `mesh: auto`, too. A run that was begun keeps its choice.
       memory_gib: what a device may hold, for `model.rows_per_chunk` and `model.head_chunk: auto`; None is what there is.
@@ -122,12 +124,14 @@ class MeshConfig:
     data: int = 1
     fsdp: int = 1
     tensor: int = 1
+    sequence: int = 1
     auto: bool = False
     memory_gib: float | None = None
 
     def __post_init__(self):
         check_range("mesh.memory_gib", self.memory_gib, 0, open_low=True)
-        sizes = {axis: getattr(self, axis) for axis in ("data", "fsdp", "tensor")}
+        check_range("mesh.sequence", self.sequence, 1)
+        sizes = {axis: getattr(self, axis) for axis in ("data", "fsdp", "tensor", "sequence")}
         if self.auto and (given := {axis: size for axis, size in sizes.items() if size != 1}):
             axis, size = next(iter(given.items()))
             raise UserError(f"mesh.auto: true chooses the sizes; leave out mesh.{axis}: {size}")
@@ -140,12 +144,14 @@ class MeshConfig:
             raise UserError(f"mesh.{rest[1]}: only one axis may be -1, and mesh.{rest[0]} is")
 
     def sizes(self, devices: int) -> tuple[int, int, int]:
-        """(data, fsdp, tensor) on this many devices; UserError unless they divide."""
+        """(data, fsdp, tensor) on this many devices, beside `sequence`; UserError unless they divide."""
         sizes = [self.data, self.fsdp, self.tensor]
-        product = abs(self.data * self.fsdp * self.tensor)
+        product = abs(self.data * self.fsdp * self.tensor) * self.sequence
         if devices % product if -1 in sizes else devices < product:
-            written = f"{self.data} x {self.fsdp} x {self.tensor}"
-            raise UserError(f"mesh: data x fsdp x tensor = {written} does not fit {devices} devices")
+            cut = self.sequence > 1
+            names = "data x fsdp x tensor" + (" x sequence" if cut else "")
+            written = f"{self.data} x {self.fsdp} x {self.tensor}" + (f" x {self.sequence}" if cut else "")
+            raise UserError(f"mesh: {names} = {written} does not fit {devices} devices")
         data, fsdp, tensor = (devices // product if size == -1 else size for size in sizes)
         return data, fsdp, tensor
 

@@ -45,7 +45,8 @@ class BatchLoader:
       batches: how many will be computed, over and over ones counted each time; what a shape saves is weighed with it.
       labels: name -> `[rows, K]`, joined to the groups by row.
       workers, prefetch: threads that make batches, and how many are made ahead.
-      process_index, process_count: which part of the data this process reads.
+      process_index, process_count: which part of the data this process reads; several that hold the same shards are one.
+      shard_numbers: which shards of the whole batch are this process's, ascending; None: those of consecutive processes.
       agree: with several processes: this process's numbers (`(M, P, N, R, K)`, or lengths of groups) -> the largest of all
         processes, of each. Called once per batch, in the thread that asks for the batch.
       agree_ahead: makes another one for training batches, which are then made in a thread of their own that calls it, so that
@@ -71,6 +72,7 @@ class BatchLoader:
         prefetch: int = 4,
         process_index: int = 0,
         process_count: int = 1,
+        shard_numbers: tuple[int, ...] | None = None,
         agree: Agree | None = None,
         agree_ahead: Callable[[], Any] | None = None,
     ):
@@ -90,6 +92,8 @@ class BatchLoader:
         self._order = (order.shuffle() if shuffle else order).repeat(_ENDLESS // len(dataset) + 1)
         self._groups_per_step, self._begun = groups_per_step, False
         self._spreads = self._layout.spread > 1 and process_count > 1
+        first = process_index * shards
+        self._numbers = tuple(range(first, first + shards)) if shard_numbers is None else shard_numbers
         if self._layout.spread not in (1, shards * process_count):
             raise ValueError(f"groups are spread over all {shards * process_count} shards or none, not {self._layout.spread}")
         if self._spreads:
@@ -229,7 +233,8 @@ class BatchLoader:
     @property
     def _spreading(self) -> Spreading:
         load = functools.partial(_load, self._dataset, self._labels)
-        return Spreading(load, self._dataset.slots, self._per_shard, self._process, self._options.num_threads)
+        how = (self._per_shard, self._process, self._numbers, self._options.num_threads)
+        return Spreading(load, self._dataset.slots, *how)
 
     def _pack(self, groups: list[TokenGroup], shards: int, layout: RowLayout) -> GroupBatch:
         return pack_groups(groups, shards=shards, groups_per_shard=self._per_shard, layout=layout, slots=self._dataset.slots)

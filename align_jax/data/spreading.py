@@ -35,7 +35,7 @@ class Spreading:
     Attributes:
       load: number of a group of the data set -> its tokens.
       slots: K. groups_per_shard: G / D.
-      part: this process's index, and how many there are.
+      part: this process's index, and how many there are. shards: the numbers of its shards.
       workers: threads that read what the plan brings here from other processes' parts.
     """
 
@@ -43,6 +43,7 @@ class Spreading:
     slots: int
     groups_per_shard: int
     part: tuple[int, int]
+    shards: tuple[int, ...]
     workers: int = 2
 
     def draft(self, indices: Sequence[int], microbatches: int, layout: RowLayout) -> Draft:
@@ -67,12 +68,12 @@ class Spreading:
         how = {"microbatches": max(1, draft.microbatches), "groups_per_shard": self.groups_per_shard, "layout": draft.layout}
         plan = plan_step(sizes, **how)
         # The arrays of a process without any group are like those of others: it needs one to know the labels.
-        needed = plan.part(*self.part).groups or {0}
+        needed = plan.part(self.shards).groups or {0}
         missing = sorted(needed - draft.read.keys())
         with ThreadPoolExecutor(self.workers) as pool:
             loaded = dict(zip(missing, pool.map(lambda i: self.load(draft.indices[i]), missing), strict=True))
         groups = {i: draft.read[i] if i in draft.read else loaded[i] for i in needed}
-        return write_step(plan, groups, slots=self.slots, layout=draft.layout, part=self.part)
+        return write_step(plan, groups, slots=self.slots, layout=draft.layout, part=self.shards)
 
     def _lengths(self, draft: Draft) -> tuple[int, ...]:
         """Prompt and units of each group of the step in `1 + K` numbers, all 0 for those that other processes read."""

@@ -13,7 +13,6 @@ import jax.numpy as jnp
 from jax.ad_checkpoint import checkpoint_name
 
 from align_jax.models.remat import PRODUCT
-
 from align_jax.parallel import sequence
 
 _FLOAT32 = jnp.float32

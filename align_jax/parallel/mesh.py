@@ -66,7 +66,8 @@ def _arranged(sizes: tuple[int, ...], devices: list[jax.Device], where: str) -> 
     def arrange(split: bool) -> np.ndarray:
         if slices == 1:
             return mesh_utils.create_device_mesh(inside, devices, allow_split_physical_axes=split)
-        return mesh_utils.create_hybrid_device_mesh(inside, (slices, *(1 for _ in inside[1:])), devices, allow_split_physical_axes=split)
+        outside = (slices, *(1 for _ in inside[1:]))
+        return mesh_utils.create_hybrid_device_mesh(inside, outside, devices, allow_split_physical_axes=split)
 
     try:
         try:
@@ -86,6 +87,33 @@ def data_shards(mesh: Mesh) -> int:
     """D: how many blocks a batch is cut into on this mesh."""
     sizes = axis_sizes(mesh)
     return sizes.get("data", 1) * sizes.get("fsdp", 1)
+
+
+def shards_of_processes(mesh: Mesh, processes: int) -> dict[int, tuple[int, ...]]:
+    """Process -> the numbers of the blocks of a batch that its devices hold, wherever they stand on the mesh.
+
+    A TPU's devices are arranged by its network and not by process: one process may hold blocks 0, 4, 16 and 20. Where tensor
+    or sequence is larger than a process, several hold the same ones.
+
+    Args:
+      processes: how many there are.
+
+    Raises:
+      UserError: processes that share some of their blocks and not all, or hold different numbers of them, or none.
+    """
+    held: dict[int, set[int]] = {process: set() for process in range(processes)}
+    for shard, devices in enumerate(mesh.devices.reshape(data_shards(mesh), -1)):
+        for device in devices:
+            held[device.process_index].add(shard)
+    found = {process: tuple(sorted(shards)) for process, shards in held.items()}
+    parts = set(found.values())
+    if sum(map(len, parts)) != data_shards(mesh) or len({len(part) for part in parts}) > 1:
+        written = " x ".join(f"{name} {size}" for name, size in axis_sizes(mesh).items())
+        raise UserError(
+            f"mesh: on {written}, {processes} processes do not hold whole parts of a batch, each as large as the others'; make "
+            "data x fsdp a multiple of their number, or a divisor of it, and use all devices"
+        )
+    return found
 
 
 def batch_sharding(mesh: Mesh, leading: int = 0) -> NamedSharding:

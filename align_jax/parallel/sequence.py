@@ -17,7 +17,7 @@ AXIS = "sequence"
 
 
 def pieces() -> int:
-    """S, over how many devices the positions of rows are spread; 1 without a mesh, and where shard_map or pmap hold the axis."""
+    """S, over how many devices the positions of rows are spread; 1 without a mesh, and where shard_map holds the axis."""
     return mesh_size(AXIS)
 
 
@@ -61,7 +61,11 @@ def gathered(x: jax.Array, axis: int, parts: int) -> jax.Array:
 
 
 def by_device(x: jax.Array, axis: int, to: int) -> jax.Array:
-    """Dealt positions along an axis with the devices on an axis of their own at `to`, in front: `[.., R, ..]` -> `[.., S, .., R / S, ..]`."""
+    """Dealt positions with the devices that hold them on an axis of their own: `[.., R, ..]` -> `[.., S, .., R / S, ..]`.
+
+    Args:
+      axis: of positions. to: of devices, before it.
+    """
     parts = pieces()
     return jnp.moveaxis(x.reshape(*x.shape[:axis], parts, -1, *x.shape[axis + 1 :]), axis, to)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 from jax.sharding import Mesh
@@ -27,6 +28,8 @@ def layout_for(config: Config, model: ModelConfig, mesh: Mesh, backend: str) -> 
     """How rows are filled: packed where the backend takes that and `data.pack` says so; and what a further shape must save."""
     platform = mesh.devices.flat[0].platform
     dense, price, multiple = keys_per_position(model), compilation_price(model, platform), 8 if platform == "cpu" else 128
+    if config.mesh.sequence > 1:
+        multiple = math.lcm(multiple, 2 * config.mesh.sequence)
     if not takes_packed(backend):
         return RowLayout(pack=False, dense=dense, price=price)
     if backend == "xla":

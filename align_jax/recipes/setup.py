@@ -24,10 +24,10 @@ from align_jax.data.opened import Opened, open_data
 from align_jax.data.packing.lengths import padded_length
 from align_jax.errors import UserError
 from align_jax.files import write_whole
-from align_jax.models.attention import BackendChoice, choose_backend, takes_packed
+from align_jax.models.attention import BackendChoice, choose_backend, takes_no_pieces, takes_packed
 from align_jax.objectives import Objective
 from align_jax.parallel.gpu_flags import gpu_flags_in_use
-from align_jax.parallel.mesh import axis_sizes, data_shards, make_mesh
+from align_jax.parallel.mesh import axis_sizes, data_shards, make_mesh, shards_of_processes
 from align_jax.parallel.processes import LargestAhead, largest_anywhere, of_first
 from align_jax.parallel.stop import StoppedPass, listening
 from align_jax.recipes.auto_mesh import with_mesh
@@ -76,7 +76,8 @@ class Setup:
         if config.mesh.auto:
             trains = config.objective is not None and config.data is not None and config.data.train is not None
             config = with_mesh(config, source.shape, _use_of(source) if trains else None)
-        return cls(config, make_mesh(*config.mesh_sizes(jax.device_count())), source)
+        mesh = make_mesh(*config.mesh_sizes(jax.device_count()), sequence=config.mesh.sequence)
+        return cls(config, mesh, source)
 
     @property
     def folder(self) -> RunFolder:
@@ -97,6 +98,8 @@ class Setup:
         """
         model, platform = self.config.model, self.mesh.devices.flat[0].platform
         longest, pack = _longest(self.config), (self.config.data or DataConfig()).pack
+        if (pieces := self.config.mesh.sequence) > 1:
+            return self._backend_for_pieces(pieces, platform)
 
         def chosen(packed: bool) -> BackendChoice:
             return choose_backend(model.attention, model.dtype, platform, self.source.shape, longest, packed)
@@ -108,6 +111,17 @@ class Setup:
             say_once(f"model.attention: auto takes xla here, which is slower: {choice.reason}")
         elif model.attention == "auto" and pack and takes_packed(choice.backend) and platform != "cpu":
             say_once(f"model.attention: auto takes {choice.backend}: rows hold several prompts and responses (data.pack)")
+        return choice.backend
+
+    def _backend_for_pieces(self, pieces: int, platform: str) -> str:
+        """The backend for rows that are cut over `mesh.sequence` devices."""
+        model = self.config.model
+        if model.attention != "auto" and (why := takes_no_pieces(model.attention, pieces)):
+            raise UserError(f"model.attention: {why}")
+        choice = choose_backend(model.attention, model.dtype, platform, self.source.shape, packed=True)
+        if platform != "cpu":
+            why = f": {choice.reason}" if choice.reason else ""
+            say_once(f"model.attention: {choice.backend}, for rows that are cut over mesh.sequence: {pieces} devices{why}")
         return choice.backend
 
     @functools.cached_property
@@ -147,6 +161,7 @@ class Setup:
             head_chunk=HEAD_CHUNK if model.head_chunk is None else model.head_chunk,
             memory=self._activations() if "auto" in (model.rows_per_chunk, model.head_chunk) else None,
             tensor=axis_sizes(self.mesh).get("tensor", 1),
+            sequence=self.config.mesh.sequence,
         )
 
     def _activations(self) -> int | None:
@@ -167,7 +182,7 @@ class Setup:
     def _state(self) -> int:
         """Bytes of a device that weights, gradients and moments take."""
         sizes = axis_sizes(self.mesh)
-        shards = sizes.get("fsdp", 1) * sizes.get("tensor", 1)
+        shards = sizes.get("fsdp", 1) * sizes.get("tensor", 1) * sizes.get("sequence", 1)
         return state_bytes(self.source.shape, self.config.model.param_dtype, shards)
 
     def say_chunks(self, batch: GroupBatch) -> None:
@@ -243,16 +258,15 @@ class Setup:
         """
         if not self._loaded:
             self._loaded.append(dataset)
-        config, shards, processes = self.config, data_shards(self.mesh), jax.process_count()
-        if shards % processes:
-            raise UserError(
-                f"mesh: data x fsdp = {shards} must be a multiple of the {processes} processes, so that each reads its own "
-                "part of the data"
-            )
+        config, processes, own = self.config, jax.process_count(), tuple(range(data_shards(self.mesh)))
+        readers = [own]
+        if processes > 1:
+            held = shards_of_processes(self.mesh, processes)
+            own, readers = held[jax.process_index()], sorted(set(held.values()))
         once = -(-len(dataset) // config.train.groups_per_step)
         return BatchLoader(
             dataset,
-            shards=shards // processes,
+            shards=len(own),
             groups_per_step=config.train.groups_per_step,
             accumulation_steps=config.train.accumulation_steps,
             seed=config.run.seed,
@@ -261,8 +275,9 @@ class Setup:
             batches=config.train.total_steps(len(dataset)) if passes is None else once * passes,
             workers=config.data.workers,
             prefetch=config.data.prefetch,
-            process_index=jax.process_index(),
-            process_count=processes,
+            process_index=readers.index(own),
+            process_count=len(readers),
+            shard_numbers=own,
             agree=largest_anywhere if processes > 1 else None,
             agree_ahead=LargestAhead if processes > 1 else None,
         )
@@ -279,12 +294,17 @@ class Setup:
         key = cache_key(
             version=2,
             model=reference.fingerprint(),
-            shape=dataclasses.asdict(shape),
+            shape=shape.fields(),
             data=dataset.fingerprint,
             dtype=self.scorer.dtype,
             param_dtype=config.model.param_dtype,
             # Others round differently, and at step one policy and reference are to agree exactly.
-            program=(jax.__version__, self.mesh.devices.flat[0].platform, *(["pallas"] if self.backend == "pallas" else [])),
+            program=(
+                jax.__version__,
+                self.mesh.devices.flat[0].platform,
+                *(["pallas"] if self.backend == "pallas" else []),
+                *(["sequence"] if self.config.mesh.sequence > 1 else []),
+            ),
         )
         cache = cache_of(key, dataset.path, config.reference.cache_dir, self.folder.path)
         if cache.note:

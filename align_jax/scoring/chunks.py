@@ -22,7 +22,7 @@ def state_bytes(config: ModelConfig, param_dtype: str, shards: int) -> int:
     return count * (2 * jnp.dtype(param_dtype).itemsize + STATE_BYTES) // shards
 
 
-def position_bytes(config: ModelConfig, dtype: str, remat: str, tensor: int = 1) -> int:
+def position_bytes(config: ModelConfig, dtype: str, remat: str, tensor: int = 1, sequence: int = 1) -> int:
     """Bytes that one position takes at the peak of a backward pass over all layers, apart from the head.
 
     With `remat: none` each layer keeps its input and those of its norms and products,
@@ -32,12 +32,14 @@ def position_bytes(config: ModelConfig, dtype: str, remat: str, tensor: int = 1)
     Args:
       config: the model. dtype: of activations. remat: a key of `align_jax.models.remat.POLICIES`.
       tensor: devices that share heads and MLP.
+      sequence: devices that share the positions of a row, whose keys and values each brings together, and their gradients.
     """
     heads = (3 * config.heads + 4 * config.kv_heads) * config.head_size
     layer = 4 * config.width + (heads + 3 * config.mlp_width) / tensor
     products = 2 * config.width + 2 * ((config.heads + config.kv_heads) * config.head_size + config.mlp_width) / tensor
     kept = {"none": layer, "dots": products}.get(remat, config.width)
-    return math.ceil((config.layers * kept + TRANSIENT * layer) * jnp.dtype(dtype).itemsize)
+    together = 0 if sequence == 1 else 4 * config.kv_heads * config.head_size * sequence / tensor
+    return math.ceil((config.layers * kept + TRANSIENT * layer + together) * jnp.dtype(dtype).itemsize)
 
 
 def rows_that_fit(

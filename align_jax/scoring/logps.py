@@ -147,7 +147,7 @@ def _map(function, chunks):
 
 
 def _logits(weight, x):
-    return constrain(_product("dtw,wv->dtv", x, weight), "shards", None, "vocab")
+    return constrain(_product("dtw,wv->dtv", x, weight), "shard_pieces", None, "vocab")
 
 
 def _is_target(logits, target):

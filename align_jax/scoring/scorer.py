@@ -30,7 +30,7 @@ class Scorer:
       rows_per_chunk, head_chunk: `auto` is as many as fit by `chunks.rows_that_fit` and `chunks.head_that_fits`; rows None
         is all.
       memory: bytes of a device that activations may take; None where that is not known. tensor: devices that share heads, MLP
-        and vocabulary.
+        and vocabulary. sequence: devices that share the positions of a row.
     """
 
     config: ModelConfig
@@ -41,6 +41,7 @@ class Scorer:
     head_chunk: int | Literal["auto"] = "auto"
     memory: int | None = None
     tensor: int = 1
+    sequence: int = 1
 
     def chunk(self, batch: GroupBatch) -> int | None:
         """Response rows of a shard that are computed at one time for a batch of this shape; None: all."""
@@ -67,11 +68,12 @@ class Scorer:
         return self.config.head == "lm_head" and self.head(batch) < min(rows, self.chunk(batch) or rows) * length
 
     def _shapes(self, batch: GroupBatch) -> tuple[tuple[int, int], tuple[int, int]]:
-        """(rows, positions of one) of responses and of prompts of a shard; microbatches may lie in front."""
-        return batch.tokens.shape[-2:], batch.prompt_tokens.shape[-2:]
+        """(rows, positions of one that a device has) of responses and of prompts of a shard; microbatches may lie in front."""
+        found = [(x.shape[-2], -(-x.shape[-1] // self.sequence)) for x in (batch.tokens, batch.prompt_tokens)]
+        return found[0], found[1]
 
     def _each(self) -> int:
-        return position_bytes(self.config, self.dtype, self.remat, self.tensor)
+        return position_bytes(self.config, self.dtype, self.remat, self.tensor, self.sequence)
 
     def _vocabulary(self) -> int:
         return self.config.vocab_size // self.tensor

@@ -165,6 +165,8 @@ REFUSED = [
     (TEXT, ["--train.accumulation_steps", "3"], "c.yaml:15: train.groups_per_step: 8 is not a multiple of 3"),
     (TEXT, ["--mesh.fsdp", "16"], "c.yaml:15: train.groups_per_step: 8 is not a multiple of 16"),
     (TEXT, ["--mesh.fsdp", "-1", "--mesh.data", "-1"], "--mesh.fsdp: only one axis"),
+    (TEXT, ["--mesh.sequence", "-1"], "--mesh.sequence: -1 must be at least 1"),
+    (TEXT, ["--mesh.auto", "true", "--mesh.sequence", "2"], "mesh.auto: true chooses the sizes; leave out mesh.sequence: 2"),
     (TEXT, ["--mesh.tensor", "0"], "--mesh.tensor: 0 must be at least 1, or -1 for the rest"),
     (TEXT, ["--checkpoint.every", "0"], "--checkpoint.every: 0 must be at least 1"),
     (TEXT, ["--generate.temperature", "-0.5"], "--generate.temperature: -0.5 must be at least 0"),
@@ -358,3 +360,7 @@ def test_the_mesh_takes_the_rest_of_the_devices(load):
         config.mesh_sizes(32)
     with pytest.raises(UserError, match="2 x 2 x 2 does not fit 4 devices"):
         load(TEXT, "--mesh.data=2", "--mesh.fsdp=2", "--mesh.tensor=2").mesh_sizes(4)
+    config = load(TEXT, "--mesh.fsdp", "-1", "--mesh.sequence", "4")
+    assert config.mesh_sizes(16) == (1, 4, 1)
+    with pytest.raises(UserError, match="data x fsdp x tensor x sequence = 1 x -1 x 1 x 4 does not fit 6 devices"):
+        config.mesh_sizes(6)

@@ -96,9 +96,14 @@ def test_a_step_has_every_group_once_and_its_places_in_order(groups, shards, mic
     assert again == plan
     for count in range(1, shards + 1):  # processes share all that there is
         if shards % count == 0:
-            parts = [plan.part(i, count) for i in range(count)]
+            parts = [plan.part(range(i * shards // count, (i + 1) * shards // count)) for i in range(count)]
             assert [sum((p.places[b] for p in parts), []) for b in range(microbatches)] == plan.places
             assert [sum((p.blocks[b] for p in parts), []) for b in range(microbatches)] == plan.blocks
+    odd = plan.part(range(1, shards, 2))  # of a process whose devices stand apart
+    assert odd.blocks == [block[1::2] for block in plan.blocks]
+    assert [p[i : i + per_shard] for p in odd.places for i in range(0, len(p), per_shard)] == [
+        p[i : i + per_shard] for p in plan.places for i in range(per_shard, len(p), 2 * per_shard)
+    ]
 
 
 @pytest.mark.parametrize("beliefs", [False, True], ids=["responses", "beliefs"])

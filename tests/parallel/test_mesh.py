@@ -1,5 +1,7 @@
 """The mesh and the layout of weights on it."""
 
+import types
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -9,7 +11,7 @@ from jax.sharding import PartitionSpec as P
 from align_jax.errors import UserError
 from align_jax.models import ModelConfig, weight_shardings
 from align_jax.parallel.axes import constrain, partition_spec
-from align_jax.parallel.mesh import data_shards, make_mesh, put_batch
+from align_jax.parallel.mesh import data_shards, make_mesh, put_batch, shards_of_processes
 
 CONFIG = ModelConfig(vocab_size=32, width=16, mlp_width=24, layers=2, heads=4, kv_heads=2, head_size=4)
 
@@ -66,3 +68,19 @@ def test_put_batch_splits_the_axis_after_the_leading_ones():
     device = put_batch(host, mesh, leading=1)
     jax.tree.map(np.testing.assert_array_equal, device, host)
     assert {s.data.shape for s in device["a"].addressable_shards} == {(2, 1, 3)}
+
+
+def _mesh_of_processes(shape, processes):
+    """A mesh (data, fsdp, sequence, tensor) whose devices belong to these processes, one after the other."""
+    devices = np.array([types.SimpleNamespace(process_index=p) for p in processes]).reshape(shape)
+    return types.SimpleNamespace(devices=devices, axis_names=("data", "fsdp", "sequence", "tensor"))
+
+
+def test_what_processes_hold_follows_their_devices():
+    apart = _mesh_of_processes((1, 4, 1, 1), [0, 1, 0, 1])
+    assert shards_of_processes(apart, 2) == {0: (0, 2), 1: (1, 3)}
+    shared = _mesh_of_processes((1, 2, 4, 1), [0, 0, 1, 1, 2, 2, 3, 3])
+    assert shards_of_processes(shared, 4) == {0: (0,), 1: (0,), 2: (1,), 3: (1,)}
+    for odd in (_mesh_of_processes((1, 3, 2, 1), [0, 0, 0, 1, 1, 1]), _mesh_of_processes((1, 2, 1, 1), [0, 0])):
+        with pytest.raises(UserError, match=r"2 processes do not hold whole parts of a batch.*make data x fsdp a multiple"):
+            shards_of_processes(odd, 2)

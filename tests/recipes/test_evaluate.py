@@ -192,11 +192,12 @@ def test_several_configs_make_one_table(world, capsys):
 def test_two_processes_evaluate_as_one(world, capsys):
     models = ("--evaluate.models", f"{{run: {world / 'run'}}}", "--evaluate.plots", "false")
     sets = ("--model.path", world / "base", "--model.config", "null", "--evaluate.models", f"{{run: {world / 'exported'}}}")
-    for config, more in (("beliefs.yaml", models), ("sets.yaml", (*sets, "--evaluate.plots", "false"))):
+    four, cut = ("--mesh.data", 2, "--mesh.fsdp", 2), ("--mesh.sequence", 4)  # of one shard, which both processes hold
+    for config, mesh, more in (("beliefs.yaml", cut, models), ("sets.yaml", four, (*sets, "--evaluate.plots", "false"))):
         folders = [world / f"{name}-{config}" for name in ("one", "two")]
         assert evaluate(world / config, *more, "--run.dir", folders[0]) == 0
         table = capsys.readouterr().out
-        arguments = ["evaluate", world / config, *more, "--run.dir", folders[1], "--mesh.data", 2, "--mesh.fsdp", 2]
+        arguments = ["evaluate", world / config, *more, "--run.dir", folders[1], *mesh]
         finish(start_two(arguments))
         one, two = (report(folder)["models"]["run"]["metrics"] for folder in folders)
         assert one.keys() == two.keys() and all(name in table for name in one)

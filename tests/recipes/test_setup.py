@@ -32,9 +32,10 @@ def gpu(monkeypatch):
     names = ("data", "fsdp", "tensor")
     mesh = types.SimpleNamespace(devices=np.array([[[device]]]), shape=dict.fromkeys(names, 1), axis_names=names)
 
-    def make(attention="auto", dtype="bfloat16", data=None, **shape):
+    def make(attention="auto", dtype="bfloat16", data=None, sequence=1, **shape):
         model = {"config": SHAPE | shape, "dtype": dtype, "attention": attention}
         values = {"model": model, "objective": {"name": "mpo"}, "data": data or {}, "run": {"dir": "unused"}}
+        values["mesh"] = {"sequence": sequence}
         config = Config.of(values)
         return Setup(config, mesh, starting_model(config))
 
@@ -72,6 +73,20 @@ def test_rows_are_packed_on_a_tpu(gpu, capsys):
     assert capsys.readouterr().err == (
         "align-jax: model.attention: auto takes pallas: rows hold several prompts and responses (data.pack)\n"
     )
+
+
+def test_rows_that_are_cut_need_a_backend_that_takes_them(gpu, capsys):
+    with speaking(quiet=False):
+        for platform, data, backend in (("gpu", {}, "xla"), ("tpu", {"pack": False}, "pallas")):
+            setup = gpu(data=data, sequence=24)
+            setup.mesh.devices.flat[0].platform = platform
+            assert (setup.backend, setup.scorer.sequence) == (backend, 24)
+            assert setup.layout.multiple % 48 == 0
+            said = f"align-jax: model.attention: {backend}, for rows that are cut over mesh.sequence: 24 devices\n"
+            assert capsys.readouterr().err == said
+    for name in ("cudnn", "splash"):
+        with pytest.raises(UserError, match=f"model.attention: '{name}' takes whole rows, and mesh.sequence: 2 cuts them; set"):
+            gpu(name, sequence=2).backend  # noqa: B018
 
 
 def test_a_job_says_once_why_it_is_slower(gpu, capsys):

@@ -219,9 +219,11 @@ def test_sigterm_saves_and_exits_0(world):
 
 @pytest.mark.slow
 def test_eight_devices_give_the_same_metrics(world, whole):
+    """On one mesh, then on another."""
     folder, config = world
-    run = folder / "mesh"
-    assert train(config, "--run.dir", run, "--mesh.data", 2, "--mesh.fsdp", 2, "--mesh.tensor", 2) == 0
+    run, four = folder / "mesh", ("--mesh.data", 2, "--mesh.fsdp", 2)
+    assert train(config, "--run.dir", run, *four, "--mesh.tensor", 2, "--train.steps", STEPS // 2) == 0
+    assert train(config, "--run.dir", run, *four, "--mesh.sequence", 2) == 0
     for one, many in zip(read_metrics(whole / "metrics.jsonl"), read_metrics(run / "metrics.jsonl"), strict=True):
         for name in one.keys() - {"tokens/padding"}:
             if one[name] is None:  # nothing to average, such as no minority in the batch

@@ -32,10 +32,12 @@ class StepPlan:
     blocks: list[list[ShardPlan]]
     places: list[list[int]]
 
-    def part(self, index: int, count: int) -> StepPlan:
-        """What one of `count` processes holds: consecutive shards of every microbatch, and the places that belong to them."""
-        cut = lambda items: items[index * len(items) // count : (index + 1) * len(items) // count]  # noqa: E731
-        return dataclasses.replace(self, blocks=list(map(cut, self.blocks)), places=list(map(cut, self.places)))
+    def part(self, shards: Sequence[int]) -> StepPlan:
+        """What a process with these shards holds of every microbatch, and the places that belong to them."""
+        blocks = [[block[shard] for shard in shards] for block in self.blocks]
+        each = len(self.places[0]) // len(self.blocks[0])
+        places = [[g for shard in shards for g in block[shard * each : (shard + 1) * each]] for block in self.places]
+        return dataclasses.replace(self, blocks=blocks, places=places)
 
     @property
     def groups(self) -> set[int]:
@@ -141,17 +143,17 @@ def _places(plans: Sequence[ShardPlan], groups_per_shard: int) -> list[int]:
 
 
 def write_step(
-    plan: StepPlan, groups: Mapping[int, TokenGroup], *, slots: int, layout: RowLayout, part: tuple[int, int] = (0, 1)
+    plan: StepPlan, groups: Mapping[int, TokenGroup], *, slots: int, layout: RowLayout, part: Sequence[int] | None = None
 ) -> GroupBatch:
     """The arrays of a planned step, microbatches as further shards.
 
     Args:
       plan: of the step.
-      groups: those of the step that this process holds, by number: `plan.part(*part).groups`.
+      groups: those of the step that this process holds, by number: `plan.part(part).groups`.
       slots: K. layout: what the plan was made for.
-      part: this process's index, and how many there are.
+      part: the numbers of this process's shards; None: all.
     """
-    mine = plan.part(*part)
+    mine = plan if part is None else plan.part(part)
     shards, room = len(mine.blocks[0]), len(mine.places[0])
     writer, real = Writer(plan.shape, len(mine.blocks) * shards, room // shards, slots, layout), []
     for b, (block, places) in enumerate(zip(mine.blocks, mine.places, strict=True)):

@@ -1,8 +1,9 @@
 """Attention by XLA's products over rows that a mesh cuts: a block of queries at a time, over all keys that it may see.
 
 Each device has the queries of its own positions and brings the keys of a row's other positions, and of its prompt's, together
-(`align_jax.parallel.sequence`). What a query sees is three runs of keys, as for our own kernels (`align_jax.models.attention.runs`),
-so that no array has the queries of a row by its keys; the backward pass computes each block again.
+(`align_jax.parallel.sequence`). What a query sees is three runs of keys, as for our own kernels
+(`align_jax.models.attention.runs`), so that no array has the queries of a row by its keys; the backward pass computes each
+block again.
 """
 
 from __future__ import annotations

@@ -21,6 +21,7 @@ import jax.numpy as jnp
 from align_jax.errors import UserError
 from align_jax.models.attention.tokens import Tokens
 from align_jax.parallel import sequence
+from align_jax.parallel.axes import constrain
 
 # What a pair of blocks needs: nothing; no mask; the mask of the prompt's run; of the own one; of the own and the parent's.
 NOTHING, ALL, PROMPT, OWN, PARENT = range(5)
@@ -101,7 +102,7 @@ def runs_of(tokens: Tokens, window: int | None, prompt: Tokens | None = None, pr
     before = None if prompt is None else jnp.asarray(prompt_row)[..., None] * prompt_size[1]
     spans = spans_of(tokens, window, prompt, prompt_row, (before, row))
     own = rows * length // parts
-    flat = [part_of_devices(x).reshape(shards * parts, own) for run in spans for x in run]
+    flat = [constrain(part_of_devices(x).reshape(shards * parts, own), "shard_pieces", None) for run in spans for x in run]
     # Tokens of padding see nothing: first 0, last -1.
     padding = ((0, 0), (0, blocks.tokens - own))
     flat = [jnp.pad(x, padding, constant_values=-(i % 2)) for i, x in enumerate(flat)]
