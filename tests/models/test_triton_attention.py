@@ -3,16 +3,21 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 from functools import partial
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from align_jax.errors import UserError
+from align_jax.models import Decoder, init_weights
 from align_jax.models.attention import attend, resolve_backend, runs, triton, visibility
+from align_jax.parallel.mesh import make_mesh
+from align_jax.scoring.logps import response_logps
 from tests.models import packed
-from tests.models.test_packed_attention import CASES, arrays_for
+from tests.models.test_packed_attention import CASES, MODEL, arrays_for
 
 
 @pytest.fixture
@@ -56,6 +61,7 @@ def test_values_and_gradients_equal_the_reference(name, monkeypatch):
     assert padding.any() and not np.asarray(out)[padding].any() and not np.asarray(grads[0])[padding].any()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("size, dtype, tolerance", [(64, "float32", 1e-5), (128, "bfloat16", 0.02), (256, "bfloat16", 0.02)])
 @pytest.mark.usefixtures("interpreted")
 def test_heads_and_types_of_real_models(size, dtype, tolerance):
@@ -79,3 +85,23 @@ def test_kernels_lower_for_cuda(size, dtype, monkeypatch):
     arrays, d_out = arrays_for(made, size=size, dtype=dtype)
     text = both.trace(arrays, d_out, seen_in(made)).lower(lowering_platforms=("cuda",)).as_text()
     assert text.count("@__gpu$xla.gpu.triton(") == 3
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("interpreted")
+def test_log_probs_and_gradients_equal_those_of_xla_on_a_mesh(monkeypatch):
+    """Two shards, heads over two devices; beliefs with their texts in packed rows, in chunks of rows."""
+    monkeypatch.setattr(runs, "_BLOCK", 8)
+    config, made = dataclasses.replace(MODEL, sliding_window=5), packed.batch(shards=2)
+    weights = jax.tree.map(lambda x: 8 * x if x.ndim > 2 else x, init_weights(config, jax.random.key(0)))
+
+    def scored(backend):
+        def loss(w):
+            logps = response_logps(Decoder(config, w, dtype="float32", attention=backend), made, rows_per_chunk=2)
+            return jnp.sum(logps * jnp.cos(1.0 + jnp.arange(logps.size)).reshape(logps.shape)), logps
+
+        return jax.jit(jax.grad(loss, has_aux=True))(weights)
+
+    with jax.set_mesh(make_mesh(2, 1, 2, devices=jax.devices()[:4])):
+        found = scored("triton")
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-4), found, scored("xla"))
