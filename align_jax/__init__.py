@@ -1,4 +1,4 @@
-"""Preference optimization of LLaMA and Mistral models for groups of people, in JAX.
+"""Preference optimization of LLaMA, Mistral and Qwen models for groups of people, in JAX.
 
     from align_jax import losses          # pure functions on arrays
 

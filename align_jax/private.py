@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import inspect
+from collections.abc import Iterable
 from typing import Any, NamedTuple
 
 from align_jax.errors import UserError
@@ -58,15 +59,24 @@ def call(entry: str, values: dict[str, Any], newer: dict[str, Any] | None = None
     Raises:
       UserError: a parameter that does not exist, or a required one that is in neither.
     """
-    function = private(entry)
-    parameters = inspect.signature(function).parameters
+    names = check(entry, values, newer or {})
+    return private(entry)(**{key: value for key, value in (values | (newer or {})).items() if key in names})
+
+
+def check(entry: str, names: Iterable[str], newer: Iterable[str] = ()) -> set[str]:
+    """The parameters by which a private function would be called, without calling it.
+
+    Raises:
+      UserError: as `call`.
+    """
+    parameters = inspect.signature(private(entry)).parameters
     required = {p.name for p in parameters.values() if p.default is p.empty and p.kind is p.POSITIONAL_OR_KEYWORD}
-    given = values | {key: value for key, value in (newer or {}).items() if key in parameters}
-    if unknown := given.keys() - parameters.keys():
+    given = {*names, *(key for key in newer if key in parameters)}
+    if unknown := given - parameters.keys():
         raise changed(entry, f"it takes no {', '.join(sorted(unknown))} any more")
-    if missing := required - given.keys():
+    if missing := required - given:
         raise changed(entry, f"it takes {', '.join(sorted(missing))}, which nobody gives")
-    return function(**given)
+    return given
 
 
 def parameters_of(entry: str) -> list[str]:

@@ -3,12 +3,13 @@
     python tools/compare_torch.py configs/bench-cpu.yaml [--steps 5] [--json] [--section.key value ...]
 
 Sides: align_jax; plain PyTorch + transformers (the whole conversation of every response in one padded batch, attention by
-`scaled_dot_product_attention`, the head on response positions only); and, for objective dpo where `trl` is installed,
-TRL's DPOTrainer (its own collator and training step, its reference log-probs computed before). Each step of each side is
-followed by one of the next, and who begins changes; the first is not counted. "ours / theirs" is how many times as fast ours
-is: the median of the steps' ratios, with its 95% interval by order statistics (6 steps or more), and that of all seconds.
-With `bench.prompt_tokens` the batch is random tokens of one length, else it is `data.train`: every side then tokenizes and
-batches inside its time.
+`scaled_dot_product_attention`, the head on response positions only; on a GPU where `flash_attn` is installed and the type is
+bfloat16 or float16, FlashAttention over all conversations one after the other, without padding); and, for objective dpo
+where `trl` is installed, TRL's DPOTrainer (its own collator and training step, its reference log-probs computed before). Each
+step of each side is followed by one of the next, and who begins changes; the first is not counted. "ours / theirs" is how many
+times as fast ours is: the median of the steps' ratios, with its 95% interval by order statistics (6 steps or more), and that
+of all seconds. With `bench.prompt_tokens` the batch is random tokens of one length, with `bench.lengths` random tokens of real
+lengths, else it is `data.train`: every side then tokenizes and batches inside its time.
 
 The run fails where losses differ by more than `--tolerance`, relative to 1 + their size.
 """
@@ -38,6 +39,7 @@ import torch
 from scipy.stats import quantile_test
 from tabulate import tabulate
 from transformers import AutoModelForCausalLM
+from transformers.utils import is_flash_attn_2_available
 
 import align_jax
 from align_jax.batch import GroupBatch, useful_tokens
@@ -231,23 +233,36 @@ def update(job: Job, model: torch.nn.Module, optimizer: torch.optim.Optimizer, s
     optimizer.zero_grad(set_to_none=True)
 
 
-def load(job: Job) -> torch.nn.Module:
+def mixed(job: Job) -> bool:
+    """Whether products are computed in another type than the weights have."""
+    return job.config.model.dtype != job.config.model.param_dtype
+
+
+def attention_of(job: Job) -> str:
+    """FlashAttention where this card and type have it, else PyTorch's own."""
+    flash = job.device == "cuda" and job.config.model.dtype in ("bfloat16", "float16") and is_flash_attn_2_available()
+    return "flash_attention_2" if flash else "sdpa"
+
+
+def load(job: Job, attention: str) -> torch.nn.Module:
     dtype = getattr(torch, job.config.model.param_dtype)
-    model = AutoModelForCausalLM.from_pretrained(job.folder / "model", dtype=dtype, attn_implementation="sdpa")
+    model = AutoModelForCausalLM.from_pretrained(job.folder / "model", dtype=dtype, attn_implementation=attention)
     return model.to(job.device).train()
 
 
 def theirs(job: Job) -> Side:
-    model = load(job)
+    attention = attention_of(job)
+    print(f"PyTorch's attention: {attention}", file=sys.stderr)
+    model = load(job, attention)
     optimizer = torch_optimizer(job.config, model)
     loss_of = TORCH_LOSSES[job.config.objective.name]
-    mixed = job.config.model.dtype != job.config.model.param_dtype
-    compute = torch.autocast(job.device, getattr(torch, job.config.model.dtype), enabled=mixed)
+    compute = torch.autocast(job.device, getattr(torch, job.config.model.dtype), enabled=mixed(job))
+    logps_of = torch_logps if attention == "sdpa" else torch_logps_in_one_row
 
     def run(step: int) -> tuple[float, int]:
         groups = job.groups(step)
         with compute:
-            logps = torch_logps(model, groups, job.device)
+            logps = logps_of(model, groups, job.device)
         losses = []
         for g, own in zip(groups, logps.split([len(g.responses) for g in groups]), strict=True):
             given = (torch.from_numpy(np.ascontiguousarray(x)).to(job.device) for x in (g.ref_logps, g.scores))
@@ -274,6 +289,21 @@ def torch_logps(model: torch.nn.Module, groups: list[Group], device: str) -> tor
     full = bool(mask.all())  # without padding the causal kernel needs no mask
     hidden = model.model(tokens.to(device), attention_mask=None if full else mask.to(device), use_cache=False)
     logits = model.lm_head(hidden.last_hidden_state[scored.to(device)]).float()
+    logps = -torch.nn.functional.cross_entropy(logits, targets, reduction="none")
+    which = torch.repeat_interleave(torch.arange(len(rows)), torch.tensor([len(r) for _, r in rows])).to(device)
+    return torch.zeros(len(rows), device=device).index_add(0, which, logps)
+
+
+def torch_logps_in_one_row(model: torch.nn.Module, groups: list[Group], device: str) -> torch.Tensor:
+    """The same without padding: one row of all conversations, whose attention ends where positions begin anew."""
+    rows = [(g.prompt, r) for g in groups for r in g.responses]
+    tokens = torch.tensor([[x for p, r in rows for x in (*p, *r)]], device=device)
+    positions = torch.cat([torch.arange(len(p) + len(r)) for p, r in rows])[None].to(device)
+    ends = np.cumsum([len(p) + len(r) for p, r in rows])
+    scored = np.concatenate([np.arange(end - len(r) - 1, end - 1) for end, (_, r) in zip(ends, rows, strict=True)])
+    targets = torch.tensor([x for _, r in rows for x in r], device=device)
+    hidden = model.model(tokens, position_ids=positions, use_cache=False).last_hidden_state[0]
+    logits = model.lm_head(hidden[torch.from_numpy(scored).to(device)]).float()
     logps = -torch.nn.functional.cross_entropy(logits, targets, reduction="none")
     which = torch.repeat_interleave(torch.arange(len(rows)), torch.tensor([len(r) for _, r in rows])).to(device)
     return torch.zeros(len(rows), device=device).index_add(0, which, logps)
@@ -322,11 +352,11 @@ def trl(job: Job) -> Side:
         precompute_ref_log_probs=True,
         gradient_checkpointing=False,
         max_length=None,
-        bf16=False,
+        bf16=mixed(job) and job.config.model.dtype == "bfloat16",
         report_to=[],
         use_cpu=job.device == "cpu",
     )
-    model = load(job)
+    model = load(job, attention_of(job))
     trainer = Tokenized(model, args=arguments, train_dataset=Dataset.from_list(rows_of(first)), processing_class=tokenizer)
     optimizer = torch_optimizer(job.config, model)
     trainer.current_gradient_accumulation_steps = 1

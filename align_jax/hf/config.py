@@ -1,4 +1,4 @@
-"""`config.json` of Hugging Face to ModelConfig and back: LLaMA 1 to 3.2, Mistral."""
+"""`config.json` of Hugging Face to ModelConfig and back: LLaMA 1 to 3.2, Mistral, Qwen 2 to 3."""
 
 from __future__ import annotations
 
@@ -10,17 +10,20 @@ from align_jax.models import ModelConfig, RopeScaling
 
 # architecture -> (model_type, the head it has)
 ARCHITECTURES = {
-    "LlamaForCausalLM": ("llama", "lm_head"),
-    "MistralForCausalLM": ("mistral", "lm_head"),
-    "LlamaForSequenceClassification": ("llama", "score"),
-    "MistralForSequenceClassification": ("mistral", "score"),
+    f"{family}For{task}": (family.lower(), head)
+    for task, head in (("CausalLM", "lm_head"), ("SequenceClassification", "score"))
+    for family in ("Llama", "Mistral", "Qwen2", "Qwen3")
 }
 _KINDS = {"lm_head": "language model", "score": "reward model (a sequence classifier with one label)"}
 # What transformers takes where config.json is silent.
 _ABSENT = {
     "llama": {"max_position_embeddings": 2048, "sliding_window": None},
     "mistral": {"max_position_embeddings": 131072, "sliding_window": 4096},
+    "qwen2": {"max_position_embeddings": 32768, "sliding_window": 4096},
+    "qwen3": {"max_position_embeddings": 32768, "sliding_window": 4096, "head_dim": 128},
 }
+# What a family has that others have not; without a base config, a fresh model is exported as the family that has it.
+_PIECES = {"qwen2": {"qkv_bias": True}, "qwen3": {"qk_norm": True}}
 _THETA = 10000.0
 # Fields of a base config that must not survive into an export, because they are written anew or not at all.
 _REWRITTEN = {
@@ -30,6 +33,8 @@ _REWRITTEN = {
     "torch_dtype",
     "dtype",
     "sliding_window",
+    "use_sliding_window",
+    "max_window_layers",
     "layer_types",
     "_name_or_path",
     "num_labels",
@@ -63,9 +68,9 @@ def model_config_from_hf(hf: dict[str, Any], where: str, head: str | None = "lm_
     heads, width = _integer(hf, "num_attention_heads", where), _integer(hf, "hidden_size", where)
     # Absent or null: one per query head. Absent for a Mistral, transformers takes 8: that is not guessed here.
     implied = heads if kind == "llama" or "num_key_value_heads" in hf else _REQUIRED
-    if hf.get("head_dim") is None and width % heads:
+    if hf.get("head_dim", _ABSENT[kind].get("head_dim")) is None and width % heads:
         raise UserError(f"{where}: head_dim is missing and hidden_size {width} is no multiple of {heads} heads")
-    window = hf.get("sliding_window", _ABSENT[kind]["sliding_window"]) if kind == "mistral" else None
+    window = _window(hf, kind, where)
     theta, scaling = _rope(hf, where)
     try:
         return ModelConfig(
@@ -75,7 +80,7 @@ def model_config_from_hf(hf: dict[str, Any], where: str, head: str | None = "lm_
             layers=_integer(hf, "num_hidden_layers", where),
             heads=heads,
             kv_heads=_integer(hf, "num_key_value_heads", where, implied),
-            head_size=_integer(hf, "head_dim", where, width // heads),
+            head_size=_integer(hf, "head_dim", where, _ABSENT[kind].get("head_dim", width // heads)),
             norm_eps=_number(hf, "rms_norm_eps", where),
             rope_theta=theta,
             rope_scaling=scaling,
@@ -83,6 +88,7 @@ def model_config_from_hf(hf: dict[str, Any], where: str, head: str | None = "lm_
             tied_embeddings=_boolean(hf, "tie_word_embeddings", where),
             max_length=_integer(hf, "max_position_embeddings", where, _ABSENT[kind]["max_position_embeddings"]),
             head=head,
+            **_PIECES.get(kind, {}),
         )
     except UserError:
         raise
@@ -105,13 +111,10 @@ def hf_config_from_model(config: ModelConfig, base: dict[str, Any] | None = None
       UserError: a base of an unsupported architecture, or a LLaMA base for a model with a sliding window.
     """
     if base is None:
-        kind = "llama" if config.sliding_window is None else "mistral"
+        kind = _family_of(config)
     else:
         kind = _model_type(base, "base_config", stored_head(base))  # a run may have put another head on it
-    if kind == "llama" and config.sliding_window is not None:
-        raise UserError(
-            f"base_config is a LLaMA, which has no sliding_window ({config.sliding_window}); use a Mistral's"
-        )
+    _check_family(config, kind)
     kept = {key: value for key, value in (base or {}).items() if key not in _REWRITTEN}
     out = {
         **{"bos_token_id": None, "eos_token_id": None, "pad_token_id": None},
@@ -135,7 +138,65 @@ def hf_config_from_model(config: ModelConfig, base: dict[str, Any] | None = None
     }
     if kind == "llama":
         return {**out, "attention_bias": False, "mlp_bias": False}
-    return {**out, "sliding_window": config.sliding_window}
+    if kind == "mistral":
+        return {**out, "sliding_window": config.sliding_window}
+    used, bias = config.sliding_window is not None, {} if kind == "qwen2" else {"attention_bias": False}
+    # From layer `max_window_layers` on there is the window.
+    windows = {"use_sliding_window": used, "max_window_layers": 0 if used else config.layers}
+    return {**out, **bias, "sliding_window": config.sliding_window, **windows}
+
+
+def _family_of(config: ModelConfig) -> str:
+    """The family that has what this model has; of several the first.
+
+    Raises:
+      UserError: there is none.
+    """
+    pieces = _pieces(config)
+    found = next((kind for kind, has in _PIECES.items() if has == pieces), None)
+    if pieces and found is None:
+        raise UserError(f"no architecture of Hugging Face has {' and '.join(pieces)}: the model cannot be exported")
+    return found or ("llama" if config.sliding_window is None else "mistral")
+
+
+def _check_family(config: ModelConfig, kind: str) -> None:
+    """UserError for a model that this family cannot be."""
+    if kind == "llama" and config.sliding_window is not None:
+        raise UserError(f"base_config is a LLaMA, which has no sliding_window ({config.sliding_window}); use a Mistral's")
+    if _pieces(config) != _PIECES.get(kind, {}):
+        raise UserError(
+            f"base_config is of model_type {kind!r}, which has {_named(_PIECES.get(kind, {}))}, and the model has "
+            f"{_named(_pieces(config))}"
+        )
+
+
+def _pieces(config: ModelConfig) -> dict[str, bool]:
+    names = dict.fromkeys(name for pieces in _PIECES.values() for name in pieces)
+    return {name: True for name in names if getattr(config, name)}
+
+
+def _named(pieces: dict[str, bool]) -> str:
+    return " and ".join(pieces) or f"neither {' nor '.join(name for has in _PIECES.values() for name in has)}"
+
+
+def _window(hf: dict, kind: str, where: str) -> int | None:
+    """The sliding window of all layers."""
+    if kind == "llama":
+        return None
+    window = hf.get("sliding_window", _ABSENT[kind]["sliding_window"])
+    if kind == "mistral":
+        return window
+    # A Qwen has a window written that it does not use, unless `use_sliding_window` says so, and then in its last layers.
+    layers = _integer(hf, "num_hidden_layers", where)
+    first = hf.get("max_window_layers", 28)
+    if not _boolean(hf, "use_sliding_window", where) or window is None or first >= layers:
+        return None
+    if first > 0:
+        raise UserError(
+            f"{where}: use_sliding_window with max_window_layers {first} of {layers} layers: a window in some layers alone is "
+            "not supported"
+        )
+    return window
 
 
 def stored_head(hf: dict[str, Any]) -> str:

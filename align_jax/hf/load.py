@@ -54,7 +54,7 @@ def load_generation_config(path: str | os.PathLike) -> dict[str, Any] | None:
 def load_model(
     path: str | os.PathLike, mesh: Mesh | None = None, dtype=jnp.bfloat16, param_dtype=jnp.float32, head: str = "lm_head"
 ) -> Decoder:
-    """Loads a LLaMA or Mistral language model, or a reward model.
+    """Loads a LLaMA, Mistral or Qwen language model, or a reward model.
 
     Args:
       path: a folder in Hugging Face format, or a hub id.

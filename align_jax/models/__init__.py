@@ -1,4 +1,4 @@
-"""The decoder: LLaMA and Mistral as one module."""
+"""The decoder: LLaMA, Mistral and Qwen as one module."""
 
 from align_jax.models.config import ModelConfig, RopeScaling
 from align_jax.models.decoder import Decoder

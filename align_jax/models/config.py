@@ -1,8 +1,9 @@
-"""What distinguishes one LLaMA or Mistral from another: values, never code paths."""
+"""What distinguishes one model from another (LLaMA, Mistral, Qwen): values, never code paths."""
 
 from __future__ import annotations
 
 import dataclasses
+from typing import Any
 
 
 @dataclasses.dataclass(frozen=True)
@@ -27,11 +28,13 @@ class RopeScaling:
 
 
 HEADS = ("lm_head", "score")
+# Fields that older versions had not, with what they then were.
+LATER = {"qkv_bias": False, "qk_norm": False}
 
 
 @dataclasses.dataclass(frozen=True)
 class ModelConfig:
-    """Shape and numerics of a decoder (LLaMA 1 to 3.2, Mistral).
+    """Shape and numerics of a decoder (LLaMA 1 to 3.2, Mistral, Qwen 2 to 3).
 
     Attributes:
       vocab_size: number of tokens.
@@ -48,6 +51,8 @@ class ModelConfig:
       tied_embeddings: the output layer is the embedding.
       max_length: positions that it was trained for, the context.
       head: what stands on the last layer: `lm_head`, logits of the next token, or `score`, one number (a reward model).
+      qkv_bias: queries, keys and values have a bias (Qwen2).
+      qk_norm: each head of queries and of keys has a norm before the rotation, one weight for all heads (Qwen3).
     """
 
     vocab_size: int
@@ -64,6 +69,8 @@ class ModelConfig:
     tied_embeddings: bool = False
     max_length: int = 2048
     head: str = "lm_head"
+    qkv_bias: bool = False
+    qk_norm: bool = False
 
     def __post_init__(self):
         if self.head not in HEADS:
@@ -74,3 +81,11 @@ class ModelConfig:
             raise ValueError(f"head_size must be even for rotary embeddings, got {self.head_size}")
         if self.sliding_window is not None and self.sliding_window < 1:
             raise ValueError(f"sliding_window must be at least 1 or None, got {self.sliding_window}")
+
+    def fields(self) -> dict[str, Any]:
+        """Name -> value; without later fields that are as they always were, so that what is kept by them keeps its name."""
+        values = dataclasses.asdict(self)
+        return {name: value for name, value in values.items() if name not in LATER or value != LATER[name]}
+
+    def __repr__(self) -> str:
+        return f"ModelConfig({', '.join(f'{name}={getattr(self, name)!r}' for name in self.fields())})"

@@ -1,10 +1,11 @@
-"""The decoder of LLaMA and Mistral: one module, its layers stacked on a leading axis L and scanned.
+"""The decoder of LLaMA, Mistral and Qwen: one module, its layers stacked on a leading axis L and scanned.
 
 Axes as in `align_jax.batch`; also W the width, H query heads, Hk key/value heads, E the head size, F the MLP width.
 """
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable
 from functools import partial
 
@@ -12,7 +13,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from align_jax.models.attention import Masks, RowIds, RowSpans, Runs, Tokens, attend, resolve_backend, visibility
+from align_jax.models.attention import Masks, RowIds, RowSpans, Runs, Tokens, attend, choose_backend, visibility
 from align_jax.models.config import ModelConfig
 from align_jax.models.ops import gated_linear, linear, lookup, precision, rms_norm
 from align_jax.models.remat import rematerialize
@@ -34,7 +35,7 @@ class Layers(nnx.Module):
 
 
 class Decoder(nnx.Module):
-    """LLaMA or Mistral.
+    """LLaMA, Mistral or Qwen.
 
     Args:
       config: the shape of the model.
@@ -53,7 +54,10 @@ class Decoder(nnx.Module):
     ):
         check_weights(config, weights)
         self.config, self.dtype, self.remat = config, jnp.dtype(dtype), remat
-        self.attention, self.backend = attention, resolve_backend(attention, dtype, config=config)
+        choice = choose_backend(attention, dtype, config=config)
+        if choice.reason:
+            warnings.warn(f"attention: auto takes xla here, which is slower: {choice.reason}", stacklevel=2)
+        self.attention, self.backend = attention, choice.backend
         for name, value in weights.items():
             setattr(self, name, Layers(value) if name == "layers" else nnx.Param(value))
 
@@ -158,9 +162,11 @@ def _layer(x, weights, attention, *, eps, cos, sin):
     w = {name: value if name.endswith("norm") else value.astype(x.dtype) for name, value in weights.items()}
 
     h = rms_norm(x, w["attn_norm"], eps)
-    q = constrain(linear(h, w["q"]), "shards", None, "positions", "heads", None)
-    k = constrain(linear(h, w["k"]), "shards", None, "positions", "kv_heads", None)
-    v = constrain(linear(h, w["v"]), "shards", None, "positions", "kv_heads", None)
+    q = _heads(h, w, "q", "heads")
+    k = _heads(h, w, "k", "kv_heads")
+    v = _heads(h, w, "v", "kv_heads")
+    if "q_norm" in w:
+        q, k = rms_norm(q, w["q_norm"], eps), rms_norm(k, w["k_norm"], eps)
     q, k = rotate(q, cos, sin), rotate(k, cos, sin)
     mixed, kept = attention(q, k, v)
     x = x + constrain(linear(mixed, w["o"], 2), "shards", None, "positions", "act_embed")
@@ -169,3 +175,9 @@ def _layer(x, weights, attention, *, eps, cos, sin):
     gate, up = (constrain(linear(h, w[name]), "shards", None, "positions", "mlp") for name in ("gate", "up"))
     x = x + constrain(gated_linear(gate, up, w["down"]), "shards", None, "positions", "act_embed")
     return x, kept
+
+
+def _heads(h, w, name, axis):
+    """Queries, keys or values of each head; with a bias where the model has one."""
+    x = constrain(linear(h, w[name]), "shards", None, "positions", axis, None)
+    return x + w[f"{name}_bias"] if f"{name}_bias" in w else x

@@ -45,6 +45,14 @@ SAME = Layout(
     their_shape=lambda shape: shape,
     their_axes=lambda ndim: tuple(range(ndim)),
 )
+# [*outputs] here, [outputs] there
+FLAT = Layout(
+    "flat",
+    to_ours=lambda x, shape: x.reshape(shape),
+    to_theirs=lambda x: x.reshape(-1),
+    their_shape=lambda shape: (math.prod(shape),),
+    their_axes=lambda ndim: (0,),
+)
 # [inputs, *outputs] here, [outputs, inputs] there
 SPLIT_OUTPUTS = Layout(
     "split outputs",

@@ -16,7 +16,7 @@ from flax.traverse_util import flatten_dict, unflatten_dict
 from jax.sharding import Mesh
 
 from align_jax.models.config import ModelConfig
-from align_jax.models.layouts import SAME, SPLIT_INPUTS, SPLIT_OUTPUTS, Layout
+from align_jax.models.layouts import FLAT, SAME, SPLIT_INPUTS, SPLIT_OUTPUTS, Layout
 from align_jax.parallel.axes import shardings
 
 Path = tuple[str, ...]
@@ -27,6 +27,11 @@ Initializer = Callable[[ModelConfig, jax.Array, tuple[int, ...]], jax.Array]
 def ones(config: ModelConfig, key: jax.Array, shape: tuple[int, ...]) -> jax.Array:
     """A norm that scales by one."""
     return jnp.ones(shape)
+
+
+def zeros(config: ModelConfig, key: jax.Array, shape: tuple[int, ...]) -> jax.Array:
+    """A bias of nothing."""
+    return jnp.zeros(shape)
 
 
 def normal(config: ModelConfig, key: jax.Array, shape: tuple[int, ...]) -> jax.Array:
@@ -107,8 +112,19 @@ def _norm(path: Path, name: str) -> Weight:
     return Weight(path, ("width",), ("norm",), Stored(name, SAME), init=ones, decay=False)
 
 
-def _in_layer(name: str) -> str:
-    return f"model.layers.{{layer}}.{name}.weight"
+def _in_layer(name: str, kind: str = "weight") -> str:
+    return f"model.layers.{{layer}}.{name}.{kind}"
+
+
+def _bias(name: str, heads: str) -> Weight:
+    stored = Stored(_in_layer(f"self_attn.{name}_proj", "bias"), FLAT)
+    dims, has = (heads, "head_size"), lambda config: config.qkv_bias
+    return Weight(("layers", f"{name}_bias"), dims, dims, stored, init=zeros, decay=False, present=has)
+
+
+def _head_norm(name: str) -> Weight:
+    stored, has = Stored(_in_layer(f"self_attn.{name}_norm"), SAME), lambda config: config.qk_norm
+    return Weight(("layers", f"{name}_norm"), ("head_size",), ("norm",), stored, init=ones, decay=False, present=has)
 
 
 # In the order of a checkpoint's tensors: the embedding, every layer with its tensors together, what follows the layers.
@@ -140,6 +156,8 @@ TABLE = (
         Stored(_in_layer("self_attn.o_proj"), SPLIT_INPUTS),
         init=normal_to_residual,
     ),
+    *(_bias(name, heads) for name, heads in (("q", "heads"), ("k", "kv_heads"), ("v", "kv_heads"))),
+    *(_head_norm(name) for name in ("q", "k")),
     _norm(("layers", "mlp_norm"), _in_layer("post_attention_layernorm")),
     Weight(("layers", "gate"), ("width", "mlp_width"), ("embed", "mlp"), Stored(_in_layer("mlp.gate_proj"), SPLIT_OUTPUTS)),
     Weight(("layers", "up"), ("width", "mlp_width"), ("embed", "mlp"), Stored(_in_layer("mlp.up_proj"), SPLIT_OUTPUTS)),

@@ -294,7 +294,7 @@ class Setup:
         key = cache_key(
             version=2,
             model=reference.fingerprint(),
-            shape=dataclasses.asdict(shape),
+            shape=shape.fields(),
             data=dataset.fingerprint,
             dtype=self.scorer.dtype,
             param_dtype=config.model.param_dtype,

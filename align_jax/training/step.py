@@ -15,6 +15,7 @@ from align_jax.batch import GroupBatch, GroupLabels
 from align_jax.objectives import Metrics, Objective
 from align_jax.objectives.signature_metrics import with_spread
 from align_jax.parallel.mesh import replicated
+from align_jax.parallel.tpu_flags import compiler_options
 from align_jax.scoring.scorer import Scorer
 from align_jax.training.optim import Horizon, apply_updates
 from align_jax.training.state import TrainState, merge
@@ -164,7 +165,12 @@ def compile_step(
         return dataclasses.replace(after, frozen={}), metrics
 
     where = dataclasses.replace(shardings, frozen={})
-    program = jax.jit(train_step_in_parts, donate_argnums=0, out_shardings=(where, replicated(mesh)))
+    program = jax.jit(
+        train_step_in_parts,
+        donate_argnums=0,
+        out_shardings=(where, replicated(mesh)),
+        compiler_options=compiler_options(mesh),
+    )
     return JittedStep(program, None if horizon is None else jax.device_put(horizon, replicated(mesh)))
 
 

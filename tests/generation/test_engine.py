@@ -12,6 +12,7 @@ from align_jax.errors import UserError
 from align_jax.generation import Sampling, StopStrings, generate, stream
 from align_jax.generation.engine import _spread
 from align_jax.generation.slots import Request
+from align_jax.hf import load_model
 from align_jax.models import Decoder, weight_shardings
 from align_jax.parallel.mesh import make_mesh
 from align_jax.scoring.logps import response_logps
@@ -87,6 +88,21 @@ def test_greedy_equals_transformers_on_50_prompts_in_one_batch(window):
     expected = [row[: row.index(7) + 1] if 7 in row else row for row in out]
     assert [sample.tokens.tolist() for [sample] in ours] == expected
     assert len({tuple(row) for row in expected}) > 40
+
+
+@pytest.mark.parametrize("variant", ["qwen2", "qwen3"])
+def test_greedy_of_a_qwen_equals_transformers(tmp_path, variant):
+    torch = pytest.importorskip("torch")
+    from tests.hf import models
+
+    theirs = models.torch_model(variant)
+    prompts = random_prompts(5, 12, vocab=64)
+    model = load_model(models.save(theirs, tmp_path), dtype="float32")
+    ours = generate(model, prompts, max_new_tokens=12, sampling=GREEDY, eos_ids=[], rows=4)
+    for prompt, [sample] in zip(prompts, ours, strict=True):
+        with torch.no_grad():
+            out = theirs.generate(torch.tensor([prompt]), max_new_tokens=12, do_sample=False, pad_token_id=0, eos_token_id=None)
+        assert sample.tokens.tolist() == out[0, len(prompt) :].tolist()
 
 
 def test_repetition_penalty_equals_transformers():

@@ -1,4 +1,4 @@
-"""Tiny random LLaMA and Mistral models of transformers, one for each variant that import must get right."""
+"""Tiny random LLaMA, Mistral and Qwen models of transformers, one for each variant that import must get right."""
 
 from __future__ import annotations
 
@@ -40,16 +40,23 @@ VARIANTS = {
     "eps": ("llama", {"rms_norm_eps": 0.03}),
     "mistral": ("mistral", {"sliding_window": None, "head_dim": 8}),
     "mistral_window": ("mistral", {"sliding_window": 5}),
+    "qwen2": ("qwen2", {}),
+    "qwen2_window": ("qwen2", {"use_sliding_window": True, "sliding_window": 5, "max_window_layers": 0}),
+    "qwen3": ("qwen3", {"head_dim": 16}),
 }
 _CLASSES = {
     "llama": (transformers.LlamaConfig, transformers.LlamaForCausalLM),
     "mistral": (transformers.MistralConfig, transformers.MistralForCausalLM),
+    "qwen2": (transformers.Qwen2Config, transformers.Qwen2ForCausalLM),
+    "qwen3": (transformers.Qwen3Config, transformers.Qwen3ForCausalLM),
 }
 
 
 _CLASSIFIERS = {
     "llama": transformers.LlamaForSequenceClassification,
     "mistral": transformers.MistralForSequenceClassification,
+    "qwen2": transformers.Qwen2ForSequenceClassification,
+    "qwen3": transformers.Qwen3ForSequenceClassification,
 }
 
 

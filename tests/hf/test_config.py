@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import pytest
 
 from align_jax.errors import UserError
@@ -73,10 +75,40 @@ def test_rope_parameters_and_head_size():
     assert _read(LLAMA, head_dim=96).head_size == 96
 
 
+_QWEN2 = {"architectures": ["Qwen2ForCausalLM"], "model_type": "qwen2", "sliding_window": 4096, "num_key_value_heads": 4}
+_QWEN3 = {**_QWEN2, "architectures": ["Qwen3ForCausalLM"], "model_type": "qwen3"}
+
+
+def test_a_qwen_has_its_pieces_and_uses_no_window_that_it_does_not_use():
+    two, three = _read(LLAMA, **_QWEN2), _read(LLAMA, **_QWEN3)
+    assert (two.qkv_bias, two.qk_norm, two.sliding_window, two.head_size) == (True, False, None, 128)
+    assert (three.qkv_bias, three.qk_norm, three.head_size) == (False, True, 128)
+    assert _read(LLAMA, **_QWEN3, hidden_size=2048).head_size == 128  # not 2048 / 32: transformers' default
+    used = {"use_sliding_window": True}
+    assert _read(LLAMA, **_QWEN2, **used, max_window_layers=0).sliding_window == 4096
+    assert _read(LLAMA, **_QWEN2, **used, max_window_layers=32).sliding_window is None
+
+
+@pytest.mark.parametrize("fields", [_QWEN2, _QWEN3], ids=["qwen2", "qwen3"])
+def test_a_fresh_qwen_is_exported_as_one(fields):
+    config = dataclasses.replace(_read(LLAMA, **fields), sliding_window=64)
+    written = hf_config_from_model(config)
+    assert written["architectures"] == fields["architectures"] and not written.get("attention_bias")
+    assert model_config_from_hf(written, "written") == config
+    with pytest.raises(UserError, match="base_config is of model_type 'llama', which has neither qkv_bias nor qk_norm"):
+        hf_config_from_model(dataclasses.replace(config, sliding_window=None), LLAMA)
+    with pytest.raises(UserError, match="no architecture of Hugging Face has qkv_bias and qk_norm"):
+        hf_config_from_model(dataclasses.replace(config, qkv_bias=True, qk_norm=True))
+
+
 _REFUSED = {
     "architecture": ({"architectures": ["GPT2LMHeadModel"]}, "GPT2LMHeadModel"),
     "classifier": ({"architectures": ["LlamaForSequenceClassification"]}, "LlamaForSequenceClassification"),
-    "model_type": ({"architectures": ..., "model_type": "qwen2"}, "'qwen2'"),
+    "model_type": ({"architectures": ..., "model_type": "gpt2"}, "'gpt2'"),
+    "window in some layers": (
+        {**_QWEN2, "use_sliding_window": True, "max_window_layers": 12},
+        "use_sliding_window with max_window_layers 12 of 32 layers",
+    ),
     "contradiction": ({"model_type": "mistral"}, "'mistral' contradicts"),
     "yarn": ({"rope_scaling": {"rope_type": "yarn", "factor": 4.0}}, "rope_scaling: rope type 'yarn'"),
     "dynamic": ({"rope_scaling": {"type": "dynamic", "factor": 4.0}}, "'dynamic'"),

@@ -72,7 +72,7 @@ def _siblings(folder):
     return sorted(os.listdir(folder.parent))
 
 
-@pytest.mark.parametrize("variant", ["llama3.1", "llama3.2", "linear", "odd_heads", "mistral_window"])
+@pytest.mark.parametrize("variant", ["llama3.1", "llama3.2", "linear", "odd_heads", "mistral_window", "qwen2_window", "qwen3"])
 def test_transformers_computes_the_same_logits(variant, tmp_path):
     source = models.save(models.torch_model(variant), tmp_path / "source")
     model = load_model(source, dtype="float32")

@@ -45,9 +45,12 @@ def logits(config, weights, tokens):
         h, mixed = norm(x, y["attn_norm"], config.norm_eps), np.zeros_like(x)
         for head in range(config.heads):
             kv = head // (config.heads // config.kv_heads)
-            q = [rotate(h[i] @ y["q"][:, head], i, freqs) for i in range(length)]
-            k = [rotate(h[i] @ y["k"][:, kv], i, freqs) for i in range(length)]
-            v = h @ y["v"][:, kv]
+            q, k, v = (h @ y[name][:, which] for name, which in (("q", head), ("k", kv), ("v", kv)))
+            if config.qkv_bias:
+                q, k, v = q + y["q_bias"][head], k + y["k_bias"][kv], v + y["v_bias"][kv]
+            if config.qk_norm:
+                q, k = norm(q, y["q_norm"], config.norm_eps), norm(k, y["k_norm"], config.norm_eps)
+            q, k = ([rotate(x[i], i, freqs) for i in range(length)] for x in (q, k))
             for i in range(length):
                 seen = [j for j in range(i + 1) if i - j < window]
                 scores = np.array([q[i] @ k[j] for j in seen]) / np.sqrt(config.head_size)

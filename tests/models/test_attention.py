@@ -3,6 +3,7 @@ interpreted and cuDNN's are replaced by plain products of the same signature."""
 
 import dataclasses
 import re
+import warnings
 from functools import partial
 
 import jax
@@ -10,6 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from align_jax import private
 from align_jax.data import RowLayout, Segment, TokenGroup, pack_groups
 from align_jax.errors import UserError
 from align_jax.models import Decoder, ModelConfig, init_weights
@@ -336,6 +338,44 @@ def test_auto_takes_xla_where_cudnn_cannot_and_says_why(name, cudnn):
     assert choice.backend == "xla" and re.search(why, choice.reason)
     with pytest.raises(UserError, match=f"model.attention: 'cudnn' cannot be used: .*{why}.*; set model.attention: auto"):
         resolve_backend("cudnn", "bfloat16", "cuda", config, longest)
+
+
+def _later_backward(query, key, another_mask):
+    """A rule of some later JAX."""
+
+
+@pytest.mark.parametrize(
+    "place, why",
+    [
+        (private.Private("cudnn.fused_attention_stablehlo", "moved", "x"), "moved: it is not there any more"),
+        (
+            _later_backward,
+            r"_bwd_rule: it takes no .*dropout_rate.* any more; install a version",
+        ),
+    ],
+)
+def test_auto_does_without_rules_of_jax_that_have_changed(place, why, cudnn, monkeypatch):
+    assert cudnn_kernels.changed() is None
+    if isinstance(place, private.Private):
+        monkeypatch.setitem(private.ENTRIES, "cudnn backward", place)
+    else:
+        real = private.private
+        monkeypatch.setattr(private, "private", lambda entry: place if entry == "cudnn backward" else real(entry))
+    choice = choose_backend("auto", "bfloat16", "cuda", HEADS_OF_64)
+    assert choice.backend == "xla" and re.search(why, choice.reason)
+    with pytest.raises(UserError, match="'cudnn' cannot be used: jax "):
+        resolve_backend("cudnn", "bfloat16", "cuda", HEADS_OF_64)
+
+
+def test_a_model_of_ones_own_warns_where_auto_falls_back(cudnn, monkeypatch):
+    monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
+    weights = init_weights(HEADS_OF_64, jax.random.key(0))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert Decoder(HEADS_OF_64, weights).backend == "cudnn"
+    cudnn(version=None)
+    with pytest.warns(UserWarning, match="attention: auto takes xla here, which is slower: cuDNN is not installed"):
+        assert Decoder(HEADS_OF_64, weights).backend == "xla"
 
 
 def test_a_window_that_nothing_leaves_is_none(cudnn):

@@ -23,12 +23,17 @@ VARIANTS = {
         BASE, head_size=8, rope_scaling=RopeScaling("llama3", 8.0, 1.0, 4.0, original_length=16)
     ),
 }
+VARIANTS |= {name: dataclasses.replace(BASE, **{name: True}) for name in ("qkv_bias", "qk_norm")}
 TOKENS = np.random.default_rng(0).integers(0, BASE.vocab_size, (2, 13))
 
 
 def big_weights(config, seed=0):
     """Weights large enough that attention is far from uniform, so that a wrong mask or rotation shows."""
-    return jax.tree.map(lambda x: x * 12 if x.ndim > 2 or x.shape[0] > 20 else x, init_weights(config, jax.random.key(seed)))
+    weights = jax.tree.map(lambda x: x * 12 if x.ndim > 2 or x.shape[0] > 20 else x, init_weights(config, jax.random.key(seed)))
+    for n, name in enumerate(name for name in sorted(weights["layers"]) if name.endswith(("_bias", "q_norm", "k_norm"))):
+        noise = jax.random.normal(jax.random.key(n), weights["layers"][name].shape)
+        weights["layers"][name] = noise if name.endswith("bias") else 1 + noise / 2
+    return weights
 
 
 @pytest.mark.parametrize("config", VARIANTS.values(), ids=VARIANTS.keys())

@@ -97,5 +97,6 @@ def test_decay_is_what_the_table_says_and_by_name_elsewhere():
         ("norm",),
         ("layers", "attn_norm"),
         ("layers", "mlp_norm"),
+        *(("layers", name) for name in ("q_bias", "k_bias", "v_bias", "q_norm", "k_norm")),
     }
     assert table.decays(("head", "w")) and not table.decays(("blocks", "0", "input_norm")) and not table.decays(("norm", "w"))

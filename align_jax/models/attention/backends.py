@@ -115,6 +115,8 @@ def _lacks(backend: str, platform: str | None, dtype, config: ModelConfig | None
 def _no_cudnn(platform: str) -> str | None:
     if platform == "rocm":
         return "cuDNN runs on NVIDIA's devices, and these are AMD's"
+    if changed := cudnn_kernels.changed():
+        return changed
     version, capability = cudnn_kernels.installed(), _capability()
     if version is None:
         return cudnn_kernels.MISSING

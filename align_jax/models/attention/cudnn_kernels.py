@@ -12,11 +12,12 @@ import jax
 import jax.numpy as jnp
 
 from align_jax.errors import UserError
-from align_jax.private import call, parameters_of, private
+from align_jax.private import call, check, parameters_of, private
 
 MISSING = "cuDNN is not installed where JAX looks for it (pip install 'align-jax[gpu]' brings it)"
 # Of versions that can change scores by a function: none is asked for.
 _NEWER = {"score_mod": None, "score_mod_args": ()}
+_NO_ARRAYS = ("bias", "q_offsets", "kv_offsets", "page_table_k", "page_table_v")
 
 
 def forward(q, k, v, q_lengths, k_lengths, *, causal: bool, window: int | None = None) -> tuple[jax.Array, jax.Array]:
@@ -33,6 +34,19 @@ def backward(q, k, v, q_lengths, k_lengths, out, top, grad, *, causal: bool, win
     given = {"return_residual": True, "res": saved, "grad_output": (grad.astype(q.dtype), None)}
     newer = _NEWER | {"cudnn_version": version(), "is_training": True}
     return call("cudnn backward", _options(q, causal, window) | given, newer)[:3]
+
+
+def changed() -> str | None:
+    """What of JAX's rules is not as it was, so that they cannot be called; None where all is."""
+    try:
+        options = _options(jnp.zeros((1, 1, 1, 8)), True, None)
+        arrays = ("query", "key", "value", "q_seqlen", "kv_seqlen", *_NO_ARRAYS)
+        check("cudnn forward", (*arrays, *options, "cudnn_version", "return_residual"), _NEWER)
+        check("cudnn backward", (*options, "return_residual", "res", "grad_output"), (*_NEWER, "cudnn_version", "is_training"))
+        check("cudnn version", ())
+    except (UserError, AttributeError) as error:
+        return str(error)
+    return None
 
 
 def _forward(arrays: dict[str, jax.Array], options: dict[str, Any]) -> tuple[tuple[jax.Array, jax.Array], tuple]:
@@ -68,7 +82,7 @@ def version() -> int:
 def _arrays(q, k, v, q_lengths, k_lengths) -> dict[str, jax.Array]:
     none = jnp.zeros(0, q.dtype)
     given = {"query": q, "key": k, "value": v, "q_seqlen": q_lengths, "kv_seqlen": k_lengths}
-    return given | dict.fromkeys(("bias", "q_offsets", "kv_offsets", "page_table_k", "page_table_v"), none)
+    return given | dict.fromkeys(_NO_ARRAYS, none)
 
 
 def _options(q, causal: bool, window: int | None) -> dict[str, Any]:
