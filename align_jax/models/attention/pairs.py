@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -24,7 +26,7 @@ def computed_pairs(batch: GroupBatch, window: int | None = None) -> tuple[int, i
     return _pairs(prompt, window), _pairs(rows, window, prompt, _shards(batch, "prompt_row", axes=1))
 
 
-_runs_of = jax.jit(runs_of, static_argnums=1)
+_runs_of = jax.jit(partial(runs_of, parts=1), static_argnums=1)  # of whole rows, on whatever mesh they are computed
 
 
 def _pairs(tokens: Tokens, window: int | None, *prompt) -> int:

@@ -101,16 +101,27 @@ class GpuRuns:
     runs: Runs
 
 
-def runs_of(tokens: Tokens, window: int | None, prompt: Tokens | None = None, prompt_row: jax.Array | None = None) -> Runs:
-    """The runs of keys that tokens see and the work that this makes; arguments as of `visibility`."""
-    (shards, rows, length), parts = tokens.segments.shape, sequence.pieces()
+def runs_of(
+    tokens: Tokens,
+    window: int | None,
+    prompt: Tokens | None = None,
+    prompt_row: jax.Array | None = None,
+    parts: int | None = None,
+) -> Runs:
+    """The runs of keys that tokens see and the work that this makes; arguments as of `visibility`.
+
+    Args:
+      parts: S; None is what the mesh in context says.
+    """
+    (shards, rows, length), parts = tokens.segments.shape, parts or sequence.pieces()
     prompt_size = (0, 0) if prompt is None else prompt.segments.shape[1:]
     blocks = Blocks.of(rows * length, length, prompt_size[0] * prompt_size[1], parts)
     row = blocks.prompts + length * jnp.arange(rows, dtype=jnp.int32)[:, None]
     before = None if prompt is None else jnp.asarray(prompt_row)[..., None] * prompt_size[1]
     spans = spans_of(tokens, window, prompt, prompt_row, (before, row))
     own = rows * length // parts
-    flat = [constrain(part_of_devices(x).reshape(shards * parts, own), "shard_pieces", None) for run in spans for x in run]
+    own_parts = [part_of_devices(x) if parts > 1 else x for run in spans for x in run]
+    flat = [constrain(x.reshape(shards * parts, own), "shard_pieces", None) for x in own_parts]
     # Tokens of padding see nothing: first 0, last -1.
     padding = ((0, 0), (0, blocks.tokens - own))
     flat = [jnp.pad(x, padding, constant_values=-(i % 2)) for i, x in enumerate(flat)]
