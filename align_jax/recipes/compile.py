@@ -132,8 +132,8 @@ class AutoMesh:
         Raises:
           UserError: none of those compiled fits.
         """
-        ranks = auto_mesh.ranked(config, self.source.shape, self.devices, self._use)
-        found = auto_mesh.distinct(ranks, auto_mesh.SHOWN)
+        found = auto_mesh.ranked(config, self.source.shape, self.devices, self._use)
+        found = found[: max(auto_mesh.SHOWN, self.asked.candidates)]
         say("mesh: auto, by formula:")
         for line in auto_mesh.shown(found, chip_of(self.devices[0].device_kind).memory).splitlines():
             say(line)
@@ -143,6 +143,8 @@ class AutoMesh:
             raise UserError(f"mesh: auto: none of the {len(tried)} best meshes fits when compiled; raise --candidates")
         best = min(fitting, key=lambda pair: pair[1].seconds.serial + pair[1].seconds.bound)
         say(f"mesh: auto: {best[0].plan}")
+        for line in auto_mesh.replaced(config, best[0].plan):
+            say(line)
         rest = [pair for pair in tried if pair[0] is not best[0]] + [(each, None) for each in found[len(tried) :]]
         return ChosenMesh(auto_mesh.planned(config, best[0].plan), best[1], [_row(*pair) for pair in [best, *rest]])
 
