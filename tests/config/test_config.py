@@ -166,7 +166,7 @@ REFUSED = [
     (TEXT, ["--mesh.fsdp", "16"], "c.yaml:15: train.groups_per_step: 8 is not a multiple of 16"),
     (TEXT, ["--mesh.fsdp", "-1", "--mesh.data", "-1"], "--mesh.fsdp: only one axis"),
     (TEXT, ["--mesh.sequence", "-1"], "--mesh.sequence: -1 must be at least 1"),
-    (TEXT, ["--mesh.auto", "true", "--mesh.sequence", "2"], "mesh.auto: true chooses the sizes; leave out mesh.sequence: 2"),
+    (TEXT, ["--mesh.auto", "true", "--mesh.sequence", "2"], "--mesh.auto: true chooses the sizes; leave out mesh.sequence: 2"),
     (TEXT, ["--mesh.tensor", "0"], "--mesh.tensor: 0 must be at least 1, or -1 for the rest"),
     (TEXT, ["--checkpoint.every", "0"], "--checkpoint.every: 0 must be at least 1"),
     (TEXT, ["--generate.temperature", "-0.5"], "--generate.temperature: -0.5 must be at least 0"),

@@ -74,14 +74,6 @@ def test_eight_devices_equal_one(name, accumulation):
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-3, atol=2e-5), one.weights, many.weights)
 
 
-@pytest.mark.slow
-def test_first_dpo_loss_is_ln_2():
-    for accumulation in (1, 2):
-        batch = packed(items(responses=2, scores=scores), 8 // accumulation, accumulation, True)
-        _, metrics = one_step(batch, DPO(beta=0.7), make_mesh(8 // accumulation, 1, accumulation))
-        assert metrics["loss"] == pytest.approx(np.log(2), abs=1e-6)
-
-
 def test_log_probs_of_split_groups_chunks_and_tokens():
     """Values `[G, K]`, in chunks of rows, token by token, and what is sent between devices for them."""
     groups, mesh = items(), make_mesh(8)

@@ -71,10 +71,9 @@ def one_step(batch, objective, mesh=None, scorer=None, optimizer=None, param_dty
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
-def test_first_dpo_loss_is_ln_2(dtype):
+def test_first_dpo_loss_is_ln_2_in_bfloat16():
     batch = stacked(make_items(6, 2, scores=scores), 1, 1)
-    _, metrics = one_step(batch, DPO(beta=0.7), scorer=Scorer(CONFIG, dtype=dtype))
+    _, metrics = one_step(batch, DPO(beta=0.7), scorer=Scorer(CONFIG, dtype="bfloat16"))
     assert metrics["loss"] == pytest.approx(np.log(2), abs=1e-6)
     assert metrics["rewards/margins"] == pytest.approx(0, abs=1e-5)
 
