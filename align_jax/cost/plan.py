@@ -4,7 +4,7 @@ With W weights of which each chip of a shard computes with its part W/t (t = ten
 layers of width D, and r = 1 where the backward pass computes layers again (else 0), a step moves for each chip
 
     fsdp      2 A all-gathers of 2 W/t bytes, and A reduce-scatters of gradients of 2 W/t bytes
-    data      A all-reduces of 2 W/(f t) bytes
+    data      A all-reduces of 2 W/(f t) bytes (2 A where f = 1)
     tensor    A L (4 + r) all-reduces of 2 Q D bytes
 
 and holds parameters, moments and float32 gradients in f t parts, the weights of a layer, whole (over t), what remat keeps of
@@ -36,6 +36,7 @@ REMAT = ("none", "dots", "full")
 _MOST_MICROBATCHES = 16
 # Parts of a weight below which its gradient is all-reduced: of the last axis, and of another.
 _NARROW, _NARROW_ROWS = 256, 128
+_ALIKE = 0.02  # of a plan's time
 # Times that weights, and what `remat: none` keeps of a position, are read or written in a step: of programs for v5p.
 _WEIGHTS_PASSES, _KEPT_PASSES = 6, 8
 # Times that XLA's attention writes or reads an array of logits, forward and backward.
@@ -124,7 +125,9 @@ class Planner:
         fitting = [each for each in found if each.memory <= USABLE * self.chip.memory]
         if not fitting:
             return sorted(found, key=lambda each: each.memory)[:1]
-        return sorted(fitting, key=lambda each: (each.cost, each.memory))
+        # What a formula cannot tell apart goes by memory: what is free may hold longer rows.
+        first = min(each.cost for each in fitting)
+        return sorted(fitting, key=lambda each: (round(each.cost / first / _ALIKE), each.memory))
 
     def estimate(self, plan: MeshPlan) -> PlanEstimate:
         """What a plan takes."""
@@ -176,8 +179,9 @@ class Planner:
             scattered = self._scattered(plan)
             yield Moved("reduce-scatter", times * scattered, 2 * weights // (plan.tensor * plan.fsdp), along(1))
             yield Moved("all-reduce", times * (1 - scattered), 2 * weights // plan.tensor, along(1))
-        if plan.data > 1:
-            yield Moved("all-reduce", times, 2 * weights // (plan.fsdp * plan.tensor), along(0))
+        if plan.data > 1:  # twice where prompts and rows run one after the other, see `scoring.responses`
+            each = times if plan.fsdp > 1 else 2 * times
+            yield Moved("all-reduce", each, 2 * weights // (plan.fsdp * plan.tensor), along(0))
         if plan.tensor > 1:
             count = times * self.model.layers * (4 + again)
             yield Moved("all-reduce", count, 2 * positions * self.model.width, along(2))

@@ -109,7 +109,7 @@ class ChosenMesh:
     """What was chosen.
 
     Attributes:
-      config: with the plan. shape: its main shape, compiled.
+      config: with the plan. shape: the first of its shapes that are compiled, see `epoch.chosen`.
       rows: the choice and its runners-up as JSON values, best first: each by formula, and as compiled where it was.
     """
 
@@ -152,11 +152,12 @@ class AutoMesh:
         return shapes_for(Setup(config, mesh, self.source), self.asked)[0][0]
 
     def _compiled(self, config: Config, plan: MeshPlan) -> CompiledShape | None:
-        """A plan's main shape as compiled; None where it does not fit."""
+        """The shape that is compiled first as it is with a plan; None where it does not fit."""
         mesh = make_mesh(plan.data, plan.fsdp, plan.tensor, devices=self.devices)
         setup = Setup(auto_mesh.planned(config, plan), mesh, self.source)
         try:
-            return compiled(setup, [self._use(setup.config, mesh)], f"{self.asked.topology}, {plan}")[0]
+            uses, _ = shapes_for(setup, self.asked)
+            return compiled(setup, chosen(uses, self.asked.shapes)[:1], f"{self.asked.topology}, {plan}")[0]
         except topology.DoesNotFit as error:
             say(f"mesh: auto: {plan}: {error}")
             return None

@@ -52,7 +52,7 @@ def test_by_formula_the_best_mesh_is_the_one_that_was_measured():
     assert good.serial > small.serial and good.overlapped > small.overlapped
     assert small.overlapped == pytest.approx(0.81, abs=0.02)  # 1.23 times the least operations
     best = PLANNER.best(list(plans(64, 1, MODEL, GROUPS)))[0]
-    assert best.plan.remat == "none" and best.cost <= good.cost and best.memory < CHIP.memory
+    assert best.plan.remat != "full" and best.cost <= 1.02 * good.cost and best.memory < CHIP.memory
 
 
 def test_more_costs_more():
