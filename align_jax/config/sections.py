@@ -116,7 +116,7 @@ class MeshConfig:
       tensor: devices that share the heads, the MLP and the vocabulary of each layer.
       sequence: devices that share the positions of each row, and the weights, too: for rows longer than one device holds. It is
         no -1, and not chosen by `auto`.
-      auto: choose these, and with them `model.remat`, `train.accumulation_steps` and `model.head_chunk`, by what a step is
+      auto: choose these, and with them `model.remat` and `train.accumulation_steps`, by what a step is
         predicted to take (docs/performance.md); written `mesh: auto`, too. A run that was begun keeps its choice.
       memory_gib: what a device may hold, for `model.rows_per_chunk` and `model.head_chunk: auto`; None is what there is.
     """

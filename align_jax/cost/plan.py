@@ -3,13 +3,14 @@
 With W weights of which each chip of a shard computes with its part W/t (t = tensor), A microbatches of Q positions a shard, L
 layers of width D, and r = 1 where the backward pass computes layers again (else 0), a step moves for each chip
 
-    fsdp      A (2 + r) all-gathers of 2 W/t bytes, and A reduce-scatters of gradients of 4 W/t bytes
-    data      A all-reduces of 4 W/(f t) bytes
-    tensor    A L (4 + 2 r) all-reduces of 2 Q D bytes
+    fsdp      2 A all-gathers of 2 W/t bytes, and A reduce-scatters of gradients of 2 W/t bytes
+    data      A all-reduces of 2 W/(f t) bytes (2 A where f = 1)
+    tensor    A L (4 + r) all-reduces of 2 Q D bytes
 
-and holds parameters, moments and float32 gradients in f t parts, the layer that is computed, whole (over t), what remat keeps
-of every position, and the logits of a chunk. Products run at the chip's peak, as in `align_jax.cost.estimate`; the compiler's
-own counts differ, in both directions (windowed products move pieces, and add them up in memory).
+and holds parameters, moments and float32 gradients in f t parts, the weights of a layer, whole (over t), what remat keeps of
+every position, and logits. The compiler all-reduces gradients whose parts are narrow, where a reduce-scatter would do: both
+weights whose last axis is cut below 256 columns, and all others below 128 rows (libtpu 0.0.42, as its programs show). Products
+run at the chip's peak, as in `align_jax.cost.estimate`.
 """
 
 from __future__ import annotations
@@ -28,27 +29,31 @@ from align_jax.cost.estimate import Seconds
 from align_jax.cost.flops import least_flops, remat_flops
 from align_jax.cost.network import Moved, Places, Spent, spent
 from align_jax.models import ModelConfig, weight_shapes
+from align_jax.scoring.chunks import LOGITS, USABLE, position_bytes, state_bytes
+from align_jax.scoring.logps import HEAD_CHUNK
 
-REMAT = ("none", "full")
+REMAT = ("none", "dots", "full")
 _MOST_MICROBATCHES = 16
-_CHUNKS = (4096, 1024)
-# Of a chip's memory, what a plan may fill by formula.
-_FULL = 0.85
+# Parts of a weight below which its gradient is all-reduced: of the last axis, and of another.
+_NARROW, _NARROW_ROWS = 256, 128
+_ALIKE = 0.02  # of a plan's time
+# Times that weights, and what `remat: none` keeps of a position, are read or written in a step: of programs for v5p.
+_WEIGHTS_PASSES, _KEPT_PASSES = 6, 8
 # Times that XLA's attention writes or reads an array of logits, forward and backward.
 _LOGITS_PASSES = 10
+_DTYPE = "bfloat16"  # of activations
 _OWN_PART = 0.625  # of a row's pairs with itself that XLA's attention computes
 
 
 @dataclasses.dataclass(frozen=True)
 class MeshPlan:
-    """What is chosen: sizes of the mesh, `model.remat`, `train.accumulation_steps` and `model.head_chunk`."""
+    """What is chosen: sizes of the mesh, `model.remat` and `train.accumulation_steps`."""
 
     data: int
     fsdp: int
     tensor: int
     remat: str = "none"
     accumulation: int = 1
-    head_chunk: int | None = None
 
     @property
     def shards(self) -> int:
@@ -57,7 +62,7 @@ class MeshPlan:
 
     def __str__(self) -> str:
         mesh = f"data {self.data} x fsdp {self.fsdp} x tensor {self.tensor}"
-        return f"{mesh}, remat {self.remat}, {self.accumulation} microbatches, head_chunk {self.head_chunk}"
+        return f"{mesh}, remat {self.remat}, {self.accumulation} microbatches"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -94,8 +99,7 @@ def plans(devices: int, slices: int, model: ModelConfig, groups: int) -> Iterato
         for accumulation in _divisors(groups // (data * fsdp)):
             if accumulation <= most:
                 for remat in REMAT:
-                    for chunk in _CHUNKS:
-                        yield MeshPlan(data, fsdp, tensor, remat, accumulation, chunk)
+                    yield MeshPlan(data, fsdp, tensor, remat, accumulation)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -103,14 +107,14 @@ class Planner:
     """What does not depend on the plan.
 
     Attributes:
-      model: the shape. chip: what runs it. param_bytes: of a stored weight. flash: whether attention is a kernel's.
+      model: the shape. chip: what runs it. param_dtype: of stored weights. flash: whether attention is a kernel's.
       mesh: (data, fsdp, tensor) -> the devices so arranged.
       use: parts (data x fsdp x microbatches) -> the shape that computes most where a step's groups are cut so.
     """
 
     model: ModelConfig
     chip: Chip
-    param_bytes: int
+    param_dtype: str
     flash: bool
     mesh: Callable[[int, int, int], Mesh]
     use: Callable[[int], ShapeUse]
@@ -118,11 +122,12 @@ class Planner:
     def best(self, candidates: Sequence[MeshPlan]) -> list[PlanEstimate]:
         """The plans that fit, best first; those with least memory where none does."""
         found = [self.estimate(plan) for plan in candidates]
-        fitting = [each for each in found if each.memory <= _FULL * self.chip.memory]
+        fitting = [each for each in found if each.memory <= USABLE * self.chip.memory]
         if not fitting:
             return sorted(found, key=lambda each: each.memory)[:1]
-        # Equal but for the chunk of the head: the larger one gathers its weights less often.
-        return sorted(fitting, key=lambda each: (each.cost, -each.plan.head_chunk))
+        # What a formula cannot tell apart goes by memory: what is free may hold longer rows.
+        first = min(each.cost for each in fitting)
+        return sorted(fitting, key=lambda each: (round(each.cost / first / _ALIKE), each.memory))
 
     def estimate(self, plan: MeshPlan) -> PlanEstimate:
         """What a plan takes."""
@@ -135,7 +140,7 @@ class Planner:
 
     def _seconds(self, plan: MeshPlan, use: ShapeUse, mesh: Mesh) -> Seconds:
         done = self._computed_forward(use)
-        again = remat_flops(done, plan.remat)
+        again = remat_flops(done, plan.remat, head=self._head_twice(plan, use))
         devices = mesh.devices.size
         compute = (least_flops(done) + again) / devices / self.chip.peak
         total = sum((spent(moved, self.chip, Places.of(list(mesh.devices.flat))) for moved in self._moved(plan, use)), Spent())
@@ -170,18 +175,30 @@ class Planner:
 
         times, positions = plan.accumulation, self._a_shard(use)
         if plan.fsdp > 1:
-            yield Moved("all-gather", times * (2 + again), 2 * weights // plan.tensor, along(1))
-            yield Moved("reduce-scatter", times, 4 * weights // (plan.tensor * plan.fsdp), along(1))
-        if plan.data > 1:
-            yield Moved("all-reduce", times, 4 * weights // (plan.fsdp * plan.tensor), along(0))
+            yield Moved("all-gather", times * 2, 2 * weights // plan.tensor, along(1))
+            scattered = self._scattered(plan)
+            yield Moved("reduce-scatter", times * scattered, 2 * weights // (plan.tensor * plan.fsdp), along(1))
+            yield Moved("all-reduce", times * (1 - scattered), 2 * weights // plan.tensor, along(1))
+        if plan.data > 1:  # twice where prompts and rows run one after the other, see `scoring.responses`
+            each = times if plan.fsdp > 1 else 2 * times
+            yield Moved("all-reduce", each, 2 * weights // (plan.fsdp * plan.tensor), along(0))
         if plan.tensor > 1:
-            count = times * self.model.layers * (4 + 2 * again)
+            count = times * self.model.layers * (4 + again)
             yield Moved("all-reduce", count, 2 * positions * self.model.width, along(2))
 
+    def _scattered(self, plan: MeshPlan) -> float:
+        """The part of the weights whose gradients the compiler reduce-scatters."""
+        part, model = self.model.width // plan.fsdp, self.model
+        heads = model.heads * model.head_size
+        last = model.layers * (heads + model.mlp_width) * model.width / self.weights  # o and down: their width is the last axis
+        return 1.0 if part >= _NARROW else 1 - last if part >= _NARROW_ROWS else 0.0
+
     def _traffic(self, plan: MeshPlan, use: ShapeUse) -> float:
-        """Bytes that a chip reads and writes: weights in every pass, and the logits of attention where XLA makes them."""
-        passes = 3 + (plan.remat == "full")
-        total = plan.accumulation * passes * 2 * self.weights / plan.tensor
+        """Bytes that a chip reads and writes: weights and activations in every pass, and logits that XLA's attention makes."""
+        again = plan.remat == "full"
+        total = plan.accumulation * (_WEIGHTS_PASSES + again) * 2 * self.weights / plan.tensor
+        kept = position_bytes(self.model, _DTYPE, "none", plan.tensor)
+        total += plan.accumulation * self._a_shard(use) * kept * (_KEPT_PASSES + 2 * again)
         return total if self.flash else total + plan.accumulation * self.model.layers * self._logits(plan, use) * _LOGITS_PASSES
 
     def _logits(self, plan: MeshPlan, use: ShapeUse) -> float:
@@ -189,20 +206,24 @@ class Planner:
         return 4 * heads * shape["rows"] * shape["length"] * (shape["prompt_length"] + shape["length"])
 
     def _memory(self, plan: MeshPlan, use: ShapeUse) -> float:
-        model, shape, parts = self.model, use.describe(), plan.fsdp * plan.tensor
-        positions = self._a_shard(use)
-        state = self.weights / parts * (self.param_bytes + 8 + 4 * (2 if plan.accumulation > 1 else 1))
-        outer = model.vocab_size * model.width * (1 if model.tied_embeddings else 2)
-        layer = (self.weights - outer) / model.layers
-        whole = (2 * 2 * layer + (2 + 4) * outer / 2) / plan.tensor
-        kept = 2 * model.width
-        if plan.remat == "none":
-            heads = 2 * (model.heads + model.kv_heads) * model.head_size
-            kept = 2 * (6 * model.width + (heads + 3 * model.mlp_width) / plan.tensor)
-        chunk = min(plan.head_chunk or _CHUNKS[-1], shape["rows"] * shape["length"])
-        logits = 3 * 4 * chunk * model.vocab_size / plan.tensor
+        """As a run's `rows_per_chunk: auto` counts it, so that a plan that fits computes all rows at one time."""
+        model, shape = self.model, use.describe()
+        vocabulary = model.vocab_size // plan.tensor
+        logits = LOGITS * min(HEAD_CHUNK, shape["rows"] * shape["length"]) * vocabulary
         attention = 0.0 if self.flash else 3 * self._logits(plan, use) / shape["rows"]  # of one row at a time
-        return state + whole + model.layers * positions * kept + logits + attention
+        return self._without_logits(plan, use) + logits + attention
+
+    def _without_logits(self, plan: MeshPlan, use: ShapeUse) -> float:
+        model, parts = self.model, plan.fsdp * plan.tensor
+        state = state_bytes(model, self.param_dtype, parts) + (4 * self.weights // parts if plan.accumulation > 1 else 0)
+        outer = model.vocab_size * model.width * (1 if model.tied_embeddings else 2)
+        whole = (4 * 2 * (self.weights - outer) / model.layers + 4 * outer / 2) / plan.tensor if plan.fsdp > 1 else 0
+        return state + whole + self._a_shard(use) * position_bytes(model, _DTYPE, plan.remat, plan.tensor)
+
+    def _head_twice(self, plan: MeshPlan, use: ShapeUse) -> bool:
+        shape = use.describe()
+        logits = LOGITS * shape["rows"] * shape["length"] * self.model.vocab_size // plan.tensor
+        return self._without_logits(plan, use) + logits > USABLE * self.chip.memory
 
     @property
     def weights(self) -> int:

@@ -7,7 +7,8 @@ import re
 
 from jax.sharding import Mesh
 
-# Names of libtpu; the same for v5e, v5p and v6e, as MaxText sets them for its models (its benchmarks/xla_flags_library.py).
+# Names of libtpu, for v5e, v5p and v6e alike. MaxText sets all but the last (its benchmarks/xla_flags_library.py), PyTorch/XLA
+# the last (its pull request 6528).
 TPU_OPTIONS: dict[str, bool | int] = {
     # A weight is gathered whole, not in as many pieces as devices, whose products are added up in memory one by one.
     "xla_jf_spmd_threshold_for_windowed_einsum_mib": 1_000_000,

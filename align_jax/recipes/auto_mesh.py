@@ -1,4 +1,4 @@
-"""`mesh: auto`: the mesh, rematerialization, microbatches and chunk of the head that are predicted to take least."""
+"""`mesh: auto`: the mesh, rematerialization and microbatches that are predicted to take least."""
 
 from __future__ import annotations
 
@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 from tabulate import tabulate
 
 from align_jax.config import Config
@@ -18,6 +17,7 @@ from align_jax.cost.epoch import ShapeUse
 from align_jax.cost.plan import MeshPlan, PlanEstimate, Planner, meshes, plans
 from align_jax.errors import UserError
 from align_jax.models import ModelConfig
+from align_jax.models.attention import resolve_backend
 from align_jax.models.remat import POLICIES
 from align_jax.parallel.mesh import make_mesh
 from align_jax.parallel.processes import of_first
@@ -30,9 +30,26 @@ SHOWN = 5
 def planned(config: Config, plan: MeshPlan) -> Config:
     """The config with what a plan says, and no `auto` any more."""
     mesh = dataclasses.replace(config.mesh, auto=False, data=plan.data, fsdp=plan.fsdp, tensor=plan.tensor)
-    model = dataclasses.replace(config.model, remat=plan.remat, head_chunk=plan.head_chunk)
+    model = dataclasses.replace(config.model, remat=plan.remat)
     train = dataclasses.replace(config.train, accumulation_steps=plan.accumulation)
     return dataclasses.replace(config, mesh=mesh, model=model, train=train)
+
+
+def replaced(config: Config, plan: MeshPlan) -> list[str]:
+    """A line for each key that the user gave, and for which the plan has another value.
+
+    Args:
+      config: before the plan.
+    """
+    plans_own = {"model.remat": plan.remat, "train.accumulation_steps": plan.accumulation}
+    lines = []
+    for key, value in plans_own.items():
+        section, name = key.split(".")
+        given = config.source.values.get(section) or {}
+        before = getattr(getattr(config, section), name)
+        if name in given and before != value:
+            lines.append(f"mesh: auto: {key}: {before} ({config.source.where(key)}) is replaced by {value}")
+    return lines
 
 
 def ranked(
@@ -62,8 +79,9 @@ def ranked(
         plan = next(plan for plan in found if plan.shards * plan.accumulation == parts)
         return use_of(planned(config, plan), arranged(plan.data, plan.fsdp, plan.tensor))
 
-    size = jnp.dtype(config.model.param_dtype).itemsize
-    return Planner(model, chip, size, not use(found[0].shards * found[0].accumulation).batch.packed, arranged, use).best(found)
+    packed = use(found[0].shards * found[0].accumulation).batch.packed
+    flash = resolve_backend(config.model.attention, config.model.dtype, "tpu", model, packed=packed) != "xla"
+    return Planner(model, chip, config.model.param_dtype, flash, arranged, use).best(found)
 
 
 def shown(found: Sequence[PlanEstimate], chip_memory: int) -> str:
@@ -73,7 +91,6 @@ def shown(found: Sequence[PlanEstimate], chip_memory: int) -> str:
             f"{each.plan.data} x {each.plan.fsdp} x {each.plan.tensor}",
             each.plan.remat,
             each.plan.accumulation,
-            each.plan.head_chunk,
             f"{each.memory / 2**30:.1f}",
             f"{each.seconds.serial:.4f}",
             f"{each.seconds.overlapped:.4f}",
@@ -83,31 +100,22 @@ def shown(found: Sequence[PlanEstimate], chip_memory: int) -> str:
         for each in found
     ]
     headers = [
-        *("data x fsdp x tensor", "remat", "microbatches", "head_chunk", f"GiB of {chip_memory / 2**30:.0f}"),
+        *("data x fsdp x tensor", "remat", "microbatches", f"GiB of {chip_memory / 2**30:.0f}"),
         *("s in series", "overlapped", "utilisation", "overlapped"),
     ]
     return tabulate(rows, headers=headers, disable_numparse=True, stralign="right")
-
-
-def distinct(found: Sequence[PlanEstimate], most: int) -> list[PlanEstimate]:
-    """The first plans that differ in more than the chunk of the head."""
-    seen: dict[Any, PlanEstimate] = {}
-    for each in found:
-        seen.setdefault(dataclasses.replace(each.plan, head_chunk=None), each)
-    return list(seen.values())[:most]
 
 
 def pinned(config: Config, devices: int) -> MeshPlan | None:
     """What an earlier start of the run in `run.dir` chose for as many devices, if any did; the same on every process."""
     found = _pinned(config, devices)
     remats = list(POLICIES)
-    numbers = (0,) * 6
+    numbers = (0,) * 5
     if found is not None:
-        sizes = (found.data, found.fsdp, found.tensor)
-        numbers = (*sizes, remats.index(found.remat), found.accumulation, found.head_chunk or 0)
+        numbers = (found.data, found.fsdp, found.tensor, remats.index(found.remat), found.accumulation)
     # Always asked of the first: its disk alone may hold the run.
-    data, fsdp, tensor, remat, accumulation, chunk = map(of_first, numbers)
-    return MeshPlan(data, fsdp, tensor, remats[remat], accumulation, chunk or None) if data else None
+    data, fsdp, tensor, remat, accumulation = map(of_first, numbers)
+    return MeshPlan(data, fsdp, tensor, remats[remat], accumulation) if data else None
 
 
 def _pinned(config: Config, devices: int) -> MeshPlan | None:
@@ -117,7 +125,7 @@ def _pinned(config: Config, devices: int) -> MeshPlan | None:
     mesh, model, train = folder.config.mesh, folder.config.model, folder.config.train
     if mesh.auto or -1 in (mesh.data, mesh.fsdp, mesh.tensor) or mesh.data * mesh.fsdp * mesh.tensor != devices:
         return None
-    return MeshPlan(mesh.data, mesh.fsdp, mesh.tensor, model.remat, train.accumulation_steps, model.head_chunk)
+    return MeshPlan(mesh.data, mesh.fsdp, mesh.tensor, model.remat, train.accumulation_steps)
 
 
 def without_network(config: Config, model: ModelConfig, devices: Sequence[jax.Device]) -> MeshPlan:
@@ -134,7 +142,7 @@ def without_network(config: Config, model: ModelConfig, devices: Sequence[jax.De
             "(train.groups_per_step)"
         )
     data, fsdp, tensor = min(sizes, key=lambda size: (size[2], size[0]))
-    return MeshPlan(data, fsdp, tensor, config.model.remat, accumulation, config.model.head_chunk)
+    return MeshPlan(data, fsdp, tensor, config.model.remat, accumulation)
 
 
 def with_mesh(config: Config, model: ModelConfig, use_of: Callable[[Config, Any], ShapeUse] | None) -> Config:
@@ -155,8 +163,8 @@ def with_mesh(config: Config, model: ModelConfig, use_of: Callable[[Config, Any]
         why = "nothing is trained here" if use_of is None else f"the network of {devices[0].device_kind} is not known"
         say_once(f"mesh: auto: {why}, so the weights are cut in as many parts as can be: {plan}")
         return planned(config, plan)
-    found = distinct(ranked(config, model, devices, use_of), SHOWN)
+    found = ranked(config, model, devices, use_of)[:SHOWN]
     say(f"mesh: auto: {found[0].plan}; by formula, the choice and what came next:")
-    for line in shown(found, chip.memory).splitlines():
+    for line in [*shown(found, chip.memory).splitlines(), *replaced(config, found[0].plan)]:
         say(line)
     return planned(config, found[0].plan)

@@ -109,7 +109,7 @@ class ChosenMesh:
     """What was chosen.
 
     Attributes:
-      config: with the plan. shape: its main shape, compiled.
+      config: with the plan. shape: the first of its shapes that are compiled, see `epoch.chosen`.
       rows: the choice and its runners-up as JSON values, best first: each by formula, and as compiled where it was.
     """
 
@@ -132,8 +132,8 @@ class AutoMesh:
         Raises:
           UserError: none of those compiled fits.
         """
-        ranks = auto_mesh.ranked(config, self.source.shape, self.devices, self._use)
-        found = auto_mesh.distinct(ranks, auto_mesh.SHOWN)
+        found = auto_mesh.ranked(config, self.source.shape, self.devices, self._use)
+        found = found[: max(auto_mesh.SHOWN, self.asked.candidates)]
         say("mesh: auto, by formula:")
         for line in auto_mesh.shown(found, chip_of(self.devices[0].device_kind).memory).splitlines():
             say(line)
@@ -143,6 +143,8 @@ class AutoMesh:
             raise UserError(f"mesh: auto: none of the {len(tried)} best meshes fits when compiled; raise --candidates")
         best = min(fitting, key=lambda pair: pair[1].seconds.serial + pair[1].seconds.bound)
         say(f"mesh: auto: {best[0].plan}")
+        for line in auto_mesh.replaced(config, best[0].plan):
+            say(line)
         rest = [pair for pair in tried if pair[0] is not best[0]] + [(each, None) for each in found[len(tried) :]]
         return ChosenMesh(auto_mesh.planned(config, best[0].plan), best[1], [_row(*pair) for pair in [best, *rest]])
 
@@ -150,11 +152,12 @@ class AutoMesh:
         return shapes_for(Setup(config, mesh, self.source), self.asked)[0][0]
 
     def _compiled(self, config: Config, plan: MeshPlan) -> CompiledShape | None:
-        """A plan's main shape as compiled; None where it does not fit."""
+        """The shape that is compiled first as it is with a plan; None where it does not fit."""
         mesh = make_mesh(plan.data, plan.fsdp, plan.tensor, devices=self.devices)
         setup = Setup(auto_mesh.planned(config, plan), mesh, self.source)
         try:
-            return compiled(setup, [self._use(setup.config, mesh)], f"{self.asked.topology}, {plan}")[0]
+            uses, _ = shapes_for(setup, self.asked)
+            return compiled(setup, chosen(uses, self.asked.shapes)[:1], f"{self.asked.topology}, {plan}")[0]
         except topology.DoesNotFit as error:
             say(f"mesh: auto: {plan}: {error}")
             return None

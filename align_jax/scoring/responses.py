@@ -12,9 +12,9 @@ import jax.numpy as jnp
 from align_jax.batch import GroupBatch
 from align_jax.errors import UserError
 from align_jax.models.attention import Tokens, resolve_backend, takes_no_pieces, takes_packed, visibility
-from align_jax.models.decoder import Decoder
+from align_jax.models.decoder import Decoder, Inputs
 from align_jax.parallel import sequence
-from align_jax.parallel.axes import constrain
+from align_jax.parallel.axes import constrain, mesh_size
 
 _PROMPT_FIELDS = ("prompt_tokens", "prompt_segments", "prompt_positions")
 _ROW_FIELDS = ("tokens", "targets", "positions", "segments", "parents", "groups", "slots", "prompt_row")
@@ -50,11 +50,12 @@ def sum_over_responses(
             "shard_map, score batches of RowLayout(spread=1)"
         )
     batch = _in_pieces(_aligned(batch, _backend(model, batch)))
-    kv = prompt_kv(model, batch)
+    count = batch.tokens.shape[1]
+    whole = rows_per_chunk is None or rows_per_chunk >= count
+    kv = None if whole and _pays_together() else prompt_kv(model, batch)
     rows = {name: getattr(batch, name) for name in _ROW_FIELDS}
     read_rows = partial(_read_rows, model, batch, kv, read)
-    count = batch.tokens.shape[1]
-    if rows_per_chunk is None or rows_per_chunk >= count:
+    if whole:
         sums = read_rows(rows)
     else:
         sums = _scan_chunks(read_rows, rows, count, rows_per_chunk, batch)
@@ -81,11 +82,19 @@ def one_slot_per_token(batch: GroupBatch) -> GroupBatch:
 
 def prompt_kv(model: Decoder, batch: GroupBatch) -> tuple[jax.Array, jax.Array]:
     """Keys and values of the prompt rows in every layer: two `[L, D, M, P, Hk, E]`, positions as they were dealt."""
+    _, kv = model.run(*_prompts(model, batch), keep_kv=True)
+    return kv
+
+
+def _prompts(model: Decoder, batch: GroupBatch) -> Inputs:
     own = Tokens(batch.prompt_positions, batch.prompt_segments)
     seen = visibility(_backend(model, batch), own, model.config.sliding_window)
-    tokens, positions = (sequence.dealt(jnp.asarray(x), 2) for x in (batch.prompt_tokens, batch.prompt_positions))
-    _, kv = model.run(tokens, positions, seen, keep_kv=True)
-    return kv
+    return Inputs(*(sequence.dealt(jnp.asarray(x), 2) for x in (batch.prompt_tokens, batch.prompt_positions)), seen)
+
+
+def _pays_together() -> bool:
+    """Whether prompts and rows run in one scan: where weights are gathered, and the positions of rows are not cut."""
+    return mesh_size("fsdp") > 1 and sequence.pieces() == 1
 
 
 def _backend(model: Decoder, batch: GroupBatch) -> str:
@@ -133,7 +142,8 @@ def _read_rows(model, batch, kv, read, rows):
     uniform = batch.uniform and rows["tokens"].shape == batch.tokens.shape
     seen = visibility(_backend(model, batch), own, window, prompt, rows["prompt_row"], uniform)
     rows = {name: sequence.dealt(jnp.asarray(x), 2) if x.ndim > 2 else x for name, x in rows.items()}
-    hidden, _ = model.run(rows["tokens"], rows["positions"], seen, kv)
+    inputs = Inputs(rows["tokens"], rows["positions"], seen)
+    hidden = model.run_together(_prompts(model, batch), inputs) if kv is None else model.run(*inputs, kv)[0]
     return _sum_into_slots(read(hidden, rows), rows["slots"], _slots(batch))
 
 

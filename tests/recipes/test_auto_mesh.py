@@ -65,18 +65,18 @@ def test_where_the_network_is_not_known_weights_are_cut(tmp_path, capsys):
 
 
 def test_a_run_keeps_what_it_chose(tmp_path, monkeypatch, capsys):
-    before = auto_mesh.planned(config(tmp_path), MeshPlan(2, 2, 2, "none", 2, 4096))
+    before = auto_mesh.planned(config(tmp_path), MeshPlan(2, 2, 2, "none", 2))
     folder = types.SimpleNamespace(is_run=True, config=before)
     monkeypatch.setattr(auto_mesh, "RunFolder", lambda path: types.SimpleNamespace(newest=folder))
     made = Setup.of(config(tmp_path))
     assert dict(made.mesh.shape) == {"data": 2, "fsdp": 2, "tensor": 2}
-    assert (made.config.model.remat, made.config.model.head_chunk, made.config.train.accumulation_steps) == ("none", 4096, 2)
+    assert (made.config.model.remat, made.config.train.accumulation_steps) == ("none", 2)
     assert "began: data 2 x fsdp 2 x tensor 2, remat none, 2 microbatches" in capsys.readouterr().err
     assert auto_mesh.pinned(config(tmp_path), 16) is None  # of another number of devices
 
 
 def test_a_planned_config_is_written_and_read_again(tmp_path):
-    plan = MeshPlan(2, 2, 2, "none", 2, None)
+    plan = MeshPlan(2, 2, 2, "none", 2)
     (tmp_path / "c.yaml").write_text(auto_mesh.planned(config(tmp_path), plan).to_yaml())
     found = load_config(tmp_path / "c.yaml")
     assert (found.mesh.data, found.mesh.fsdp, found.mesh.tensor, found.mesh.auto) == (2, 2, 2, False)
@@ -97,7 +97,7 @@ def test_plans_are_ranked_on_a_known_chip_and_shown(tmp_path):
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(auto_mesh, "make_mesh", _fake_mesh)
-        found = auto_mesh.distinct(auto_mesh.ranked(given, model.shape, devices, use_of), 4)
+        found = auto_mesh.ranked(given, model.shape, devices, use_of)[:4]
     assert len({str(each.plan) for each in found}) == 4 and found[0].cost <= found[1].cost
     lines = auto_mesh.shown(found, CHIPS["TPU v5"].memory).splitlines()
     assert "GiB of 95" in lines[0] and len(lines) == 6
@@ -111,10 +111,18 @@ def _fake_mesh(*sizes, devices):
     return types.SimpleNamespace(devices=array.reshape(sizes), shape=shape, axis_names=names)
 
 
-def test_what_differs_in_the_chunk_alone_is_one_choice():
-    plan = MeshPlan(1, 2, 2, "none", 1, 4096)
-    one, two = (PlanEstimate(p, 1.0, Seconds(1, 1, 1, 0), 0.5, 0.6) for p in (plan, MeshPlan(1, 2, 2, "none", 1, 1024)))
-    assert auto_mesh.distinct([one, two], 5) == [one]
+def test_what_replaces_a_users_key_is_said(tmp_path):
+    file = tmp_path / "c.yaml"
+    file.write_text("mesh: auto\nmodel:\n  remat: full\n")
+    plan = MeshPlan(1, 8, 1, "none", 1)
+    found = load_config(file, parse_overrides(["--train.accumulation_steps", "4"]))
+    assert auto_mesh.replaced(found, plan) == [
+        f"mesh: auto: model.remat: full ({file}:3) is replaced by none",
+        "mesh: auto: train.accumulation_steps: 4 (--train.accumulation_steps) is replaced by 1",
+    ]
+    assert auto_mesh.replaced(auto_mesh.planned(found, plan), plan) == []
+    file.write_text("mesh: auto\n")
+    assert auto_mesh.replaced(load_config(file), MeshPlan(1, 8, 1, "full", 2)) == []  # nothing that anybody gave
 
 
 def test_a_known_model_takes_the_place_of_one_that_is_elsewhere():
@@ -130,7 +138,7 @@ def test_a_known_model_takes_the_place_of_one_that_is_elsewhere():
 
 
 def test_the_best_of_those_compiled_is_taken_and_the_rest_are_shown(monkeypatch, tmp_path):
-    plans = [MeshPlan(1, 4, 1, remat, 1, 1024) for remat in ("none", "full")] + [MeshPlan(4, 1, 1, "none", 1, 1024)]
+    plans = [MeshPlan(1, 4, 1, remat, 1) for remat in ("none", "full")] + [MeshPlan(4, 1, 1, "none", 1)]
     found = [PlanEstimate(plan, 2.0**30, Seconds(1, 1, n, 0), 0.5, 0.6) for n, plan in enumerate(plans)]
     took = {plans[0]: Seconds(3, 1, 1, 0), plans[1]: Seconds(2, 1, 1, 0)}
     monkeypatch.setattr(auto_mesh, "ranked", lambda *_: found)
