@@ -17,6 +17,7 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections.abc import Callable, Iterator, Sequence
+from typing import Literal
 
 import numpy as np
 from flax.traverse_util import flatten_dict
@@ -48,7 +49,7 @@ class MeshPlan:
     tensor: int
     remat: str = "none"
     accumulation: int = 1
-    head_chunk: int | None = None
+    head_chunk: int | Literal["auto"] | None = None
 
     @property
     def shards(self) -> int:

@@ -100,14 +100,15 @@ def distinct(found: Sequence[PlanEstimate], most: int) -> list[PlanEstimate]:
 def pinned(config: Config, devices: int) -> MeshPlan | None:
     """What an earlier start of the run in `run.dir` chose for as many devices, if any did; the same on every process."""
     found = _pinned(config, devices)
-    remats = list(POLICIES)
+    remats, unknown = list(POLICIES), {None: 0, "auto": -1}  # chunks that are no number
     numbers = (0,) * 6
     if found is not None:
         sizes = (found.data, found.fsdp, found.tensor)
-        numbers = (*sizes, remats.index(found.remat), found.accumulation, found.head_chunk or 0)
+        numbers = (*sizes, remats.index(found.remat), found.accumulation, unknown.get(found.head_chunk, found.head_chunk))
     # Always asked of the first: its disk alone may hold the run.
     data, fsdp, tensor, remat, accumulation, chunk = map(of_first, numbers)
-    return MeshPlan(data, fsdp, tensor, remats[remat], accumulation, chunk or None) if data else None
+    chunk = {number: name for name, number in unknown.items()}.get(chunk, chunk)
+    return MeshPlan(data, fsdp, tensor, remats[remat], accumulation, chunk) if data else None
 
 
 def _pinned(config: Config, devices: int) -> MeshPlan | None:
