@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import os
 import statistics
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -21,6 +23,9 @@ from align_jax.data import RowLayout, Segment, TokenGroup, ahead, pack_groups
 from align_jax.errors import UserError
 from align_jax.models import ModelConfig
 from align_jax.training.state import TrainState
+
+# Where Linux says what a container's processes may use together (cgroups 2 and 1).
+_CONTAINER_LIMITS = [Path("/sys/fs/cgroup/memory.max"), Path("/sys/fs/cgroup/memory/memory.limit_in_bytes")]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -206,7 +211,16 @@ def device_memory(given: float | None) -> int:
     stats = jax.local_devices()[0].memory_stats() or {}
     if "bytes_limit" in stats:
         return stats["bytes_limit"]
-    return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // jax.local_device_count()
+    return _host_memory() // jax.local_device_count()
+
+
+def _host_memory() -> int:
+    """Bytes of this host, or fewer where its container may have no more."""
+    whole = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    for file in _CONTAINER_LIMITS:
+        with contextlib.suppress(OSError, ValueError):  # there is none, or it says "max"
+            return min(whole, int(file.read_text()))
+    return whole
 
 
 def memory_in_use() -> int | None:

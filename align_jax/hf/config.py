@@ -104,7 +104,7 @@ def hf_config_from_model(config: ModelConfig, base: dict[str, Any] | None = None
     Args:
       config: the model.
       base: the `config.json` the model came from: its other fields (token ids, initializer) are kept. Without one, the
-        model is a Mistral where it has a sliding window, else a LLaMA.
+        model is a Qwen where it has what only Qwens have, else a Mistral where it has a sliding window, else a LLaMA.
       dtype: the type of the exported weights.
 
     Raises:
@@ -188,8 +188,12 @@ def _window(hf: dict, kind: str, where: str) -> int | None:
         return window
     # A Qwen has a window written that it does not use, unless `use_sliding_window` says so, and then in its last layers.
     layers = _integer(hf, "num_hidden_layers", where)
-    first = hf.get("max_window_layers", 28)
-    if not _boolean(hf, "use_sliding_window", where) or window is None or first >= layers:
+    first = _value(hf, "max_window_layers", where, 28)
+    if not _boolean(hf, "use_sliding_window", where) or window is None:
+        return None
+    if types := set(hf.get("layer_types") or ()):  # of one type: they say it themselves
+        return window if types == {"sliding_attention"} else None
+    if first >= layers:
         return None
     if first > 0:
         raise UserError(
@@ -250,9 +254,7 @@ def _rope(hf: dict, where: str) -> tuple[float, RopeScaling | None]:
     if len(found) == 2:
         (_, theta, scaling), (_, other_theta, other) = found
         if scaling != other or (theta is not None and other_theta is not None and theta != other_theta):
-            raise UserError(
-                f"{where}: rope_scaling {hf['rope_scaling']} contradicts rope_parameters {hf['rope_parameters']}"
-            )
+            raise UserError(f"{where}: rope_scaling {hf['rope_scaling']} contradicts rope_parameters {hf['rope_parameters']}")
         theta = other_theta if theta is None else theta
     else:
         _, theta, scaling = found[0]

@@ -58,9 +58,7 @@ class Decoder(nnx.Module):
       UserError: an unknown attention backend, or one that cannot compute this model.
     """
 
-    def __init__(
-        self, config: ModelConfig, weights: dict, *, dtype=jnp.bfloat16, remat: str = "none", attention: str = "auto"
-    ):
+    def __init__(self, config: ModelConfig, weights: dict, *, dtype=jnp.bfloat16, remat: str = "none", attention: str = "auto"):
         check_weights(config, weights)
         self.config, self.dtype, self.remat = config, jnp.dtype(dtype), remat
         choice = choose_backend(attention, dtype, config=config)
@@ -195,7 +193,7 @@ class Decoder(nnx.Module):
 
 def _layer(x, weights, attention, *, eps, cos, sin):
     """One decoder layer; pre-norm attention and SwiGLU MLP, each added to the residual."""
-    w = {name: value if name.endswith("norm") else value.astype(x.dtype) for name, value in weights.items()}
+    w = {name: value if name.endswith(("norm", "bias")) else value.astype(x.dtype) for name, value in weights.items()}
 
     h = rms_norm(x, w["attn_norm"], eps)
     q = _heads(h, w, "q", "heads")
@@ -216,4 +214,7 @@ def _layer(x, weights, attention, *, eps, cos, sin):
 def _heads(h, w, name, axis):
     """Queries, keys or values of each head; with a bias where the model has one."""
     x = constrain(linear(h, w[name]), "shards", None, "positions", axis, None)
-    return x + w[f"{name}_bias"] if f"{name}_bias" in w else x
+    if f"{name}_bias" not in w:
+        return x
+    # Added in float32, so that its gradient, a sum over all tokens, is one in float32, too.
+    return (x.astype(jnp.float32) + w[f"{name}_bias"]).astype(x.dtype)

@@ -183,10 +183,15 @@ class Setup:
         """Bytes of a device that weights, gradients and moments take."""
         sizes = axis_sizes(self.mesh)
         shards = sizes.get("fsdp", 1) * sizes.get("tensor", 1) * sizes.get("sequence", 1)
-        return state_bytes(self.source.shape, self.config.model.param_dtype, shards)
+        return state_bytes(self.source.shape, self.config.model.param_dtype, shards, self.config.train.accumulation_steps)
 
     def say_chunks(self, batch: GroupBatch) -> None:
-        """Says so where `model.rows_per_chunk: auto` does not take all rows of such a batch at a time, or none can fit."""
+        """Says so where `auto` does not take all rows of such a batch at a time, or not all logits, or none can fit."""
+        if self.config.model.head_chunk == "auto" and self.scorer.head_twice(batch):
+            say_once(
+                "model.head_chunk: auto makes the logits of a part of the response positions at a time, and twice: by an "
+                "estimate all of them do not fit a device (mesh.memory_gib says what it holds)"
+            )
         if self.config.model.rows_per_chunk != "auto":
             return
         rows, length = batch.tokens.shape[-2:]

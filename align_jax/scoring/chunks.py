@@ -11,15 +11,20 @@ from align_jax.models.weights import weight_shapes
 
 USABLE = 0.9  # of a device's memory: the rest is the allocator's, and the estimate's error
 STATE_BYTES = 8  # of a parameter, beside itself and its gradient: two float32 moments
+SUM_BYTES = 4  # of a parameter, where gradients of microbatches are added up
 TRANSIENT = 2.5  # layers' values alive in a backward pass beside what is kept; measured 2.4 with `remat: full`
 UNKNOWN = 1 << 30  # bytes of logits that are kept where a device's memory is not known
 LOGITS = 10  # bytes for a logit that exists: float32, its gradient, and half of one more
 
 
-def state_bytes(config: ModelConfig, param_dtype: str, shards: int) -> int:
-    """Bytes on a device of parameters, gradients and two moments, divided over `shards` devices."""
+def state_bytes(config: ModelConfig, param_dtype: str, shards: int, microbatches: int = 1) -> int:
+    """Bytes on a device of parameters, gradients and two moments, divided over `shards` devices.
+
+    With several microbatches there are two sets of gradients: those of one, and the sum, which is float32.
+    """
     count = sum(math.prod(shape) for shape in _leaves(weight_shapes(config)))
-    return count * (2 * jnp.dtype(param_dtype).itemsize + STATE_BYTES) // shards
+    each = 2 * jnp.dtype(param_dtype).itemsize + STATE_BYTES + (SUM_BYTES if microbatches > 1 else 0)
+    return count * each // shards
 
 
 def position_bytes(config: ModelConfig, dtype: str, remat: str, tensor: int = 1, sequence: int = 1) -> int:
@@ -42,9 +47,7 @@ def position_bytes(config: ModelConfig, dtype: str, remat: str, tensor: int = 1,
     return math.ceil((config.layers * kept + TRANSIENT * layer + together) * jnp.dtype(dtype).itemsize)
 
 
-def rows_that_fit(
-    rows: tuple[int, int], prompts: tuple[int, int], each: int, memory: int, head: tuple[int, int]
-) -> int | None:
+def rows_that_fit(rows: tuple[int, int], prompts: tuple[int, int], each: int, memory: int, head: tuple[int, int]) -> int | None:
     """Response rows of a shard that fit at one time; None where all of them do.
 
     Args:

@@ -17,6 +17,7 @@ from align_jax.data.packing.lengths import length_batches
 from align_jax.data.records import TokenGroup
 from align_jax.models import Decoder, ModelConfig
 from align_jax.parallel.mesh import batch_sharding, data_shards, put_batch, put_whole_batch, replicated
+from align_jax.parallel.tpu_flags import compiler_options
 from align_jax.scoring.chunks import head_that_fits, position_bytes, rows_that_fit
 from align_jax.scoring.logps import HEAD_CHUNK, response_logps
 from align_jax.scoring.scores import response_scores
@@ -76,7 +77,8 @@ class Scorer:
         return position_bytes(self.config, self.dtype, self.remat, self.tensor, self.sequence)
 
     def _vocabulary(self) -> int:
-        return self.config.vocab_size // self.tensor
+        whole = self.config.vocab_size % self.tensor  # as `parallel.axes` leaves what does not divide
+        return self.config.vocab_size if whole else self.config.vocab_size // self.tensor
 
     def __call__(self, params: dict, batch: GroupBatch) -> jax.Array:
         """What the model's head says of the responses, `[G, K]`: log-probs (of policy and reference both), or scores."""
@@ -124,4 +126,5 @@ class FixedScorer:
 
 @functools.lru_cache(maxsize=32)
 def _compiled(scorer: Scorer, where: NamedSharding) -> Callable[[dict, GroupBatch], jax.Array]:
-    return jax.jit(scorer, out_shardings=where)
+    # With the training step's options: products that are added up in another order round differently.
+    return jax.jit(scorer, out_shardings=where, compiler_options=compiler_options(where.mesh))

@@ -87,6 +87,8 @@ def test_a_qwen_has_its_pieces_and_uses_no_window_that_it_does_not_use():
     used = {"use_sliding_window": True}
     assert _read(LLAMA, **_QWEN2, **used, max_window_layers=0).sliding_window == 4096
     assert _read(LLAMA, **_QWEN2, **used, max_window_layers=32).sliding_window is None
+    for kind, window in (("sliding_attention", 4096), ("full_attention", None)):  # what is said of each layer wins
+        assert _read(LLAMA, **_QWEN2, **used, max_window_layers=12, layer_types=[kind] * 32).sliding_window == window
 
 
 @pytest.mark.parametrize("fields", [_QWEN2, _QWEN3], ids=["qwen2", "qwen3"])

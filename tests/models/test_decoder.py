@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from align_jax.models import Decoder, ModelConfig, RopeScaling, init_weights, weight_shapes
+from align_jax.models.decoder import _heads
 from align_jax.models.remat import POLICIES
 from tests.models import reference
 
@@ -19,9 +20,7 @@ VARIANTS = {
     "odd-head-size": dataclasses.replace(BASE, head_size=6, norm_eps=1e-3, rope_theta=500000.0),
     "window": dataclasses.replace(BASE, sliding_window=4),
     "linear": dataclasses.replace(BASE, rope_scaling=RopeScaling("linear", 2.0)),
-    "llama3": dataclasses.replace(
-        BASE, head_size=8, rope_scaling=RopeScaling("llama3", 8.0, 1.0, 4.0, original_length=16)
-    ),
+    "llama3": dataclasses.replace(BASE, head_size=8, rope_scaling=RopeScaling("llama3", 8.0, 1.0, 4.0, original_length=16)),
 }
 VARIANTS |= {name: dataclasses.replace(BASE, **{name: True}) for name in ("qkv_bias", "qk_norm")}
 TOKENS = np.random.default_rng(0).integers(0, BASE.vocab_size, (2, 13))
@@ -47,9 +46,9 @@ def test_logits_equal_the_reference(config):
 
 def test_no_token_sees_a_later_one():
     weights = big_weights(BASE)
-    embedded = jax.jacobian(
-        lambda e: Decoder(BASE, {**weights, "embed": e}, dtype="float32")(np.arange(6)[None])[0, 2].sum()
-    )(weights["embed"])
+    embedded = jax.jacobian(lambda e: Decoder(BASE, {**weights, "embed": e}, dtype="float32")(np.arange(6)[None])[0, 2].sum())(
+        weights["embed"]
+    )
     assert np.abs(embedded[:3]).max() > 0
     assert np.abs(embedded[3:6]).max() == 0
 
@@ -121,3 +120,11 @@ def test_compile_time_does_not_grow_with_depth():
 def test_impossible_shapes_are_refused(bad):
     with pytest.raises(ValueError, match=next(iter(bad))):
         dataclasses.replace(BASE, **bad)
+
+
+def test_gradients_of_biases_are_added_in_float32():
+    rng, count = np.random.default_rng(0), 4096
+    w = {"q": jnp.zeros((4, 2, 3), jnp.bfloat16)}
+    h, d_out = jnp.zeros((1, 1, count, 4), jnp.bfloat16), jnp.asarray(1 + rng.normal(size=(1, 1, count, 2, 3)), jnp.bfloat16)
+    _, back = jax.vjp(lambda bias: _heads(h, w | {"q_bias": bias}, "q", "heads"), jnp.zeros((2, 3), jnp.float32))
+    np.testing.assert_allclose(back(d_out)[0], np.asarray(d_out, np.float64).sum((0, 1, 2)), rtol=1e-5)

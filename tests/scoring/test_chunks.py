@@ -84,6 +84,19 @@ def test_the_state_counts_gradients_and_two_moments():
     count = sum(x.size for x in jax.tree.leaves(init_weights(CONFIG, jax.random.key(0))))
     assert state_bytes(CONFIG, "float32", 4) == count * 16 // 4
     assert state_bytes(CONFIG, "bfloat16", 1) == count * 12
+    assert state_bytes(CONFIG, "bfloat16", 1, microbatches=2) == count * 16  # and their float32 sum
+
+
+def test_a_vocabulary_that_devices_do_not_divide_is_whole_on_each():
+    rows, memory = (
+        64,
+        64 * RESPONSE * 65 * LOGITS // 2 + (PROMPT + 64 * RESPONSE) * position_bytes(CONFIG, "float32", "none", 2),
+    )
+    even, odd = (
+        Scorer(dataclasses.replace(CONFIG, vocab_size=v), "float32", rows_per_chunk=None, memory=memory, tensor=2)
+        for v in (64, 65)
+    )
+    assert not even.head_twice(batch(rows)) and odd.head_twice(batch(rows))
 
 
 def test_512_responses_take_little_more_than_the_memory_that_there_is():

@@ -65,3 +65,13 @@ def test_beliefs_of_which_one_begins_with_another_are_refused():
     encoder = Encoder(char_tokenizer(), DataConfig(belief_template="{belief}"))
     with pytest.raises(RowError, match="begins with that of"):
         list(stance_groups(EXAMPLES[:1], [("no", "not at all")], encoder))
+
+
+def test_a_fixed_scorer_is_compiled_as_the_training_step_is(monkeypatch):
+    from align_jax.scoring import scorer as module
+
+    given, mesh = {}, make_mesh(1, 8, 1)
+    monkeypatch.setattr(module, "compiler_options", lambda mesh: {"of": mesh})
+    monkeypatch.setattr(module.jax, "jit", lambda function, **options: given.update(options))
+    module._compiled.__wrapped__(Scorer(CONFIG), module.batch_sharding(mesh))
+    assert given["compiler_options"] == {"of": mesh}

@@ -13,11 +13,13 @@ from functools import partial
 
 import jax
 import jax.numpy as jnp
+from jax.ad_checkpoint import checkpoint_name
 
 from align_jax.models.attention.partition import over_mesh
 from align_jax.models.attention.runs import part_of_devices, spans_of
 from align_jax.models.attention.tokens import Tokens
 from align_jax.models.ops import precision
+from align_jax.models.remat import ATTENTION
 from align_jax.parallel import sequence
 
 _NEVER = -1e30  # below any real logit, yet finite: a query that sees nothing gets finite values, not NaN
@@ -58,7 +60,7 @@ def attend_blockwise(q, k, v, seen: RowSpans, prefix_k=None, prefix_v=None) -> j
     keys, ids = ((k, v), ()) if prefix_k is None else ((k, v, prefix_k, prefix_v), (seen.prompt_row,))
     # Kept for the backward pass is what a device has, and not the keys that were brought together.
     run = jax.checkpoint(partial(_run, seen.parts), prevent_cse=False)
-    return over_mesh(run, scaled, keys, ids, (seen.spans,))
+    return checkpoint_name(over_mesh(run, scaled, keys, ids, (seen.spans,)), ATTENTION)
 
 
 def _run(parts, q, *arrays):
