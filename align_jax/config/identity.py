@@ -38,6 +38,11 @@ LATER: dict[str, Any] = {
     "rounds.beliefs": "model",
     "rounds.beliefs_per_prompt": 1,
 } | {f"data.{key}": value for key, value in LATER_OF_DATA.items()}
+# The same of one objective's keys, whose name other objectives have for something else.
+_LATER_OF: dict[str, dict[str, Any]] = {
+    "dpo": {"objective.divergence": "reverse_kl", "objective.divergence_alpha": 0.5},
+    "simpo": {"objective.label_smoothing": 0.0},
+}
 # Keys whose default is written in another way now, as it was before.
 _BEFORE: dict[str, Any] = {"data.split": "train"}
 
@@ -63,7 +68,8 @@ def difference(before: Mapping[str, Any], after: Mapping[str, Any], free: tuple[
 def identity(values: Mapping[str, Any]) -> str:
     """Eight hexadecimal digits that two configs share where they are the same run."""
     decides = {key: value for key, value in _as_before(flat(values)).items() if not _is_free(key, FREE, value)}
-    decides = {key: value for key, value in decides.items() if key not in LATER or value != LATER[key]}
+    later = LATER | _LATER_OF.get(decides.get("objective.name"), {})
+    decides = {key: value for key, value in decides.items() if key not in later or value != later[key]}
     if decides.get("data.format") == AUTO:
         decides["data.format"] = "groups"  # as the default was called before; the rows tell other formats apart
     return hashlib.sha256(json.dumps(decides, sort_keys=True, default=str).encode()).hexdigest()[:8]

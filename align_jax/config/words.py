@@ -72,6 +72,11 @@ SAME = {
     "packing": "data.pack",
     "loss": "objective.name",
     "simpo_gamma": "objective.gamma",
+    "f_divergence_type": "objective.divergence",
+    "f_alpha_divergence_coef": "objective.divergence_alpha",
+    "ld_alpha": "objective.alpha",
+    "discopop_tau": "objective.tau",
+    **dict.fromkeys(("rpo_alpha", "cpo_alpha"), "objective.sft_weight"),
     "num_return_sequences": "generate.samples",
     "max_tokens": "generate.max_new_tokens",
     "stop_strings": "generate.stop",
@@ -128,7 +133,7 @@ OTHERWISE = {
     "gradient_checkpointing_kwargs": "model.remat says what the backward pass computes again",
     "activation_checkpointing": "that is model.remat here: full computes everything again in the backward pass",
     "reward_model_path": "that is rounds.reward_model for on-policy training, score.reward_model for `align-jax score`",
-    "rpo_alpha": "a likelihood term of the chosen response is not there; objective.name: sft trains on it alone",
+    "use_weighting": "objective.name: wpo weights the pairs of DPO",
     "precompute_ref_log_probs": "the reference's log-probs are always computed once and kept; reference.cache_dir says where",
     "remove_unused_columns": "columns that data.format does not read are left alone",
     **dict.fromkeys(
@@ -152,16 +157,24 @@ LOSSES = {
     "simpo": "simpo",
     "kto": "kto",
     "kto_pair": "kto",
-    "nca_pair": "nca",
+    **{
+        name: name
+        for name in (
+            *("apo_zero", "apo_down", "bco_pair", "sppo_hard", "nca_pair", "exo_pair", "discopop"),
+            *("aot", "aot_unpaired", "cpo", "orpo"),
+        )
+    },
+    "sigmoid_norm": "dpo_norm",
+    "ln_dpo": "dpo_norm",
+    "dpop": "dpo_positive",
+    "bco": "bco_pair",
+    "sppo": "sppo_hard",
     "infonca": "infonca",
     "sft": "sft",
     "reward": "reward",
 }
 # Losses that others have and this project does not
-ABSENT = (
-    *("orpo", "cpo", "bco", "bco_pair", "rpo", "sppo", "sppo_hard", "exo_pair", "apo_zero", "apo_down", "aot", "discopop"),
-    *("grpo", "ppo", "rloo", "online_dpo", "xpo", "nash_md"),
-)
+ABSENT = ("grpo", "ppo", "rloo", "online_dpo", "xpo", "nash_md")
 # The values of other trainers, where a key chooses among names: key -> word -> name
 VALUES = {
     "objective.name": LOSSES,

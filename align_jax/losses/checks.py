@@ -64,5 +64,17 @@ def check_smoothing(name: str, value) -> None:
         raise ValueError(f"{name} must be in (0, 1), got {value!r}")
 
 
+def check_between(name: str, value, low: float, high: float, *, closed_low: bool = False, closed_high: bool = False) -> None:
+    """Raises ValueError outside (low, high), or with the bounds that are closed; what is traced passes."""
+    if not _known(value):
+        return
+    above = low <= value if closed_low else low < value
+    below = value <= high if closed_high else value < high
+    if not (above and below):
+        raise ValueError(
+            f"{name} must be in {'[' if closed_low else '('}{low}, {high}{']' if closed_high else ')'}, got {value!r}"
+        )
+
+
 def _known(value) -> bool:
     return isinstance(value, numbers.Real | np.number)

@@ -10,6 +10,7 @@ import jax
 from jax.typing import ArrayLike
 
 from align_jax.losses.checks import as_floats, check_label_smoothing, check_not_negative, check_positive
+from align_jax.losses.ratios import logit, margin
 
 
 def dpo_loss(
@@ -47,8 +48,8 @@ def dpo_loss(
     Source: arXiv 2305.18290, Eq. 7; label smoothing as in the DPO authors' note on noisy preferences ("cDPO").
     """
     check_label_smoothing(label_smoothing)
-    logit = _logit(chosen_logps, rejected_logps, ref_chosen_logps, ref_rejected_logps, beta)
-    return (1 - label_smoothing) * jax.nn.softplus(-logit) + label_smoothing * jax.nn.softplus(logit)
+    x = logit(chosen_logps, rejected_logps, ref_chosen_logps, ref_rejected_logps, beta=beta)
+    return (1 - label_smoothing) * jax.nn.softplus(-x) + label_smoothing * jax.nn.softplus(x)
 
 
 def robust_dpo_loss(
@@ -86,8 +87,8 @@ def robust_dpo_loss(
     Source: arXiv 2403.00409.
     """
     check_label_smoothing(label_smoothing)
-    logit = _logit(chosen_logps, rejected_logps, ref_chosen_logps, ref_rejected_logps, beta)
-    kept, flipped = (1 - label_smoothing) * jax.nn.softplus(-logit), label_smoothing * jax.nn.softplus(logit)
+    x = logit(chosen_logps, rejected_logps, ref_chosen_logps, ref_rejected_logps, beta=beta)
+    kept, flipped = (1 - label_smoothing) * jax.nn.softplus(-x), label_smoothing * jax.nn.softplus(x)
     return (kept - flipped) / (1 - 2 * label_smoothing)
 
 
@@ -123,7 +124,7 @@ def hinge_loss(
 
     Source: arXiv 2309.06657 (RSO), after SLiC, arXiv 2305.10425.
     """
-    return jax.nn.relu(1 - _logit(chosen_logps, rejected_logps, ref_chosen_logps, ref_rejected_logps, beta))
+    return jax.nn.relu(1 - logit(chosen_logps, rejected_logps, ref_chosen_logps, ref_rejected_logps, beta=beta))
 
 
 def ipo_loss(
@@ -160,18 +161,27 @@ def ipo_loss(
     Source: arXiv 2310.12036, Eq. 17.
     """
     check_positive("beta", beta)
-    return (_margin(chosen_logps, rejected_logps, ref_chosen_logps, ref_rejected_logps) - 1 / (2 * beta)) ** 2
+    return (margin(chosen_logps, rejected_logps, ref_chosen_logps, ref_rejected_logps) - 1 / (2 * beta)) ** 2
 
 
-def simpo_loss(chosen_mean_logps: ArrayLike, rejected_mean_logps: ArrayLike, *, beta: float, gamma: float) -> jax.Array:
+def simpo_loss(
+    chosen_mean_logps: ArrayLike,
+    rejected_mean_logps: ArrayLike,
+    *,
+    beta: float,
+    gamma: float,
+    label_smoothing: float = 0.0,
+) -> jax.Array:
     """SimPO: no reference, log-probs averaged over tokens, and a margin to be exceeded.
 
-        L = - log sigmoid(beta (a_c - a_r) - gamma)
+        x = beta (a_c - a_r) - gamma
+        L = - (1 - eps) log sigmoid(x) - eps log sigmoid(-x)
 
     Args:
       chosen_mean_logps, rejected_mean_logps: `[B]`, log-probs averaged over the response's tokens.
       beta: > 0, scale of the averages.
       gamma: >= 0, target margin in logit units (the paper quotes gamma / beta too).
+      label_smoothing: eps in [0, 0.5), probability that a preference was recorded the wrong way round; 0 as published.
 
     Returns:
       float32 `[B]`.
@@ -185,24 +195,11 @@ def simpo_loss(chosen_mean_logps: ArrayLike, rejected_mean_logps: ArrayLike, *, 
       >>> f"{losses.simpo_loss(np.array([-1.0]), np.array([-2.0]), beta=2.0, gamma=1.0)[0]:.4f}"
       '0.3133'
 
-    Source: arXiv 2405.14734, Eq. 6.
+    Source: arXiv 2405.14734, Eq. 6; label smoothing as in TRL.
     """
+    check_label_smoothing(label_smoothing)
     check_positive("beta", beta)
     check_not_negative("gamma", gamma)
     chosen, rejected = as_floats(chosen_mean_logps=chosen_mean_logps, rejected_mean_logps=rejected_mean_logps)
-    return jax.nn.softplus(gamma - beta * (chosen - rejected))
-
-
-def _margin(chosen_logps, rejected_logps, ref_chosen_logps, ref_rejected_logps) -> jax.Array:
-    chosen, rejected, ref_chosen, ref_rejected = as_floats(
-        chosen_logps=chosen_logps,
-        rejected_logps=rejected_logps,
-        ref_chosen_logps=ref_chosen_logps,
-        ref_rejected_logps=ref_rejected_logps,
-    )
-    return (chosen - ref_chosen) - (rejected - ref_rejected)
-
-
-def _logit(chosen_logps, rejected_logps, ref_chosen_logps, ref_rejected_logps, beta) -> jax.Array:
-    check_positive("beta", beta)
-    return beta * _margin(chosen_logps, rejected_logps, ref_chosen_logps, ref_rejected_logps)
+    short = gamma - beta * (chosen - rejected)
+    return (1 - label_smoothing) * jax.nn.softplus(short) + label_smoothing * jax.nn.softplus(-short)

@@ -4,16 +4,37 @@ from __future__ import annotations
 
 from align_jax import registry
 from align_jax.errors import UserError
+from align_jax.objectives.anchored import APODown, APOZero, BCOPair, NCAPair, SPPOHard
 from align_jax.objectives.base import Metrics, Objective
 from align_jax.objectives.gdpo import GDPO
+from align_jax.objectives.lengths import LDDPO, RDPO, DPONorm
+from align_jax.objectives.likelihoods import CPO, ORPO, WPO, DPOPositive
+from align_jax.objectives.margins import DiscoPOP, EXOPair
 from align_jax.objectives.pairs import DPO, IPO, Hinge, RobustDPO, SimPO
 from align_jax.objectives.rewards import Reward
 from align_jax.objectives.sets import MPO, NCA, InfoNCA, OrderedMPO
+from align_jax.objectives.transport import AOT, AOTUnpaired
 from align_jax.objectives.unpaired import KTO, SFT
 
 OBJECTIVES: dict[str, type[Objective]] = registry.table(__name__, Objective)
 
 __all__ = [
+    "APODown",
+    "APOZero",
+    "BCOPair",
+    "NCAPair",
+    "SPPOHard",
+    "DPONorm",
+    "LDDPO",
+    "RDPO",
+    "CPO",
+    "ORPO",
+    "WPO",
+    "DPOPositive",
+    "DiscoPOP",
+    "EXOPair",
+    "AOT",
+    "AOTUnpaired",
     "DPO",
     "GDPO",
     "IPO",

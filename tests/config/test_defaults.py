@@ -68,6 +68,28 @@ def test_ordered_levels_by_the_range_are_the_run_of_before():
     assert identity(other.to_dict()) != identity(now) and Config.of(other).objective.thresholds == [3, 7]
 
 
+@pytest.mark.parametrize(
+    "name, keys, other",
+    [
+        ("dpo", ("divergence", "divergence_alpha", "sft_weight"), "objective.divergence=js"),
+        ("simpo", ("label_smoothing",), "objective.label_smoothing=0.1"),
+        ("hinge", ("sft_weight",), "objective.sft_weight=1"),
+    ],
+)
+def test_a_pairwise_run_of_before_goes_on(name, keys, other):
+    base = {**BASE, "objective": {"name": name}}
+    now = Config.of(base).to_dict()
+    before = copy.deepcopy(now)
+    for key in keys:
+        del before["objective"][key]
+    assert identity(before) == identity(now) != identity(Config.of(base, other).to_dict())
+
+
+def test_a_divergence_means_another_run_by_objective():
+    beliefs = {**BASE, "data": {**BASE["data"], "format": "gdpo"}, "objective": {"name": "gdpo"}}
+    assert identity(Config.of(beliefs).to_dict()) != identity(Config.of(beliefs, "objective.divergence=reverse_kl").to_dict())
+
+
 def test_another_part_of_the_data_is_another_run():
     whole = Config.of(BASE)
     for override in ("data.split=dev", "data.subset=en", "data.revision=v1"):

@@ -55,7 +55,7 @@ def test_types_defaults_and_owners():
     assert ("model.config.head", ()) not in described  # follows from the objective
     assert described["objective.gamma", ("simpo",)].default == "1.0"
     betas = [key for key in keys() if key.name == "objective.beta"]
-    assert {key.default for key in betas} == {"0.1", "2.0"}
+    assert {key.default for key in betas} == {"0.1", "2.0", "5.0"}
     assert sorted(name for key in betas for name in key.of) == sorted(set(OBJECTIVES) - {"sft", "reward"})
 
 

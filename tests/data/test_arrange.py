@@ -7,7 +7,9 @@ import pytest
 
 from align_jax.batch import pad_to, sizes
 from align_jax.data import DataConfig, Encoder, GroupDataset, RowLayout, pack_groups
-from align_jax.data.arrange import Beliefs, Group, Label, Pair, Sft, Unpaired
+from align_jax.data.arrange import Beliefs, Group, Label, Pair, Sft, SplitPair, Unpaired
+from align_jax.data.arrange.split_pair import split_after
+from align_jax.data.records import Segment
 from align_jax.errors import UserError
 from tests.data.toys import char_tokenizer, opinion, write_jsonl
 
@@ -23,7 +25,7 @@ UNPAIRED = [{"prompt": f"p{i}", "completion": f"c{i}", "label": i != 1} for i in
 ROWS = {"groups": GROUPS, "pairs": PAIRS, "unpaired": UNPAIRED}
 
 
-ARRANGEMENTS = {"group": Group, "pair": Pair, "unpaired": Unpaired, "sft": Sft, "gdpo": Beliefs}
+ARRANGEMENTS = {"group": Group, "pair": Pair, "split_pair": SplitPair, "unpaired": Unpaired, "sft": Sft, "gdpo": Beliefs}
 
 
 def dataset(tmp_path, rows, format_, layout, *, seed=0, preference=None, **config):
@@ -69,6 +71,27 @@ def test_samples_are_trained_on_as_they_were_sampled(tmp_path):
     made = DataConfig(train=strange, format="samples")
     with pytest.raises(UserError, match="strange.jsonl:1: field 'tokens': the vocabulary ends at 999, got 1000"):
         GroupDataset(made, "train", Encoder(TOKENIZER, made, vocab_size=1000), arrangement=Group())
+
+
+def test_split_pair_cuts_the_longer_response_where_the_shorter_ends(tmp_path):
+    rows = [
+        {"prompt": "p", "chosen": "abcd", "rejected": "x"},
+        {"prompt": "q", "chosen": "a", "rejected": "xyz"},
+        {"prompt": "r", "chosen": "ab", "rejected": "xy"},
+    ]
+    data = dataset(tmp_path, rows, "pairs", "split_pair")
+    assert data.slots == 4 and [group.slots for group in (data[0], data[1], data[2])] == [4, 4, 4]
+    assert texts(data[0]) == {0: "ab", 1: "x</s>", 2: "ab|cd</s>"}
+    assert texts(data[1]) == {0: "a</s>", 1: "xy", 3: "xy|z</s>"}
+    assert texts(data[2]) == {0: "ab</s>", 1: "xy</s>"}
+
+
+def test_what_is_split_is_counted_in_scored_tokens():
+    segment = Segment(np.arange(6, dtype=np.int32), 1, scored=np.array([0, 1, 0, 1, 1, 0], bool))
+    head, rest = split_after(segment, 2)
+    assert head.tokens.tolist() == [0, 1, 2, 3] and head.scored.tolist() == [0, 1, 0, 1] and head.slot == 1
+    assert rest.tokens.tolist() == [4, 5] and rest.length == 1 and (rest.slot, rest.parent) == (3, 1)
+    assert split_after(segment, 3) == (segment, None)
 
 
 def test_pair_takes_best_against_worst_and_drops_what_has_no_contrast(tmp_path):

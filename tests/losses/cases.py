@@ -10,6 +10,7 @@ import numpy as np
 
 from align_jax import losses
 from tests.losses import reference
+from tests.losses.pair_cases import pair_cases
 
 GROUPS, RESPONSES, BELIEFS = 8, 5, 4
 
@@ -163,6 +164,7 @@ def _cases() -> list[Case]:
         _case("hinge", losses.hinge_loss, reference.hinge, pairs, every, beta=0.3),
         _case("ipo", losses.ipo_loss, reference.ipo, pairs, every, beta=0.3),
         _case("simpo", losses.simpo_loss, reference.simpo, [p / 10 for p in pairs[:2]], (0, 1), beta=2.0, gamma=0.5),
+        *(_case(*positional, **options) for positional, options in pair_cases(pairs)),
         _kto_case(),
         _case("bradley_terry", losses.bradley_terry_loss, reference.bradley_terry, pairs[:2], (0, 1)),
         *(

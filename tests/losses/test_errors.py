@@ -15,6 +15,8 @@ PAIR = tuple(np.zeros((4, 2)))
 BELIEF = (np.log(np.full((2, 3), 1 / 3)), np.full((2, 3), 1 / 3))
 GDPO = (*BELIEF, np.zeros(2), np.zeros(2))
 KTO = (np.zeros(2), np.zeros(2), np.ones(2, bool), 0.0)
+LENGTHY, PARTS = (*PAIR, np.ones(2), np.ones(2)), tuple(np.zeros((4, 2, 2)))
+ANCHORED = (losses.apo_zero_loss, losses.apo_down_loss, losses.bco_pair_loss, losses.sppo_hard_loss, losses.nca_pair_loss)
 NAN, INF = float("nan"), float("inf")
 
 
@@ -43,6 +45,17 @@ NUMBERS = [
     *_calls(losses.ipo_loss, PAIR, {"beta": NOT_POSITIVE}),
     *_calls(losses.simpo_loss, PAIR[:2], {"beta": NOT_POSITIVE}, gamma=0.0),
     *_calls(losses.kto_loss, KTO, {"beta": NOT_POSITIVE}),
+    *(call for loss in ANCHORED for call in _calls(loss, PAIR, {"beta": NOT_POSITIVE})),
+    *_calls(losses.exo_pair_loss, PAIR, {"label_smoothing": (0, *SMOOTHING)}, beta=0.1),
+    *_calls(losses.discopop_loss, PAIR, {"tau": (0, 1.5, NAN)}, beta=0.1),
+    *_calls(losses.f_dpo_loss, PAIR, {"alpha": (-0.1, 1.5, NAN), "label_smoothing": SMOOTHING}, beta=0.1, divergence="alpha"),
+    *_calls(losses.f_dpo_loss, PAIR, {"divergence": ("kl",)}, beta=0.1),
+    *_calls(losses.r_dpo_loss, LENGTHY, {"alpha": NEGATIVE}, beta=0.1),
+    *_calls(losses.ld_dpo_loss, PARTS, {"alpha": (-0.1, 1.5, NAN)}, beta=0.1),
+    *_calls(losses.dpo_positive_loss, PAIR, {"penalty": NEGATIVE}, beta=0.1),
+    *_calls(losses.cpo_loss, PAIR[:3], {"label_smoothing": SMOOTHING, "sft_weight": NEGATIVE}, beta=0.1),
+    *_calls(losses.orpo_loss, PAIR[:2], {"sft_weight": NEGATIVE}, beta=0.1),
+    *_calls(losses.aot_loss, PAIR, {"label_smoothing": SMOOTHING}, beta=0.1),
 ]
 
 
@@ -75,6 +88,12 @@ SHAPES = [
     (losses.ipo_loss, PAIR, {"beta": 0.1}),
     (losses.simpo_loss, PAIR[:2], {"beta": 0.1, "gamma": 0.0}),
     (losses.bradley_terry_loss, PAIR[:2], {}),
+    *((loss, PAIR, {"beta": 0.1}) for loss in (*ANCHORED, losses.exo_pair_loss, losses.aot_loss, losses.aot_unpaired_loss)),
+    (losses.dpo_norm_loss, LENGTHY, {"beta": 0.1}),
+    (losses.r_dpo_loss, LENGTHY, {"beta": 0.1, "alpha": 0.1}),
+    (losses.cpo_loss, PAIR[:3], {"beta": 0.1}),
+    (losses.orpo_loss, PAIR[:2], {"beta": 0.1}),
+    (losses.wpo_weights, PAIR[:2], {}),
     (losses.kto_loss, KTO, {"beta": 0.1}),
     (losses.kto_kl, KTO[:3], {}),
     (losses.belief_calibration_loss, BELIEF, {}),

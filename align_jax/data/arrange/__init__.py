@@ -12,6 +12,7 @@ from align_jax.data.arrange.group import Group
 from align_jax.data.arrange.labels import Label
 from align_jax.data.arrange.pair import Pair
 from align_jax.data.arrange.sft import Sft
+from align_jax.data.arrange.split_pair import SplitPair
 from align_jax.data.arrange.survey import Item, Survey
 from align_jax.data.arrange.unpaired import Unpaired
 
@@ -25,6 +26,7 @@ __all__ = [
     "Label",
     "Pair",
     "Sft",
+    "SplitPair",
     "Survey",
     "Unpaired",
     "encode_group",
