@@ -30,6 +30,7 @@ from align_jax.parallel.gpu_flags import gpu_flags_in_use
 from align_jax.parallel.mesh import axis_sizes, data_shards, make_mesh, shards_of_processes
 from align_jax.parallel.processes import LargestAhead, largest_anywhere, of_first
 from align_jax.parallel.stop import StoppedPass, listening
+from align_jax.parallel.tpu_flags import compiler_options
 from align_jax.recipes.auto_mesh import with_mesh
 from align_jax.recipes.folder import RunFolder
 from align_jax.recipes.row_layout import estimated, layout_for, usually_pays
@@ -115,7 +116,12 @@ class Setup:
 
     def _backend_for_pieces(self, pieces: int, platform: str) -> str:
         """The backend for rows that are cut over `mesh.sequence` devices."""
-        model = self.config.model
+        model, width, parts = self.config.model, self.source.shape.width, axis_sizes(self.mesh).get("fsdp", 1) * pieces
+        if width % parts:
+            raise UserError(
+                f"mesh.sequence: {pieces} and mesh.fsdp: {parts // pieces} cut weights in {parts} parts, which do not divide "
+                f"the model's width {width}: every device would hold them whole; choose sizes whose product divides {width}"
+            )
         if model.attention != "auto" and (why := takes_no_pieces(model.attention, pieces)):
             raise UserError(f"model.attention: {why}")
         choice = choose_backend(model.attention, model.dtype, platform, self.source.shape, packed=True)
@@ -309,6 +315,7 @@ class Setup:
                 self.mesh.devices.flat[0].platform,
                 *([self.backend] if self.backend in ("pallas", "triton") else []),
                 *(["sequence"] if self.config.mesh.sequence > 1 else []),
+                *(["compiler options"] if compiler_options(self.mesh) else []),
             ),
         )
         cache = cache_of(key, dataset.path, config.reference.cache_dir, self.folder.path)

@@ -78,7 +78,7 @@ def test_rows_are_packed_on_a_tpu(gpu, capsys):
 def test_rows_that_are_cut_need_a_backend_that_takes_them(gpu, capsys):
     with speaking(quiet=False):
         for platform, data, backend in (("gpu", {}, "xla"), ("tpu", {"pack": False}, "pallas")):
-            setup = gpu(data=data, sequence=24)
+            setup = gpu(data=data, sequence=24, width=96)
             setup.mesh.devices.flat[0].platform = platform
             assert (setup.backend, setup.scorer.sequence) == (backend, 24)
             assert setup.layout.multiple % 48 == 0
@@ -87,6 +87,8 @@ def test_rows_that_are_cut_need_a_backend_that_takes_them(gpu, capsys):
     for name in ("cudnn", "splash"):
         with pytest.raises(UserError, match=f"model.attention: '{name}' takes whole rows, and mesh.sequence: 2 cuts them; set"):
             gpu(name, sequence=2).backend  # noqa: B018
+    with pytest.raises(UserError, match="mesh.sequence: 24 and mesh.fsdp: 1 cut weights in 24 parts, which do not divide .* 100"):
+        gpu(sequence=24, width=100).backend  # noqa: B018
 
 
 def test_a_job_says_once_why_it_is_slower(gpu, capsys):
