@@ -75,11 +75,10 @@ def test_a_run_keeps_what_it_chose(tmp_path, monkeypatch, capsys):
     assert auto_mesh.pinned(config(tmp_path), 16) is None  # of another number of devices
 
 
-@pytest.mark.parametrize("chunk", ["auto", None, 4096])
-def test_processes_agree_on_a_chunk_by_numbers(chunk, tmp_path, monkeypatch):
-    monkeypatch.setattr(auto_mesh, "_pinned", lambda *_: MeshPlan(1, 8, 1, "full", 1, chunk))
+def test_processes_agree_on_a_plan_by_numbers(tmp_path, monkeypatch):
+    monkeypatch.setattr(auto_mesh, "_pinned", lambda *_: MeshPlan(1, 8, 1, "offload", 4))
     monkeypatch.setattr(auto_mesh, "of_first", lambda value: int(np.asarray(value, np.int32)))  # all that is sent
-    assert auto_mesh.pinned(config(tmp_path), 8) == MeshPlan(1, 8, 1, "full", 1, chunk)
+    assert auto_mesh.pinned(config(tmp_path), 8) == MeshPlan(1, 8, 1, "offload", 4)
 
 
 def test_a_planned_config_is_written_and_read_again(tmp_path):
