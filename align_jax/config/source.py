@@ -152,7 +152,7 @@ class ConfigValues:
             self.overridden.add(key)
         given = {key: self.get(key) for key in self.overridden}
         for key, by in displaced(given).items():
-            if self.get(key) is not None:
+            if self.get(key) not in (None, False):  # what is off (mesh.auto: false) stands in nobody's way
                 self.displace(key, f"--{by} {'null' if given[by] is None else given[by]} is given")
 
     def get(self, key: str) -> Any:

@@ -50,6 +50,8 @@ def test_an_option_takes_the_files_sizes_out(tmp_path):
     assert any("mesh.fsdp: -1 no longer holds, since --mesh.auto True" in note for note in found.source.notes)
     file.write_text("mesh: auto\n")
     assert load_config(file, parse_overrides(["--mesh.fsdp", "4"])).mesh.auto is False
+    off = Config.of({"model": {"path": "a"}, "mesh": {"auto": False}}, "mesh.sequence=2")  # as a run folder has it
+    assert off.mesh.sequence == 2 and not off.source.notes
     with pytest.raises(UserError, match="mesh.auto: true chooses the sizes; leave out mesh.fsdp: -1"):
         load_config(ConfigValues.of({"mesh": {"auto": True, "fsdp": -1}}))
 
