@@ -203,17 +203,22 @@ def _layer(x, weights, attention, *, eps, cos, sin):
         q, k = rms_norm(q, w["q_norm"], eps), rms_norm(k, w["k_norm"], eps)
     q, k = rotate(q, cos, sin), rotate(k, cos, sin)
     mixed, kept = attention(q, k, v)
-    x = x + constrain(linear(mixed, w["o"], 2), "shards", None, "positions", "act_embed")
+    x = x + constrain(_project(mixed, w, "o", 2), "shards", None, "positions", "act_embed")
 
     h = rms_norm(x, w["mlp_norm"], eps)
-    gate, up = (constrain(linear(h, w[name]), "shards", None, "positions", "mlp") for name in ("gate", "up"))
+    gate, up = (constrain(_project(h, w, name), "shards", None, "positions", "mlp") for name in ("gate", "up"))
     x = x + constrain(gated_linear(gate, up, w["down"]), "shards", None, "positions", "act_embed")
     return x, kept
 
 
+def _project(x, w, name, axes=1):
+    """The product of a projection, over the last axes of x."""
+    return linear(x, w[name], axes)
+
+
 def _heads(h, w, name, axis):
     """Queries, keys or values of each head; with a bias where the model has one."""
-    x = constrain(linear(h, w[name]), "shards", None, "positions", axis, None)
+    x = constrain(_project(h, w, name), "shards", None, "positions", axis, None)
     if f"{name}_bias" not in w:
         return x
     # Added in float32, so that its gradient, a sum over all tokens, is one in float32, too.
