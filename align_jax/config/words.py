@@ -86,7 +86,7 @@ SAME = {
     "lora_alpha": "lora.alpha",
     "lora_dropout": "lora.dropout",
     **dict.fromkeys(("lora_target_modules", "target_modules"), "lora.targets"),
-    **dict.fromkeys(("lora_modules_to_save", "modules_to_save"), "lora.modules_to_save"),
+    "lora_modules_to_save": "lora.modules_to_save",
     "use_rslora": "lora.rslora",
     "use_dora": "lora.dora",
     "init_lora_weights": "lora.init",
@@ -126,7 +126,7 @@ OTHERWISE = {
     **dict.fromkeys(("per_device_eval_batch_size", "eval_batch_size"), _EVAL_BATCH),
     **dict.fromkeys(("max_length", "max_seq_length", "max_seq_len", "model_max_length", "block_size"), _LENGTH),
     "max_prompt_length": "that is data.max_prompt_tokens here, and responses have data.max_response_tokens",
-    **dict.fromkeys(("peft_config", "peft", "use_peft", "adapter", "qlora", "use_lora"), _LORA),
+    **dict.fromkeys(("peft_config", "peft", "use_peft", "qlora", "use_lora"), _LORA),
     **dict.fromkeys(("load_in_4bit", "load_in_8bit", "quantization_config", "bnb_4bit_quant_type"), _QUANTIZED),
     **dict.fromkeys(("deepspeed", "fsdp", "fsdp_config", "accelerator_config", "parallelism_config", "ddp_backend"), _SHARDED),
     **dict.fromkeys(("bf16", "fp16", "tf32", "half_precision", "mixed_precision", "precision"), _HALF),
@@ -209,7 +209,7 @@ def answer(word: str, value: Any = None) -> str | None:
     if word in ("loss_type", "loss_fn", "loss_name"):
         name = LOSSES.get(str(value))
         return f"{value!r} is `objective.name: {name}` here" if name else "the loss is chosen by objective.name"
-    if word.startswith(("lora_", "peft_", "use_rslora", "use_dora")):
+    if word.startswith(("lora_", "peft_")) and word not in SAME:
         return _LORA
     if word.startswith(("bnb_", "load_in_")):
         return _QUANTIZED

@@ -169,7 +169,7 @@ def _adapter(of: Weight) -> list[Weight]:
 
 
 # In the order of a checkpoint's tensors: the embedding, every layer with its tensors together, what follows the layers.
-_BASE = (
+BASE = (
     Weight(("embed",), ("vocab_size", "width"), ("vocab", "embed"), Stored("model.embed_tokens.weight", SAME)),
     _norm(("layers", "attn_norm"), _in_layer("input_layernorm")),
     Weight(
@@ -228,7 +228,7 @@ _BASE = (
 )
 
 # And the adapter's behind them.
-TABLE = (*_BASE, *(row for of in _BASE if of.path[0] == "layers" and of.path[1] in lora.TARGETS for row in _adapter(of)))
+TABLE = (*BASE, *(row for of in BASE if of.path[0] == "layers" and of.path[1] in lora.TARGETS for row in _adapter(of)))
 
 
 def rows(config: ModelConfig) -> list[Weight]:

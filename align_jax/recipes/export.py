@@ -74,6 +74,7 @@ def export_model(
     out_dir: str | os.PathLike,
     dtype: str | None = None,
     mesh: Mesh | None = None,
+    *,
     merge: bool = False,
 ) -> int:
     """Exports the model of a checkpoint, see `export`; returns its step.
