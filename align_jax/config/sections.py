@@ -79,7 +79,7 @@ class ModelSection:
             raise UserError(f"model.revision: {self.revision!r} does not go with {also}; it is of a hub id, which has none yet")
         if self.config is not None and "head" in self.config:
             raise UserError("model.config.head: the head follows from objective.name; leave it out")
-        if self.config is not None and (key := next((key for key in ("quantize", "lora") if key in self.config), None)):
+        if self.config is not None and (key := next((key for key in ("quantize", "lora") if self.config.get(key)), None)):
             raise UserError(f"model.config.{key}: that is {dict(quantize='model.quantize', lora='the section lora')[key]} here")
         if self.rows_per_chunk != "auto":
             check_range("model.rows_per_chunk", self.rows_per_chunk, 1, hint="or auto")
