@@ -1,6 +1,6 @@
 """Adapters beside training all weights: what each reaches on held-out preferences, in what time.
 
-    ALIGN_JAX_DATA=path/to/data python tools/compare_adapters.py configs/mpo-preferences.yaml --out runs/adapters [--section.key value]
+    ALIGN_JAX_DATA=path/to/data python tools/compare_adapters.py configs/mpo-preferences.yaml [--section.key value]
 
 Every arm's learning rate is the best of its grid by the held-out loss of one seed; then it is trained with three other seeds.
 Runs that are there already are not made again. Prints a table: mean and standard deviation over seeds, and, for the difference
