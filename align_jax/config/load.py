@@ -281,6 +281,7 @@ def _check_rounds(source: ConfigValues, config: Config) -> None:
             f"'run' is not used by objective {name_of(objective)}, which has no reference",
         ),
         ("reference.path", config.reference.path is not None, "is not used in rounds; see rounds.reference"),
+        ("reference.adapter", config.reference.adapter is not None, "is not used in rounds; see rounds.reference"),
         ("generate.temperature", config.generate.temperature == 0, "0 gives the same sample every time; rounds need contrast"),
         ("generate.beliefs", config.generate.beliefs, "is not used in rounds"),
         ("train.eval_every", config.train.eval_every is not None, "is not used in rounds: each ends with an evaluation"),

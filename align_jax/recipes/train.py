@@ -17,7 +17,7 @@ from align_jax.config.jobs import JOBS
 from align_jax.cost.compilations import so_far
 from align_jax.data import BatchLoader, GroupDataset
 from align_jax.errors import UserError
-from align_jax.models.adapting import trained_paths
+from align_jax.models.adapting import trained_paths, trained_weights
 from align_jax.objectives.by_source import told_apart
 from align_jax.parallel.mesh import put_batch
 from align_jax.parallel.stop import StopSignal
@@ -156,6 +156,8 @@ class Training:
         loader = setup.loader(dataset)
         with watching("choosing the shapes of batches"):
             _ = loader.train_layout
+        if (adapter := trained_weights(setup.source.shape)) is not None:
+            say(adapter)
         optimizer = optim.make_optimizer(config.optimizer, steps)
         where = state_shardings(setup.source.shape, optimizer, setup.mesh, config.model.param_dtype)
         return cls(setup, dataset, loader, steps, optimizer, where)
