@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import functools
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -31,12 +30,14 @@ from align_jax.recipes.before import (
     report_warmup,
     stop_early,
     why_ended,
+    with_its_decay,
 )
-from align_jax.recipes.evaluation import in_training_evaluation
 from align_jax.recipes.folder import RunFolder, save_every
+from align_jax.recipes.in_training import InTraining, in_training_evaluation
 from align_jax.recipes.recorded import AddCosts, CheckMetric, CountCut
 from align_jax.recipes.say import say, speaking, watching
 from align_jax.recipes.setup import Setup, microbatches, report_data
+from align_jax.recipes.shown_samples import ShownSamples, WriteSamples
 from align_jax.recipes.summary import Told, run_lines
 from align_jax.recipes.warned import WatchSignatures, read_warnings, warning_lines
 from align_jax.terminal import plural
@@ -100,6 +101,7 @@ def train(config: Config, stop: StopSignal | None = None) -> Run:
         check_sinks(config)
         check_best_metric(config)
         folder = RunFolder(Path(config.run.dir))
+        config = with_its_decay(config, folder)
         folder.check(config)
         stack.enter_context(folder.claimed())
         for line in off:
@@ -219,7 +221,7 @@ def _other_rows(folder: RunFolder, path: str) -> str:
     )
 
 
-def _train(training: Training, measure: Callable | None, stop: StopSignal, told: Told) -> tuple[TrainState, bool]:
+def _train(training: Training, measure: InTraining | None, stop: StopSignal, told: Told) -> tuple[TrainState, bool]:
     """From the newest checkpoint, or the start, to the last step; False when `stop` ended it before."""
     setup, steps, before = training.setup, training.steps, so_far()
     config, folder = setup.config, setup.folder
@@ -255,7 +257,8 @@ def _train(training: Training, measure: Callable | None, stop: StopSignal, told:
                 put=lambda batch: put_batch(batch, setup.mesh, leading=1),
                 where=training.dataset.where,
                 callbacks=[
-                    *([Evaluate(told.measured(measure), config.train.eval_every, told.evaluated)] if measure else []),
+                    *_evaluations(config, measure, told),
+                    *_samples(training, measure, log),
                     *([early] if early else []),
                     StopWhen(stop.requested),
                     CheckMetric(config.checkpoint.best_metric),
@@ -282,6 +285,19 @@ def _train(training: Training, measure: Callable | None, stop: StopSignal, told:
     if told.best:
         say(f"the checkpoint with the best {config.checkpoint.best_metric} is that of step {best}: export it with --step best")
     return state, True
+
+
+def _evaluations(config: Config, measure: InTraining | None, told: Told) -> list[Evaluate]:
+    options = config.train.eval_every, told.evaluated, config.train.eval_first
+    return [] if measure is None else [Evaluate(told.measured(measure), *options)]
+
+
+def _samples(training: Training, measure: InTraining | None, log: MetricsLog) -> list[WriteSamples]:
+    setup, every = training.setup, training.setup.config.log.samples_every
+    if every is None:
+        return []
+    dataset = measure.sets[0].dataset if measure is not None and measure.sets else training.dataset
+    return [WriteSamples(ShownSamples(setup, dataset), every, setup.folder.path, log.samples)]
 
 
 def _watch(config: Config, folder: RunFolder, steps: int, begun: int) -> list[WatchSignatures]:

@@ -113,6 +113,8 @@ def state_shardings(
     trained, frozen = split(weight_shardings(config, mesh), _trained(config, trainable))
 
     def like_weight(moment, shape, sharding):
+        if isinstance(moment, optax.MaskedNode):  # a weight of another optimizer, where one does not do all
+            return moment
         # Adafactor's row and column statistics stand where weights stand, but are smaller.
         return sharding if moment.shape == shape.shape else replicated(mesh)
 
@@ -123,6 +125,7 @@ def state_shardings(
         shapes.trainable,
         trained,
         transform_non_params=lambda _: replicated(mesh),
+        is_leaf=lambda node: isinstance(node, optax.MaskedNode),
     )
     return TrainState(replicated(mesh), trained, frozen, opt_state)
 
