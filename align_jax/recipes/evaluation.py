@@ -128,11 +128,12 @@ def cut_in(responses: Responses) -> tuple[int, int]:
     return prompts, texts
 
 
-def eval_data(setup: Setup, passes: int) -> EvalData:
+def eval_data(setup: Setup, passes: int, moving: bool = False) -> EvalData:
     """Reads `data.eval`, with the reference's log-probs where its metrics need them.
 
     Args:
       passes: how often it will be scored; batches get more shapes where that pays.
+      moving: the reference is that of a training state, whose log-probs are computed when they are needed.
     """
     config = setup.config
     opened, metrics = setup.opened("eval"), find_metrics(config.evaluate.metrics)
@@ -140,7 +141,7 @@ def eval_data(setup: Setup, passes: int) -> EvalData:
     dataset = setup.dataset("eval", objective, opened)
     report_data("eval", dataset, setup.folder.path)
     loader = setup.loader(dataset, passes + objective.needs_reference)
-    if objective.needs_reference:
+    if objective.needs_reference and not moving:
         loader.join(setup.reference_logps(dataset, np.arange(len(dataset)), loader.eval_batches()))
     return EvalData(setup, objective, dataset, loader, metrics)
 
@@ -301,13 +302,17 @@ def _texts(data: EvalData):
                 yield text, example.opinion.options[belief]
 
 
-def in_training_evaluation(setup: Setup, steps: int) -> Callable[[dict], dict[str, float]] | None:
-    """weights -> `eval/...` metrics on `data.eval`, or None where there is no such data; `steps` are those of the run."""
+def in_training_evaluation(setup: Setup, steps: int) -> Callable[..., dict[str, float]] | None:
+    """weights -> `eval/...` metrics on `data.eval`, or None where there is no such data; `steps` are those of the run.
+
+    Where the reference moves, it takes the weights of that, too: rewards and drift are measured from where it is.
+    """
     config = setup.config
     if config.data.eval is None:
         return None
     passes = 2 + (steps // config.train.eval_every if config.train.eval_every else 0)
-    data, samples = eval_data(setup, passes), config.evaluate.training_samples
+    moving = setup.live is not None and setup.live.sync_every is not None
+    data, samples = eval_data(setup, passes * (1 + moving), moving), config.evaluate.training_samples
     if samples and config.head == "score":
         raise UserError(f"evaluate.training_samples: {samples}, but a reward model generates nothing; set it to 0")
     if samples:
@@ -315,9 +320,12 @@ def in_training_evaluation(setup: Setup, steps: int) -> Callable[[dict], dict[st
     judge = judge_of(data) if samples else None
     told = False
 
-    def evaluate(params: dict) -> dict[str, float]:
+    def evaluate(params: dict, reference: dict | None = None) -> dict[str, float]:
         nonlocal told
         responses = data.score(params)
+        if reference is not None:
+            labels = {**responses.labels, "ref_logps": data.score(reference).logps}
+            responses = dataclasses.replace(responses, labels=labels)
         if not told:
             data.report_cut(responses)
             told = True
@@ -326,7 +334,8 @@ def in_training_evaluation(setup: Setup, steps: int) -> Callable[[dict], dict[st
             spoken = speak(data, params, samples, judge)
             tables += spoken.tables
             if spoken.policy is not None:
-                tables.append(divergence_table(data, spoken, setup.load(setup.reference)[0]))
+                known = setup.load(setup.reference)[0] if reference is None else reference
+                tables.append(divergence_table(data, spoken, known))
             if spoken.problem:
                 say(f"evaluate.judge: {spoken.problem}")
         return {f"eval/{name}": float(value) for name, value in stack(tables).means().items()}

@@ -155,22 +155,34 @@ class Training:
         with watching("choosing the shapes of batches"):
             _ = loader.train_layout
         optimizer = optim.make_optimizer(config.optimizer, steps)
-        where = state_shardings(setup.source.shape, optimizer, setup.mesh, config.model.param_dtype)
+        how = {"live": setup.live is not None}
+        where = state_shardings(setup.source.shape, optimizer, setup.mesh, config.model.param_dtype, **how)
         return cls(setup, dataset, loader, steps, optimizer, where)
 
     def join_reference(self) -> None:
-        """Computes the reference's log-probs, or reads them from the cache, where the objective needs them."""
-        config, dataset, loader = self.setup.config, self.dataset, self.loader
-        if config.objective.needs_reference:
+        """Computes the reference's log-probs, or reads them from the cache, where the objective needs them and none is live."""
+        config, dataset, loader, live = self.setup.config, self.dataset, self.loader, self.setup.live
+        if live is not None:
+            moves = "" if live.sync_every is None else f", and moves every {plural(live.sync_every, 'step')} (mix {live.mix:g})"
+            say(f"reference: {self.setup.reference.describe()} is in memory beside the policy{moves}")
+        elif config.objective.needs_reference:
             # The batches of the first epoch are the run's own, so at its first step policy and reference agree exactly.
             once = min(self.steps, -(-len(dataset) // config.train.groups_per_step))
             first = microbatches(loader.preview(once))
             loader.join(self.setup.reference_logps(dataset, loader.first_rows(once), first))
 
+    @property
+    def live_moves(self) -> bool:
+        """Whether the state has a reference that changes, and so is saved; another one is read again."""
+        return self.setup.live is not None and self.setup.live.sync_every is not None
+
     def begin(self) -> TrainState:
         """The state before the first step."""
-        setup, param_dtype = self.setup, self.setup.config.model.param_dtype
-        return create_state(setup.source.shape, setup.weights(), self.optimizer, setup.mesh, param_dtype)
+        setup, param_dtype, weights = self.setup, self.setup.config.model.param_dtype, self.setup.weights()
+        reference = None
+        if setup.live is not None:
+            reference = weights if setup.config.reference.path is None else setup.load(setup.reference)[0]
+        return create_state(setup.source.shape, weights, self.optimizer, setup.mesh, param_dtype, reference=reference)
 
     def resume(self, checkpoints: Checkpointer) -> TrainState | None:
         """The newest readable checkpoint's state, with the loader moved to where it was; None when there is none.
@@ -179,14 +191,17 @@ class Training:
           UserError: the rows of `data.train` are not those that the run began with, so its place among them means nothing.
         """
         config = self.setup.config
-        shapes = state_shapes(self.setup.source.shape, self.optimizer, config.model.param_dtype)
-        abstract = jax.tree.map(lambda s, w: jax.ShapeDtypeStruct(s.shape, s.dtype, sharding=w), shapes, self.where)
+        shapes = state_shapes(self.setup.source.shape, self.optimizer, config.model.param_dtype, live=self.live_moves)
+        where = self.where if self.live_moves else dataclasses.replace(self.where, reference={})
+        abstract = jax.tree.map(lambda s, w: jax.ShapeDtypeStruct(s.shape, s.dtype, sharding=w), shapes, where)
         found = restore_state(checkpoints, abstract)
         if found is None:
             return None
         state, extra = found
         if extra.get("rows", self.dataset.fingerprint) != self.dataset.fingerprint:
             raise UserError(_other_rows(self.setup.folder, self.dataset.path))
+        if self.setup.live is not None and not self.live_moves:
+            state = dataclasses.replace(state, reference=self.setup.load(self.setup.reference)[0])
         self.loader.restore(extra["data"], extra.get("shapes"))
         say(f"resumed from the checkpoint of step {int(state.step)}")
         return state
@@ -227,10 +242,12 @@ def _train(training: Training, measure: Callable | None, stop: StopSignal, told:
             training.optimizer,
             seed=config.run.seed,
             horizon=optim.Horizon.of(config.optimizer, steps),
+            live=setup.live,
         )
         step = AnnouncedStep(step, len(training.loader.train_layout.shapes), setup.say_chunks)
         with _metrics_log(config, steps, begun) as log:
             cut, minutes = CountCut(), config.checkpoint.minutes
+            evaluations = config.train.eval_every, told.evaluated, training.live_moves
             timer = None if minutes is None else SaveTimer(60 * minutes)
             state, _ = fit(
                 state,
@@ -240,7 +257,7 @@ def _train(training: Training, measure: Callable | None, stop: StopSignal, told:
                 put=lambda batch: put_batch(batch, setup.mesh, leading=1),
                 where=training.dataset.where,
                 callbacks=[
-                    *([Evaluate(told.measured(measure), config.train.eval_every, told.evaluated)] if measure else []),
+                    *([Evaluate(told.measured(measure), *evaluations)] if measure else []),
                     *([early] if early else []),
                     StopWhen(stop.requested),
                     CheckMetric(config.checkpoint.best_metric),
@@ -312,6 +329,7 @@ def _save(training: Training, checkpoints: Checkpointer):
     def save(step: int, state: TrainState, position: Any, metrics: dict[str, float]) -> None:
         extra = {"data": position, "rows": training.dataset.fingerprint, "shapes": training.loader.shapes}
         with watching(f"saving the checkpoint of step {step}"):
-            save_state(checkpoints, step, state, extra, metrics)
+            kept = state if training.live_moves else dataclasses.replace(state, reference={})
+            save_state(checkpoints, step, kept, extra, metrics)
 
     return save

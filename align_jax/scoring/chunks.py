@@ -17,13 +17,14 @@ UNKNOWN = 1 << 30  # bytes of logits that are kept where a device's memory is no
 LOGITS = 10  # bytes for a logit that exists: float32, its gradient, and half of one more
 
 
-def state_bytes(config: ModelConfig, param_dtype: str, shards: int, microbatches: int = 1) -> int:
+def state_bytes(config: ModelConfig, param_dtype: str, shards: int, microbatches: int = 1, live: bool = False) -> int:
     """Bytes on a device of parameters, gradients and two moments, divided over `shards` devices.
 
-    With several microbatches there are two sets of gradients: those of one, and the sum, which is float32.
+    With several microbatches there are two sets of gradients: those of one, and the sum, which is float32. A `live` reference
+    is one more set of parameters.
     """
     count = sum(math.prod(shape) for shape in _leaves(weight_shapes(config)))
-    each = 2 * jnp.dtype(param_dtype).itemsize + STATE_BYTES + (SUM_BYTES if microbatches > 1 else 0)
+    each = (2 + live) * jnp.dtype(param_dtype).itemsize + STATE_BYTES + (SUM_BYTES if microbatches > 1 else 0)
     return count * each // shards
 
 

@@ -46,15 +46,17 @@ class Evaluate(Callback):
       measure: weights -> metrics (`eval/...`), which become part of the step's record.
       every: steps between evaluations; None measures before the first and after the last step only.
       told: (step, metrics) -> None, called as soon as they are measured.
+      moving: `measure` takes the weights of the state's own reference, too.
     """
 
     def __init__(
         self,
-        measure: Callable[[Any], dict[str, float]],
+        measure: Callable[..., dict[str, float]],
         every: int | None = None,
         told: Callable[[int, dict[str, float]], None] = lambda step, metrics: None,
+        moving: bool = False,
     ):
-        self._measure, self._every, self._told = measure, every, told
+        self._measure, self._every, self._told, self._moving = measure, every, told, moving
 
     def begin(self, loop: Loop) -> None:
         """Measures the weights that a run starts from; a resumed one was measured before."""
@@ -68,7 +70,7 @@ class Evaluate(Callback):
             self._add(loop)
 
     def _add(self, loop: Loop) -> None:
-        found = self._measure(loop.state.weights)
+        found = self._measure(loop.state.weights, *([loop.state.reference_weights] if self._moving else []))
         loop.add(found)
         self._told(loop.step, found)
 

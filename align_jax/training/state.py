@@ -30,17 +30,24 @@ class TrainState:
       trainable: nested dict of the weights that have gradients.
       frozen: nested dict of the others: no gradient, no moments, never written; `{}` where everything is trained.
       opt_state: the optimizer's state for `trainable`.
+      reference: nested dict of those weights of a live reference that are not `frozen` ones; `{}` where there are none.
     """
 
     step: jax.Array
     trainable: dict
     frozen: dict
     opt_state: Any
+    reference: dict = dataclasses.field(default_factory=dict)
 
     @property
     def weights(self) -> dict:
         """The model's weights."""
         return merge(self.trainable, self.frozen)
+
+    @property
+    def reference_weights(self) -> dict:
+        """The live reference's weights."""
+        return merge(self.reference, self.frozen)
 
     @classmethod
     def of(cls, weights: dict, optimizer: optax.GradientTransformation, trainable: Trainable = None) -> TrainState:
@@ -93,22 +100,28 @@ def split(weights: dict, trainable: Trainable = None) -> tuple[dict, dict]:
 
 
 def state_shapes(
-    config: ModelConfig, optimizer: optax.GradientTransformation, param_dtype, trainable: Trainable = None
+    config: ModelConfig, optimizer: optax.GradientTransformation, param_dtype, trainable: Trainable = None, live: bool = False
 ) -> TrainState:
-    """The state as `jax.ShapeDtypeStruct`s: nothing is allocated."""
+    """The state as `jax.ShapeDtypeStruct`s: nothing is allocated; `live`: with a live reference."""
     weights = jax.tree.map(
         lambda shape: jax.ShapeDtypeStruct(shape, param_dtype),
         weight_shapes(config),
         is_leaf=lambda x: isinstance(x, tuple),
     )
     trained, frozen = split(weights, trainable)
-    return TrainState(jax.ShapeDtypeStruct((), jnp.int32), trained, frozen, jax.eval_shape(optimizer.init, trained))
+    step, opt_state = jax.ShapeDtypeStruct((), jnp.int32), jax.eval_shape(optimizer.init, trained)
+    return TrainState(step, trained, frozen, opt_state, trained if live else {})
 
 
 def state_shardings(
-    config: ModelConfig, optimizer: optax.GradientTransformation, mesh: Mesh, param_dtype, trainable: Trainable = None
+    config: ModelConfig,
+    optimizer: optax.GradientTransformation,
+    mesh: Mesh,
+    param_dtype,
+    trainable: Trainable = None,
+    live: bool = False,
 ) -> TrainState:
-    """Where every array of the state lives: moments with their weights, the rest on every device."""
+    """Where every array of the state lives: moments and a live reference with their weights, the rest on every device."""
     shapes = state_shapes(config, optimizer, param_dtype, trainable)
     trained, frozen = split(weight_shardings(config, mesh), trainable)
 
@@ -124,7 +137,7 @@ def state_shardings(
         trained,
         transform_non_params=lambda _: replicated(mesh),
     )
-    return TrainState(replicated(mesh), trained, frozen, opt_state)
+    return TrainState(replicated(mesh), trained, frozen, opt_state, trained if live else {})
 
 
 def create_state(
@@ -134,15 +147,25 @@ def create_state(
     mesh: Mesh,
     param_dtype,
     trainable: Trainable = None,
+    reference: dict | None = None,
 ) -> TrainState:
     """The state before the first step, every part created where it will live.
 
     Args:
       weights: the starting weights, already sharded as `weight_shardings(config, mesh)`; they become part of the state.
       trainable: which of them are trained, see `split`; None: all.
+      reference: the weights of a live reference, sharded alike; arrays that are the policy's are copied. None: there is none.
     """
     where = state_shardings(config, optimizer, mesh, param_dtype, trainable)
     trained, frozen = split(weights, trainable)
     opt_state = jax.jit(optimizer.init, out_shardings=where.opt_state)(trained)
     step = jax.device_put(jnp.zeros((), jnp.int32), where.step)
-    return TrainState(step, trained, frozen, opt_state)
+    return TrainState(step, trained, frozen, opt_state, _beside(trained, reference, trainable))
+
+
+def _beside(trained: dict, reference: dict | None, trainable: Trainable) -> dict:
+    """The part of a reference that a state holds, in arrays of its own: both are donated."""
+    if reference is None:
+        return {}
+    own = split(reference, trainable)[0]
+    return jax.tree.map(lambda ours, theirs: jnp.copy(theirs) if theirs is ours else theirs, trained, own)
