@@ -33,6 +33,8 @@ FREE = (
 LATER: dict[str, Any] = {
     "model.chat_template": None,
     "model.revision": None,
+    "model.quantize": None,
+    "reference.adapter": None,
     "optimizer.decayed": None,
     "objective.sft_weight": 0.0,
     "objective.divergence": "kl",

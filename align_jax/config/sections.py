@@ -45,6 +45,8 @@ class ModelSection:
       dtype: type of activations.
       param_dtype: type of the trained parameters; bfloat16 takes less memory, and is rounded at random after an update, since
         to the nearest most updates would be lost.
+      quantize: keep the projections of all layers in few bits, int8 (0.6% off), int4 or nf4 (10% and 9%), with `lora` alone:
+        they are not trained. The reference is the same model.
       attention: xla, pallas (TPU, also packed rows), splash (TPU), cudnn (GPU), or triton (GPU, also packed rows; it has never
         run on a card, and `auto` leaves it out); auto is what suits the devices and `data.pack`, or xla where that cannot
         compute this model, with a line that says why.
@@ -63,6 +65,7 @@ class ModelSection:
     chat_template: str | None = None
     dtype: Literal["float32", "bfloat16", "float16"] = "bfloat16"
     param_dtype: Literal["float32", "bfloat16"] = "float32"
+    quantize: Literal["int8", "int4", "nf4"] | None = None
     attention: str = "auto"
     remat: Literal["none", "dots", "full", "offload"] = "none"
     rows_per_chunk: int | Literal["auto"] | None = "auto"
@@ -76,6 +79,8 @@ class ModelSection:
             raise UserError(f"model.revision: {self.revision!r} does not go with {also}; it is of a hub id, which has none yet")
         if self.config is not None and "head" in self.config:
             raise UserError("model.config.head: the head follows from objective.name; leave it out")
+        if self.config is not None and (key := next((key for key in ("quantize", "lora") if self.config.get(key)), None)):
+            raise UserError(f"model.config.{key}: that is {dict(quantize='model.quantize', lora='the section lora')[key]} here")
         if self.rows_per_chunk != "auto":
             check_range("model.rows_per_chunk", self.rows_per_chunk, 1, hint="or auto")
         if self.head_chunk != "auto":
@@ -97,13 +102,19 @@ class ReferenceConfig:
 
     Attributes:
       path: Hugging Face folder, hub id or run folder; None is the starting model.
+      adapter: folder of an adapter on top of the starting model without its own; with `lora` alone.
       cache_dir: folder of its log-probs; None is `align_jax/reference` in the user's cache folder (`$XDG_CACHE_HOME`, or
         `~/.cache`). Each file is called by a hash of weights, rows, templates, lengths, types, JAX's version and the kind of
         device, so that nothing is used that would be another now; all of it may be deleted at any time.
     """
 
     path: str | None = None
+    adapter: str | None = None
     cache_dir: str | None = None
+
+    def __post_init__(self):
+        if self.path is not None and self.adapter is not None:
+            raise UserError(f"reference.adapter: {self.adapter} is on top of the starting model; leave out reference.path")
 
 
 @dataclasses.dataclass(frozen=True)

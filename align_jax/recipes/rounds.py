@@ -165,7 +165,8 @@ def _start_folder(config: Config, root: Path) -> str:
         return config.model.at
     folder = root / "rounds" / "0" / "model"
     if not of_first(folder.exists()):
-        setup = Setup.of(config)
+        plain = dataclasses.replace(config, lora=None, model=dataclasses.replace(config.model, quantize=None))
+        setup = Setup.of(plain)
         with jax.set_mesh(setup.mesh):
             model = Decoder(setup.source.shape, setup.weights(), dtype=config.model.dtype)
             hf.save_model(model, folder, tokenizer=setup.source.tokenizer)

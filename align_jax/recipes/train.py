@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import functools
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from align_jax.config.jobs import JOBS
 from align_jax.cost.compilations import so_far
 from align_jax.data import BatchLoader, GroupDataset
 from align_jax.errors import UserError
+from align_jax.models.adapting import trained_paths, trained_weights
 from align_jax.objectives.by_source import told_apart
 from align_jax.parallel.mesh import put_batch
 from align_jax.parallel.stop import StopSignal
@@ -45,7 +47,7 @@ from align_jax.training.checkpoint import Checkpointer
 from align_jax.training.fit import fit
 from align_jax.training.logs import MetricsLog
 from align_jax.training.saved import restore_state, save_state
-from align_jax.training.state import TrainState, create_state, state_shapes, state_shardings
+from align_jax.training.state import TrainState, create_state, split, state_shapes, state_shardings
 from align_jax.training.step import compile_step
 
 REQUIRED = JOBS["train"].requires
@@ -156,6 +158,8 @@ class Training:
         loader = setup.loader(dataset)
         with watching("choosing the shapes of batches"):
             _ = loader.train_layout
+        if (adapter := trained_weights(setup.source.shape)) is not None:
+            say(adapter)
         optimizer = optim.make_optimizer(config.optimizer, steps)
         where = state_shardings(setup.source.shape, optimizer, setup.mesh, config.model.param_dtype)
         return cls(setup, dataset, loader, steps, optimizer, where)
@@ -169,6 +173,13 @@ class Training:
             first = microbatches(loader.preview(once))
             loader.join(self.setup.reference_logps(dataset, loader.first_rows(once), first))
 
+    @functools.cached_property
+    def base(self) -> dict[str, Any] | None:
+        """What a checkpoint says of the weights that it does not hold; None where all are trained."""
+        if self.setup.source.shape.lora is None:
+            return None
+        return {"model": self.setup.source.describe(), "fingerprint": self.setup.source.fingerprint()}
+
     def begin(self) -> TrainState:
         """The state before the first step."""
         setup, param_dtype = self.setup, self.setup.config.model.param_dtype
@@ -180,10 +191,14 @@ class Training:
         Raises:
           UserError: the rows of `data.train` are not those that the run began with, so its place among them means nothing.
         """
-        config = self.setup.config
-        shapes = state_shapes(self.setup.source.shape, self.optimizer, config.model.param_dtype)
+        config, shape = self.setup.config, self.setup.source.shape
+        if checkpoints.latest_step() is None:
+            return None
+        shapes = state_shapes(shape, self.optimizer, config.model.param_dtype)
         abstract = jax.tree.map(lambda s, w: jax.ShapeDtypeStruct(s.shape, s.dtype, sharding=w), shapes, self.where)
-        found = restore_state(checkpoints, abstract)
+        trained = trained_paths(shape)
+        frozen = {} if trained is None else split(self.setup.weights(), trained)[1]
+        found = restore_state(checkpoints, abstract, frozen)
         if found is None:
             return None
         state, extra = found
@@ -328,6 +343,6 @@ def _save(training: Training, checkpoints: Checkpointer):
     def save(step: int, state: TrainState, position: Any, metrics: dict[str, float]) -> None:
         extra = {"data": position, "rows": training.dataset.fingerprint, "shapes": training.loader.shapes}
         with watching(f"saving the checkpoint of step {step}"):
-            save_state(checkpoints, step, state, extra, metrics)
+            save_state(checkpoints, step, state, extra, metrics, training.base)
 
     return save
