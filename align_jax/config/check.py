@@ -248,6 +248,8 @@ def instead(word: str, value: Any = None, prefix: str = "") -> str:
     if prefix == "objective." and (word == WEIGHT or word.isdecimal()):
         return f"there is one objective, whose keys are objective.KEY; a mixture is a list: --objective '{_TERMS}'"
     elsewhere = [name for name in known().named(word) if name != f"{prefix}{word}" and name.count(".") == 1]
+    if prefix == "objective.":  # whose alpha, say, is nothing that an adapter has
+        elsewhere = [name for name in elsewhere if not name.startswith("lora.")]
     if not elsewhere or isinstance(value, Mapping):
         return ""
     return f"did you mean {' or '.join(elsewhere)}?"

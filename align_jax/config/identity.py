@@ -27,6 +27,8 @@ LATER: dict[str, Any] = {
     "reference.sync_every": None,
     "reference.mix": 1.0,
     "model.revision": None,
+    "model.quantize": None,
+    "reference.adapter": None,
     "objective.sft_weight": 0.0,
     "objective.divergence": "kl",
     "objective.calibrate": "statement",

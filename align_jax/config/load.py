@@ -25,6 +25,7 @@ from align_jax.config import check
 from align_jax.config.check import Choice, Schema, build
 from align_jax.config.given import config_of
 from align_jax.config.identity import identity
+from align_jax.config.lora import LEARNING_RATE, LoraConfig
 from align_jax.config.rows import rows_in, with_rows
 from align_jax.config.sections import (
     BenchConfig,
@@ -54,6 +55,7 @@ __all__ = ["Config", "load_config", "parse_overrides"]
 SECTIONS: dict[str, type] = {
     "run": RunConfig,
     "model": ModelSection,
+    "lora": LoraConfig,
     "reference": ReferenceConfig,
     "data": DataConfig,
     "mesh": MeshConfig,
@@ -67,10 +69,13 @@ SECTIONS: dict[str, type] = {
     "log": LogConfig,
 }
 
+# None where they are not given, though every key has a default.
+_OPTIONAL = ("lora",)
+
 
 @dataclasses.dataclass(frozen=True)
 class Config:
-    """All sections; `data`, `objective` and `rounds` are None when there are none.
+    """All sections; `lora`, `data`, `objective` and `rounds` are None when there are none.
 
     Attributes:
       source: where the values came from, for errors.
@@ -78,6 +83,7 @@ class Config:
 
     run: RunConfig
     model: ModelSection
+    lora: LoraConfig | None
     reference: ReferenceConfig
     data: DataConfig | None
     objective: Objective | None
@@ -236,12 +242,22 @@ def _cross_check(source: ConfigValues, config: Config) -> None:
     if config.model.config is not None:
         build(source, ModelConfig, dict(config.model.config), "model.config.")
     mesh, train, model = config.mesh, config.train, config.model
+    if model.quantize is not None and config.lora is None and config.objective is not None:
+        raise source.error("model.quantize", f"{model.quantize}: weights of few bits cannot be trained; add `lora: {{}}`")
+    if config.reference.adapter is not None and config.lora is None:
+        raise source.error("reference.adapter", f"{config.reference.adapter} is used with `lora` alone; see reference.path")
     if mesh.memory_gib is not None and "auto" not in (model.rows_per_chunk, model.head_chunk):
         rows, head = ("null" if value is None else value for value in (model.rows_per_chunk, model.head_chunk))
         raise source.error(
             "mesh.memory_gib",
             f"{mesh.memory_gib:g} has no effect with model.rows_per_chunk: {rows} and model.head_chunk: {head}; leave one of "
             "them out (auto, the default, takes as many as fit)",
+        )
+    if config.lora is not None and config.reference.mix != 1:
+        raise source.error(
+            "reference.mix",
+            f"{config.reference.mix}: with `lora` the reference can become the policy (1), but not go a part of the way: the "
+            "mean of two adapters' factors is not that of what they add",
         )
     if config.reference.live and config.objective is not None and not config.objective.needs_reference:
         raise source.error("reference.live", f"objective {name_of(config.objective)} has no reference; leave it out")
@@ -332,14 +348,18 @@ def _from_source(source: ConfigValues, overrides: Iterable[Override]) -> Config:
     check.check(source, _schema())
     built: dict[str, Any] = {}
     for section, cls in SECTIONS.items():
-        if section in source.values or not _has_required(cls):
+        if section == "model" and "lora" in source.values:
+            # What is not trained needs no more digits than it is computed in.
+            given = source.values.setdefault("model", {})
+            given.setdefault("param_dtype", "float32" if given.get("dtype") == "float32" else "bfloat16")
+        if section in source.values or not (_has_required(cls) or section in _OPTIONAL):
             built[section] = build(source, cls, source.values.get(section, {}), f"{section}.")
         else:
             built[section] = None
     for section, choice in _schema().choices.items():
         values = source.values.get(section)
         if section == "optimizer" and built["objective"] is not None:
-            values.setdefault("learning_rate", built["objective"].learning_rate)
+            values.setdefault("learning_rate", _usual_rate(built["objective"], built["lora"]))
         if isinstance(values, list):
             built[section] = _mixture(source, values)
             continue
@@ -388,21 +408,28 @@ def _with_folder(config: Config) -> Config:
 
 def _drop_other_options(given: dict[str, Any], options: Mapping[str, Any]) -> None:
     """Takes out the options of an objective or optimizer that another one, which takes its place, does not have."""
-    if "objective" in options and "objective" in given and _usual_rate(given):
+    if "objective" in options and "objective" in given and _has_usual_rate(given):
         del given["optimizer"]["learning_rate"]  # nobody chose it
     for section, choice in _schema().choices.items():
         name, before = options.get(f"{section}.name"), given.get(section)
         if choice.has(name) and isinstance(before, dict) and name != before["name"]:
             kept = {"name", *(field.name for field in dataclasses.fields(choice.find(name)))}
-            if section == "objective" and _usual_rate(given):
+            if section == "objective" and _has_usual_rate(given):
                 del given["optimizer"]["learning_rate"]
             given[section] = {key: value for key, value in before.items() if key in kept}
 
 
-def _usual_rate(given: Mapping[str, Any]) -> bool:
+def _usual_rate(objective: Objective | type[Objective], lora: Any) -> float:
+    """The learning rate of a config that gives none."""
+    usual = objective.learning_rate
+    return usual if lora is None else max(LEARNING_RATE, 10 * usual if usual > LEARNING_RATE else 0)
+
+
+def _has_usual_rate(given: Mapping[str, Any]) -> bool:
     """Whether the learning rate is the one that the objective gives."""
     terms = given["objective"] if isinstance(given["objective"], list) else [given["objective"]]
-    return given["optimizer"]["learning_rate"] == min(find_objective(term["name"]).learning_rate for term in terms)
+    rates = [_usual_rate(find_objective(term["name"]), given.get("lora")) for term in terms]
+    return given["optimizer"]["learning_rate"] == min(rates)
 
 
 def _own_folder(config: Config) -> str | None:

@@ -45,6 +45,8 @@ class ModelSection:
       dtype: type of activations.
       param_dtype: type of the trained parameters; bfloat16 takes less memory, and is rounded at random after an update, since
         to the nearest most updates would be lost.
+      quantize: keep the projections of all layers in few bits, int8 (0.6% off), int4 or nf4 (10% and 9%), with `lora` alone:
+        they are not trained. The reference is the same model.
       attention: xla, pallas (TPU, also packed rows), splash (TPU), cudnn (GPU), or triton (GPU, also packed rows; it has never
         run on a card, and `auto` leaves it out); auto is what suits the devices and `data.pack`, or xla where that cannot
         compute this model, with a line that says why.
@@ -63,6 +65,7 @@ class ModelSection:
     chat_template: str | None = None
     dtype: Literal["float32", "bfloat16", "float16"] = "bfloat16"
     param_dtype: Literal["float32", "bfloat16"] = "float32"
+    quantize: Literal["int8", "int4", "nf4"] | None = None
     attention: str = "auto"
     remat: Literal["none", "dots", "full", "offload"] = "none"
     rows_per_chunk: int | Literal["auto"] | None = "auto"
@@ -76,6 +79,8 @@ class ModelSection:
             raise UserError(f"model.revision: {self.revision!r} does not go with {also}; it is of a hub id, which has none yet")
         if self.config is not None and "head" in self.config:
             raise UserError("model.config.head: the head follows from objective.name; leave it out")
+        if self.config is not None and (key := next((key for key in ("quantize", "lora") if self.config.get(key)), None)):
+            raise UserError(f"model.config.{key}: that is {dict(quantize='model.quantize', lora='the section lora')[key]} here")
         if self.rows_per_chunk != "auto":
             check_range("model.rows_per_chunk", self.rows_per_chunk, 1, hint="or auto")
         if self.head_chunk != "auto":
@@ -97,6 +102,7 @@ class ReferenceConfig:
 
     Attributes:
       path: Hugging Face folder, hub id or run folder; None is the starting model.
+      adapter: folder of an adapter on top of the starting model without its own; with `lora` alone.
       live: keep its weights in memory beside the policy's, and compute its log-probs in the step: more memory and time for a
         step, and no pass before the first one. Needed by `sync_every`.
       sync_every: optimizer steps after which the reference moves to the policy (TR-DPO); None: it never does.
@@ -107,6 +113,7 @@ class ReferenceConfig:
     """
 
     path: str | None = None
+    adapter: str | None = None
     cache_dir: str | None = None
     live: bool = False
     sync_every: int | None = None
@@ -124,6 +131,8 @@ class ReferenceConfig:
             raise UserError(
                 f"reference.mix: {self.mix} has no effect where the reference never moves; set reference.sync_every"
             )
+        if self.path is not None and self.adapter is not None:
+            raise UserError(f"reference.adapter: {self.adapter} is on top of the starting model; leave out reference.path")
 
 
 @dataclasses.dataclass(frozen=True)

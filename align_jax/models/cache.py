@@ -135,7 +135,7 @@ def decode_step(model: Decoder, cache: KVCache, rows: DecodeRows, clock: jax.Arr
     """
     positions, prefix, past = _visible(model, cache, rows, clock)
     x, layer = model.begin(rows.tokens[..., None], positions)
-    stacked = model.layers.weights()
+    stacked = model.stacked()
     ring = []
     for i, (*prompt, past_k, past_v) in enumerate(zip(cache.prompt_k, cache.prompt_v, cache.k, cache.v, strict=True)):
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 import dataclasses
 from typing import Any
 
+from align_jax.models.adapter import Adapter
+
 
 @dataclasses.dataclass(frozen=True)
 class RopeScaling:
@@ -29,7 +31,7 @@ class RopeScaling:
 
 HEADS = ("lm_head", "score")
 # Fields that older versions had not, with what they then were.
-LATER = {"qkv_bias": False, "qk_norm": False}
+LATER = {"qkv_bias": False, "qk_norm": False, "lora": None, "quantize": None}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -53,6 +55,8 @@ class ModelConfig:
       head: what stands on the last layer: `lm_head`, logits of the next token, or `score`, one number (a reward model).
       qkv_bias: queries, keys and values have a bias (Qwen2).
       qk_norm: each head of queries and of keys has a norm before the rotation, one weight for all heads (Qwen3).
+      quantize: few bits for the projections of all layers, see `models.quantized.KINDS`; None: as they were stored.
+      lora: the adapter on top of it, whose weights are rows of the table, too; None: none.
     """
 
     vocab_size: int
@@ -71,6 +75,8 @@ class ModelConfig:
     head: str = "lm_head"
     qkv_bias: bool = False
     qk_norm: bool = False
+    quantize: str | None = None
+    lora: Adapter | None = None
 
     def __post_init__(self):
         if self.head not in HEADS:
@@ -86,6 +92,16 @@ class ModelConfig:
         """Name -> value; without later fields that are as they always were, so that what is kept by them keeps its name."""
         values = dataclasses.asdict(self)
         return {name: value for name, value in values.items() if name not in LATER or value != LATER[name]}
+
+    @property
+    def base(self) -> ModelConfig:
+        """The model without its adapter."""
+        return self if self.lora is None else dataclasses.replace(self, lora=None)
+
+    @property
+    def plain(self) -> ModelConfig:
+        """The model as a checkpoint has it: no adapter, no weights of few bits."""
+        return dataclasses.replace(self, lora=None, quantize=None)
 
     def __repr__(self) -> str:
         return f"ModelConfig({', '.join(f'{name}={getattr(self, name)!r}' for name in self.fields())})"

@@ -14,14 +14,22 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
+from align_jax.models.adapter import KEY, MAGNITUDE, SCALE, TARGETS, A
 from align_jax.models.attention import Masks, RowIds, RowSpans, Runs, Tokens, attend, choose_backend, visibility
 from align_jax.models.config import ModelConfig
+from align_jax.models.lora import adapted, stacked_scales
 from align_jax.models.ops import gated_linear, linear, lookup, precision, rms_norm
+from align_jax.models.quantized import Quantized
 from align_jax.models.remat import rematerialize
 from align_jax.models.rope import frequencies, rotate, rotation
-from align_jax.models.weights import check_weights
+from align_jax.models.weights import TABLE, check_weights
 from align_jax.parallel import sequence
 from align_jax.parallel.axes import constrain
+
+# The ends of names of what is not cast to the compute type.
+_AS_KEPT = ("norm", "bias", MAGNITUDE, SCALE, KEY)
+# The logical axes of projections.
+_AXES = {weight.path[1]: weight.axes for weight in TABLE if weight.stacked and weight.path[1] in TARGETS}
 
 
 class Layers(nnx.Module):
@@ -74,6 +82,10 @@ class Decoder(nnx.Module):
         For tests, notebooks and small models: scoring makes logits of response positions alone, and no more of them at one time
         than fit, see `align_jax.response_logps`.
         """
+        return self.logits(self.hidden(tokens))
+
+    def hidden(self, tokens: jax.Array) -> jax.Array:
+        """Normalized hidden states of whole sequences: int `[B, T]` -> `[B, T, W]`."""
         tokens = jnp.asarray(tokens)
         if tokens.ndim != 2:
             raise ValueError(f"tokens must be [batch, length], got shape {tokens.shape}")
@@ -82,7 +94,7 @@ class Decoder(nnx.Module):
         positions = jnp.broadcast_to(jnp.arange(rows.shape[-1], dtype=jnp.int32), rows.shape)
         seen = visibility(self.backend, Tokens(positions, jnp.ones_like(positions)), self.config.sliding_window)
         hidden, _ = self.run(sequence.dealt(rows, 2), sequence.dealt(positions, 2), seen)
-        return self.logits(sequence.natural(hidden, 2)[:, 0, :length])
+        return sequence.natural(hidden, 2)[:, 0, :length]
 
     def run(
         self,
@@ -109,7 +121,7 @@ class Decoder(nnx.Module):
             weights, of_prompt = inputs
             return layer(x, weights, lambda q, k, v: (attend(q, k, v, seen, *(of_prompt or ())), (k, v) if keep_kv else None))
 
-        x, kv = jax.lax.scan(rematerialize(body, self.remat), x, (self.layers.weights(), prefix))
+        x, kv = jax.lax.scan(rematerialize(body, self.remat), x, (self.stacked(), prefix))
         return self.finish(x), kv
 
     def run_together(self, prompts: Inputs, rows: Inputs) -> jax.Array:
@@ -135,7 +147,7 @@ class Decoder(nnx.Module):
             return jnp.concatenate([x.reshape(x.shape[0], 1, -1, *x.shape[3:]) for x in mixed], axis=2), None
 
         x, _ = jax.lax.scan(
-            rematerialize(lambda x, weights: layer(x, weights, attention), self.remat), x, self.layers.weights()
+            rematerialize(lambda x, weights: layer(x, weights, attention), self.remat), x, self.stacked()
         )
         return self.finish(apart(x)[1])
 
@@ -147,11 +159,20 @@ class Decoder(nnx.Module):
         """
         x = constrain(lookup(self.embed[...], tokens, self.dtype), "shards", None, "positions", "act_embed")
         cos, sin = rotation(positions, frequencies(self.config))
-        return x, partial(_layer, eps=self.config.norm_eps, cos=cos, sin=sin)
+        return x, partial(_layer, eps=self.config.norm_eps, cos=cos, sin=sin, dropout=self._dropout)
+
+    @property
+    def _dropout(self) -> float:
+        return 0.0 if self.config.lora is None else self.config.lora.dropout
 
     def finish(self, x: jax.Array) -> jax.Array:
         """The normalized hidden states of what left the last layer."""
         return rms_norm(x, self.norm[...], self.config.norm_eps)
+
+    def stacked(self) -> dict:
+        """What layers are scanned over: their weights, and the scales of an adapter."""
+        adapter = self.config.lora
+        return self.layers.weights() | ({} if adapter is None else stacked_scales(adapter, self.config.layers))
 
     def weights(self) -> dict:
         """The weights as the nested dict of `weight_shapes`; `Decoder(config, model.weights())` is the same model."""
@@ -191,34 +212,47 @@ class Decoder(nnx.Module):
         )
 
 
-def _layer(x, weights, attention, *, eps, cos, sin):
+def _layer(x, weights, attention, *, eps, cos, sin, dropout):
     """One decoder layer; pre-norm attention and SwiGLU MLP, each added to the residual."""
-    w = {name: value if name.endswith(("norm", "bias")) else value.astype(x.dtype) for name, value in weights.items()}
+    w = {name: _ready(name, value, x.dtype) for name, value in weights.items()}
 
     h = rms_norm(x, w["attn_norm"], eps)
-    q = _heads(h, w, "q", "heads")
-    k = _heads(h, w, "k", "kv_heads")
-    v = _heads(h, w, "v", "kv_heads")
+    q = _heads(h, w, "q", "heads", dropout)
+    k = _heads(h, w, "k", "kv_heads", dropout)
+    v = _heads(h, w, "v", "kv_heads", dropout)
     if "q_norm" in w:
         q, k = rms_norm(q, w["q_norm"], eps), rms_norm(k, w["k_norm"], eps)
     q, k = rotate(q, cos, sin), rotate(k, cos, sin)
     mixed, kept = attention(q, k, v)
-    x = x + constrain(_project(mixed, w, "o", 2), "shards", None, "positions", "act_embed")
+    x = x + constrain(_project(mixed, w, "o", dropout), "shards", None, "positions", "act_embed")
 
     h = rms_norm(x, w["mlp_norm"], eps)
-    gate, up = (constrain(_project(h, w, name), "shards", None, "positions", "mlp") for name in ("gate", "up"))
-    x = x + constrain(gated_linear(gate, up, w["down"]), "shards", None, "positions", "act_embed")
+    gate, up = (constrain(_project(h, w, name, dropout), "shards", None, "positions", "mlp") for name in ("gate", "up"))
+    x = x + constrain(_down(gate, up, w, dropout), "shards", None, "positions", "act_embed")
     return x, kept
 
 
-def _project(x, w, name, axes=1):
-    """The product of a projection, over the last axes of x."""
-    return linear(x, w[name], axes)
+def _ready(name, value, dtype):
+    """A weight as products take it: in the compute type, or as it is kept."""
+    if isinstance(value, Quantized):
+        return value.gathered(*(None if axis == "embed" else axis for axis in _AXES[name]))
+    return value if name.endswith(_AS_KEPT) else value.astype(dtype)
 
 
-def _heads(h, w, name, axis):
+def _project(x, w, name, dropout):
+    """The product of a projection, over the last axes of x, and what its adapter makes of it."""
+    return adapted(linear(x, w[name], TARGETS[name]), x, w, name, dropout)
+
+
+def _down(gate, up, w, dropout):
+    """SwiGLU and the product after it."""
+    y = gated_linear(gate, up, w["down"])
+    return adapted(y, jax.nn.silu(gate) * up, w, "down", dropout) if f"down_{A}" in w else y
+
+
+def _heads(h, w, name, axis, dropout):
     """Queries, keys or values of each head; with a bias where the model has one."""
-    x = constrain(_project(h, w, name), "shards", None, "positions", axis, None)
+    x = constrain(_project(h, w, name, dropout), "shards", None, "positions", axis, None)
     if f"{name}_bias" not in w:
         return x
     # Added in float32, so that its gradient, a sum over all tokens, is one in float32, too.

@@ -12,6 +12,7 @@ import jax
 import jax.numpy as jnp
 from jax.ad_checkpoint import checkpoint_name
 
+from align_jax.models.quantized import Quantized
 from align_jax.models.remat import PRODUCT
 from align_jax.parallel import sequence
 
@@ -33,23 +34,28 @@ def linear(x: jax.Array, weight: jax.Array, axes: int = 1) -> jax.Array:
     configs/bench-cpu.yaml); on TPU v5p the compiled programs are equal.
 
     Args:
-      x: activations. weight: in the type of x.
+      x: activations. weight: in the type of x, or `Quantized`, which has no gradient, and of which only codes are kept.
       axes: how many axes are summed over.
     """
     return _linear(x, weight, axes)
 
 
 def _linear(x, weight, axes):
+    weight = _plain(weight, x.dtype)
     return _product(x, weight, range(x.ndim - axes, x.ndim), range(axes))
 
 
 def _linear_forward(x, weight, axes):
     # Not `linear` itself: that would be one operation, in which no name is seen.
-    return checkpoint_name(_linear(x, weight, axes), PRODUCT), (x, weight)
+    return checkpoint_name(_linear(x, weight, axes), PRODUCT), (None if isinstance(weight, Quantized) else x, weight)
 
 
 def _linear_backward(axes, saved, d_out):
     x, weight = saved
+    if isinstance(weight, Quantized):
+        outputs = weight.ndim - axes
+        over = range(d_out.ndim - outputs, d_out.ndim)
+        return _product(d_out, _plain(weight, d_out.dtype), over, range(axes, weight.ndim)), weight.no_gradient()
     tokens = range(x.ndim - axes)
     d_x = _product(d_out, weight, range(x.ndim - axes, d_out.ndim), range(axes, weight.ndim))
     if sequence.pieces() > 1:  # one axis of tokens could not be cut by position: each device would get all of them
@@ -59,6 +65,10 @@ def _linear_backward(axes, saved, d_out):
     count = math.prod(x.shape[: len(tokens)])
     d_weight = _product(x.reshape(count, -1), d_out.reshape(count, -1), [0], [0])
     return d_x, d_weight.reshape(weight.shape)
+
+
+def _plain(weight, dtype):
+    return weight.astype(dtype) if isinstance(weight, Quantized) else weight
 
 
 linear.defvjp(_linear_forward, _linear_backward)

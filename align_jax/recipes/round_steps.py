@@ -174,7 +174,7 @@ def _logps(job: Job, number: int, scored: Path) -> np.ndarray:
     if job.has_beliefs:  # their statements stand before them
         longest = max(len(tokens) for row in read_rows(scored) for tokens in row["tokens"])
     data = {"max_response_tokens": longest, "max_responses": None}
-    config = job.with_model(number, reference=ReferenceConfig(None, job.config.reference.cache_dir),
+    config = job.with_model(number, reference=ReferenceConfig(cache_dir=job.config.reference.cache_dir),
                             data=samples_data(job.config, scored, **data))  # fmt: skip
     config = dataclasses.replace(config, run=dataclasses.replace(config.run, dir=str(scored.parent)))
     setup = Setup.of(config)

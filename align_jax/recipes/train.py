@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import functools
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ from align_jax.config.jobs import JOBS
 from align_jax.cost.compilations import so_far
 from align_jax.data import BatchLoader, GroupDataset
 from align_jax.errors import UserError
+from align_jax.models.adapting import trained_paths
 from align_jax.objectives.by_source import told_apart
 from align_jax.parallel.mesh import put_batch
 from align_jax.parallel.stop import StopSignal
@@ -44,7 +46,7 @@ from align_jax.training.checkpoint import Checkpointer
 from align_jax.training.fit import fit
 from align_jax.training.logs import MetricsLog
 from align_jax.training.saved import restore_state, save_state
-from align_jax.training.state import TrainState, create_state, state_shapes, state_shardings
+from align_jax.training.state import TrainState, create_state, split, state_shapes, state_shardings
 from align_jax.training.step import compile_step
 
 REQUIRED = JOBS["train"].requires
@@ -163,6 +165,7 @@ class Training:
         """Computes the reference's log-probs, or reads them from the cache, where the objective needs them and none is live."""
         config, dataset, loader, live = self.setup.config, self.dataset, self.loader, self.setup.live
         if live is not None:
+            _check_live(self.setup)
             moves = "" if live.sync_every is None else f", and moves every {plural(live.sync_every, 'step')} (mix {live.mix:g})"
             say(f"reference: {self.setup.reference.describe()} is in memory beside the policy{moves}")
         elif config.objective.needs_reference:
@@ -176,12 +179,19 @@ class Training:
         """Whether the state has a reference that changes, and so is saved; another one is read again."""
         return self.setup.live is not None and self.setup.live.sync_every is not None
 
+    @functools.cached_property
+    def base(self) -> dict[str, Any] | None:
+        """What a checkpoint says of the weights that it does not hold; None where all are trained."""
+        if self.setup.source.shape.lora is None:
+            return None
+        return {"model": self.setup.source.describe(), "fingerprint": self.setup.source.fingerprint()}
+
     def begin(self) -> TrainState:
         """The state before the first step."""
         setup, param_dtype, weights = self.setup, self.setup.config.model.param_dtype, self.setup.weights()
         reference = None
         if setup.live is not None:
-            reference = weights if setup.config.reference.path is None else setup.load(setup.reference)[0]
+            reference = weights if setup.reference is setup.source else setup.load(setup.reference)[0]
         return create_state(setup.source.shape, weights, self.optimizer, setup.mesh, param_dtype, reference=reference)
 
     def resume(self, checkpoints: Checkpointer) -> TrainState | None:
@@ -190,21 +200,36 @@ class Training:
         Raises:
           UserError: the rows of `data.train` are not those that the run began with, so its place among them means nothing.
         """
-        config = self.setup.config
-        shapes = state_shapes(self.setup.source.shape, self.optimizer, config.model.param_dtype, live=self.live_moves)
-        where = self.where if self.live_moves else dataclasses.replace(self.where, reference={})
+        config, shape, live = self.setup.config, self.setup.source.shape, self.live_moves
+        if checkpoints.latest_step() is None:
+            return None
+        shapes = state_shapes(shape, self.optimizer, config.model.param_dtype, live=live)
+        where = self.where if live else dataclasses.replace(self.where, reference={})
         abstract = jax.tree.map(lambda s, w: jax.ShapeDtypeStruct(s.shape, s.dtype, sharding=w), shapes, where)
-        found = restore_state(checkpoints, abstract)
+        trained = trained_paths(shape)
+        frozen = {} if trained is None else split(self.setup.weights(), trained)[1]
+        found = restore_state(checkpoints, abstract, frozen)
         if found is None:
             return None
         state, extra = found
         if extra.get("rows", self.dataset.fingerprint) != self.dataset.fingerprint:
             raise UserError(_other_rows(self.setup.folder, self.dataset.path))
         if self.setup.live is not None and not self.live_moves:
-            state = dataclasses.replace(state, reference=self.setup.load(self.setup.reference)[0])
+            own = split(self.setup.load(self.setup.reference)[0], trained)[0]
+            state = dataclasses.replace(state, reference=own)
         self.loader.restore(extra["data"], extra.get("shapes"))
         say(f"resumed from the checkpoint of step {int(state.step)}")
         return state
+
+
+def _check_live(setup: Setup) -> None:
+    """UserError where the weights beneath the two adapters differ: a state holds them once."""
+    source, reference = setup.source, setup.reference
+    if source.shape.lora is not None and reference is not source and reference.under is not source.under:
+        raise UserError(
+            f"reference.live: true keeps one set of weights for both adapters, but {reference.describe()} has other weights "
+            "beneath its own; leave it out, and its log-probs are computed before training"
+        )
 
 
 def _other_rows(folder: RunFolder, path: str) -> str:
@@ -330,6 +355,6 @@ def _save(training: Training, checkpoints: Checkpointer):
         extra = {"data": position, "rows": training.dataset.fingerprint, "shapes": training.loader.shapes}
         with watching(f"saving the checkpoint of step {step}"):
             kept = state if training.live_moves else dataclasses.replace(state, reference={})
-            save_state(checkpoints, step, kept, extra, metrics)
+            save_state(checkpoints, step, kept, extra, metrics, training.base)
 
     return save

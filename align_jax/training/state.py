@@ -12,11 +12,12 @@ import optax
 from flax.traverse_util import flatten_dict, unflatten_dict
 from jax.sharding import Mesh
 
-from align_jax.models import ModelConfig, weight_shapes, weight_shardings
-from align_jax.models.weights import Path
+from align_jax.models import ModelConfig, weight_shardings
+from align_jax.models.adapting import trained_paths
+from align_jax.models.weights import Path, weight_structs
 from align_jax.parallel.mesh import replicated
 
-# Which weights are trained: paths such as ("layers", "q"), or a predicate on them; None is all.
+# Which weights are trained: paths such as ("layers", "q"), or a predicate on them; None is the adapter, without one all.
 Trainable = Callable[[Path], bool] | Collection[Path] | None
 
 
@@ -99,16 +100,15 @@ def split(weights: dict, trainable: Trainable = None) -> tuple[dict, dict]:
     return unflatten_dict(trained), unflatten_dict(frozen)
 
 
+def _trained(config: ModelConfig, trainable: Trainable) -> Trainable:
+    return trained_paths(config) if trainable is None else trainable
+
+
 def state_shapes(
     config: ModelConfig, optimizer: optax.GradientTransformation, param_dtype, trainable: Trainable = None, live: bool = False
 ) -> TrainState:
     """The state as `jax.ShapeDtypeStruct`s: nothing is allocated; `live`: with a live reference."""
-    weights = jax.tree.map(
-        lambda shape: jax.ShapeDtypeStruct(shape, param_dtype),
-        weight_shapes(config),
-        is_leaf=lambda x: isinstance(x, tuple),
-    )
-    trained, frozen = split(weights, trainable)
+    trained, frozen = split(weight_structs(config, param_dtype), _trained(config, trainable))
     step, opt_state = jax.ShapeDtypeStruct((), jnp.int32), jax.eval_shape(optimizer.init, trained)
     return TrainState(step, trained, frozen, opt_state, trained if live else {})
 
@@ -123,7 +123,7 @@ def state_shardings(
 ) -> TrainState:
     """Where every array of the state lives: moments and a live reference with their weights, the rest on every device."""
     shapes = state_shapes(config, optimizer, param_dtype, trainable)
-    trained, frozen = split(weight_shardings(config, mesh), trainable)
+    trained, frozen = split(weight_shardings(config, mesh), _trained(config, trainable))
 
     def like_weight(moment, shape, sharding):
         # Adafactor's row and column statistics stand where weights stand, but are smaller.
@@ -153,14 +153,15 @@ def create_state(
 
     Args:
       weights: the starting weights, already sharded as `weight_shardings(config, mesh)`; they become part of the state.
-      trainable: which of them are trained, see `split`; None: all.
-      reference: the weights of a live reference, sharded alike; arrays that are the policy's are copied. None: there is none.
+      trainable: which of them are trained, see `split`; None: the adapter where there is one, else all.
+      reference: the weights of a live reference, sharded alike: what is not trained is the policy's own, and arrays that
+        are the policy's are copied. None: there is none.
     """
     where = state_shardings(config, optimizer, mesh, param_dtype, trainable)
-    trained, frozen = split(weights, trainable)
+    trained, frozen = split(weights, _trained(config, trainable))
     opt_state = jax.jit(optimizer.init, out_shardings=where.opt_state)(trained)
     step = jax.device_put(jnp.zeros((), jnp.int32), where.step)
-    return TrainState(step, trained, frozen, opt_state, _beside(trained, reference, trainable))
+    return TrainState(step, trained, frozen, opt_state, _beside(trained, reference, _trained(config, trainable)))
 
 
 def _beside(trained: dict, reference: dict | None, trainable: Trainable) -> dict:

@@ -12,6 +12,8 @@ import optax
 from jax.sharding import Mesh
 
 from align_jax.batch import GroupBatch, GroupLabels
+from align_jax.models import ModelConfig
+from align_jax.models.adapter import KEY
 from align_jax.objectives import Metrics, Objective
 from align_jax.objectives.signature_metrics import with_spread
 from align_jax.parallel.mesh import replicated
@@ -54,9 +56,10 @@ def train_step(
     if live is not None:
         batch = with_live_reference(state.reference_weights, batch, scorer)
     statistic = whole_batch_statistic(state.weights, batch, scorer, objective)
+    drop = dropout_keys(scorer.config, seed, state.step)
 
     def loss(trainable, micro):
-        logps = scorer(merge(trainable, state.frozen), micro)
+        logps = scorer(drop(merge(trainable, state.frozen), micro), micro)
         metrics = _metrics(logps, micro.group_labels, objective, statistic)
         sums = {name: (jnp.sum(total), jnp.sum(weight)) for name, (total, weight) in metrics.items()}
         return sums["loss"][0], sums
@@ -79,6 +82,23 @@ def train_step(
     metrics = {**means(sums), "grad_norm": optax.tree.norm(grads), **token_counts(batch)}
     reference = state.reference if live is None else live.moved(state.reference, trainable, state.step + 1, seed)
     return TrainState(state.step + 1, trainable, state.frozen, opt_state, reference), metrics
+
+
+def dropout_keys(config: ModelConfig, seed: int, step: jax.Array) -> Callable[[dict, GroupBatch], dict]:
+    """(weights, microbatch) -> weights with the keys of this step's dropout; as they are where there is none.
+
+    The key of a microbatch is that of the rows in it, so that it does not depend on how the step is cut.
+    """
+    if config.lora is None or not config.lora.dropout:
+        return lambda weights, micro: weights
+    key = jax.random.fold_in(jax.random.fold_in(jax.random.key(seed), 0x10A), step)
+
+    def with_keys(weights, micro):
+        own = jax.random.fold_in(key, jnp.sum(micro.rows, dtype=jnp.uint32))
+        keys = jax.random.key_data(jax.random.split(own, config.layers))
+        return {**weights, "layers": {**weights["layers"], KEY: keys}}
+
+    return with_keys
 
 
 def means(sums: dict[str, tuple[jax.Array, jax.Array]]) -> dict[str, jax.Array]:
