@@ -169,7 +169,7 @@ class Config:
         if self.rounds is not None:
             _check_rounds(self.source, self)
             return self, []
-        config, lines = (self, []) if self.data.eval is not None else _without_evaluations(self)
+        config, lines = _without_evaluations(self)
         config._check_patience()
         return config, lines
 
@@ -181,7 +181,7 @@ class Config:
             raise self.source.error(
                 "train.patience",
                 f"{train.patience} evaluations without a better checkpoint.best_metric are waited for; set that to a metric of "
-                f"evaluations, such as {_usual_metric(self.objective)}" + (f", and not {metric}" if metric else ""),
+                f"evaluations, such as {_usual_metric(self)}" + (f", and not {metric}" if metric else ""),
             )
         if train.eval_every is None:
             raise self.source.error("train.patience", f"{train.patience} evaluations are waited for; set train.eval_every, too")
@@ -197,26 +197,34 @@ class Config:
         return data, fsdp, tensor
 
 
-def _usual_metric(objective: Objective | None) -> str:
+def _usual_metric(config: Config) -> str:
     """A metric of evaluations that the objective always has."""
+    objective, sets = config.objective, config.data.eval_sets()
+    if not sets:
+        return "eval/text/loss"
+    of = "eval" + f"/{next(iter(sets))}".rstrip("/")
     if objective is None or objective.arrangement.has_beliefs:
-        return "eval/beliefs/js_distance"
-    return "eval/rewards/accuracies" if objective.arrangement.contrasts else "eval/loss"
+        return f"{of}/beliefs/js_distance"
+    return f"{of}/rewards/accuracies" if objective.arrangement.contrasts else f"{of}/loss"
 
 
 def _without_evaluations(config: Config) -> tuple[Config, list[str]]:
-    """The config without the keys that need `data.eval`, and a line about those that were set."""
-    metric = config.checkpoint.best_metric
-    needs = {
+    """The config without the keys that need what it does not evaluate on, and a line about those that were set."""
+    metric, data = config.checkpoint.best_metric, config.data
+    of_any = {
         "train.eval_every": (config.train.eval_every, None),
+        "train.eval_first": (not config.train.eval_first and "false", True),
         "train.patience": (config.train.patience, None),
-        "evaluate.training_samples": (config.evaluate.training_samples, 0),
         "checkpoint.best_metric": (metric if (metric or "").startswith("eval/") else None, None),
-        # configs of before hold `test` whether or not it was asked for
-        "data.eval_split": (config.data.eval_split if config.data.eval_split != "test" else None, None),
     }
+    of_sets = {
+        "evaluate.training_samples": (config.evaluate.training_samples, 0),
+        # configs of before hold `test` whether or not it was asked for
+        "data.eval_split": (data.eval_split if data.eval_split != "test" else None, None),
+    }
+    needs = of_any if data.eval is None and data.eval_text is None else {}
     lines = []
-    for key, (value, off) in needs.items():
+    for key, (value, off) in (needs | (of_sets if data.eval is None else {})).items():
         if value:
             section, _, name = key.partition(".")
             changed = dataclasses.replace(getattr(config, section), **{name: off})
@@ -253,12 +261,6 @@ def _cross_check(source: ConfigValues, config: Config) -> None:
             f"{mesh.memory_gib:g} has no effect with model.rows_per_chunk: {rows} and model.head_chunk: {head}; leave one of "
             "them out (auto, the default, takes as many as fit)",
         )
-    if config.lora is not None and config.reference.mix != 1:
-        raise source.error(
-            "reference.mix",
-            f"{config.reference.mix}: with `lora` the reference can become the policy (1), but not go a part of the way: the "
-            "mean of two adapters' factors is not that of what they add",
-        )
     if config.reference.live and config.objective is not None and not config.objective.needs_reference:
         raise source.error("reference.live", f"objective {name_of(config.objective)} has no reference; leave it out")
     if mesh.data > 0 and mesh.fsdp > 0:
@@ -274,6 +276,11 @@ def _check_rounds(source: ConfigValues, config: Config) -> None:
     beliefs = objective.arrangement.has_beliefs
     refused = [
         ("data.eval", config.data.eval is None, "is required by rounds: the reward of samples on held-out prompts is measured"),
+        (
+            "data.eval",
+            config.data.eval is not None and "" not in config.data.eval_sets(),
+            "names several sets, and rounds take the prompts of one",
+        ),
         (
             "objective.name",
             config.head != "lm_head" or not (beliefs or objective.arrangement.refusal(find_format("samples")) is None),
@@ -294,6 +301,7 @@ def _check_rounds(source: ConfigValues, config: Config) -> None:
             f"'run' is not used by objective {name_of(objective)}, which has no reference",
         ),
         ("reference.path", config.reference.path is not None, "is not used in rounds; see rounds.reference"),
+        ("reference.adapter", config.reference.adapter is not None, "is not used in rounds; see rounds.reference"),
         ("generate.temperature", config.generate.temperature == 0, "0 gives the same sample every time; rounds need contrast"),
         ("generate.beliefs", config.generate.beliefs, "is not used in rounds"),
         ("train.eval_every", config.train.eval_every is not None, "is not used in rounds: each ends with an evaluation"),
@@ -339,7 +347,9 @@ def _schema() -> Schema:
         "objective": Choice(tuple(OBJECTIVES), find_objective, own=True, many=True),
         "optimizer": Choice(tuple(OPTIMIZERS), OPTIMIZERS.__getitem__, AdamW.name),
     }
-    return Schema(SECTIONS, choices, {"model.config": ModelConfig, "data.train": Member, "data.eval": Member})
+    return Schema(
+        SECTIONS, choices, {"model.config": ModelConfig, "data.train": Member, "data.eval": Member, "data.eval_text": Member}
+    )
 
 
 def _from_source(source: ConfigValues, overrides: Iterable[Override]) -> Config:
@@ -415,7 +425,7 @@ def _drop_other_options(given: dict[str, Any], options: Mapping[str, Any]) -> No
         if choice.has(name) and isinstance(before, dict) and name != before["name"]:
             kept = {"name", *(field.name for field in dataclasses.fields(choice.find(name)))}
             if section == "objective" and _has_usual_rate(given):
-                del given["optimizer"]["learning_rate"]
+                del given["optimizer"]["learning_rate"]  # nobody chose it
             given[section] = {key: value for key, value in before.items() if key in kept}
 
 
@@ -428,8 +438,8 @@ def _usual_rate(objective: Objective | type[Objective], lora: Any) -> float:
 def _has_usual_rate(given: Mapping[str, Any]) -> bool:
     """Whether the learning rate is the one that the objective gives."""
     terms = given["objective"] if isinstance(given["objective"], list) else [given["objective"]]
-    rates = [_usual_rate(find_objective(term["name"]), given.get("lora")) for term in terms]
-    return given["optimizer"]["learning_rate"] == min(rates)
+    usual = min(_usual_rate(find_objective(term["name"]), given.get("lora")) for term in terms)
+    return given["optimizer"]["learning_rate"] == usual
 
 
 def _own_folder(config: Config) -> str | None:

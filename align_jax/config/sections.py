@@ -195,6 +195,7 @@ class TrainConfig:
       groups_per_step: prompts of one optimizer step, over all devices and microbatches.
       accumulation_steps: microbatches of a step.
       eval_every: optimizer steps between evaluations; None evaluates before the first step and after the last one only.
+      eval_first: evaluate before the first step, too, which later evaluations are told against.
       patience: end the run after so many evaluations in a row without a better `checkpoint.best_metric`; None never does.
     """
 
@@ -203,6 +204,7 @@ class TrainConfig:
     groups_per_step: int = 8
     accumulation_steps: int = 1
     eval_every: int | None = None
+    eval_first: bool = True
     patience: int | None = None
 
     def __post_init__(self):
@@ -243,7 +245,9 @@ class CheckpointConfig:
     @property
     def mode(self) -> Literal["min", "max"]:
         """`best_mode`, or what fits `best_metric`."""
-        small = re.search(r"loss|distance|divergence|kl/|gap|norm|perplexity|error|time/|memory/", self.best_metric or "loss")
+        small = re.search(
+            r"loss|forgotten|distance|divergence|kl/|gap|norm|perplexity|error|time/|memory/", self.best_metric or "loss"
+        )
         return self.best_mode or ("min" if small else "max")
 
     def __post_init__(self):
@@ -396,6 +400,10 @@ class LogConfig:
       wandb_name: of the run's page there.
       sinks: further ones: a file's name in `align_jax/training/logs`, or a class of one's own as `package.module:Class`, called
         with `align_jax.training.logs.sink.Context`, with methods `write(step, metrics)` and `close()`.
+      samples_every: steps between samples of a few prompts, always the same ones, also before the first step and after the
+        last; shown as a table and kept in `run.dir/samples.jsonl`. `generate` says how they are drawn. None: never.
+      samples_prompts: how many prompts, of `data.eval` (its first set) or else of `data.train`.
+      samples_tokens: most tokens of such a sample.
       quiet: no progress line, and nothing of what jobs tell their user; errors and warnings remain.
     """
 
@@ -403,6 +411,9 @@ class LogConfig:
     progress: bool = True
     plots: bool = True
     signatures: bool = True
+    samples_every: int | None = None
+    samples_prompts: int = 4
+    samples_tokens: int = 64
     quiet: bool = False
     tensorboard: bool = False
     wandb_project: str | None = None
@@ -410,7 +421,10 @@ class LogConfig:
     sinks: list[str] = dataclasses.field(default_factory=list)
 
     def __post_init__(self):
-        check_fields("log", self, "every", low=1)
+        check_fields("log", self, "every", "samples_every", "samples_prompts", "samples_tokens", low=1)
+        for key, usual in (("samples_prompts", 4), ("samples_tokens", 64)):
+            if self.samples_every is None and getattr(self, key) != usual:
+                raise UserError(f"log.{key}: {getattr(self, key)} is not used without log.samples_every")
         for name in self.sinks:
             check_sink_name(name)
         if self.wandb_name is not None and self.wandb_project is None:

@@ -21,10 +21,11 @@ from flax.traverse_util import flatten_dict, unflatten_dict
 
 from align_jax.errors import UserError
 from align_jax.hf import names
+from align_jax.hf.dtypes import resolve_dtype
 from align_jax.hf.files import ADAPTER, ADAPTER_WEIGHTS, Checkpoint, read_json
 from align_jax.hf.folder import check_target, check_tokenizer, save_tokenizer, written_whole
 from align_jax.hf.writer import write_json, write_safetensors
-from align_jax.models import ModelConfig, weight_shapes
+from align_jax.models import Decoder, ModelConfig, weight_shapes
 from align_jax.models.adapter import MAGNITUDE, TARGETS, A, Adapter, B
 from align_jax.models.adapting import trained_paths
 from align_jax.models.weights import Weight, rows
@@ -116,21 +117,25 @@ def load_adapter(folder: str | os.PathLike, config: ModelConfig, shardings: Mapp
 
 
 def save_adapter(
-    config: ModelConfig, weights: dict, out_dir: str | os.PathLike, base: str | None, tokenizer: Any = None, dtype="float32"
+    model: Decoder, out_dir: str | os.PathLike, base: str | os.PathLike | None, tokenizer: Any = None, *, dtype=None
 ) -> None:
     """Writes an adapter in PEFT's format: `peft.PeftModel.from_pretrained(base, out_dir)` is the model that was trained.
 
     Args:
-      config: of the model with its adapter. weights: of it; those of the adapter and what is saved beside are written.
+      model: with an adapter; the weights of that and what is saved whole beside are written.
       out_dir: a folder that does not exist, is empty, or is an earlier export (which is replaced).
-      base: what the model is called, a folder or hub id, for PEFT. tokenizer: as in `save_model`.
+      base: what the model without it is called, a folder or hub id, for PEFT. tokenizer: as in `save_model`.
+      dtype: of the written weights, a type or its name; None: float32.
 
     Raises:
-      UserError: `out_dir` holds other files, or the disk is too full.
+      UserError: a model without an adapter, `out_dir` holds other files, or the disk is too full.
     """
+    config, weights = model.config, model.weights()
+    if config.lora is None:
+        raise UserError("the model has no adapter (align_jax.add_adapter); align_jax.save_model writes it whole")
     out = Path(os.path.expanduser(os.fspath(out_dir))).resolve()
     check_tokenizer(tokenizer)
-    flat, dtype = flatten_dict(weights), np.dtype(jax.numpy.dtype(dtype))
+    flat, dtype = flatten_dict(weights), resolve_dtype("float32" if dtype is None else dtype, "dtype")
     listed = list(_written(config))
     arrays = [np.asarray(_theirs(tensor, flat[tensor.weight.path], config)).astype(dtype) for tensor in listed]
     check_target(out, sum(array.nbytes for array in arrays))
@@ -139,7 +144,7 @@ def save_adapter(
             return
         shapes = [(tensor.name, array.shape) for tensor, array in zip(listed, arrays, strict=True)]
         write_safetensors(folder / ADAPTER_WEIGHTS, shapes, dtype, arrays)
-        write_json(folder / ADAPTER, adapter_config(config, base))
+        write_json(folder / ADAPTER, adapter_config(config, None if base is None else os.fspath(base)))
         save_tokenizer(tokenizer, folder)
 
 

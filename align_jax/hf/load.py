@@ -80,13 +80,16 @@ def load_model(
       The model: `model(tokens [B, T]) -> logits [B, T, V]`; a reward model is for `align_jax.response_scores`.
 
     Raises:
-      UserError: see `load_config`, `load_weights`.
+      UserError: see `load_config`, `load_weights`, `read_adapter`.
     """
     compute = resolve_dtype(dtype, "dtype")
     folder = resolve_folder(path)
-    config = dataclasses.replace(load_config(folder, head)[0], quantize=quantize)
-    shardings = None if mesh is None else weight_shardings(config, mesh)
-    weights = load_weights(folder, config, shardings, param_dtype)
+    # The score of a reward model may be in the adapter alone.
+    stored, _ = load_config(folder, None if adapter is not None and head == "score" else head)
+    config = dataclasses.replace(stored, quantize=quantize, head=head)
+    stored = dataclasses.replace(stored, quantize=quantize)
+    shardings = None if mesh is None else weight_shardings(stored, mesh)
+    weights = load_weights(folder, stored, shardings, param_dtype, skip=() if stored.head == head else (stored.head,))
     if adapter is not None:
         config = dataclasses.replace(config, lora=read_adapter(adapter, config))
         weights = with_adapter(weights, load_adapter(adapter, config, mesh and weight_shardings(config, mesh)))

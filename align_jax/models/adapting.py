@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import dataclasses
+import math
 from functools import partial
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 from flax.traverse_util import flatten_dict, unflatten_dict
 
-from align_jax.models.adapter import MAGNITUDE, SCALE, TARGETS, A, B
+from align_jax.models.adapter import MAGNITUDE, SCALE, TARGETS, A, Adapter, B
 from align_jax.models.config import ModelConfig
+from align_jax.models.decoder import Decoder
 from align_jax.models.lora import adapted_norm, stacked_scales
 from align_jax.models.quantized import Quantized
 from align_jax.models.weights import Path, Weight, rows
@@ -25,6 +29,16 @@ def trained_paths(config: ModelConfig) -> set[Path] | None:
     if config.lora is None:
         return None
     return {weight.path for weight in rows(config) if weight.stored is None or weight.name in config.lora.saved}
+
+
+def trained_weights(config: ModelConfig) -> str | None:
+    """How many of the model's weights an adapter trains, in a line for a user; None without an adapter."""
+    trained = trained_paths(config)
+    if trained is None:
+        return None
+    sizes = {weight.path: math.prod(weight.shape(config)) for weight in rows(config)}
+    own, whole = sum(sizes[path] for path in trained), sum(sizes.values())
+    return f"lora: {own:,} of {whole:,} weights are trained ({own / whole:.2%})"
 
 
 def fresh_adapter(config: ModelConfig, weights: dict, key: jax.Array) -> dict:
@@ -45,6 +59,28 @@ def fresh_adapter(config: ModelConfig, weights: dict, key: jax.Array) -> dict:
         else:
             found[weight.path] = weight.init(config, jax.random.fold_in(key, n), weight.shape(config)).astype(weight.dtype)
     return unflatten_dict(found)
+
+
+def add_adapter(model: Decoder, rank: int = 16, alpha: float = 32.0, *, seed: int = 0, **options: Any) -> Decoder:
+    """A model with a fresh adapter, which changes nothing yet; its weights are shared.
+
+    Args:
+      rank, alpha: see `Adapter`. seed: of the factor that is not zero.
+      options: other fields of `Adapter`: `targets`, `rslora`, `dora`, `dropout`, `init`, `saved`.
+
+    Returns:
+      The model, whose adapter alone `TrainState.of(model.weights(), optimizer, trained_paths(model.config))` trains.
+
+    Raises:
+      ValueError: the model has an adapter already.
+    """
+    if model.config.lora is not None:
+        raise ValueError("the model has an adapter already; merge it first (align_jax.models.adapting.merged)")
+    config = dataclasses.replace(model.config, lora=Adapter(rank=rank, alpha=alpha, **options))
+    weights = model.weights()
+    adapter = jax.jit(partial(fresh_adapter, config))(weights, jax.random.key(seed))
+    how = {"dtype": model.dtype, "remat": model.remat, "attention": model.attention}
+    return Decoder(config, with_adapter(weights, adapter), **how)
 
 
 def with_adapter(weights: dict, adapter: dict) -> dict:

@@ -119,6 +119,15 @@ class Weight:
         return config.quantize is not None and self.stacked and self.path[1] in lora.TARGETS
 
     @property
+    def matrix_axes(self) -> tuple[tuple[int, ...], tuple[int, ...]] | None:
+        """Axes of its array that a product in a layer sums over, and those that it makes; None where it is no such matrix."""
+        layout, first, end = self.stored and self.stored.layout, int(self.stacked), self.stacked + len(self.dims)
+        if not self.stacked or not self.decay or layout not in (SPLIT_INPUTS, SPLIT_OUTPUTS):
+            return None
+        cut = end - 1 if layout is SPLIT_INPUTS else first + 1
+        return tuple(range(first, cut)), tuple(range(cut, end))
+
+    @property
     def all_axes(self) -> tuple[str | None, ...]:
         """The logical axes of its array."""
         return ("layers",) * self.stacked + self.axes
@@ -321,13 +330,25 @@ def check_weights(config: ModelConfig, weights: dict) -> None:
             raise ValueError(f"weight {name!r} has shape {tuple(given[name])}, expected {shape}")
 
 
-_DECAY = {weight.path: weight.decay for weight in TABLE}
+_BY_PATH = {weight.path: weight for weight in TABLE}
 
 
 def decays(path: Path) -> bool:
     """Whether weight decay pulls the weight at this path: what the table says.
 
     A tree that is not a model's has no rows; there, what is called a norm (`norm`, `attn_norm`, or anything below one) is
-    not decayed, by name, since stacked layers give the norms of all layers one two-dimensional array.
+    not decayed, by name, since stacked layers give the norms of all layers one two-dimensional array; nor is a bias.
     """
-    return _DECAY.get(path, not any(name.endswith("norm") for name in path))
+    if path in _BY_PATH:
+        return _BY_PATH[path].decay
+    return not (any(name.endswith("norm") for name in path) or path[-1:] and path[-1].endswith("bias"))
+
+
+def is_embedding(path: Path) -> bool:
+    """Whether the weight at this path holds a vector for each token that is read; in a tree that is not a model's, by name."""
+    return path == ("embed",) if path in _BY_PATH else any("embed" in name.lower() for name in path)
+
+
+def matrix_axes(path: Path) -> tuple[tuple[int, ...], tuple[int, ...]] | None:
+    """`Weight.matrix_axes` of the weight at this path; None, too, for what the table does not have."""
+    return _BY_PATH[path].matrix_axes if path in _BY_PATH else None

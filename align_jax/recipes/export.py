@@ -15,7 +15,7 @@ from jax.sharding import Mesh
 
 from align_jax import hf
 from align_jax.errors import UserError
-from align_jax.models import Decoder, ModelConfig
+from align_jax.models import Decoder, ModelConfig, weight_shardings
 from align_jax.models.adapting import merged, trained_paths, with_adapter
 from align_jax.recipes.folder import RunFolder
 from align_jax.recipes.say import say, watching
@@ -92,31 +92,32 @@ def export_model(
     options = {"tokenizer": source.run.tokenizer, "dtype": dtype}
     with watching(f"writing {out_dir}"):
         if source.under is not None and not merge:
-            written = _write_adapter(source, weights, out_dir, options)
+            _write_adapter(source, weights, out_dir, options)
         else:
             config, whole = _whole(source, weights, mesh) if merge else (source.shape, weights)
             options |= {"base_config": source.hf_config, "generation_config": source.generation_config}
             options["dtype"] = dtype or (model.param_dtype if merge else None)
             hf.save_model(Decoder(config, whole, dtype=model.dtype), out_dir, **options)
-            written = {"path": out_dir, "param_dtype": dtype or model.param_dtype}
     # One accelerator may be smaller than the model.
     host = jax.default_device(jax.local_devices(backend="cpu")[0]) if mesh is None else contextlib.nullcontext()
     with watching(f"reading {out_dir} again"), host:
-        found = hf.load_model(**written, mesh=mesh, dtype="float32", head=source.shape.head)
+        if source.under is not None and not merge:
+            again = with_adapter(weights, hf.load_adapter(out_dir, source.shape, mesh and weight_shardings(source.shape, mesh)))
+            found = Decoder(source.shape, again, dtype="float32")
+        else:
+            found = hf.load_model(out_dir, mesh, "float32", dtype or model.param_dtype, source.shape.head)
         differ = logit_difference(trained, found)
     say(f"logits differ by at most {differ:.2g} from those of what was trained (64 random tokens, in float32)")
     return step
 
 
-def _write_adapter(source: TrainedModel, weights: dict, out_dir: str | os.PathLike, options: dict[str, Any]) -> dict[str, Any]:
-    """Writes the adapter of a run; returns what `hf.load_model` takes to read the model with it."""
+def _write_adapter(source: TrainedModel, weights: dict, out_dir: str | os.PathLike, options: dict[str, Any]) -> None:
+    """Writes the adapter of a run."""
     at = source.run.config.model.at
     if at is None:
         raise UserError("a fresh model (model.config) has no name that an adapter could give as its base; add --merge")
-    hf.save_adapter(source.shape, weights, out_dir, at, options["tokenizer"], options["dtype"] or "float32")
+    hf.save_adapter(Decoder(source.shape, weights), out_dir, at, **options)
     say(f"{out_dir} holds an adapter for {at}; with --merge it is the whole model")
-    model = source.run.config.model
-    return {"path": at, "adapter": out_dir, "param_dtype": model.param_dtype, "quantize": model.quantize}
 
 
 def _whole(source: TrainedModel, weights: dict, mesh: Mesh | None) -> tuple[ModelConfig, dict]:

@@ -118,12 +118,11 @@ def _score(job: Job, reward_model: str, samples: Path, scored: Path) -> bool:
 def _train(job: Job, number: int) -> bool:
     """The run of a round: the model before it, the scored samples, a reference, and an optimizer that begins anew."""
     config, at = job.config, job.at(number)
-    reference = dataclasses.replace(config.reference, path=job.start if config.rounds.reference == "run" else None)
     name = config.log.wandb_name and f"{config.log.wandb_name}-round-{number}"
     derived = job.with_model(
         number - 1,
         run=RunConfig(str(at), onpolicy.derived_seed(config.run.seed, TRAIN, number)),
-        reference=reference,
+        reference=job.reference(),
         data=pairs_data(config, at / PAIRS) if job.has_beliefs else samples_data(config, at / "scored.jsonl"),
         log=dataclasses.replace(config.log, wandb_name=name),
     )

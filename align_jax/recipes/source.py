@@ -227,11 +227,16 @@ class TrainedModel(ModelSource):
 
 
 def starting_model(config: Config) -> ModelSource:
-    """The model that the `model` section names; no weight is loaded.
+    """The model that the `model` section names, with the adapter of `lora` on it; no weight is loaded.
 
     Raises:
-      UserError: see `hf.resolve_folder` and `hf.load_config`.
+      UserError: see `hf.resolve_folder`, `hf.load_config` and `hf.read_adapter`.
     """
+    plain = _without_adapter(config)
+    return plain if config.lora is None else _adapted(plain, config.lora.path, config, "lora.path")
+
+
+def _without_adapter(config: Config) -> ModelSource:
     model, head, seed = config.model, config.head, config.run.seed
     tokenizer, template = model.tokenizer or model.at, model.chat_template
     if model.path is None:
@@ -241,10 +246,7 @@ def starting_model(config: Config) -> ModelSource:
         # A reward model may start from a language model.
         stored = _stored(model.at, head, "model", None if head == "score" else head)
         plain = dataclasses.replace(stored, tokenizer_at=tokenizer, chat_template=template, seed=seed)
-    plain = dataclasses.replace(plain, shape=dataclasses.replace(plain.shape, quantize=model.quantize))
-    if config.lora is None:
-        return plain
-    return _adapted(plain, config.lora.path, config, "lora.path")
+    return dataclasses.replace(plain, shape=dataclasses.replace(plain.shape, quantize=model.quantize))
 
 
 def _adapted(under: ModelSource, folder: str | None, config: Config, key: str) -> AdaptedModel:
@@ -297,7 +299,7 @@ def model_at(given: str | os.PathLike, head: str, key: str) -> ModelSource:
 def trained_model(folder: RunFolder, step: int | None = None, key: str = "run.dir") -> TrainedModel:
     """The model of a run's checkpoint, the newest one where `step` is None."""
     common = {"shape": folder.shape, "tokenizer_at": str(folder.tokenizer), "key": key, "hf_config": folder.hf_config}
-    under = None if folder.config.lora is None else starting_model(folder.config).under
+    under = None if folder.config.lora is None else _without_adapter(folder.config)
     return TrainedModel(**common, run=folder, step=step, under=under)
 
 

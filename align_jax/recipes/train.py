@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import functools
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +16,7 @@ from align_jax.config.jobs import JOBS
 from align_jax.cost.compilations import so_far
 from align_jax.data import BatchLoader, GroupDataset
 from align_jax.errors import UserError
-from align_jax.models.adapting import trained_paths
+from align_jax.models.adapting import trained_paths, trained_weights
 from align_jax.objectives.by_source import told_apart
 from align_jax.parallel.mesh import put_batch
 from align_jax.parallel.stop import StopSignal
@@ -31,12 +30,14 @@ from align_jax.recipes.before import (
     report_warmup,
     stop_early,
     why_ended,
+    with_its_decay,
 )
-from align_jax.recipes.evaluation import in_training_evaluation
 from align_jax.recipes.folder import RunFolder, save_every
+from align_jax.recipes.in_training import InTraining, in_training_evaluation
 from align_jax.recipes.recorded import AddCosts, CheckMetric, CountCut
 from align_jax.recipes.say import say, speaking, watching
 from align_jax.recipes.setup import Setup, microbatches, report_data
+from align_jax.recipes.shown_samples import ShownSamples, WriteSamples
 from align_jax.recipes.summary import Told, run_lines
 from align_jax.recipes.warned import WatchSignatures, read_warnings, warning_lines
 from align_jax.terminal import plural
@@ -100,6 +101,7 @@ def train(config: Config, stop: StopSignal | None = None) -> Run:
         check_sinks(config)
         check_best_metric(config)
         folder = RunFolder(Path(config.run.dir))
+        config = with_its_decay(config, folder)
         folder.check(config)
         stack.enter_context(folder.claimed())
         for line in off:
@@ -156,6 +158,8 @@ class Training:
         loader = setup.loader(dataset)
         with watching("choosing the shapes of batches"):
             _ = loader.train_layout
+        if (adapter := trained_weights(setup.source.shape)) is not None:
+            say(adapter)
         optimizer = optim.make_optimizer(config.optimizer, steps)
         how = {"live": setup.live is not None}
         where = state_shardings(setup.source.shape, optimizer, setup.mesh, config.model.param_dtype, **how)
@@ -165,7 +169,6 @@ class Training:
         """Computes the reference's log-probs, or reads them from the cache, where the objective needs them and none is live."""
         config, dataset, loader, live = self.setup.config, self.dataset, self.loader, self.setup.live
         if live is not None:
-            _check_live(self.setup)
             moves = "" if live.sync_every is None else f", and moves every {plural(live.sync_every, 'step')} (mix {live.mix:g})"
             say(f"reference: {self.setup.reference.describe()} is in memory beside the policy{moves}")
         elif config.objective.needs_reference:
@@ -174,11 +177,6 @@ class Training:
             first = microbatches(loader.preview(once))
             loader.join(self.setup.reference_logps(dataset, loader.first_rows(once), first))
 
-    @property
-    def live_moves(self) -> bool:
-        """Whether the state has a reference that changes, and so is saved; another one is read again."""
-        return self.setup.live is not None and self.setup.live.sync_every is not None
-
     @functools.cached_property
     def base(self) -> dict[str, Any] | None:
         """What a checkpoint says of the weights that it does not hold; None where all are trained."""
@@ -186,13 +184,32 @@ class Training:
             return None
         return {"model": self.setup.source.describe(), "fingerprint": self.setup.source.fingerprint()}
 
+    @property
+    def live_moves(self) -> bool:
+        """Whether the state has a reference that changes, and so is saved; another one is read again."""
+        return self.setup.live is not None and self.setup.live.sync_every is not None
+
     def begin(self) -> TrainState:
         """The state before the first step."""
         setup, param_dtype, weights = self.setup, self.setup.config.model.param_dtype, self.setup.weights()
         reference = None
         if setup.live is not None:
-            reference = weights if setup.reference is setup.source else setup.load(setup.reference)[0]
+            reference = weights if setup.reference is setup.source else self.live_reference()
         return create_state(setup.source.shape, weights, self.optimizer, setup.mesh, param_dtype, reference=reference)
+
+    def live_reference(self) -> dict:
+        """The weights of a reference that is not the starting model.
+
+        Raises:
+          UserError: an adapter is trained, and the reference has another model beneath, which would be a second one in memory.
+        """
+        setup = self.setup
+        if setup.source.shape.lora is not None and getattr(setup.reference, "under", None) != setup.source.under:
+            raise UserError(
+                "reference.live: with `lora`, policy and reference share the model beneath, and "
+                f"{setup.reference.describe()} has another one; leave reference.live out, or reference.path"
+            )
+        return setup.load(setup.reference)[0]
 
     def resume(self, checkpoints: Checkpointer) -> TrainState | None:
         """The newest readable checkpoint's state, with the loader moved to where it was; None when there is none.
@@ -200,11 +217,11 @@ class Training:
         Raises:
           UserError: the rows of `data.train` are not those that the run began with, so its place among them means nothing.
         """
-        config, shape, live = self.setup.config, self.setup.source.shape, self.live_moves
+        config, shape = self.setup.config, self.setup.source.shape
         if checkpoints.latest_step() is None:
             return None
-        shapes = state_shapes(shape, self.optimizer, config.model.param_dtype, live=live)
-        where = self.where if live else dataclasses.replace(self.where, reference={})
+        shapes = state_shapes(shape, self.optimizer, config.model.param_dtype, live=self.live_moves)
+        where = self.where if self.live_moves else dataclasses.replace(self.where, reference={})
         abstract = jax.tree.map(lambda s, w: jax.ShapeDtypeStruct(s.shape, s.dtype, sharding=w), shapes, where)
         trained = trained_paths(shape)
         frozen = {} if trained is None else split(self.setup.weights(), trained)[1]
@@ -215,21 +232,11 @@ class Training:
         if extra.get("rows", self.dataset.fingerprint) != self.dataset.fingerprint:
             raise UserError(_other_rows(self.setup.folder, self.dataset.path))
         if self.setup.live is not None and not self.live_moves:
-            own = split(self.setup.load(self.setup.reference)[0], trained)[0]
-            state = dataclasses.replace(state, reference=own)
+            own = self.setup.load(self.setup.reference)[0]
+            state = dataclasses.replace(state, reference=split(own, trained)[0])
         self.loader.restore(extra["data"], extra.get("shapes"))
         say(f"resumed from the checkpoint of step {int(state.step)}")
         return state
-
-
-def _check_live(setup: Setup) -> None:
-    """UserError where the weights beneath the two adapters differ: a state holds them once."""
-    source, reference = setup.source, setup.reference
-    if source.shape.lora is not None and reference is not source and reference.under is not source.under:
-        raise UserError(
-            f"reference.live: true keeps one set of weights for both adapters, but {reference.describe()} has other weights "
-            "beneath its own; leave it out, and its log-probs are computed before training"
-        )
 
 
 def _other_rows(folder: RunFolder, path: str) -> str:
@@ -244,7 +251,7 @@ def _other_rows(folder: RunFolder, path: str) -> str:
     )
 
 
-def _train(training: Training, measure: Callable | None, stop: StopSignal, told: Told) -> tuple[TrainState, bool]:
+def _train(training: Training, measure: InTraining | None, stop: StopSignal, told: Told) -> tuple[TrainState, bool]:
     """From the newest checkpoint, or the start, to the last step; False when `stop` ended it before."""
     setup, steps, before = training.setup, training.steps, so_far()
     config, folder = setup.config, setup.folder
@@ -272,7 +279,6 @@ def _train(training: Training, measure: Callable | None, stop: StopSignal, told:
         step = AnnouncedStep(step, len(training.loader.train_layout.shapes), setup.say_chunks)
         with _metrics_log(config, steps, begun) as log:
             cut, minutes = CountCut(), config.checkpoint.minutes
-            evaluations = config.train.eval_every, told.evaluated, training.live_moves
             timer = None if minutes is None else SaveTimer(60 * minutes)
             state, _ = fit(
                 state,
@@ -282,7 +288,8 @@ def _train(training: Training, measure: Callable | None, stop: StopSignal, told:
                 put=lambda batch: put_batch(batch, setup.mesh, leading=1),
                 where=training.dataset.where,
                 callbacks=[
-                    *([Evaluate(told.measured(measure), *evaluations)] if measure else []),
+                    *_evaluations(config, measure, told, training.live_moves),
+                    *_samples(training, measure, log),
                     *([early] if early else []),
                     StopWhen(stop.requested),
                     CheckMetric(config.checkpoint.best_metric),
@@ -309,6 +316,19 @@ def _train(training: Training, measure: Callable | None, stop: StopSignal, told:
     if told.best:
         say(f"the checkpoint with the best {config.checkpoint.best_metric} is that of step {best}: export it with --step best")
     return state, True
+
+
+def _evaluations(config: Config, measure: InTraining | None, told: Told, moving: bool) -> list[Evaluate]:
+    options = config.train.eval_every, told.evaluated, config.train.eval_first, moving
+    return [] if measure is None else [Evaluate(told.measured(measure), *options)]
+
+
+def _samples(training: Training, measure: InTraining | None, log: MetricsLog) -> list[WriteSamples]:
+    setup, every = training.setup, training.setup.config.log.samples_every
+    if every is None:
+        return []
+    dataset = measure.sets[0].dataset if measure is not None and measure.sets else training.dataset
+    return [WriteSamples(ShownSamples(setup, dataset), every, setup.folder.path, log.samples)]
 
 
 def _watch(config: Config, folder: RunFolder, steps: int, begun: int) -> list[WatchSignatures]:

@@ -126,6 +126,8 @@ def state_shardings(
     trained, frozen = split(weight_shardings(config, mesh), _trained(config, trainable))
 
     def like_weight(moment, shape, sharding):
+        if isinstance(moment, optax.MaskedNode):  # a weight of another optimizer, where one does not do all
+            return moment
         # Adafactor's row and column statistics stand where weights stand, but are smaller.
         return sharding if moment.shape == shape.shape else replicated(mesh)
 
@@ -136,6 +138,7 @@ def state_shardings(
         shapes.trainable,
         trained,
         transform_non_params=lambda _: replicated(mesh),
+        is_leaf=lambda node: isinstance(node, optax.MaskedNode),
     )
     return TrainState(replicated(mesh), trained, frozen, opt_state, trained if live else {})
 
@@ -154,8 +157,7 @@ def create_state(
     Args:
       weights: the starting weights, already sharded as `weight_shardings(config, mesh)`; they become part of the state.
       trainable: which of them are trained, see `split`; None: the adapter where there is one, else all.
-      reference: the weights of a live reference, sharded alike: what is not trained is the policy's own, and arrays that
-        are the policy's are copied. None: there is none.
+      reference: the weights of a live reference, sharded alike; arrays that are the policy's are copied. None: there is none.
     """
     where = state_shardings(config, optimizer, mesh, param_dtype, trainable)
     trained, frozen = split(weights, _trained(config, trainable))

@@ -20,7 +20,7 @@ from align_jax.parallel.mesh import replicated
 from align_jax.parallel.tpu_flags import compiler_options
 from align_jax.scoring.scorer import Scorer
 from align_jax.training.live import LiveReference, with_live_reference
-from align_jax.training.optim import Horizon, apply_updates
+from align_jax.training.optim import Horizon, apply_updates, gradient_point
 from align_jax.training.state import TrainState, merge
 from align_jax.training.tokens import token_counts
 
@@ -55,7 +55,8 @@ def train_step(
     """
     if live is not None:
         batch = with_live_reference(state.reference_weights, batch, scorer)
-    statistic = whole_batch_statistic(state.weights, batch, scorer, objective)
+    here = gradient_point(state.trainable, state.opt_state)
+    statistic = whole_batch_statistic(merge(here, state.frozen), batch, scorer, objective)
     drop = dropout_keys(scorer.config, seed, state.step)
 
     def loss(trainable, micro):
@@ -70,9 +71,9 @@ def train_step(
         return jax.tree.map(lambda g: g.astype(jnp.float32), grads), sums
 
     def add(carry, micro):
-        return jax.tree.map(jnp.add, carry, grad(state.trainable, micro)), None
+        return jax.tree.map(jnp.add, carry, grad(here, micro)), None
 
-    grads, sums = _over_microbatches(add, grad, state.trainable, batch)
+    grads, sums = _over_microbatches(add, grad, here, batch)
     weight = jnp.maximum(sums["loss"][1], jnp.finfo(jnp.float32).tiny)
     grads = jax.tree.map(lambda g: g / weight, grads)
     length = {} if horizon is None else {"horizon": horizon}

@@ -33,7 +33,7 @@ def test_the_keys_of_the_answers_are_there():
         assert {name for name in named if name != "run.dir"} <= KEYS, text
     choices = {f"{name}.name": known().section(name).choices for name in ("objective", "optimizer")}
     for key, values in words.VALUES.items():
-        (found,) = (known_key for known_key in known().keys if known_key.name == key)
+        found = next(known_key for known_key in known().keys if known_key.name == key)
         accepted = choices.get(key) or f"{found.type} {found.meaning} constant cosine"
         assert all(name in accepted for name in values.values()), key
 

@@ -7,6 +7,7 @@ import jax
 import numpy as np
 import pytest
 
+import align_jax
 from align_jax import hf
 from align_jax.errors import UserError
 from align_jax.models import Decoder
@@ -65,7 +66,7 @@ def test_an_adapter_of_peft_gives_its_logits_here_merged_and_written_again(kind,
     np.testing.assert_allclose(model(TOKENS), want, atol=1e-5)
     config, weights = merged(model.config, model.weights())
     np.testing.assert_allclose(Decoder(config, weights, dtype="float32")(TOKENS), want, atol=1e-5)
-    hf.save_adapter(model.config, model.weights(), tmp_path / "ours", str(base))
+    hf.save_adapter(model, tmp_path / "ours", base)
     again = peft.PeftModel.from_pretrained(transformers.LlamaForCausalLM.from_pretrained(base), tmp_path / "ours")
     np.testing.assert_allclose(logits(again), want, atol=1e-5)
     assert hf.read_adapter(tmp_path / "ours", model.config.base) == model.config.lora
@@ -119,3 +120,24 @@ def test_a_tied_model_takes_no_whole_embedding(base):
         hf.saved_weights(config, ["embed_tokens"])
     with pytest.raises(UserError, match="has no module 'lm_tail'"):
         hf.saved_weights(config, ["lm_tail"])
+
+
+def test_from_python_a_fresh_adapter_is_written_read_and_merged(base, tmp_path):
+    model = align_jax.add_adapter(hf.load_model(base, dtype="float32"), 4, 8.0, targets=("q", "down"), seed=1)
+    plain = np.asarray(hf.load_model(base, dtype="float32")(TOKENS))
+    np.testing.assert_array_equal(model(TOKENS), plain)
+    with pytest.raises(ValueError, match="has an adapter already"):
+        align_jax.add_adapter(model)
+    with pytest.raises(UserError, match="has no adapter"):
+        align_jax.save_adapter(hf.load_model(base), tmp_path / "none", base)
+    weights = model.weights()
+    weights["layers"]["q_lora_b"] += 0.1
+    moved = Decoder(model.config, weights, dtype="float32")
+    align_jax.save_adapter(moved, tmp_path / "adapter", base)
+    again = align_jax.load_model(base, dtype="float32", adapter=tmp_path / "adapter")
+    np.testing.assert_array_equal(again(TOKENS), moved(TOKENS))
+    align_jax.save_model(moved, tmp_path / "whole")
+    np.testing.assert_allclose(hf.load_model(tmp_path / "whole", dtype="float32")(TOKENS), moved(TOKENS), atol=1e-5)
+    assert np.abs(np.asarray(moved(TOKENS)) - plain).max() > 1e-3
+    with pytest.raises(UserError, match="less than they were"):
+        align_jax.save_model(hf.load_model(base, quantize="int8"), tmp_path / "few")
