@@ -36,7 +36,7 @@ from align_jax.recipes.folder import RunFolder
 from align_jax.recipes.row_layout import estimated, layout_for, usually_pays
 from align_jax.recipes.say import say, say_once, watching
 from align_jax.recipes.source import ModelSource, for_length, reference_model, starting_model
-from align_jax.scoring.chunks import USABLE, state_bytes
+from align_jax.scoring.chunks import USABLE, gathered_bytes, state_bytes
 from align_jax.scoring.logps import HEAD_CHUNK
 from align_jax.scoring.reference import Growing, cache_key, cache_of, cached, compute_reference, known
 from align_jax.scoring.scorer import FixedScorer, Scorer
@@ -194,11 +194,13 @@ class Setup:
         return None if chip is None else chip.memory
 
     def _state(self) -> int:
-        """Bytes of a device that weights, gradients and moments take."""
+        """Bytes of a device that weights, gradients and moments take; with `lora`, the frozen ones that are gathered, too."""
         sizes = axis_sizes(self.mesh)
         shards = sizes.get("fsdp", 1) * sizes.get("tensor", 1) * sizes.get("sequence", 1)
         model, train, live = self.config.model, self.config.train, self.live is not None
-        return state_bytes(self.source.shape, model.param_dtype, shards, train.accumulation_steps, live)
+        shape, tensor = self.source.shape, sizes.get("tensor", 1)
+        gathered = gathered_bytes(shape, model.dtype, tensor) if shape.lora is not None and shards > tensor else 0
+        return gathered + state_bytes(shape, model.param_dtype, shards, train.accumulation_steps, live)
 
     def say_chunks(self, batch: GroupBatch) -> None:
         """Says so where `auto` does not take all rows of such a batch at a time, or not all logits, or none can fit."""
