@@ -6,6 +6,7 @@
     batch = align_jax.make_groups(prompts, responses, scores)
     align_jax.response_logps(model, batch)    # or texts: response_logps(model, prompts, responses, tokenizer=tokenizer)
     align_jax.save_model(model, out_dir)
+    align_jax.load_model(path, adapter=folder)    # one of PEFT's; add_adapter(model) is a fresh one, save_adapter writes it
 
     config = align_jax.Config.of({"model": {"path": path}, "data": {"train": rows}, "objective": {"name": "mpo"}})
     run = align_jax.train(config)         # resumes; run.folder, run.history
@@ -34,7 +35,8 @@ if TYPE_CHECKING:
     from align_jax.config import Config
     from align_jax.data import make_groups
     from align_jax.errors import UserError
-    from align_jax.hf import load_model, save_model
+    from align_jax.hf import load_model, save_adapter, save_model
+    from align_jax.models.adapting import add_adapter
     from align_jax.parallel.gpu_flags import set_gpu_flags
     from align_jax.recipes.beliefs import label_beliefs
     from align_jax.recipes.convert import convert_data
@@ -48,6 +50,7 @@ if TYPE_CHECKING:
 # Imported on first use: the losses alone need neither transformers nor grain.
 _HOMES = {
     "Config": "align_jax.config",
+    "add_adapter": "align_jax.models.adapting",
     "RewardModel": "align_jax.scoring.reward_model",
     "Run": "align_jax.recipes.jobs",
     "UserError": "align_jax.errors",
@@ -62,6 +65,7 @@ _HOMES = {
     "make_groups": "align_jax.data",
     "response_logps": "align_jax.scoring.texts",
     "response_scores": "align_jax.scoring.scores",
+    "save_adapter": "align_jax.hf",
     "save_model": "align_jax.hf",
     "score": "align_jax.recipes.jobs",
     "set_gpu_flags": "align_jax.parallel.gpu_flags",
@@ -74,6 +78,7 @@ __all__ = [
     "Run",
     "UserError",
     "__version__",
+    "add_adapter",
     "check_data",
     "convert_data",
     "evaluate",
@@ -86,6 +91,7 @@ __all__ = [
     "make_groups",
     "response_logps",
     "response_scores",
+    "save_adapter",
     "save_model",
     "score",
     "set_gpu_flags",

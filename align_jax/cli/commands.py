@@ -154,7 +154,8 @@ def export(request: Invocation) -> int:
     from align_jax.recipes.say import say
 
     given = request.given
-    step = export(given["run_dir"], given["out_dir"], given["step"], given["dtype"], overwrite=given["overwrite"])
+    how = {"overwrite": given["overwrite"], "merge": given["merge"]}
+    step = export(given["run_dir"], given["out_dir"], given["step"], given["dtype"], **how)
     say(f"exported step {step} of {given['run_dir']} to {given['out_dir']}")
     return 0
 
@@ -320,6 +321,7 @@ COMMANDS = {
             Argument("--step", "which checkpoint, or best: by checkpoint.best_metric; the newest by default", "N", _step),
             Argument("--dtype", "float32, bfloat16 or float16; that of the trained weights by default", "TYPE"),
             Argument("--overwrite", "replace an earlier export"),
+            Argument("--merge", "of a run with `lora`: the whole model; without, the adapter alone, in PEFT's format"),
         ),
     ),
     "generate": Command(

@@ -130,15 +130,28 @@ def _problems(source: ConfigValues, schema: Schema) -> Iterator[UserError]:
         else:
             yield from _of_choice(source, schema.choices[section], section)
     for key, cls in schema.nested.items():
-        for place in _nested_places(source, key):
+        for place in _nested_places(source, key, cls):
             yield from _of_class(source, cls, place, place)
 
 
-def _nested_places(source: ConfigValues, key: str) -> list[str]:
+def _nested_places(source: ConfigValues, key: str, cls: type) -> list[str]:
     """Where the keys of a dataclass stand: at a key, or at the items of its list."""
+    return [place for place in places(source, key, cls) if isinstance(source.get(place), dict)]
+
+
+def places(source: ConfigValues, key: str, cls: type) -> list[str]:
+    """Where the values of a key stand: at it, at the items of its list, or for `data.eval` at its sets by name.
+
+    Args:
+      cls: whose keys one value may have; a dict with none of them is one of sets by name.
+    """
     value = source.get(key)
-    items = {f"{key}.{i}": item for i, item in enumerate(value)} if isinstance(value, list) else {key: value}
-    return [place for place, item in items.items() if isinstance(item, dict)]
+    if isinstance(value, list):
+        return [f"{key}.{i}" for i in range(len(value))]
+    is_set = not isinstance(value, dict) or not value or {field.name for field in dataclasses.fields(cls)} & value.keys()
+    if is_set or key != "data.eval":
+        return [key]
+    return [place for name in value for place in places(source, f"{key}.{name}", cls)]
 
 
 def _of_choice(source: ConfigValues, choice: Choice, section: str) -> Iterator[UserError]:
@@ -218,6 +231,8 @@ def instead(word: str, value: Any = None, prefix: str = "") -> str:
     if said := words.answer(word, value):
         return said
     elsewhere = [name for name in known().named(word) if name != f"{prefix}{word}" and name.count(".") == 1]
+    if prefix == "objective.":  # whose alpha, say, is nothing that an adapter has
+        elsewhere = [name for name in elsewhere if not name.startswith("lora.")]
     if not elsewhere or isinstance(value, Mapping):
         return ""
     return f"did you mean {' or '.join(elsewhere)}?"
@@ -276,7 +291,7 @@ def _classes(source: ConfigValues, schema: Schema) -> Iterator[tuple[str, type]]
     for key, cls in schema.nested.items():
         if key == "model.config" and source.get("model.path") is not None:  # with both, ModelSection says so
             continue
-        for place in _nested_places(source, key):
+        for place in _nested_places(source, key, cls):
             yield f"{place}.", cls
 
 

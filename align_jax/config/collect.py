@@ -31,7 +31,7 @@ _NAMED: dict[str, tuple[str, Mapping[str, type], str]] = {
     "optimizer": ("How weights follow gradients: `name` chooses how; only its keys are accepted.", OPTIMIZERS, AdamW.name),
 }
 # Keys whose values are keys of a dataclass that their type does not name, and which of them a config may not set.
-_NESTED = {"model.config": (ModelConfig, ("head",)), "data.train": (Member, ())}
+_NESTED = {"model.config": (ModelConfig, ("head", "quantize", "lora")), "data.train": (Member, ())}
 _YAML = {"None": "null", "True": "true", "False": "false"}
 _ROOT = Path(__file__).parents[2]
 

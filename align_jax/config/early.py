@@ -38,9 +38,9 @@ def check_early(
 
 
 def _paths(source: ConfigValues, key: str) -> list[str]:
-    """Where the paths of a key stand: at it, or at the data sets that it has as keys or as a list."""
-    value = source.get(key)
-    places = [f"{key}.{i}" for i in range(len(value))] if isinstance(value, list) else [key]
+    """Where the paths of a key stand: at it, or at the data sets that it has as keys, as a list or by name."""
+    cls = _schema().nested.get(key)
+    places = [key] if cls is None else check.places(source, key, cls)
     return [f"{place}.path" if isinstance(source.get(place), dict) else place for place in places]
 
 
@@ -54,7 +54,7 @@ def _schema() -> Schema:
     sections = {section.name: stand_in(section.name) for section in known().sections if not section.choices}
     choices = {section.name: _choice(section.name) for section in known().sections if section.choices}
     data = stand_in("data.train")
-    nested = {"model.config": stand_in("model.config"), "data.train": data, "data.eval": data}
+    nested = {"model.config": stand_in("model.config"), "data.train": data, "data.eval": data, "data.eval_text": data}
     return Schema(sections, choices, nested)
 
 

@@ -4,17 +4,27 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 from align_jax.data.config import LATER as LATER_OF_DATA
 from align_jax.data.formats import AUTO
+from align_jax.data.members import KEYS
 
 FREE = (
     *("mesh", "log", "checkpoint", "generate", "score", "evaluate", "bench", "reference.cache_dir", "run.dir"),
     *("train.steps", "train.epochs"),
     *("model.remat", "model.rows_per_chunk", "model.head_chunk", "model.attention", "train.accumulation_steps"),
-    *("train.eval_every", "train.patience", "data.eval", "data.eval_split", "data.workers", "data.prefetch"),
+    *(
+        "train.eval_every",
+        "train.eval_first",
+        "train.patience",
+        "data.eval",
+        "data.eval_text",
+        "data.eval_split",
+        "data.workers",
+        "data.prefetch",
+    ),
     "optimizer.schedule_steps",
     "data.date",  # where a template prints it, the rows become other tokens, and a run knows its rows
 )
@@ -23,6 +33,9 @@ FREE = (
 LATER: dict[str, Any] = {
     "model.chat_template": None,
     "model.revision": None,
+    "model.quantize": None,
+    "reference.adapter": None,
+    "optimizer.decayed": None,
     "objective.sft_weight": 0.0,
     "objective.divergence": "kl",
     "objective.calibrate": "statement",
@@ -45,6 +58,8 @@ _LATER_OF: dict[str, dict[str, Any]] = {
 }
 # Keys whose default is written in another way now, as it was before.
 _BEFORE: dict[str, Any] = {"data.split": "train"}
+# Keys that a run decides when it begins, as one without them began before there was a choice.
+_BEGUN: dict[str, Any] = _BEFORE | {"optimizer.decayed": "embeddings"}
 
 
 def flat(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
@@ -52,14 +67,21 @@ def flat(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     result = {}
     for name, value in tree.items():
         result |= flat(value, f"{prefix}{name}.") if isinstance(value, dict) else {prefix + name: value}
-    return result
+    return result if prefix else dict(_held_out(result))
+
+
+def _held_out(values: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
+    """The values, where a fraction of `data.train` counts as `data.eval` whatever name the set has."""
+    for key, value in values.items():
+        named = key.startswith("data.eval.") and key.rpartition(".")[2] not in KEYS and isinstance(value, float)
+        yield "data.eval" if named else key, value
 
 
 def difference(before: Mapping[str, Any], after: Mapping[str, Any], free: tuple[str, ...] = FREE) -> tuple | None:
     """The first dotted key outside `free` on which two configs (as nested dicts) differ, with both values; or None."""
-    old, new = _as_before(flat(before)), _as_before(flat(after))
+    old, new = flat(before), flat(after)
     for key in sorted(old.keys() | new.keys()):
-        values = old.get(key), new.get(key)
+        values = tuple(_BEGUN.get(key) if side.get(key) is None else side[key] for side in (old, new))
         if values[0] != values[1] and not _is_free(key, free, *values) and not (key == "data.format" and AUTO in values):
             return key, *values
     return None

@@ -24,6 +24,7 @@ from align_jax.config import check
 from align_jax.config.check import Choice, Schema, build
 from align_jax.config.given import config_of
 from align_jax.config.identity import identity
+from align_jax.config.lora import LEARNING_RATE, LoraConfig
 from align_jax.config.rows import rows_in, with_rows
 from align_jax.config.sections import (
     BenchConfig,
@@ -53,6 +54,7 @@ __all__ = ["Config", "load_config", "parse_overrides"]
 SECTIONS: dict[str, type] = {
     "run": RunConfig,
     "model": ModelSection,
+    "lora": LoraConfig,
     "reference": ReferenceConfig,
     "data": DataConfig,
     "mesh": MeshConfig,
@@ -66,10 +68,13 @@ SECTIONS: dict[str, type] = {
     "log": LogConfig,
 }
 
+# None where they are not given, though every key has a default.
+_OPTIONAL = ("lora",)
+
 
 @dataclasses.dataclass(frozen=True)
 class Config:
-    """All sections; `data`, `objective` and `rounds` are None when there are none.
+    """All sections; `lora`, `data`, `objective` and `rounds` are None when there are none.
 
     Attributes:
       source: where the values came from, for errors.
@@ -77,6 +82,7 @@ class Config:
 
     run: RunConfig
     model: ModelSection
+    lora: LoraConfig | None
     reference: ReferenceConfig
     data: DataConfig | None
     objective: Objective | None
@@ -158,7 +164,7 @@ class Config:
         if self.rounds is not None:
             _check_rounds(self.source, self)
             return self, []
-        config, lines = (self, []) if self.data.eval is not None else _without_evaluations(self)
+        config, lines = _without_evaluations(self)
         config._check_patience()
         return config, lines
 
@@ -170,7 +176,7 @@ class Config:
             raise self.source.error(
                 "train.patience",
                 f"{train.patience} evaluations without a better checkpoint.best_metric are waited for; set that to a metric of "
-                f"evaluations, such as {_usual_metric(self.objective)}" + (f", and not {metric}" if metric else ""),
+                f"evaluations, such as {_usual_metric(self)}" + (f", and not {metric}" if metric else ""),
             )
         if train.eval_every is None:
             raise self.source.error("train.patience", f"{train.patience} evaluations are waited for; set train.eval_every, too")
@@ -186,26 +192,34 @@ class Config:
         return data, fsdp, tensor
 
 
-def _usual_metric(objective: Objective | None) -> str:
+def _usual_metric(config: Config) -> str:
     """A metric of evaluations that the objective always has."""
+    objective, sets = config.objective, config.data.eval_sets()
+    if not sets:
+        return "eval/text/loss"
+    of = "eval" + f"/{next(iter(sets))}".rstrip("/")
     if objective is None or objective.arrangement.has_beliefs:
-        return "eval/beliefs/js_distance"
-    return "eval/rewards/accuracies" if objective.arrangement.contrasts else "eval/loss"
+        return f"{of}/beliefs/js_distance"
+    return f"{of}/rewards/accuracies" if objective.arrangement.contrasts else f"{of}/loss"
 
 
 def _without_evaluations(config: Config) -> tuple[Config, list[str]]:
-    """The config without the keys that need `data.eval`, and a line about those that were set."""
-    metric = config.checkpoint.best_metric
-    needs = {
+    """The config without the keys that need what it does not evaluate on, and a line about those that were set."""
+    metric, data = config.checkpoint.best_metric, config.data
+    of_any = {
         "train.eval_every": (config.train.eval_every, None),
+        "train.eval_first": (not config.train.eval_first and "false", True),
         "train.patience": (config.train.patience, None),
-        "evaluate.training_samples": (config.evaluate.training_samples, 0),
         "checkpoint.best_metric": (metric if (metric or "").startswith("eval/") else None, None),
-        # configs of before hold `test` whether or not it was asked for
-        "data.eval_split": (config.data.eval_split if config.data.eval_split != "test" else None, None),
     }
+    of_sets = {
+        "evaluate.training_samples": (config.evaluate.training_samples, 0),
+        # configs of before hold `test` whether or not it was asked for
+        "data.eval_split": (data.eval_split if data.eval_split != "test" else None, None),
+    }
+    needs = of_any if data.eval is None and data.eval_text is None else {}
     lines = []
-    for key, (value, off) in needs.items():
+    for key, (value, off) in (needs | (of_sets if data.eval is None else {})).items():
         if value:
             section, _, name = key.partition(".")
             changed = dataclasses.replace(getattr(config, section), **{name: off})
@@ -231,6 +245,10 @@ def _cross_check(source: ConfigValues, config: Config) -> None:
     if config.model.config is not None:
         build(source, ModelConfig, dict(config.model.config), "model.config.")
     mesh, train, model = config.mesh, config.train, config.model
+    if model.quantize is not None and config.lora is None and config.objective is not None:
+        raise source.error("model.quantize", f"{model.quantize}: weights of few bits cannot be trained; add `lora: {{}}`")
+    if config.reference.adapter is not None and config.lora is None:
+        raise source.error("reference.adapter", f"{config.reference.adapter} is used with `lora` alone; see reference.path")
     if mesh.memory_gib is not None and "auto" not in (model.rows_per_chunk, model.head_chunk):
         rows, head = ("null" if value is None else value for value in (model.rows_per_chunk, model.head_chunk))
         raise source.error(
@@ -252,6 +270,11 @@ def _check_rounds(source: ConfigValues, config: Config) -> None:
     refused = [
         ("data.eval", config.data.eval is None, "is required by rounds: the reward of samples on held-out prompts is measured"),
         (
+            "data.eval",
+            config.data.eval is not None and "" not in config.data.eval_sets(),
+            "names several sets, and rounds take the prompts of one",
+        ),
+        (
             "objective.name",
             config.head != "lm_head" or not (beliefs or objective.arrangement.refusal(find_format("samples")) is None),
             f"{name_of(objective)!r} cannot be trained in rounds: a language model is, on samples with scores",
@@ -271,6 +294,7 @@ def _check_rounds(source: ConfigValues, config: Config) -> None:
             f"'run' is not used by objective {name_of(objective)}, which has no reference",
         ),
         ("reference.path", config.reference.path is not None, "is not used in rounds; see rounds.reference"),
+        ("reference.adapter", config.reference.adapter is not None, "is not used in rounds; see rounds.reference"),
         ("generate.temperature", config.generate.temperature == 0, "0 gives the same sample every time; rounds need contrast"),
         ("generate.beliefs", config.generate.beliefs, "is not used in rounds"),
         ("train.eval_every", config.train.eval_every is not None, "is not used in rounds: each ends with an evaluation"),
@@ -316,7 +340,9 @@ def _schema() -> Schema:
         "objective": Choice(tuple(OBJECTIVES), find_objective, own=True),
         "optimizer": Choice(tuple(OPTIMIZERS), OPTIMIZERS.__getitem__, AdamW.name),
     }
-    return Schema(SECTIONS, choices, {"model.config": ModelConfig, "data.train": Member, "data.eval": Member})
+    return Schema(
+        SECTIONS, choices, {"model.config": ModelConfig, "data.train": Member, "data.eval": Member, "data.eval_text": Member}
+    )
 
 
 def _from_source(source: ConfigValues, overrides: Iterable[Override]) -> Config:
@@ -325,14 +351,18 @@ def _from_source(source: ConfigValues, overrides: Iterable[Override]) -> Config:
     check.check(source, _schema())
     built: dict[str, Any] = {}
     for section, cls in SECTIONS.items():
-        if section in source.values or not _has_required(cls):
+        if section == "model" and "lora" in source.values:
+            # What is not trained needs no more digits than it is computed in.
+            given = source.values.setdefault("model", {})
+            given.setdefault("param_dtype", "float32" if given.get("dtype") == "float32" else "bfloat16")
+        if section in source.values or not (_has_required(cls) or section in _OPTIONAL):
             built[section] = build(source, cls, source.values.get(section, {}), f"{section}.")
         else:
             built[section] = None
     for section, choice in _schema().choices.items():
         values = source.values.get(section)
         if section == "optimizer" and built["objective"] is not None:
-            values.setdefault("learning_rate", built["objective"].learning_rate)
+            values.setdefault("learning_rate", _usual_rate(built["objective"], built["lora"]))
         cls = None if values is None else choice.find(values.pop("name"))
         built[section] = None if cls is None else build(source, cls, values, f"{section}.")
     config = Config(**built, source=source)
@@ -353,14 +383,21 @@ def _drop_other_options(given: dict[str, Any], options: Mapping[str, Any]) -> No
         name = options.get(f"{section}.name")
         if choice.has(name) and section in given and name != given[section]["name"]:
             kept = {"name", *(field.name for field in dataclasses.fields(choice.find(name)))}
-            if section == "objective" and _usual_rate(given):
+            if section == "objective" and _has_usual_rate(given):
                 del given["optimizer"]["learning_rate"]  # nobody chose it
             given[section] = {key: value for key, value in given[section].items() if key in kept}
 
 
-def _usual_rate(given: Mapping[str, Any]) -> bool:
+def _usual_rate(objective: Objective | type[Objective], lora: Any) -> float:
+    """The learning rate of a config that gives none."""
+    usual = objective.learning_rate
+    return usual if lora is None else max(LEARNING_RATE, 10 * usual if usual > LEARNING_RATE else 0)
+
+
+def _has_usual_rate(given: Mapping[str, Any]) -> bool:
     """Whether the learning rate is the one that the objective gives."""
-    return given["optimizer"]["learning_rate"] == find_objective(given["objective"]["name"]).learning_rate
+    objective = find_objective(given["objective"]["name"])
+    return given["optimizer"]["learning_rate"] == _usual_rate(objective, given.get("lora"))
 
 
 def _own_folder(config: Config) -> str | None:

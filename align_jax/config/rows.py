@@ -8,7 +8,7 @@ from typing import Any
 
 from align_jax.config.source import ConfigValues
 from align_jax.data.config import DataConfig
-from align_jax.data.members import is_members
+from align_jax.data.members import is_members, named_sets
 from align_jax.data.sources import GivenRows, given_rows
 
 
@@ -20,7 +20,7 @@ def rows_in(source: ConfigValues) -> dict[str, GivenRows]:
     """
     rows: dict[str, GivenRows] = {}
     data = source.values.get("data")
-    for name in ("train", "eval") if isinstance(data, dict) else ():
+    for name in ("train", "eval", "eval_text") if isinstance(data, dict) else ():
         data[name] = _without_rows(data.get(name), f"data.{name}", rows)
     return rows
 
@@ -29,6 +29,8 @@ def _without_rows(value: Any, key: str, rows: dict[str, GivenRows]) -> Any:
     """A value of `data.train` or `data.eval` with names in place of rows, which are added to `rows`."""
     if value is None or type(value) in (str, int, float, bool):
         return value
+    if key == "data.eval" and not _is_dataset(value) and (sets := named_sets(value)) is not None:
+        return {name: _without_rows(item, f"{key}.{name}", rows) for name, item in sets.items()}
     if isinstance(value, Mapping) and not _is_dataset(value) and not _has_splits(value):
         path = _without_rows(value.get("path"), f"{key}.path", rows)
         return {**value, "path": path} if path is not None else dict(value)
@@ -58,4 +60,4 @@ def with_rows(data: DataConfig, rows: Mapping[str, GivenRows]) -> DataConfig:
             return [given(item) for item in value]
         return rows.get(value, value) if isinstance(value, str) else value
 
-    return dataclasses.replace(data, train=given(data.train), eval=given(data.eval))
+    return dataclasses.replace(data, train=given(data.train), eval=given(data.eval), eval_text=given(data.eval_text))

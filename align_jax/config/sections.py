@@ -45,6 +45,8 @@ class ModelSection:
       dtype: type of activations.
       param_dtype: type of the trained parameters; bfloat16 takes less memory, and is rounded at random after an update, since
         to the nearest most updates would be lost.
+      quantize: keep the projections of all layers in few bits, int8 (0.6% off), int4 or nf4 (10% and 9%), with `lora` alone:
+        they are not trained. The reference is the same model.
       attention: xla, pallas (TPU, also packed rows), splash (TPU), cudnn (GPU), or triton (GPU, also packed rows; it has never
         run on a card, and `auto` leaves it out); auto is what suits the devices and `data.pack`, or xla where that cannot
         compute this model, with a line that says why.
@@ -63,6 +65,7 @@ class ModelSection:
     chat_template: str | None = None
     dtype: Literal["float32", "bfloat16", "float16"] = "bfloat16"
     param_dtype: Literal["float32", "bfloat16"] = "float32"
+    quantize: Literal["int8", "int4", "nf4"] | None = None
     attention: str = "auto"
     remat: Literal["none", "dots", "full", "offload"] = "none"
     rows_per_chunk: int | Literal["auto"] | None = "auto"
@@ -76,6 +79,8 @@ class ModelSection:
             raise UserError(f"model.revision: {self.revision!r} does not go with {also}; it is of a hub id, which has none yet")
         if self.config is not None and "head" in self.config:
             raise UserError("model.config.head: the head follows from objective.name; leave it out")
+        if self.config is not None and (key := next((key for key in ("quantize", "lora") if self.config.get(key)), None)):
+            raise UserError(f"model.config.{key}: that is {dict(quantize='model.quantize', lora='the section lora')[key]} here")
         if self.rows_per_chunk != "auto":
             check_range("model.rows_per_chunk", self.rows_per_chunk, 1, hint="or auto")
         if self.head_chunk != "auto":
@@ -97,13 +102,19 @@ class ReferenceConfig:
 
     Attributes:
       path: Hugging Face folder, hub id or run folder; None is the starting model.
+      adapter: folder of an adapter on top of the starting model without its own; with `lora` alone.
       cache_dir: folder of its log-probs; None is `align_jax/reference` in the user's cache folder (`$XDG_CACHE_HOME`, or
         `~/.cache`). Each file is called by a hash of weights, rows, templates, lengths, types, JAX's version and the kind of
         device, so that nothing is used that would be another now; all of it may be deleted at any time.
     """
 
     path: str | None = None
+    adapter: str | None = None
     cache_dir: str | None = None
+
+    def __post_init__(self):
+        if self.path is not None and self.adapter is not None:
+            raise UserError(f"reference.adapter: {self.adapter} is on top of the starting model; leave out reference.path")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -166,6 +177,7 @@ class TrainConfig:
       groups_per_step: prompts of one optimizer step, over all devices and microbatches.
       accumulation_steps: microbatches of a step.
       eval_every: optimizer steps between evaluations; None evaluates before the first step and after the last one only.
+      eval_first: evaluate before the first step, too, which later evaluations are told against.
       patience: end the run after so many evaluations in a row without a better `checkpoint.best_metric`; None never does.
     """
 
@@ -174,6 +186,7 @@ class TrainConfig:
     groups_per_step: int = 8
     accumulation_steps: int = 1
     eval_every: int | None = None
+    eval_first: bool = True
     patience: int | None = None
 
     def __post_init__(self):
@@ -214,7 +227,9 @@ class CheckpointConfig:
     @property
     def mode(self) -> Literal["min", "max"]:
         """`best_mode`, or what fits `best_metric`."""
-        small = re.search(r"loss|distance|divergence|kl/|gap|norm|perplexity|error|time/|memory/", self.best_metric or "loss")
+        small = re.search(
+            r"loss|forgotten|distance|divergence|kl/|gap|norm|perplexity|error|time/|memory/", self.best_metric or "loss"
+        )
         return self.best_mode or ("min" if small else "max")
 
     def __post_init__(self):
@@ -367,6 +382,10 @@ class LogConfig:
       wandb_name: of the run's page there.
       sinks: further ones: a file's name in `align_jax/training/logs`, or a class of one's own as `package.module:Class`, called
         with `align_jax.training.logs.sink.Context`, with methods `write(step, metrics)` and `close()`.
+      samples_every: steps between samples of a few prompts, always the same ones, also before the first step and after the
+        last; shown as a table and kept in `run.dir/samples.jsonl`. `generate` says how they are drawn. None: never.
+      samples_prompts: how many prompts, of `data.eval` (its first set) or else of `data.train`.
+      samples_tokens: most tokens of such a sample.
       quiet: no progress line, and nothing of what jobs tell their user; errors and warnings remain.
     """
 
@@ -374,6 +393,9 @@ class LogConfig:
     progress: bool = True
     plots: bool = True
     signatures: bool = True
+    samples_every: int | None = None
+    samples_prompts: int = 4
+    samples_tokens: int = 64
     quiet: bool = False
     tensorboard: bool = False
     wandb_project: str | None = None
@@ -381,7 +403,10 @@ class LogConfig:
     sinks: list[str] = dataclasses.field(default_factory=list)
 
     def __post_init__(self):
-        check_fields("log", self, "every", low=1)
+        check_fields("log", self, "every", "samples_every", "samples_prompts", "samples_tokens", low=1)
+        for key, usual in (("samples_prompts", 4), ("samples_tokens", 64)):
+            if self.samples_every is None and getattr(self, key) != usual:
+                raise UserError(f"log.{key}: {getattr(self, key)} is not used without log.samples_every")
         for name in self.sinks:
             check_sink_name(name)
         if self.wandb_name is not None and self.wandb_project is None:

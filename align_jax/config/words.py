@@ -82,6 +82,16 @@ SAME = {
     "stop_strings": "generate.stop",
     "metric_for_best_model": "checkpoint.best_metric",
     "tensor_parallel_size": "mesh.tensor",
+    **dict.fromkeys(("lora_r", "lora_rank", "r"), "lora.rank"),
+    "lora_alpha": "lora.alpha",
+    "lora_dropout": "lora.dropout",
+    **dict.fromkeys(("lora_target_modules", "target_modules"), "lora.targets"),
+    "lora_modules_to_save": "lora.modules_to_save",
+    "use_rslora": "lora.rslora",
+    "use_dora": "lora.dora",
+    "init_lora_weights": "lora.init",
+    "adapter_name_or_path": "lora.path",
+    **dict.fromkeys(("ref_adapter_name", "ref_model_adapters", "reference_adapter"), "reference.adapter"),
 }
 _BATCH = (
     "train.groups_per_step is the prompts of one step, over all devices and microbatches; train.accumulation_steps cuts that "
@@ -89,8 +99,8 @@ _BATCH = (
 )
 _EVAL_BATCH = "an evaluation takes as many prompts at a time as a microbatch of training, see train.groups_per_step"
 _LENGTH = "prompt and response have a length each: data.max_prompt_tokens and data.max_response_tokens"
-_LORA = "adapters are not there yet: all weights are trained; mesh.fsdp and model.param_dtype: bfloat16 save memory"
-_QUANTIZED = "weights are not quantized; model.param_dtype: bfloat16, model.remat and mesh.fsdp save memory"
+_LORA = "an adapter is a section of its own: `lora: {}` takes the defaults, lora.path goes on with one of PEFT's"
+_QUANTIZED = "model.quantize: int8, int4 or nf4 keeps the model's projections in few bits, with an adapter (`lora: {}`)"
 _SHARDED = "devices are laid out by mesh.data, mesh.fsdp, mesh.tensor and mesh.sequence"
 _HALF = "the type of activations is model.dtype (bfloat16 by default), that of trained parameters model.param_dtype"
 _HUB = "nothing is uploaded: `align-jax export RUN_DIR OUT_DIR` writes a Hugging Face folder, and `hf upload` takes it"
@@ -116,7 +126,7 @@ OTHERWISE = {
     **dict.fromkeys(("per_device_eval_batch_size", "eval_batch_size"), _EVAL_BATCH),
     **dict.fromkeys(("max_length", "max_seq_length", "max_seq_len", "model_max_length", "block_size"), _LENGTH),
     "max_prompt_length": "that is data.max_prompt_tokens here, and responses have data.max_response_tokens",
-    **dict.fromkeys(("peft_config", "peft", "use_peft", "lora", "adapter", "qlora", "use_lora", "target_modules"), _LORA),
+    **dict.fromkeys(("peft_config", "peft", "use_peft", "qlora", "use_lora"), _LORA),
     **dict.fromkeys(("load_in_4bit", "load_in_8bit", "quantization_config", "bnb_4bit_quant_type"), _QUANTIZED),
     **dict.fromkeys(("deepspeed", "fsdp", "fsdp_config", "accelerator_config", "parallelism_config", "ddp_backend"), _SHARDED),
     **dict.fromkeys(("bf16", "fp16", "tf32", "half_precision", "mixed_precision", "precision"), _HALF),
@@ -199,7 +209,7 @@ def answer(word: str, value: Any = None) -> str | None:
     if word in ("loss_type", "loss_fn", "loss_name"):
         name = LOSSES.get(str(value))
         return f"{value!r} is `objective.name: {name}` here" if name else "the loss is chosen by objective.name"
-    if word.startswith(("lora_", "peft_", "use_rslora", "use_dora")):
+    if word.startswith(("lora_", "peft_")) and word not in SAME:
         return _LORA
     if word.startswith(("bnb_", "load_in_")):
         return _QUANTIZED

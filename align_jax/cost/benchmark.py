@@ -59,7 +59,8 @@ def _padded(real: Forward, batch: GroupBatch) -> Forward:
     """Operations of every computed position, given those of the real ones: all layers, and the head on response rows."""
     layers = computed_positions(batch) / real_positions(batch)
     scored = 1 if batch.ends else np.prod(batch.tokens.shape) / max(1, np.count_nonzero(np.asarray(batch.slots) >= 0))
-    return dataclasses.replace(real, layers=round(real.layers * layers), head=round(real.head * scored))
+    frozen = round(real.frozen * layers)  # nearly all of it is of layers
+    return dataclasses.replace(real, layers=round(real.layers * layers), head=round(real.head * scored), frozen=frozen)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -15,6 +15,7 @@ three times its forward pass.
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Iterable, Sequence
 
 import numpy as np
@@ -22,17 +23,23 @@ import numpy as np
 from align_jax.batch import GroupBatch
 from align_jax.data.records import TokenGroup
 from align_jax.models import ModelConfig
+from align_jax.models.adapter import A, B
 from align_jax.models.kinds import mean_over_layers
+from align_jax.models.weights import rows
 
 
 @dataclasses.dataclass(frozen=True)
 class Forward:
-    """Operations of a forward pass, by part; `down` is the share of `layers` that the MLP's last product has."""
+    """Operations of a forward pass, by part.
+
+    `down` is the share of `layers` that the MLP's last product has, `frozen` what of all has no gradient of a weight.
+    """
 
     layers: int
     down: int
     attention: int
     head: int
+    frozen: int = 0
 
     @property
     def total(self) -> int:
@@ -98,7 +105,18 @@ def forward_of(config: ModelConfig, tokens: int, pairs: int, scored: int) -> For
     projections = 2 * c.layers * 2 * c.width * c.head_size * (c.heads + c.kv_heads) * tokens
     attention = 4 * c.layers * c.heads * c.head_size * pairs
     outputs = c.vocab_size if c.head == "lm_head" else 1
-    return Forward(projections + 3 * down, down, attention, 2 * c.width * outputs * scored)
+    layers, head = projections + 3 * down, 2 * c.width * outputs * scored
+    if c.lora is None:
+        return Forward(layers, down, attention, head)
+    frozen = layers + (0 if {c.head, "embed"} & set(c.lora.saved) else head)
+    return Forward(layers + _adapter_flops(c) * tokens, down, attention, head, frozen)
+
+
+def _adapter_flops(config: ModelConfig) -> int:
+    """Operations of an adapter for one token: two products of its rank."""
+    found = {weight.path: weight for weight in rows(config)}
+    pairs = (found["layers", f"{target}_{kind}"].shape(config) for target in config.lora.targets for kind in (A, B))
+    return 2 * sum(map(math.prod, pairs))
 
 
 def keys_per_position(config: ModelConfig) -> int:
@@ -124,8 +142,8 @@ def compilation_price(config: ModelConfig, platform: str) -> float:
 
 
 def least_flops(forward: Forward) -> int:
-    """A step's least operations: `3 * forward`, nothing computed twice."""
-    return 3 * forward.total
+    """A step's least operations: `3 * forward`, nothing computed twice; no gradient of a weight that is not trained."""
+    return 3 * forward.total - forward.frozen
 
 
 # Dense operations per second of one device, in units of 1e12: of bfloat16 products, by `device_kind` (data sheets).

@@ -65,7 +65,7 @@ def parts_of(scorer: Scorer, batch: GroupBatch, real: Forward, done: float) -> P
     backward, attended = BACKWARD[scorer.attention], product * sum(pairs)
     found = Parts(
         least=least_flops(real),
-        padding=3 * (every.layers + every.head - real.layers - real.head),
+        padding=3 * (every.layers + every.head - real.layers - real.head) - (every.frozen - real.frozen),
         pairs=(FORWARD + backward) * (attended - product * seen),
         weights_again=(backward - BACKWARD_LEAST) * product * seen,
         logits_again=every.head * scorer.head_twice(batch),

@@ -29,6 +29,7 @@ from align_jax.cost.estimate import Seconds
 from align_jax.cost.flops import least_flops, remat_flops
 from align_jax.cost.network import Moved, Places, Spent, spent
 from align_jax.models import ModelConfig, weight_shapes
+from align_jax.models.adapting import trained_paths
 from align_jax.scoring.chunks import LOGITS, USABLE, position_bytes, state_bytes
 from align_jax.scoring.logps import HEAD_CHUNK
 
@@ -177,11 +178,11 @@ class Planner:
         if plan.fsdp > 1:
             yield Moved("all-gather", times * 2, 2 * weights // plan.tensor, along(1))
             scattered = self._scattered(plan)
-            yield Moved("reduce-scatter", times * scattered, 2 * weights // (plan.tensor * plan.fsdp), along(1))
-            yield Moved("all-reduce", times * (1 - scattered), 2 * weights // plan.tensor, along(1))
+            yield Moved("reduce-scatter", times * scattered, 2 * self.trained // (plan.tensor * plan.fsdp), along(1))
+            yield Moved("all-reduce", times * (1 - scattered), 2 * self.trained // plan.tensor, along(1))
         if plan.data > 1:  # twice where prompts and rows run one after the other, see `scoring.responses`
             each = times if plan.fsdp > 1 else 2 * times
-            yield Moved("all-reduce", each, 2 * weights // (plan.fsdp * plan.tensor), along(0))
+            yield Moved("all-reduce", each, 2 * self.trained // (plan.fsdp * plan.tensor), along(0))
         if plan.tensor > 1:
             count = times * self.model.layers * (4 + again)
             yield Moved("all-reduce", count, 2 * positions * self.model.width, along(2))
@@ -215,7 +216,7 @@ class Planner:
 
     def _without_logits(self, plan: MeshPlan, use: ShapeUse) -> float:
         model, parts = self.model, plan.fsdp * plan.tensor
-        state = state_bytes(model, self.param_dtype, parts) + (4 * self.weights // parts if plan.accumulation > 1 else 0)
+        state = state_bytes(model, self.param_dtype, parts) + (4 * self.trained // parts if plan.accumulation > 1 else 0)
         outer = model.vocab_size * model.width * (1 if model.tied_embeddings else 2)
         whole = (4 * 2 * (self.weights - outer) / model.layers + 4 * outer / 2) / plan.tensor if plan.fsdp > 1 else 0
         return state + whole + self._a_shard(use) * position_bytes(model, _DTYPE, plan.remat, plan.tensor)
@@ -229,6 +230,12 @@ class Planner:
     def weights(self) -> int:
         """How many the model has."""
         return sum(math.prod(shape) for shape in flatten_dict(weight_shapes(self.model)).values())
+
+    @property
+    def trained(self) -> int:
+        """How many of them have a gradient."""
+        trained, shapes = trained_paths(self.model), flatten_dict(weight_shapes(self.model))
+        return sum(math.prod(shape) for path, shape in shapes.items() if trained is None or path in trained)
 
 
 def _divisors(number: int) -> list[int]:

@@ -61,6 +61,8 @@ def topology_devices(name: str, slices: int = 1) -> list[jax.Device]:
     except ImportError as error:
         raise UserError("compiling for a TPU needs its compiler: pip install 'align-jax[tpu]' (libtpu)") from error
     how = {**_FAMILIES[family], **({"num_slices": slices} if slices > 1 else {})}
+    if set(re.findall(r"\d+", sizes)) == {"1"}:  # a machine with one chip; else chips come by the host
+        how["chips_per_host_bounds"] = (1, 1, 1)
     try:
         devices = list(topologies.get_topology_desc(platform="tpu", topology_name=name, **how).devices)
     except jax.errors.JaxRuntimeError as error:

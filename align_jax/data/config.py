@@ -9,7 +9,7 @@ import string
 from typing import Any
 
 from align_jax.data.formats import AUTO, find_format
-from align_jax.data.members import members_of
+from align_jax.data.members import members_of, named_sets
 from align_jax.data.sources import Part
 from align_jax.errors import UserError, check_fields
 
@@ -36,8 +36,11 @@ class DataConfig:
     # such, a mixture
     train: Any = None
     # the same, for evaluation; or a fraction of the prompts of `train`, such as 0.05, that are then not trained on: the same
-    # ones in every run on these rows
+    # ones in every run on these rows; or several of these by name, `{safety: safety.jsonl, held_out: 0.05}`
     eval: Any = None
+    # texts of plain language modelling, which tell how much of it a run forgets: a .txt file, or one whose rows have `text`
+    # (what data.train may name, too); cut into pieces of max_response_tokens, max_rows of them at most
+    eval_text: Any = None
     # groups, ultrafeedback, pairs, unpaired, gdpo, messages, completions and others of docs/data.md; samples: groups with the
     # ids that were sampled in `tokens`, of the same tokenizer; prompts: `prompt` alone, for on-policy rounds;
     # package.module:Class, a `data.formats.Format` of your own; auto: by the columns of the first row
@@ -78,19 +81,13 @@ class DataConfig:
     def __post_init__(self):
         if self.format != AUTO:
             find_format(self.format)
-        if isinstance(self.eval, float | int) and not isinstance(self.eval, bool) and not 0 < self.eval < 1:
-            raise UserError(f"data.eval: {self.eval!r} is neither a path nor a fraction of data.train between 0 and 1")
-        if isinstance(self.eval, str) and re.fullmatch(r"[\d.]+ *%?", self.eval):
-            raise UserError(f"data.eval: {self.eval!r} is text; a fraction of data.train is a number, without quotes: 0.05")
+        _check_eval(self)
         for key in ("split", "eval_split", "subset", "revision"):
             if isinstance(getattr(self, key), str) and not getattr(self, key).strip():
                 raise UserError(f"data.{key}: {getattr(self, key)!r} is blank; an environment variable that is not set?")
-        for key in ("train", "eval"):
-            value = getattr(self, key)
-            if isinstance(value, str) and not value.strip():
-                raise UserError(f"data.{key}: {value!r} is blank; an environment variable that is not set?")
-            if value is not None and (key == "train" or isinstance(value, bool) or not isinstance(value, float | int)):
-                members_of(value, f"data.{key}")
+        for key in ("train", "eval_text"):
+            if getattr(self, key) is not None:
+                _check_named(f"data.{key}", getattr(self, key))
         for key, allowed in (
             ("on_bad_row", ("error", "skip")),
             ("on_empty", ("keep", "drop", "error")),
@@ -112,11 +109,57 @@ class DataConfig:
         _check_template("prompt_template", self.prompt_template, _PROMPT_FIELDS, "prompt")
         _check_template("belief_template", self.belief_template, _BELIEF_FIELDS, None)
 
+    @property
+    def held_out(self) -> float | None:
+        """The fraction of the prompts of `train` that is evaluated on, if one is."""
+        sets = named_sets(self.eval) or {"": self.eval}
+        return next((value for value in sets.values() if _is_number(value)), None)
+
+    def eval_sets(self) -> dict[str, DataConfig]:
+        """The evaluation sets by name, each as the section that has it alone; of one alone the name is empty."""
+        sets = {} if self.eval is None else named_sets(self.eval) or {"": self.eval}
+        return {name: dataclasses.replace(self, eval=value) for name, value in sets.items()}
+
     def part(self, which: str) -> Part:
         """What is read of `train`, of `eval`, or of what is scored."""
         split = self.eval_split if which == "eval" else self.split
         apart = not isinstance(self.eval, float | int | None) and self.eval != self.train and self.train is not None
         return Part(which, split, self.subset, self.revision, self.streaming, self.max_rows, shared=apart or which == "score")
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, float | int) and not isinstance(value, bool)
+
+
+def _check_eval(data: DataConfig) -> None:
+    """UserError for what `data.eval` cannot be, or one of its sets."""
+    sets = named_sets(data.eval)
+    for name, value in (sets or {"": data.eval}).items():
+        key = f"data.eval.{name}" if name else "data.eval"
+        if name and (name == "text" or not re.fullmatch(r"[\w-]+", str(name))):
+            why = (
+                "is the name of the metrics of data.eval_text"
+                if name == "text"
+                else "has other signs than letters, digits, _ and -"
+            )
+            raise UserError(f"data.eval: {name!r} {why}; choose another name for this set")
+        if _is_number(value) and not 0 < value < 1:
+            raise UserError(f"{key}: {value!r} is neither a path nor a fraction of data.train between 0 and 1")
+        if isinstance(value, str) and re.fullmatch(r"[\d.]+ *%?", value):
+            raise UserError(f"{key}: {value!r} is text; a fraction of data.train is a number, without quotes: 0.05")
+        if value is None and name:
+            raise UserError(f"{key}: null is no data set; leave the name out")
+        if value is not None and not _is_number(value):
+            _check_named(key, value)
+    fractions = [name for name, value in (sets or {}).items() if _is_number(value)]
+    if len(fractions) > 1:
+        raise UserError(f"data.eval: {fractions[0]} and {fractions[1]} are both fractions of data.train; only one set may be")
+
+
+def _check_named(key: str, value: Any) -> None:
+    if isinstance(value, str) and not value.strip():
+        raise UserError(f"{key}: {value!r} is blank; an environment variable that is not set?")
+    members_of(value, key)
 
 
 def _check_date(date: str | None) -> None:

@@ -25,8 +25,8 @@ from align_jax.errors import UserError
 from align_jax.terminal import plural
 
 # Keys of the data section that do not change any token or label, but for the day: the encoder's key knows one that is printed.
-_HOW = ("workers", "prefetch", "pack", "shuffle", "train", "eval", "split", "eval_split", "subset", "revision", "streaming",
-        "on_bad_row", "date")  # fmt: skip
+_HOW = ("workers", "prefetch", "pack", "shuffle", "train", "eval", "eval_text", "split", "eval_split", "subset", "revision",
+        "streaming", "on_bad_row", "date")  # fmt: skip
 _SAMPLE = 256  # groups whose lengths stand for those of all
 
 
@@ -78,6 +78,7 @@ class GroupDataset:
                  config.max_response_tokens)  # fmt: skip
         texts = repr((self._source.digest, len(self._source), self.format, *asked))
         rendered = Rendered(encoder, texts, None if spool_dir is None else Path(spool_dir))
+
         def check(row: int, example: Example) -> None:
             arrangement.check(example)
             rendered.check(row, example)

@@ -119,8 +119,17 @@ def _check_together(members: list[Member], key: str) -> None:
             raise UserError(f"{key}.{i}: {label!r} is also what {key}.{called.index(label)} is called; give it a `label`")
 
 
+def named_sets(value: Any) -> dict[str, Any] | None:
+    """The evaluation sets that `data.eval` has by name, each as it would name one alone; None where it is one set."""
+    if not isinstance(value, Mapping) or not value or set(value) & set(KEYS):
+        return None
+    return dict(value)
+
+
 def holds_rows(value: Any) -> bool:
     """Whether what `data.train` or `data.eval` names are, or has among it, rows that were given in Python."""
+    if (sets := named_sets(value)) is not None:
+        return any(map(holds_rows, sets.values()))
     if isinstance(value, list | tuple):
         return any(map(holds_rows, value))
     return isinstance(value.get("path") if isinstance(value, Mapping) else value, GivenRows)

@@ -11,7 +11,7 @@ from typing import NamedTuple
 from align_jax.data.config import DataConfig
 from align_jax.data.formats import AUTO, Format, find_format, recognized
 from align_jax.data.held_out import chosen_prompts, prompt_digest
-from align_jax.data.members import Member, members_of
+from align_jax.data.members import Member, members_of, named_sets
 from align_jax.data.mixture import Concatenated, Shares
 from align_jax.data.named import find_named
 from align_jax.data.reading import Reading, check_parts
@@ -40,7 +40,11 @@ def open_data(config: DataConfig, which: str, spool_dir: str | Path | None) -> O
     Raises:
       UserError: nothing is named, or it cannot be read; columns that are those of no format.
     """
-    fraction = config.eval if isinstance(config.eval, float | int) else None
+    fraction = config.held_out
+    if which == "eval" and (sets := named_sets(config.eval)) is not None:
+        raise UserError(
+            f"data.eval: one set is read here, and these are {len(sets)} by name: {', '.join(sets)}; give one of them"
+        )
     held_out = which == "eval" and fraction is not None
     key = "train" if which == "train" or held_out else "eval"
     value = getattr(config, key)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
@@ -14,6 +15,7 @@ from align_jax.errors import MissingPackage, optional
 
 _SMOOTH = 25  # a curve of more points than this gets a running mean
 _PART = 20  # which is over this part of all its points
+_OF_EVERY_SET = ("loss", "rewards/accuracies", "beliefs/js_distance")  # an evaluation has one of these
 
 
 @dataclasses.dataclass(frozen=True)
@@ -47,6 +49,7 @@ PANELS = (
     Panel("Accuracy", "part of pairs: chosen above rejected", {"rewards/accuracies": ""}, level=(0.5, "chance")),
     Panel("Beliefs: distance to the target", "Jensen-Shannon distance", {"beliefs/js_distance": "all"}, _WORST, (0.0, "")),
     Panel("KL to the reference", "nats per response", {}, {"eval/kl/reference": ""}, (0.0, "")),
+    Panel("Loss on texts (data.eval_text)", "nats per token", {}, {"eval/text/loss": ""}),
     Panel("Consistency of belief and text", "part of texts that say their belief", {}, {"eval/consistency/accuracy": ""}),
     Panel("Gradient norm", "norm before clipping (log scale)", {"grad_norm": ""}, log=True),
     Panel("Learning rate", "learning rate of the step", {"learning_rate": ""}, level=(0.0, ""), smooth=False),
@@ -83,7 +86,7 @@ def curves(history: Sequence[Mapping[str, Any]], title: str = "") -> Any:
     optional("matplotlib", "plots", "a picture")
     from matplotlib.figure import Figure
 
-    panels = [panel for panel in PANELS if any(len(points(history, name)[0]) for name in _names(panel))]
+    panels = [panel for panel in PANELS if any(len(points(history, name)[0]) for name in _names(panel, history))]
     if not panels:
         return None
     width = min(len(panels), 3 if len(panels) <= 6 else 4)
@@ -127,19 +130,38 @@ def _smooth(count: int) -> int:
     return count // _PART * 2 + 1 if count > _SMOOTH else 1
 
 
-def _names(panel: Panel) -> list[str]:
-    return [*panel.metrics, *(f"eval/{name}" for name in panel.metrics), *panel.dots]
+def evaluation_sets(history: Iterable[Mapping[str, Any]]) -> list[str]:
+    """The names of the evaluation sets that metrics are of; none where there is one set without a name."""
+    names = dict.fromkeys(name for record in history for name in record)
+    parts = [name.split("/", 2) for name in names if name.startswith("eval/") and not name.startswith("eval/text/")]
+    return list(dict.fromkeys(part[1] for part in parts if len(part) == 3 and part[2] in _OF_EVERY_SET))
+
+
+def _of_sets(history: Sequence[Mapping[str, Any]], name: str) -> dict[str, str]:
+    """An evaluation metric of every set that there is -> what its dots are called."""
+    sets = evaluation_sets(history)
+    return {f"eval/{of}/{name}": of for of in sets} if sets else {f"eval/{name}": ""}
+
+
+def _names(panel: Panel, history: Sequence[Mapping[str, Any]]) -> list[str]:
+    dots = [_of_sets(history, name.removeprefix("eval/")) for name in panel.dots if not name.startswith("eval/text/")]
+    of_metrics = [_of_sets(history, name) for name in panel.metrics]
+    return [*panel.metrics, *panel.dots, *(name for found in [*dots, *of_metrics] for name in found)]
 
 
 def _draw(axes: Any, panel: Panel, history: Sequence[Mapping[str, Any]]) -> None:
-    colours = iter(f"C{i}" for i in range(10))
+    colours = itertools.cycle(f"C{i}" for i in range(10))
     for name, text in panel.metrics.items():
         colour = next(colours)
         _line(axes, points(history, name), colour, text, panel)
-        # of one curve, evaluations have a colour of their own; of several, each that of its curve
-        _dots(axes, *points(history, f"eval/{name}"), colour if len(panel.metrics) > 1 else next(colours), "")
+        for dots, of in _of_sets(history, name).items():
+            # of one curve, evaluations have a colour of their own; of several, each that of its curve
+            own, called = (colour, _called(of, text)) if len(panel.metrics) > 1 else (next(colours), of)
+            _dots(axes, *points(history, dots), own, called if of else "", _marker(history, of))
     for name, text in panel.dots.items():
-        _dots(axes, *points(history, name), next(colours), text)
+        sets = {name: ""} if name.startswith("eval/text/") else _of_sets(history, name.removeprefix("eval/"))
+        for dots, of in sets.items():
+            _dots(axes, *points(history, dots), next(colours), _called(of, text), _marker(history, of))
     if panel.level is not None:
         value, name = panel.level
         axes.axhline(value, color="black", linewidth=0.8, linestyle="--" if name else "-", alpha=0.6, label=name or None)
@@ -158,10 +180,20 @@ def _line(axes: Any, found: tuple[np.ndarray, np.ndarray], colour: str, text: st
         axes.plot(steps, mean, color=colour, linewidth=1.9, label=text or None)
 
 
-def _dots(axes: Any, steps: np.ndarray, values: np.ndarray, colour: str, text: str) -> None:
+def _called(of: str, text: str) -> str:
+    """A set's dots in the legend."""
+    return ", ".join(filter(None, (of, text)))
+
+
+def _marker(history: Sequence[Mapping[str, Any]], of: str) -> str:
+    """Of the dots of a set."""
+    return "osD^vP"[evaluation_sets(history).index(of) % 6] if of else "o"
+
+
+def _dots(axes: Any, steps: np.ndarray, values: np.ndarray, colour: str, text: str, marker: str = "o") -> None:
     if len(steps):
         style = {"linestyle": ":", "linewidth": 1.2, "markersize": 7, "markeredgecolor": "white", "zorder": 5}
-        axes.plot(steps, values, color=colour, marker="o", label=text or None, **style)
+        axes.plot(steps, values, color=colour, marker=marker, label=text or None, **style)
 
 
 def _axes(axes: Any, panel: Panel) -> None:

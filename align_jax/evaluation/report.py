@@ -10,7 +10,7 @@ from tabulate import tabulate
 from align_jax.evaluation.intervals import Estimate
 
 Columns = Mapping[str, Mapping[str, Estimate]]  # model -> metric -> estimate
-_SECTIONS = ("loss", "sets", "rewards", "length", "kl", "drift", "beliefs", "latent", "consistency", "logps")
+_SECTIONS = ("loss", "sets", "rewards", "length", "kl", "drift", "beliefs", "latent", "consistency", "logps", "text")
 
 
 def metric_names(columns: Columns) -> list[str]:

@@ -86,12 +86,14 @@ def derived(means: dict) -> dict:
 
     `length/controlled_accuracy` = (accuracy of pairs whose accepted response is the longer one
     + accuracy of pairs whose accepted response is the shorter one) / 2.
-    `<metric>/worst_group` is the worst of `<metric>/<group>`.
+    `<metric>/worst_group` is the worst of `<metric>/<group>`, and `text/perplexity` is exp(`text/loss`).
     """
     result = dict(means)
     halves = [means.get(f"length/accuracies_{which}") for which in ("longer", "shorter")]
     if all(half is not None for half in halves):
         result["length/controlled_accuracy"] = sum(halves) / 2
+    if "text/loss" in means:
+        result["text/perplexity"] = np.exp(means["text/loss"])
     for name, worst in BY_GROUP.items():
         parts = [value for key, value in means.items() if key.startswith(f"{name}/") and _is_group(key, name)]
         if parts:

@@ -15,7 +15,7 @@ from safetensors import SafetensorError, safe_open
 from align_jax.errors import UserError
 from align_jax.hf.dtypes import CODES
 
-ADAPTER = "adapter_config.json"
+ADAPTER, ADAPTER_WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
 TOKENIZER_FILES = (
     "tokenizer.json",
@@ -81,14 +81,13 @@ def resolve_folder(path: str | os.PathLike) -> Path:
 
 
 def refuse_adapter(folder: Path) -> None:
-    """UserError where a folder holds an adapter of PEFT instead of a model; names its base, and says how to merge them."""
+    """UserError where a folder holds an adapter of PEFT instead of a model; names its base, and says how to give both."""
     if not (folder / ADAPTER).is_file() or (folder / "config.json").exists():
         return
     base = read_json(folder / ADAPTER).get("base_model_name_or_path") or "its base model"
     raise UserError(
-        f"{folder} is an adapter of PEFT for {base}, not a whole model. Merge them, and give the merged folder: "
-        f"peft.AutoPeftModelForCausalLM.from_pretrained({str(folder)!r}).merge_and_unload().save_pretrained('merged'), and the "
-        "tokenizer's save_pretrained('merged')"
+        f"{folder} is an adapter of PEFT for {base}, not a whole model: give the model as model.path: {base}, and the adapter "
+        f"as lora.path: {folder} (in Python, align_jax.load_model({base!r}, adapter={str(folder)!r}))"
     )
 
 
@@ -118,19 +117,22 @@ class Checkpoint:
       folder: where it lies.
       shapes: tensor name -> shape.
 
+    Args:
+      single: the file of a folder that has no index.
+
     Raises:
       UserError: no safetensors (a pickle-only checkpoint, for one), an absent, truncated or malformed file, a tensor
         that is in two files or not in the file that the index names.
     """
 
-    def __init__(self, folder: Path):
+    def __init__(self, folder: Path, single: str = SINGLE):
         self.folder = folder
         self.shapes: dict[str, tuple[int, ...]] = {}
         self._codes: dict[str, str] = {}
         self._files: dict[str, Any] = {}
         self._where: dict[str, str] = {}
-        listed = _weight_map(folder)
-        for file in [SINGLE] if listed is None else sorted(set(listed.values())):
+        listed = _weight_map(folder) if single == SINGLE else None
+        for file in [single] if listed is None else sorted(set(listed.values())):
             self._open(file, listed)
         for name, file in (listed or {}).items():
             if self._where.get(name) != file:
@@ -139,7 +141,8 @@ class Checkpoint:
     def _open(self, file: str, listed: dict[str, str] | None) -> None:
         path = self.folder / file
         if not path.is_file():
-            raise UserError(f"{path}: listed in {INDEX} but absent; the download or copy is not complete")
+            why = "absent" if listed is None else f"listed in {INDEX} but absent"
+            raise UserError(f"{path}: {why}; the download or copy is not complete")
         try:
             opened = safe_open(path, framework="numpy")
         except (SafetensorError, OSError) as error:

@@ -15,11 +15,11 @@ from typing import Any
 from safetensors import SafetensorError, safe_open
 
 from align_jax.errors import UserError
-from align_jax.hf.files import INDEX, TOKENIZER_FILES
+from align_jax.hf.files import ADAPTER, INDEX, TOKENIZER_FILES
 from align_jax.hf.writer import METADATA
 
-_WEIGHTS = re.compile(r"model(-\d{5}-of-\d{5})?\.safetensors")
-_WRITTEN = {"config.json", "generation_config.json", INDEX, *TOKENIZER_FILES}
+_WEIGHTS = re.compile(r"(adapter_)?model(-\d{5}-of-\d{5})?\.safetensors")
+_WRITTEN = {ADAPTER, "config.json", "generation_config.json", INDEX, *TOKENIZER_FILES}
 
 
 def check_target(out: Path, size: int) -> None:

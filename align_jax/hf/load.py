@@ -7,10 +7,11 @@ compiled programs depends on the name table, not on the depth.
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import os
 from collections.abc import Collection, Iterable
-from typing import Any
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
@@ -20,11 +21,14 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec, Sharding
 
 from align_jax.errors import UserError
 from align_jax.hf import names
+from align_jax.hf.adapter import load_adapter, read_adapter
 from align_jax.hf.config import model_config_from_hf
 from align_jax.hf.dtypes import resolve_dtype
 from align_jax.hf.files import Checkpoint, read_json, resolve_folder
-from align_jax.models import Decoder, ModelConfig, weight_shardings
+from align_jax.models import Decoder, ModelConfig, quantized, weight_shardings
+from align_jax.models.adapting import with_adapter
 from align_jax.models.layouts import Layout
+from align_jax.models.quantized import Quantized
 from align_jax.models.weights import Path, Weight, rows
 from align_jax.terminal import plural
 
@@ -52,7 +56,14 @@ def load_generation_config(path: str | os.PathLike) -> dict[str, Any] | None:
 
 
 def load_model(
-    path: str | os.PathLike, mesh: Mesh | None = None, dtype=jnp.bfloat16, param_dtype=jnp.float32, head: str = "lm_head"
+    path: str | os.PathLike,
+    mesh: Mesh | None = None,
+    dtype=jnp.bfloat16,
+    param_dtype=jnp.float32,
+    head: str = "lm_head",
+    *,
+    adapter: str | os.PathLike | None = None,
+    quantize: Literal["int8", "int4", "nf4"] | None = None,
 ) -> Decoder:
     """Loads a language model, or a reward model, of any family that `align_jax.hf.families` lists.
 
@@ -62,18 +73,27 @@ def load_model(
       dtype: what products are computed in; a type or its name.
       param_dtype: what weights are kept in; a type or its name.
       head: `lm_head`, or `score` for a reward model (a sequence classifier with one label).
+      adapter: folder of an adapter in PEFT's format on top of it; its factors are in float32.
+      quantize: keep the projections of all layers in few bits.
 
     Returns:
       The model: `model(tokens [B, T]) -> logits [B, T, V]`; a reward model is for `align_jax.response_scores`.
 
     Raises:
-      UserError: see `load_config`, `load_weights`.
+      UserError: see `load_config`, `load_weights`, `read_adapter`.
     """
     compute = resolve_dtype(dtype, "dtype")
     folder = resolve_folder(path)
-    config, _ = load_config(folder, head)
-    shardings = None if mesh is None else weight_shardings(config, mesh)
-    return Decoder(config, load_weights(folder, config, shardings, param_dtype), dtype=compute)
+    # The score of a reward model may be in the adapter alone.
+    stored, _ = load_config(folder, None if adapter is not None and head == "score" else head)
+    config = dataclasses.replace(stored, quantize=quantize, head=head)
+    stored = dataclasses.replace(stored, quantize=quantize)
+    shardings = None if mesh is None else weight_shardings(stored, mesh)
+    weights = load_weights(folder, stored, shardings, param_dtype, skip=() if stored.head == head else (stored.head,))
+    if adapter is not None:
+        config = dataclasses.replace(config, lora=read_adapter(adapter, config))
+        weights = with_adapter(weights, load_adapter(adapter, config, mesh and weight_shardings(config, mesh)))
+    return Decoder(config, weights, dtype=compute)
 
 
 def load_weights(
@@ -175,7 +195,7 @@ def _sharding_of(weight: Weight, shardings: dict[Path, NamedSharding] | None) ->
     if shardings is None:
         return None
     sharding = shardings.get(weight.path)
-    if not isinstance(sharding, NamedSharding):
+    if not isinstance(sharding, NamedSharding | Quantized):
         raise TypeError(f"shardings: {weight.name} is {sharding!r}; expected a NamedSharding")
     return sharding
 
@@ -185,15 +205,17 @@ def _load(
 ) -> jax.Array:
     """One of our arrays, from one tensor or from the tensors of all layers."""
     shape, layout = weight.shape(config), weight.stored.layout
-    put_as = _stored_sharding(weight, sharding, shape)
-    stacked = _zeros(shape, dtype, sharding)() if weight.stacked else None
+    few = (config.quantize, weight.outputs) if weight.few_bits(config) else None
+    put_as = _stored_sharding(weight, sharding.values if isinstance(sharding, Quantized) else sharding, shape)
+    struct = jax.ShapeDtypeStruct(shape, dtype) if few is None else quantized.structs(shape, *few)
+    stacked = _zeros(struct, sharding)() if weight.stacked else None
     for tensor in names.tensors_of(weight, config):
         piece = _put(checkpoint, tensor, put_as)
         if stacked is None:
             whole, wrong = _convert(layout, shape, dtype, sharding)(piece)
             _check_finite(checkpoint, tensor.name, dtype, wrong)
             return whole
-        stacked, wrong = _write(layout, sharding)(stacked, piece, np.int32(tensor.layer))
+        stacked, wrong = _write(layout, sharding, few, shape[1:])(stacked, piece, np.int32(tensor.layer))
         # The next piece is read only when this one has left the host.
         _check_finite(checkpoint, tensor.name, dtype, wrong)
         jax.block_until_ready(stacked)
@@ -244,8 +266,8 @@ def _place(tensor: names.Tensor, bounds: Iterable[tuple[int, int]]) -> tuple[sli
 
 
 @functools.lru_cache(maxsize=256)
-def _zeros(shape: tuple[int, ...], dtype: np.dtype, sharding: Sharding | None):
-    return jax.jit(lambda: jnp.zeros(shape, dtype), out_shardings=sharding)
+def _zeros(struct: jax.ShapeDtypeStruct | Quantized, sharding: Sharding | Quantized | None):
+    return jax.jit(lambda: jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), struct), out_shardings=sharding)
 
 
 @functools.lru_cache(maxsize=256)
@@ -258,12 +280,18 @@ def _convert(layout: Layout, shape: tuple[int, ...], dtype: np.dtype, sharding: 
 
 
 @functools.lru_cache(maxsize=256)
-def _write(layout: Layout, sharding: Sharding | None):
-    """The program that writes a piece into layer `layer` of a stacked array, in place, and counts what is not finite."""
+def _write(layout: Layout, sharding: Sharding | Quantized | None, few: tuple[str, int] | None, shape: tuple[int, ...]):
+    """The program that writes a piece into layer `layer` of a stacked array, in place, and counts what is not finite.
 
-    def write(stacked: jax.Array, piece: jax.Array, layer: jax.Array) -> tuple[jax.Array, jax.Array]:
-        ours = layout.to_ours(piece, stacked.shape[1:]).astype(stacked.dtype)
-        return jax.lax.dynamic_update_index_in_dim(stacked, ours, layer, axis=0), _not_finite(ours)
+    Args:
+      few: what `quantize` takes, of a weight that is kept in few bits. shape: of one layer.
+    """
+
+    def write(stacked: jax.Array | Quantized, piece: jax.Array, layer: jax.Array) -> tuple[jax.Array | Quantized, jax.Array]:
+        ours = layout.to_ours(piece, shape)
+        ours = ours.astype(stacked.dtype) if few is None else ours
+        put = lambda all_, one: jax.lax.dynamic_update_index_in_dim(all_, one, layer, axis=0)  # noqa: E731
+        return jax.tree.map(put, stacked, ours if few is None else quantized.quantize(ours, *few)), _not_finite(ours)
 
     return jax.jit(write, donate_argnums=0, out_shardings=_beside_count(sharding))
 
@@ -274,4 +302,6 @@ def _not_finite(weights: jax.Array) -> jax.Array:
 
 def _beside_count(sharding: Sharding | None):
     """The shardings of an array and of a number that every process reads."""
-    return None if sharding is None else (sharding, NamedSharding(sharding.mesh, PartitionSpec()))
+    if sharding is None:
+        return None
+    return sharding, NamedSharding(jax.tree.leaves(sharding)[0].mesh, PartitionSpec())

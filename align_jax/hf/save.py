@@ -22,6 +22,7 @@ from align_jax.hf.files import INDEX, SINGLE
 from align_jax.hf.folder import check_target, check_tokenizer, padding_tokenizer, save_tokenizer, written_whole
 from align_jax.hf.writer import METADATA, write_json, write_safetensors
 from align_jax.models import Decoder
+from align_jax.models.adapting import merged
 from align_jax.models.layouts import Layout
 from align_jax.parallel.processes import on_first
 
@@ -40,6 +41,8 @@ def save_model(
 ) -> None:
     """Writes a model in Hugging Face format: safetensors, `config.json`, `generation_config.json`, tokenizer.
 
+    An adapter is merged into the weights, in float32, rounded once; `save_adapter` writes it alone.
+
     The folder appears whole or not at all: it is written beside `out_dir` and renamed. Tensors are fetched one at a
     time, so host memory holds one tensor. With several processes all must call; process 0 writes.
 
@@ -56,8 +59,15 @@ def save_model(
 
     Raises:
       UserError: `out_dir` holds other files, the disk is too full, a tokenizer folder without tokenizer files, a
-        base_config of another architecture, a value that float16 cannot hold.
+        base_config of another architecture, a value that float16 cannot hold, weights of few bits.
     """
+    if model.config.quantize is not None:
+        raise UserError(
+            f"the model's weights are {model.config.quantize}, which is less than they were: save its adapter "
+            "(align_jax.save_adapter), or load the model without quantize"
+        )
+    if model.config.lora is not None:
+        model = Decoder(*merged(model.config, model.weights()), dtype=model.dtype)
     out = Path(os.path.expanduser(os.fspath(out_dir))).resolve()
     target = resolve_dtype(model.embed[...].dtype if dtype is None else dtype, "dtype")
     if max_shard_bytes <= 0:

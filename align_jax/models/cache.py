@@ -138,7 +138,7 @@ def decode_step(model: Decoder, cache: KVCache, rows: DecodeRows, clock: jax.Arr
     lengths, positions = _positions(cache, rows)
     seen = {w: _visible(w, cache, rows, clock, lengths, positions) for w in dict.fromkeys(kinds.windows)}
     x, layer = model.begin(rows.tokens[..., None], positions)
-    stacked = model.layers.weights()
+    stacked = model.stacked()
     ring = []
     for i, (*prompt, past_k, past_v) in enumerate(zip(cache.prompt_k, cache.prompt_v, cache.k, cache.v, strict=True)):
         kind = kinds.of_layers[i]

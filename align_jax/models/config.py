@@ -5,6 +5,8 @@ from __future__ import annotations
 import dataclasses
 from typing import Any
 
+from align_jax.models.adapter import Adapter
+
 ROPES = ("linear", "llama3", "dynamic", "yarn", "longrope")
 HEADS = ("lm_head", "score")
 NORMS = ("before", "both", "after")
@@ -30,6 +32,8 @@ LATER = {
     "logit_softcap": None,
     "logit_divisor": 1.0,
     "fused": False,
+    "lora": None,
+    "quantize": None,
 }
 _LATER_OF_ROPE = {
     "attention_factor": 1.0,
@@ -132,6 +136,8 @@ class ModelConfig:
         is none (Gemma 2).
       logit_divisor: what logits of the vocabulary are divided by (Granite).
       fused: a checkpoint holds q, k, v as one tensor, and gate and up (Phi-3).
+      quantize: few bits for the projections of all layers, see `models.quantized.KINDS`; None: as they were stored.
+      lora: the adapter on top of it, whose weights are rows of the table, too; None: none.
     """
 
     vocab_size: int
@@ -167,6 +173,8 @@ class ModelConfig:
     logit_softcap: float | None = None
     logit_divisor: float = 1.0
     fused: bool = False
+    quantize: str | None = None
+    lora: Adapter | None = None
 
     def __post_init__(self):
         for name, known in (("head", HEADS), ("norms", NORMS), ("activation", ACTIVATIONS)):
@@ -192,6 +200,16 @@ class ModelConfig:
         """Name -> value; without later fields that are as they always were, so that what is kept by them keeps its name."""
         rope = self.rope_scaling and self.rope_scaling.fields()
         return _without(dataclasses.asdict(self) | {"rope_scaling": rope}, LATER)
+
+    @property
+    def base(self) -> ModelConfig:
+        """The model without its adapter."""
+        return self if self.lora is None else dataclasses.replace(self, lora=None)
+
+    @property
+    def plain(self) -> ModelConfig:
+        """The model as a checkpoint has it: no adapter, no weights of few bits."""
+        return dataclasses.replace(self, lora=None, quantize=None)
 
     def __repr__(self) -> str:
         return _written(self)

@@ -14,15 +14,33 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
+from align_jax.models.adapter import KEY, MAGNITUDE, SCALE, TARGETS, A
 from align_jax.models.attention import Seen, Tokens, attend, choose_backend, visibility_by_kind
 from align_jax.models.config import ModelConfig
 from align_jax.models.kinds import kinds_of
-from align_jax.models.ops import Norm, gated_linear, linear, lookup, precision, rms_norm, soft_cap, soft_cap_slope
+from align_jax.models.lora import adapted, stacked_scales
+from align_jax.models.ops import (
+    Norm,
+    activate,
+    gated_linear,
+    linear,
+    lookup,
+    precision,
+    rms_norm,
+    soft_cap,
+    soft_cap_slope,
+)
+from align_jax.models.quantized import Quantized
 from align_jax.models.remat import rematerialize
 from align_jax.models.rope import rotate, rotate_by_kind, rotations
-from align_jax.models.weights import check_weights
+from align_jax.models.weights import TABLE, check_weights
 from align_jax.parallel import sequence
 from align_jax.parallel.axes import constrain
+
+# The ends of names of what is not cast to the compute type.
+_AS_KEPT = ("norm", "bias", MAGNITUDE, SCALE, KEY)
+# The logical axes of projections.
+_AXES = {weight.path[1]: weight.axes for weight in TABLE if weight.stacked and weight.path[1] in TARGETS}
 
 
 class Layers(nnx.Module):
@@ -75,6 +93,10 @@ class Decoder(nnx.Module):
         For tests, notebooks and small models: scoring makes logits of response positions alone, and no more of them at one time
         than fit, see `align_jax.response_logps`.
         """
+        return self.logits(self.hidden(tokens))
+
+    def hidden(self, tokens: jax.Array) -> jax.Array:
+        """Normalized hidden states of whole sequences: int `[B, T]` -> `[B, T, W]`."""
         tokens = jnp.asarray(tokens)
         if tokens.ndim != 2:
             raise ValueError(f"tokens must be [batch, length], got shape {tokens.shape}")
@@ -83,7 +105,7 @@ class Decoder(nnx.Module):
         positions = jnp.broadcast_to(jnp.arange(rows.shape[-1], dtype=jnp.int32), rows.shape)
         seen = visibility_by_kind(kinds_of(self.config).windows, self.backend, Tokens(positions, jnp.ones_like(positions)))
         hidden, _ = self.run(sequence.dealt(rows, 2), sequence.dealt(positions, 2), seen, length=length)
-        return self.logits(sequence.natural(hidden, 2)[:, 0, :length])
+        return sequence.natural(hidden, 2)[:, 0, :length]
 
     def run(
         self,
@@ -117,7 +139,7 @@ class Decoder(nnx.Module):
 
             return layer(x, weights, attention, kind)
 
-        x, kv = jax.lax.scan(rematerialize(body, self.remat), x, (self.layers.weights(), self.kinds(), prefix))
+        x, kv = jax.lax.scan(rematerialize(body, self.remat), x, (self.stacked(), self.kinds(), prefix))
         return self.finish(x), kv
 
     def run_together(self, prompts: Inputs, rows: Inputs) -> jax.Array:
@@ -148,7 +170,7 @@ class Decoder(nnx.Module):
 
             return layer(x, weights, attention, kind)
 
-        x, _ = jax.lax.scan(rematerialize(body, self.remat), x, (self.layers.weights(), self.kinds()))
+        x, _ = jax.lax.scan(rematerialize(body, self.remat), x, (self.stacked(), self.kinds()))
         return self.finish(apart(x)[1])
 
     def kinds(self) -> jax.Array | None:
@@ -168,11 +190,20 @@ class Decoder(nnx.Module):
             x = x * jnp.asarray(self.config.embed_scale, self.dtype)
         x = constrain(x, "shards", None, "positions", "act_embed")
         cos, sin = rotations(self.config, kinds_of(self.config).ropes, positions, length)
-        return x, partial(_layer, config=self.config, cos=cos, sin=sin)
+        return x, partial(_layer, config=self.config, cos=cos, sin=sin, dropout=self._dropout)
+
+    @property
+    def _dropout(self) -> float:
+        return 0.0 if self.config.lora is None else self.config.lora.dropout
 
     def finish(self, x: jax.Array) -> jax.Array:
         """The normalized hidden states of what left the last layer."""
         return rms_norm(x, self.norm[...], _norm(self.config))
+
+    def stacked(self) -> dict:
+        """What layers are scanned over: their weights, and the scales of an adapter."""
+        adapter = self.config.lora
+        return self.layers.weights() | ({} if adapter is None else stacked_scales(adapter, self.config.layers))
 
     def weights(self) -> dict:
         """The weights as the nested dict of `weight_shapes`; `Decoder(config, model.weights())` is the same model."""
@@ -230,15 +261,15 @@ def _norm(config: ModelConfig, axes: int = 1) -> Norm:
     return Norm(config.norm_eps, config.norm_offset, axes, config.norm_float32)
 
 
-def _layer(x, weights, attention, kind=None, *, config, cos, sin):
+def _layer(x, weights, attention, kind=None, *, config, cos, sin, dropout):
     """One decoder layer; attention and a gated MLP, each added to the residual, with norms before, after or both."""
-    w = {name: value if name.endswith(("norm", "bias")) else value.astype(x.dtype) for name, value in weights.items()}
+    w = {name: _ready(name, value, x.dtype) for name, value in weights.items()}
     norm = _norm(config)
 
     h = _normed(x, w, "attn_norm", norm)
-    q = _heads(h, w, "q", "heads")
-    k = _heads(h, w, "k", "kv_heads")
-    v = _heads(h, w, "v", "kv_heads")
+    q = _heads(h, w, "q", "heads", dropout)
+    k = _heads(h, w, "k", "kv_heads", dropout)
+    v = _heads(h, w, "v", "kv_heads", dropout)
     if "q_norm" in w:
         of_heads = _norm(config, 2) if config.qk_norm_whole else norm
         q, k = rms_norm(q, w["q_norm"], of_heads), rms_norm(k, w["k_norm"], of_heads)
@@ -247,11 +278,12 @@ def _layer(x, weights, attention, kind=None, *, config, cos, sin):
     turn = partial(rotate if cos.ndim == q.ndim else partial(_by_kind, kind), cos=cos, sin=sin)
     q, k = turn(q, scale=scale), turn(k)
     mixed, kept = attention(q, k, v)
-    x = _added(x, constrain(_project(mixed, w, "o", 2), "shards", None, "positions", "act_embed"), w, "attn_post_norm", config)
+    out = constrain(_project(mixed, w, "o", dropout), "shards", None, "positions", "act_embed")
+    x = _added(x, out, w, "attn_post_norm", config)
 
     h = _normed(x, w, "mlp_norm", norm)
-    gate, up = (constrain(_project(h, w, name), "shards", None, "positions", "mlp") for name in ("gate", "up"))
-    down = gated_linear(gate, up, w["down"], config.activation)
+    gate, up = (constrain(_project(h, w, name, dropout), "shards", None, "positions", "mlp") for name in ("gate", "up"))
+    down = _down(gate, up, w, dropout, config.activation)
     return _added(x, constrain(down, "shards", None, "positions", "act_embed"), w, "mlp_post_norm", config), kept
 
 
@@ -271,14 +303,27 @@ def _added(x, branch, w, name, config):
     return x + branch
 
 
-def _project(x, w, name, axes=1):
-    """The product of a projection, over the last axes of x."""
-    return linear(x, w[name], axes)
+def _ready(name, value, dtype):
+    """A weight as products take it: in the compute type, or as it is kept."""
+    if isinstance(value, Quantized):
+        return value.gathered(*(None if axis == "embed" else axis for axis in _AXES[name]))
+    return value if name.endswith(_AS_KEPT) else value.astype(dtype)
 
 
-def _heads(h, w, name, axis):
+def _project(x, w, name, dropout):
+    """The product of a projection, over the last axes of x, and what its adapter makes of it."""
+    return adapted(linear(x, w[name], TARGETS[name]), x, w, name, dropout)
+
+
+def _down(gate, up, w, dropout, activation):
+    """The gate and the product after it."""
+    y = gated_linear(gate, up, w["down"], activation)
+    return adapted(y, activate(gate, activation) * up, w, "down", dropout) if f"down_{A}" in w else y
+
+
+def _heads(h, w, name, axis, dropout):
     """Queries, keys or values of each head; with a bias where the model has one."""
-    x = constrain(_project(h, w, name), "shards", None, "positions", axis, None)
+    x = constrain(_project(h, w, name, dropout), "shards", None, "positions", axis, None)
     if f"{name}_bias" not in w:
         return x
     # Added in float32, so that its gradient, a sum over all tokens, is one in float32, too.

@@ -13,6 +13,7 @@ import jax
 import jax.numpy as jnp
 from jax.ad_checkpoint import checkpoint_name
 
+from align_jax.models.quantized import Quantized
 from align_jax.models.remat import PRODUCT
 from align_jax.parallel import sequence
 
@@ -34,23 +35,28 @@ def linear(x: jax.Array, weight: jax.Array, axes: int = 1) -> jax.Array:
     configs/bench-cpu.yaml); on TPU v5p the compiled programs are equal.
 
     Args:
-      x: activations. weight: in the type of x.
+      x: activations. weight: in the type of x, or `Quantized`, which has no gradient, and of which only codes are kept.
       axes: how many axes are summed over.
     """
     return _linear(x, weight, axes)
 
 
 def _linear(x, weight, axes):
+    weight = _plain(weight, x.dtype)
     return _product(x, weight, range(x.ndim - axes, x.ndim), range(axes))
 
 
 def _linear_forward(x, weight, axes):
     # Not `linear` itself: that would be one operation, in which no name is seen.
-    return checkpoint_name(_linear(x, weight, axes), PRODUCT), (x, weight)
+    return checkpoint_name(_linear(x, weight, axes), PRODUCT), (None if isinstance(weight, Quantized) else x, weight)
 
 
 def _linear_backward(axes, saved, d_out):
     x, weight = saved
+    if isinstance(weight, Quantized):
+        outputs = weight.ndim - axes
+        over = range(d_out.ndim - outputs, d_out.ndim)
+        return _product(d_out, _plain(weight, d_out.dtype), over, range(axes, weight.ndim)), weight.no_gradient()
     tokens = range(x.ndim - axes)
     d_x = _product(d_out, weight, range(x.ndim - axes, d_out.ndim), range(axes, weight.ndim))
     if sequence.pieces() > 1:  # one axis of tokens could not be cut by position: each device would get all of them
@@ -62,6 +68,10 @@ def _linear_backward(axes, saved, d_out):
     return d_x, d_weight.reshape(weight.shape)
 
 
+def _plain(weight, dtype):
+    return weight.astype(dtype) if isinstance(weight, Quantized) else weight
+
+
 linear.defvjp(_linear_forward, _linear_backward)
 
 
@@ -71,6 +81,11 @@ def _product(a, b, over_a, over_b):
 
 _gelu = partial(jax.nn.gelu, approximate=True)
 _ACTIVATIONS = {"silu": jax.nn.silu, "gelu_tanh": _gelu}
+
+
+def activate(x: jax.Array, activation: str) -> jax.Array:
+    """silu, or gelu_tanh: the approximation of gelu by tanh."""
+    return _ACTIVATIONS[activation](x)
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(3,))
@@ -87,16 +102,16 @@ def gated_linear(gate: jax.Array, up: jax.Array, weight: jax.Array, activation: 
     Args:
       activation: silu, or gelu_tanh in its place.
     """
-    return _linear(_ACTIVATIONS[activation](gate) * up, weight, 1)
+    return _linear(activate(gate, activation) * up, weight, 1)
 
 
 def _gated_forward(gate, up, weight, activation):
-    return checkpoint_name(_linear(_ACTIVATIONS[activation](gate) * up, weight, 1), PRODUCT), (gate, up, weight)
+    return checkpoint_name(_linear(activate(gate, activation) * up, weight, 1), PRODUCT), (gate, up, weight)
 
 
 def _gated_backward(activation, saved, d_out):
     gate, up, weight = saved
-    d_unit, d_weight = _linear_backward(1, (_ACTIVATIONS[activation](gate) * up, weight), d_out)
+    d_unit, d_weight = _linear_backward(1, (activate(gate, activation) * up, weight), d_out)
     gate, up, d = (x.astype(_FLOAT32) for x in (gate, up, d_unit))
     if activation == "silu":
         s = jax.nn.sigmoid(gate)

@@ -8,6 +8,7 @@ of a weight for another family, a second row with the same path of which no conf
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Callable
 
 import jax
@@ -15,8 +16,11 @@ import jax.numpy as jnp
 from flax.traverse_util import flatten_dict, unflatten_dict
 from jax.sharding import Mesh
 
+from align_jax.models import adapter as lora
+from align_jax.models import quantized
 from align_jax.models.config import ModelConfig
 from align_jax.models.layouts import FLAT, SAME, SPLIT_INPUTS, SPLIT_OUTPUTS, Layout
+from align_jax.models.quantized import Quantized
 from align_jax.parallel.axes import shardings
 
 Path = tuple[str, ...]
@@ -68,21 +72,23 @@ class Weight:
 
     Attributes:
       path: its keys in the nested dict that `Decoder` takes.
-      dims: its dimensions, each a number or the name of a field of ModelConfig.
+      dims: its dimensions, each a number, the name of a field of ModelConfig, or what makes a number of one.
       axes: the logical axis of each dimension, a key of `align_jax.parallel.axes.RULES` or None.
-      stored: its tensors in a Hugging Face checkpoint.
+      stored: its tensors in a Hugging Face checkpoint; None for those of an adapter (`align_jax.hf.adapter`).
       init: how it starts in a fresh model.
       decay: whether weight decay pulls it towards zero.
       present: whether a model with this config has it.
+      dtype: what it is kept in; None: as the other weights.
     """
 
     path: Path
-    dims: tuple[str | int, ...]
+    dims: tuple[str | int | Callable[[ModelConfig], int], ...]
     axes: tuple[str | None, ...]
-    stored: Stored
+    stored: Stored | None
     init: Initializer = normal
     decay: bool = True
     present: Callable[[ModelConfig], bool] = always
+    dtype: str | None = None
 
     @property
     def stacked(self) -> bool:
@@ -96,11 +102,30 @@ class Weight:
 
     def shape_of_one(self, config: ModelConfig) -> tuple[int, ...]:
         """Its shape, without the layers' axis."""
-        return tuple(dim if isinstance(dim, int) else getattr(config, dim) for dim in self.dims)
+        of = {int: lambda dim: dim, str: lambda dim: getattr(config, dim)}
+        return tuple(of.get(type(dim), lambda dim: dim(config))(dim) for dim in self.dims)
 
     def shape(self, config: ModelConfig) -> tuple[int, ...]:
         """The shape of its array."""
         return (config.layers,) * self.stacked + self.shape_of_one(config)
+
+    @property
+    def outputs(self) -> int:
+        """How many of its axes a projection's outputs have."""
+        return len(self.dims) - lora.TARGETS[self.path[1]]
+
+    def few_bits(self, config: ModelConfig) -> bool:
+        """Whether a model with this config has it as `Quantized`: the projections of its layers."""
+        return config.quantize is not None and self.stacked and self.path[1] in lora.TARGETS
+
+    @property
+    def matrix_axes(self) -> tuple[tuple[int, ...], tuple[int, ...]] | None:
+        """Axes of its array that a product in a layer sums over, and those that it makes; None where it is no such matrix."""
+        layout, first, end = self.stored and self.stored.layout, int(self.stacked), self.stacked + len(self.dims)
+        if not self.stacked or not self.decay or layout not in (SPLIT_INPUTS, SPLIT_OUTPUTS):
+            return None
+        cut = end - 1 if layout is SPLIT_INPUTS else first + 1
+        return tuple(range(first, cut)), tuple(range(cut, end))
 
     @property
     def all_axes(self) -> tuple[str | None, ...]:
@@ -149,10 +174,35 @@ def _whole_norm(name: str, heads: str) -> Weight:
     return Weight(("layers", f"{name}_norm"), dims, dims, stored, init=ones, decay=False, present=has)
 
 
+def _rank(config: ModelConfig) -> int:
+    return config.lora.rank
+
+
+def _lora_start(config: ModelConfig, key: jax.Array, shape: tuple[int, ...]) -> jax.Array:
+    """A: as PEFT draws it, within 1 / sqrt(inputs) or with deviation 1 / r."""
+    if config.lora.init == "gaussian":
+        return jax.random.normal(key, shape) / config.lora.rank
+    return jax.random.uniform(key, shape, minval=-1, maxval=1) * math.prod(shape[1:-1]) ** -0.5
+
+
+def _adapter(of: Weight) -> list[Weight]:
+    """The rows of the adapter of a projection: its two factors, and DoRA's magnitudes."""
+    name, axes = of.path[1], lora.TARGETS[of.path[1]]
+    has = lambda config: config.lora is not None and name in config.lora.targets  # noqa: E731
+    both = lambda config: has(config) and config.lora.dora  # noqa: E731
+    rest = {"stored": None, "decay": False, "dtype": "float32"}
+    path = lambda kind: ("layers", f"{name}_{kind}")  # noqa: E731
+    return [
+        Weight(path(lora.A), (*of.dims[:axes], _rank), (*of.axes[:axes], None), init=_lora_start, present=has, **rest),
+        Weight(path(lora.B), (_rank, *of.dims[axes:]), (None, *of.axes[axes:]), init=zeros, present=has, **rest),
+        Weight(path(lora.MAGNITUDE), of.dims[axes:], of.axes[axes:], init=ones, present=both, **rest),
+    ]
+
+
 _QKV = (("q", "heads"), ("k", "kv_heads"), ("v", "kv_heads"))
 
 # In the order of a checkpoint's tensors: the embedding, every layer with its tensors together, what follows the layers.
-TABLE = (
+BASE = (
     Weight(("embed",), ("vocab_size", "width"), ("vocab", "embed"), Stored("model.embed_tokens.weight", SAME)),
     _layer_norm("attn_norm", "input_layernorm", "before", "both"),
     *(
@@ -205,6 +255,10 @@ TABLE = (
     ),
 )
 
+# And the adapter's behind them.
+_ADAPTED = {of.path: of for of in BASE if of.path[0] == "layers" and of.path[1] in lora.TARGETS}
+TABLE = (*BASE, *(row for of in _ADAPTED.values() for row in _adapter(of)))
+
 
 def rows(config: ModelConfig) -> list[Weight]:
     """The rows of the table that a model with this config has, in its order.
@@ -230,20 +284,51 @@ def weight_shapes(config: ModelConfig) -> dict:
     return tree_of(config, lambda weight: weight.shape(config))
 
 
+def weight_structs(config: ModelConfig, param_dtype) -> dict:
+    """All weights as `jax.ShapeDtypeStruct`s: in `param_dtype`, what an adapter trains in float32."""
+    saved = config.lora.saved if config.lora else ()
+
+    def struct(weight: Weight) -> jax.ShapeDtypeStruct | Quantized:
+        if weight.few_bits(config):
+            return quantized.structs(weight.shape(config), config.quantize, weight.outputs)
+        kept = "float32" if weight.name in saved else weight.dtype or param_dtype
+        return jax.ShapeDtypeStruct(weight.shape(config), kept)
+
+    return tree_of(config, struct)
+
+
 def weight_shardings(config: ModelConfig, mesh: Mesh) -> dict:
     """Where every weight lives on the mesh: NamedShardings in the nested dict of `weight_shapes`."""
-    return shardings(tree_of(config, lambda weight: weight.all_axes), weight_shapes(config), mesh)
+    axes = tree_of(config, lambda weight: weight.all_axes)
+    if config.quantize is None:
+        return shardings(axes, weight_shapes(config), mesh)
+    structs = flatten_dict(weight_structs(config, jnp.float32))
+    each = {}
+    for path, axis in flatten_dict(axes).items():
+        place = lambda x, axis=axis: shardings({"": axis}, {"": x.shape}, mesh)[""]  # noqa: E731
+        each[path] = jax.tree.map(place, structs[path])
+    return unflatten_dict(each)
 
 
 def init_weights(config: ModelConfig, key: jax.Array, param_dtype=jnp.float32) -> dict:
     """Fresh weights: norms 1, matrices normal with deviation 0.02, those that write to the residual 0.02 / sqrt(2 L)."""
-    # Keyed by the place among all leaves of the flattened tree, which sorts by path.
-    place = {path: n for n, path in enumerate(sorted(weight.path for weight in rows(config)))}
+    place = _places(config)
 
     def fresh(weight: Weight) -> jax.Array:
-        return weight.init(config, jax.random.fold_in(key, place[weight.path]), weight.shape(config)).astype(param_dtype)
+        made = weight.init(config, jax.random.fold_in(key, place[weight.path]), weight.shape(config))
+        made = made.astype(weight.dtype or param_dtype)
+        return quantized.quantize(made, config.quantize, weight.outputs) if weight.few_bits(config) else made
 
     return tree_of(config, fresh)
+
+
+def _places(config: ModelConfig) -> dict[Path, int]:
+    """What the random numbers of each weight are keyed by: its place among the leaves of the flattened tree, sorted by path.
+
+    An adapter's weights come behind all others, whose numbers it does not change.
+    """
+    paths = sorted((weight.stored is None, weight.path) for weight in rows(config))
+    return {path: n for n, (_, path) in enumerate(paths)}
 
 
 def check_weights(config: ModelConfig, weights: dict) -> None:
@@ -254,6 +339,7 @@ def check_weights(config: ModelConfig, weights: dict) -> None:
     """
     expected = {weight.name: weight.shape(config) for weight in rows(config)}
     given = {".".join(path): getattr(value, "shape", None) for path, value in flatten_dict(weights).items()}
+    given.pop(f"layers.{lora.KEY}", None)  # of dropout's mask, which is no weight
     for name in expected.keys() - given.keys():
         raise ValueError(f"weight {name!r} is missing; the model has {expected[name]} there")
     for name in given.keys() - expected.keys():
@@ -264,13 +350,25 @@ def check_weights(config: ModelConfig, weights: dict) -> None:
             raise ValueError(f"weight {name!r} has shape {tuple(given[name])}, expected {shape}")
 
 
-_DECAY = {weight.path: weight.decay for weight in TABLE}
+_BY_PATH = {weight.path: weight for weight in TABLE}
 
 
 def decays(path: Path) -> bool:
     """Whether weight decay pulls the weight at this path: what the table says.
 
     A tree that is not a model's has no rows; there, what is called a norm (`norm`, `attn_norm`, or anything below one) is
-    not decayed, by name, since stacked layers give the norms of all layers one two-dimensional array.
+    not decayed, by name, since stacked layers give the norms of all layers one two-dimensional array; nor is a bias.
     """
-    return _DECAY.get(path, not any(name.endswith("norm") for name in path))
+    if path in _BY_PATH:
+        return _BY_PATH[path].decay
+    return not (any(name.endswith("norm") for name in path) or path[-1:] and path[-1].endswith("bias"))
+
+
+def is_embedding(path: Path) -> bool:
+    """Whether the weight at this path holds a vector for each token that is read; in a tree that is not a model's, by name."""
+    return path == ("embed",) if path in _BY_PATH else any("embed" in name.lower() for name in path)
+
+
+def matrix_axes(path: Path) -> tuple[tuple[int, ...], tuple[int, ...]] | None:
+    """`Weight.matrix_axes` of the weight at this path; None, too, for what the table does not have."""
+    return _BY_PATH[path].matrix_axes if path in _BY_PATH else None

@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import dataclasses
+from typing import get_args
+
 from align_jax.config import Config
 from align_jax.data import GroupDataset
 from align_jax.errors import UserError
+from align_jax.parallel.processes import of_first
 from align_jax.recipes.folder import RunFolder, save_every
 from align_jax.recipes.say import say
 from align_jax.training import optim
 from align_jax.training.callbacks import StopEarly
+from align_jax.training.decay import DECAYED
 from align_jax.training.logs import find_sink
 
 
@@ -30,6 +35,23 @@ def check_best_metric(config: Config) -> None:
             f"checkpoint.best_metric: {metric!r} is measured every train.eval_every={every} steps on data.eval="
             f"{config.data.eval!r}; set both, and checkpoint.every to a multiple of train.eval_every"
         )
+
+
+def with_its_decay(config: Config, folder: RunFolder) -> Config:
+    """The config with `optimizer.decayed` as the run in the folder began, where weights decay and it does not say which."""
+    spec = config.optimizer
+    if not getattr(spec, "weight_decay", 0.0) or spec.decayed is not None:
+        return config
+    choices = get_args(DECAYED)
+    began = folder.config.optimizer if folder.is_run and folder.newest.steps else spec
+    chosen = getattr(began, "decayed", None) or ("matrices" if began is spec else "embeddings")
+    chosen = choices[of_first(choices.index(chosen))]  # its disk alone may hold the run
+    if began is not spec and getattr(began, "decayed", None) is None:
+        say(
+            "optimizer.decayed: embeddings, since this run began when weight decay pulled these, too; a new run decays "
+            "matrices alone (give the key to choose)"
+        )
+    return dataclasses.replace(config, optimizer=dataclasses.replace(spec, decayed=chosen))
 
 
 def made_already(folder: RunFolder, config: Config) -> int | None:

@@ -100,23 +100,24 @@ def run(config: Config, tokenizer: Any = None) -> DataReport:
             "Without a tokenizer lengths in tokens, what is cut, boundaries, chat templates and the first batch are not "
             "checked; --tokenizer PATH, or a config with a model, names one."
         )
-    names = [name for name in ("train", "eval") if getattr(data, name) is not None]
-    if config.data.train is None:
-        names = ["eval"]
+    sections = {"train": data} if data.train is not None else {}
+    sections |= {f"eval.{name}" if name else "eval": section for name, section in data.eval_sets().items()}
     sets: list[list[DataPart]] = []
     mixtures = {}
-    for name in names:
-        opened = open_data(data, name, spool_of(config))
-        key = "train" if data.train is not None and not isinstance(data.eval, str | list | Mapping) else name
-        parts = [_part(config, name, one, (known, vocabulary)) for one in each_of(opened, getattr(data, key), f"data.{key}")]
+    for name, section in sections.items():
+        which = name.partition(".")[0]
+        opened = open_data(section, which, spool_of(config))
+        key = "train" if which == "train" or (section.held_out is not None and data.train is not None) else name
+        value = section.train if key == "train" else section.eval
+        parts = [_part(config, name, one, (known, vocabulary)) for one in each_of(opened, value, f"data.{key}")]
         if known is not None and not sets and any(len(part.gathered.of) for part in parts):
-            parts[-1].batch = _first_batch(config, name, opened, (known, vocabulary))
+            parts[-1].batch = _first_batch(config, which, opened, (known, vocabulary))
         if name == "train" and opened.format.shares is not None:
             objective = _objective(config, opened.format.evaluated_as)
             mixtures["data.train"] = f"data.train: {epoch_line(opened, data, objective.arrangement)}"
         sets.append(parts)
-    _add(sets[0][0], _unread_split(config) if "train" in names and len(names) == 2 else None)
-    _compare(sets)
+    _add(sets[0][0], _unread_split(config) if "train" in sections and len(sections) > 1 else None)
+    _compare(sets, "train" in sections)
     return DataReport([part for parts in sets for part in parts], lines, mixtures)
 
 
@@ -125,22 +126,22 @@ def _add(part: DataPart, finding: Finding | None) -> None:
         part.findings = worst_first([*part.findings, finding])
 
 
-def _compare(sets: list[list[DataPart]]) -> None:
-    """Adds to each data set which prompts it shares with those before it."""
+def _compare(sets: list[list[DataPart]], trained: bool) -> None:
+    """Adds to each data set which prompts it shares with those before it; `trained`: whether the first is trained on."""
     for parts in sets:
         for i, part in enumerate(parts):
             for other in parts[:i]:
                 _add(part, shared_finding((other.name, other.gathered), part.gathered))
-    for part in sets[1] if len(sets) == 2 else ():
-        for trained in sets[0]:
-            name = "the training data" if len(sets[0]) == 1 else trained.name
-            _add(part, overlap_finding(trained.gathered, part.gathered, name))
+    for part in [part for parts in sets[1:] for part in parts] if trained else ():
+        for other in sets[0]:
+            name = "the training data" if len(sets[0]) == 1 else other.name
+            _add(part, overlap_finding(other.gathered, part.gathered, name))
 
 
 def _unread_split(config: Config) -> Finding | None:
     """Says of folders with a split for evaluation that it is not read where `data.eval` is a fraction."""
     data = config.data
-    if not isinstance(data.eval, int | float):
+    if data.held_out is None:
         return None
     found = []
     for member in members_of(data.train, "data.train"):
@@ -154,7 +155,9 @@ def _unread_split(config: Config) -> Finding | None:
                 found.append(f"{folder}: {split}")
     if not found:
         return None
-    text = f"data.eval {data.eval:g} holds out rows of what is trained on; a split that is there for evaluation is not used; "
+    text = (
+        f"data.eval {data.held_out:g} holds out rows of what is trained on; a split that is there for evaluation is not used; "
+    )
     text += "data.eval with the same path, and data.eval_split, would take it"
     return Finding("note", "split_not_used", text, tuple(found), len(found))
 

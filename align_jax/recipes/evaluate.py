@@ -19,7 +19,8 @@ from align_jax.data import DataConfig
 from align_jax.errors import MissingPackage, UserError, optional
 from align_jax.evaluation import Estimate, Judge, Responses, Table, as_json, estimates, stack, target_lines
 from align_jax.files import write_whole
-from align_jax.recipes.evaluation import EvalData, Spoken, cut_in, divergence_table, eval_data, judge_of, speak
+from align_jax.recipes.eval_text import EvalText, eval_text
+from align_jax.recipes.evaluation import EvalData, Spoken, cut_in, divergence_table, eval_sets, judge_of, speak
 from align_jax.recipes.say import say, speaking, watching
 from align_jax.recipes.setup import Setup
 from align_jax.recipes.source import ModelSource, TrainedModel, check_same_shape, model_at, trained_model
@@ -85,24 +86,30 @@ def report_of(config: Config) -> Report:
             if config.head == "score" and config.evaluate.samples:
                 say("a reward model generates nothing: evaluate.samples is not used")
                 setup = dataclasses.replace(setup, config=_without_samples(config))
-            data = eval_data(setup, len(models))
+            sets = eval_sets(setup, len(models))
             say_leaks(setup.config, models)
-            if data.config.evaluate.samples:
+            for data in sets if setup.config.evaluate.samples else ():
                 data.check_room("evaluate.samples")
-            judge = judge_of(data) if data.config.evaluate.samples else None
+            judge = judge_of(setup, sets) if setup.config.evaluate.samples else None
+            job = _Evaluation(setup, sets, eval_text(setup, len(models)), judge)
             results = []
             try:
-                _evaluate(data, models, judge, results)
+                _evaluate(job, models, results)
             except KeyboardInterrupt:
                 if results:
                     say(f"{setup.folder.path / 'evaluation.json'} has {', '.join(r.name for r in results)}")
                 raise
-        lines = _plots(data, results) if config.evaluate.plots and jax.process_index() == 0 else []
-    lines += target_lines({r.name: r.estimates for r in results})
+        lines = _plots(job, results) if config.evaluate.plots and jax.process_index() == 0 else []
+    lines += [
+        f"{f'{data.name}, ' if data.name else ''}{line}" for data in sets for line in target_lines(_columns(results, data))
+    ]
     lines.append(f"wrote {setup.folder.path / 'evaluation.json'}")
-    problems = [f"evaluate.judge: {r.name}: {r.spoken.problem}" for r in results if r.spoken and r.spoken.problem]
-    unjudged = judge is not None and any("consistency/accuracy" not in r.estimates for r in results)
-    return Report(data.dataset.path, {r.name: r.estimates for r in results}, lines, problems, unjudged)
+    problems = [
+        f"evaluate.judge: {r.name}: {p.spoken.problem}" for r in results for p in r.parts if p.spoken and p.spoken.problem
+    ]
+    judged = [data.named("consistency/accuracy") for data in sets if data.has_beliefs]
+    unjudged = judge is not None and any(name not in r.estimates for r in results for name in judged)
+    return Report(job.path, {r.name: r.estimates for r in results}, lines, problems, unjudged)
 
 
 def check_folders_apart(configs: Sequence[Config], names: Sequence[str]) -> None:
@@ -180,7 +187,7 @@ def _model(setup: Setup, name: str, path: str) -> ModelSource:
 
 def say_leaks(config: Config, models: dict[str, ModelSource]) -> None:
     """Says which runs may have been trained on prompts that this config holds out of `data.train`."""
-    if not isinstance(config.data.eval, float | int):
+    if config.data.held_out is None:
         return
     for name, source in models.items():
         data = source.run.config.data if isinstance(source, TrainedModel) else None
@@ -189,12 +196,13 @@ def say_leaks(config: Config, models: dict[str, ModelSource]) -> None:
         if differing:
             say(
                 f"{name}: {source.run.path} was trained with another data.{differing[0]}, "
-                f"{getattr(data, differing[0])!r}: it may have seen the prompts that data.eval={config.data.eval} holds out"
+                f"{getattr(data, differing[0])!r}: it may have seen the prompts that data.eval={config.data.held_out} holds out"
             )
 
 
 def _read(data: DataConfig, key: str) -> Any:
-    return data.part("train").wanted if key == "split" else getattr(data, key)
+    of = {"split": lambda: data.part("train").wanted, "eval": lambda: data.held_out}
+    return of.get(key, lambda: getattr(data, key))()
 
 
 def _without_samples(config: Config) -> Config:
@@ -205,76 +213,145 @@ def _file_name(model: str) -> str:
     return re.sub(r"[^\w.-]+", "_", model)
 
 
-def _plots(data: EvalData, results: Sequence[Result]) -> list[str]:
+@dataclasses.dataclass(frozen=True)
+class _Evaluation:
+    """What all models are evaluated on, and by whom texts are judged."""
+
+    setup: Setup
+    sets: list[EvalData]
+    text: EvalText | None
+    judge: Judge | None
+
+    @property
+    def path(self) -> str:
+        """Of the data; of several sets each with its name."""
+        return ", ".join(f"{data.name}: {data.dataset.path}" if data.name else data.dataset.path for data in self.sets)
+
+
+def _plots(job: _Evaluation, results: Sequence[Result]) -> list[str]:
     try:
         optional("matplotlib", "plots", "a picture")
     except MissingPackage as error:
         return [f"no pictures were drawn: {error}"]
     from align_jax.evaluation.plots import write_plots
 
-    shown = {_shown_as(data, r): (r.responses, r.estimates) for r in results}
-    scores = data.config.head == "score"
-    return [f"wrote {path}" for path in write_plots(shown, data.beta, data.setup.folder.path / "evaluation", scores)]
+    lines, scores = [], job.setup.config.head == "score"
+    for i, data in enumerate(job.sets):
+        shown = {_shown_as(job, r): (r.parts[i].responses, r.estimates_of(data)) for r in results}
+        folder = job.setup.folder.path / "evaluation" / data.name
+        folder.mkdir(exist_ok=True)
+        lines += [f"wrote {path}" for path in write_plots(shown, data.beta, folder, scores)]
+    return lines
 
 
-def _shown_as(data: EvalData, result: Result) -> str:
+def _shown_as(job: _Evaluation, result: Result) -> str:
     """The name of a model in pictures: the one it was given, else what it is."""
-    if data.config.evaluate.models:
+    if job.setup.config.evaluate.models:
         return result.name
-    return "before training" if result.step is None else f"{data.setup.folder.path.name}, step {result.step}"
+    return "before training" if result.step is None else f"{job.setup.folder.path.name}, step {result.step}"
+
+
+@dataclasses.dataclass
+class _OfSet:
+    """What is known of one model on one set so far."""
+
+    responses: Responses
+    tables: list[Table]
+    spoken: Spoken | None
 
 
 @dataclasses.dataclass
 class Result:
-    """What is known of one model so far."""
+    """What is known of one model so far: on each set, and of texts."""
 
     name: str
     path: str
     step: int | None
-    responses: Responses
-    tables: list[Table]
-    spoken: Spoken | None
+    parts: list[_OfSet]
+    text: Table | None
     estimates: dict[str, Estimate] = dataclasses.field(default_factory=dict)
 
+    def estimates_of(self, data: EvalData) -> dict[str, Estimate]:
+        """Those of one set, by the names that they have there."""
+        if not data.name:
+            return self.estimates
+        start = data.named("")
+        return {name.removeprefix(start): found for name, found in self.estimates.items() if name.startswith(start)}
 
-def _evaluate(data: EvalData, models: dict[str, ModelSource], judge: Judge | None, results: list[Result]) -> None:
+
+def _columns(results: Sequence[Result], data: EvalData) -> dict[str, dict[str, Estimate]]:
+    return {result.name: result.estimates_of(data) for result in results}
+
+
+def _evaluate(job: _Evaluation, models: dict[str, ModelSource], results: list[Result]) -> None:
     """Adds one model after the other to the results, the reference last: there are never two models in memory."""
-    setup, samples = data.setup, data.config.evaluate.samples
+    setup = job.setup
     for name, source in models.items():
         params, step = setup.load(source)
         where = "the starting model" if source is setup.source else source.describe()
         say(f"evaluating {name}: {where}" + (f", step {step}" if step is not None else ""))
-        responses = data.score(params)
-        if not results:
-            data.report_cut(responses)
-        spoken = speak(data, params, samples, judge) if samples else None
+        parts = [_on(data, params, job.judge, first=not results) for data in job.sets]
+        text = job.text.table(params) if job.text is not None else None
         del params
-        tables = [data.table(responses), *(spoken.tables if spoken else ())]
         path = "start" if source is setup.source else source.describe()
-        results.append(Result(name, path, step, responses, tables, spoken))
-        _finish(data, results, results[-1], judge)
-    waiting = [result for result in results if result.spoken and result.spoken.policy is not None]
-    if waiting:
+        results.append(Result(name, path, step, parts, text))
+        _finish(job, results, results[-1])
+    if any(waiting for result in results for waiting in _waiting(job, result)):
         reference = setup.load(setup.reference)[0]
-        for result in waiting:
-            result.tables.append(divergence_table(data, result.spoken, reference))
-            _finish(data, results, result, judge)
+        for result in results:
+            for data, part in _waiting(job, result):
+                part.tables.append(divergence_table(data, part.spoken, reference))
+            _finish(job, results, result)
 
 
-def _finish(data: EvalData, results: list[Result], changed: Result, judge: Judge | None) -> None:
+def _on(data: EvalData, params: dict, judge: Judge | None, first: bool) -> _OfSet:
+    """A model on one set; `first`: no model was there before."""
+    samples = data.config.evaluate.samples
+    responses = data.score(params)
+    if first:
+        data.report_cut(responses)
+    spoken = speak(data, params, samples, judge if data.has_beliefs else None) if samples else None
+    return _OfSet(responses, [data.table(responses), *(spoken.tables if spoken else ())], spoken)
+
+
+def _waiting(job: _Evaluation, result: Result) -> list[tuple[EvalData, _OfSet]]:
+    """The sets whose samples of a model wait for the reference."""
+    both = zip(job.sets, result.parts, strict=True)
+    return [(data, part) for data, part in both if part.spoken is not None and part.spoken.policy is not None]
+
+
+def _finish(job: _Evaluation, results: list[Result], changed: Result) -> None:
     """Makes the intervals of a model, and writes what there is of all."""
+    config = job.setup.config
+    how = (config.evaluate.resamples, config.run.seed)
     with watching(f"intervals of {changed.name}"):
-        changed.estimates = estimates(stack(changed.tables), data.config.evaluate.resamples, data.config.run.seed)
+        for data, part in zip(job.sets, changed.parts, strict=True):
+            changed.estimates |= {data.named(name): found for name, found in estimates(stack(part.tables), *how).items()}
+        if changed.text is not None:
+            changed.estimates |= estimates(changed.text, *how)
     if jax.process_index() != 0:
         return
     metrics = as_json({r.name: r.estimates for r in results})
     models = {r.name: {"path": r.path, "step": r.step, "metrics": metrics[r.name]} for r in results}
-    values = data.config.to_dict()
-    cut = dict(zip(("prompts", "responses"), cut_in(changed.responses), strict=True))
-    settings = {"data": data.dataset.path, "truncated": cut, "seed": data.config.run.seed, "beta": data.beta}
-    report = {**settings, "evaluate": values["evaluate"], "judge": judge.quality if judge else None, "models": models}
-    folder = data.setup.folder.path
+    folder = job.setup.folder.path
+    values = config.to_dict()["evaluate"]
+    judge = job.judge.quality if job.judge else None
+    report = {**_settings(job, changed), "evaluate": values, "judge": judge, "models": models}
     write_whole(folder / "evaluation.json", json.dumps(report, indent=2, default=str) + "\n")
-    if changed.spoken:
-        lines = (json.dumps(row, ensure_ascii=False) + "\n" for row in changed.spoken.rows)
-        write_whole(folder / "evaluation" / f"samples-{_file_name(changed.name)}.jsonl", "".join(lines))
+    for data, part in zip(job.sets, changed.parts, strict=True):
+        if part.spoken:
+            lines = (json.dumps(row, ensure_ascii=False) + "\n" for row in part.spoken.rows)
+            (folder / "evaluation" / data.name).mkdir(exist_ok=True)
+            write_whole(folder / "evaluation" / data.name / f"samples-{_file_name(changed.name)}.jsonl", "".join(lines))
+
+
+def _settings(job: _Evaluation, result: Result) -> dict[str, Any]:
+    """What the numbers are of; of several sets, data and cuts of each by its name."""
+    cuts = [dict(zip(("prompts", "responses"), cut_in(part.responses), strict=True)) for part in result.parts]
+    paths = [data.dataset.path for data in job.sets]
+    names = [data.name for data in job.sets]
+    one = names == [""]
+    shared = {"seed": job.setup.config.run.seed, "beta": job.sets[0].beta}
+    texts = {"texts": job.text.pieces.path} if job.text is not None else {}
+    by_name = {"data": dict(zip(names, paths, strict=True)), "truncated": dict(zip(names, cuts, strict=True))}
+    return ({"data": paths[0], "truncated": cuts[0]} if one else by_name) | shared | texts

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -28,7 +28,6 @@ from align_jax.evaluation import (
     collect,
     evaluated_as,
     measure,
-    stack,
     table_of,
 )
 from align_jax.evaluation import samples as sampling
@@ -50,7 +49,7 @@ class EvalData:
 
     Attributes:
       objective: whose metrics are measured. dataset: `data.eval`. loader: its batches.
-      metrics: that are measured beside the objective's own.
+      metrics: that are measured beside the objective's own. name: of several evaluation sets.
     """
 
     setup: Setup
@@ -58,6 +57,16 @@ class EvalData:
     dataset: GroupDataset
     loader: BatchLoader
     metrics: list[Metric]
+    name: str = ""
+
+    @property
+    def key(self) -> str:
+        """Its place in the config."""
+        return f"data.eval.{self.name}" if self.name else "data.eval"
+
+    def named(self, metric: str) -> str:
+        """What a metric of this set is called among those of all."""
+        return f"{self.name}/{metric}" if self.name else metric
 
     @property
     def config(self) -> Config:
@@ -84,7 +93,7 @@ class EvalData:
         full = sum(len(self.dataset[i].prompt) >= context for i in self.units)
         if full:
             raise UserError(
-                f"{key}: nothing can be sampled for {plural(full, 'prompt')} of data.eval as long as the model's context, "
+                f"{key}: nothing can be sampled for {plural(full, 'prompt')} of {self.key} as long as the model's context, "
                 f"{context} tokens; lower data.max_prompt_tokens ({self.config.data.max_prompt_tokens}), or set {key} to 0"
             )
 
@@ -103,7 +112,7 @@ class EvalData:
         prompts, texts = cut_in(responses)
         if prompts or texts:
             limits = f"{self.config.data.max_prompt_tokens} and {self.config.data.max_response_tokens} tokens"
-            say(f"data.eval: cut to {limits}: {plural(prompts, 'prompt')} and {plural(texts, 'response')}")
+            say(f"{self.key}: cut to {limits}: {plural(prompts, 'prompt')} and {plural(texts, 'response')}")
 
     def table(self, responses: Responses) -> Table:
         """What log-probs alone say."""
@@ -128,21 +137,37 @@ def cut_in(responses: Responses) -> tuple[int, int]:
     return prompts, texts
 
 
-def eval_data(setup: Setup, passes: int) -> EvalData:
+def eval_data(setup: Setup, passes: int, name: str = "") -> EvalData:
     """Reads `data.eval`, with the reference's log-probs where its metrics need them.
 
     Args:
       passes: how often it will be scored; batches get more shapes where that pays.
+      name: of the set, where `setup` is that of one of several, see `eval_sets`.
     """
     config = setup.config
     opened, metrics = setup.opened("eval"), find_metrics(config.evaluate.metrics)
     objective = evaluated_as(config.objective, spelled(opened.format))
     dataset = setup.dataset("eval", objective, opened)
-    report_data("eval", dataset, setup.folder.path)
+    report_data(f"eval.{name}" if name else "eval", dataset, setup.folder.path)
     loader = setup.loader(dataset, passes + objective.needs_reference)
     if objective.needs_reference:
         loader.join(setup.reference_logps(dataset, np.arange(len(dataset)), loader.eval_batches()))
-    return EvalData(setup, objective, dataset, loader, metrics)
+    return EvalData(setup, objective, dataset, loader, metrics, name)
+
+
+def eval_sets(setup: Setup, passes: int) -> list[EvalData]:
+    """Reads all sets of `data.eval`, one or several by name; none where there is none.
+
+    Raises:
+      UserError: one cannot be read; names it.
+    """
+    found = []
+    for name, section in setup.config.data.eval_sets().items():
+        try:
+            found.append(eval_data(setup.with_data(section) if name else setup, passes, name))
+        except UserError as error:
+            raise UserError(f"data.eval.{name}: {error}") from error if name else error
+    return found
 
 
 @dataclasses.dataclass(frozen=True)
@@ -264,15 +289,20 @@ def divergence_table(data: EvalData, spoken: Spoken, reference: dict) -> Table:
     return data.unit_table(sampling.divergence_metrics(spoken.policy, scored.logps))
 
 
-def judge_of(data: EvalData) -> Judge | None:
-    """The judge that the config asks for; None where there is nothing to judge, `none` was asked for, or it needs a package."""
-    options: EvaluateConfig = data.config.evaluate
-    if options.judge == "none" or not data.has_beliefs:
+def judge_of(setup: Setup, sets: Sequence[EvalData]) -> Judge | None:
+    """The judge that the config asks for; None where there is nothing to judge, `none` was asked for, or it needs a package.
+
+    Args:
+      sets: that are evaluated, of the config of `setup`.
+    """
+    options: EvaluateConfig = setup.config.evaluate
+    with_beliefs = [data for data in sets if data.has_beliefs]
+    if options.judge == "none" or not with_beliefs:
         return None
     if options.judge == "classifier":
         try:
             with watching("training the judge"):
-                judge = Classifier(_texts(data), data.config.run.seed)
+                judge = Classifier(_texts(setup, with_beliefs[0]), setup.config.run.seed)
         except MissingPackage as error:
             say_once(f"the consistency of texts and beliefs is not measured: {error}, or set evaluate.judge: none")
             return None
@@ -289,46 +319,13 @@ def judge_of(data: EvalData) -> Judge | None:
     )
 
 
-def _texts(data: EvalData):
+def _texts(setup: Setup, data: EvalData):
     """(text, belief) of people, from `data.train` where it is set."""
     dataset = data.dataset
-    if data.config.data.train is not None:
-        dataset = data.setup.dataset("train", data.objective)
+    if setup.config.data.train is not None:
+        dataset = setup.dataset("train", data.objective)
     for i in np.unique(np.linspace(0, len(dataset) - 1, min(len(dataset), _JUDGE_TEXTS // 2)).round().astype(int)):
         example = dataset.example_of(int(i))
         for text, belief in zip(example.responses, (example.opinion.accepted, example.opinion.rejected), strict=True):
             if isinstance(text, str) and belief is not None:
                 yield text, example.opinion.options[belief]
-
-
-def in_training_evaluation(setup: Setup, steps: int) -> Callable[[dict], dict[str, float]] | None:
-    """weights -> `eval/...` metrics on `data.eval`, or None where there is no such data; `steps` are those of the run."""
-    config = setup.config
-    if config.data.eval is None:
-        return None
-    passes = 2 + (steps // config.train.eval_every if config.train.eval_every else 0)
-    data, samples = eval_data(setup, passes), config.evaluate.training_samples
-    if samples and config.head == "score":
-        raise UserError(f"evaluate.training_samples: {samples}, but a reward model generates nothing; set it to 0")
-    if samples:
-        data.check_room("evaluate.training_samples")
-    judge = judge_of(data) if samples else None
-    told = False
-
-    def evaluate(params: dict) -> dict[str, float]:
-        nonlocal told
-        responses = data.score(params)
-        if not told:
-            data.report_cut(responses)
-            told = True
-        tables = [data.table(responses)]
-        if samples:
-            spoken = speak(data, params, samples, judge)
-            tables += spoken.tables
-            if spoken.policy is not None:
-                tables.append(divergence_table(data, spoken, setup.load(setup.reference)[0]))
-            if spoken.problem:
-                say(f"evaluate.judge: {spoken.problem}")
-        return {f"eval/{name}": float(value) for name, value in stack(tables).means().items()}
-
-    return evaluate

@@ -20,6 +20,7 @@ from align_jax.config.identity import FREE, difference
 from align_jax.errors import UserError
 from align_jax.files import held, write_whole
 from align_jax.models import ModelConfig
+from align_jax.models.adapter import Adapter
 from align_jax.parallel.processes import on_first
 from align_jax.parallel.stop import cleaned_up
 from align_jax.recipes.onpolicy import best_round
@@ -27,10 +28,11 @@ from align_jax.training.checkpoint import Checkpointer
 from align_jax.training.logs import read_metrics
 
 CONFIG, METRICS, MODEL_CONFIG, GENERATION_CONFIG = "config.yaml", "metrics.jsonl", "model_config.json", "generation_config.json"
+ADAPTER = "adapter.json"  # the shape of the adapter that is trained
 LOCK = ".lock"
 # What a start leaves before its first step.
-_BEGUN = (CONFIG, METRICS, MODEL_CONFIG, GENERATION_CONFIG, "tokenizer", "checkpoints", "tensorboard", "bad_rows.*.jsonl",
-          "*.tmp", "spool/*.tmp", "spool/rendered-*.json")  # fmt: skip
+_BEGUN = (CONFIG, METRICS, MODEL_CONFIG, GENERATION_CONFIG, ADAPTER, "tokenizer", "checkpoints", "tensorboard",
+          "bad_rows.*.jsonl", "*.tmp", "spool/*.tmp", "spool/rendered-*.json")  # fmt: skip
 
 
 @dataclasses.dataclass(frozen=True)
@@ -108,7 +110,8 @@ class RunFolder:
             shape = self.config.model.fresh_config()
         else:
             shape = hf.model_config_from_hf(self.hf_config, str(self.path / MODEL_CONFIG), None)
-        return dataclasses.replace(shape, head=self.config.head)
+        adapter = None if self.config.lora is None else Adapter.of(self._json(ADAPTER))
+        return dataclasses.replace(shape, head=self.config.head, quantize=self.config.model.quantize, lora=adapter)
 
     @property
     def history(self) -> list[dict[str, Any]]:
@@ -224,7 +227,9 @@ class RunFolder:
         self.path.mkdir(parents=True, exist_ok=True)
         write_whole(self.path / CONFIG, config.to_yaml())
         source.tokenizer.save_pretrained(self.tokenizer)
-        for name, values in ((MODEL_CONFIG, source.hf_config), (GENERATION_CONFIG, source.generation_config)):
+        adapter = None if source.shape.lora is None else dataclasses.asdict(source.shape.lora)
+        files = ((MODEL_CONFIG, source.hf_config), (GENERATION_CONFIG, source.generation_config), (ADAPTER, adapter))
+        for name, values in files:
             if values is not None:
                 write_whole(self.path / name, json.dumps(values, indent=2))
 

@@ -8,6 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from align_jax.config import Config
+from align_jax.config.lora import LoraConfig
+from align_jax.config.sections import ReferenceConfig
 from align_jax.data import DataConfig
 from align_jax.files import write_whole
 from align_jax.parallel.processes import of_first, on_first
@@ -51,10 +53,20 @@ class Job:
         return self.stop.requested()
 
     def with_model(self, number: int, **sections) -> Config:
-        """The config of one step, which begins from the model after a round."""
-        tokenizer = self.config.model.tokenizer or self.start
-        model = dataclasses.replace(self.config.model, path=self.model(number), revision=None, config=None, tokenizer=tokenizer)
-        return dataclasses.replace(self.config, model=model, rounds=None, **sections)
+        """The config of one step, which begins from the model after a round; of an adapter, from its model with it."""
+        tokenizer, lora = self.config.model.tokenizer or self.start, self.config.lora
+        path = self.model(number) if lora is None else self.start
+        if lora is not None and number:
+            lora = LoraConfig(path=self.model(number), dropout=lora.dropout)
+        model = dataclasses.replace(self.config.model, path=path, revision=None, config=None, tokenizer=tokenizer)
+        return dataclasses.replace(self.config, model=model, lora=lora, rounds=None, **sections)
+
+    def reference(self) -> ReferenceConfig:
+        """The reference of a round's training: the model at the start of the run, or of the round."""
+        config = self.config
+        given = config.lora.path if config.lora is not None else None
+        run = {"path": self.start} if given is None else {"adapter": given}
+        return ReferenceConfig(**(run if config.rounds.reference == "run" else {}), cache_dir=config.reference.cache_dir)
 
     def evaluated(self, number: int) -> bool:
         """Whether a round has all of its evaluation; the same on every process."""

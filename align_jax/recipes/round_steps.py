@@ -118,12 +118,11 @@ def _score(job: Job, reward_model: str, samples: Path, scored: Path) -> bool:
 def _train(job: Job, number: int) -> bool:
     """The run of a round: the model before it, the scored samples, a reference, and an optimizer that begins anew."""
     config, at = job.config, job.at(number)
-    reference = ReferenceConfig(job.start if config.rounds.reference == "run" else None, config.reference.cache_dir)
     name = config.log.wandb_name and f"{config.log.wandb_name}-round-{number}"
     derived = job.with_model(
         number - 1,
         run=RunConfig(str(at), onpolicy.derived_seed(config.run.seed, TRAIN, number)),
-        reference=reference,
+        reference=job.reference(),
         data=pairs_data(config, at / PAIRS) if job.has_beliefs else samples_data(config, at / "scored.jsonl"),
         log=dataclasses.replace(config.log, wandb_name=name),
     )
@@ -174,7 +173,7 @@ def _logps(job: Job, number: int, scored: Path) -> np.ndarray:
     if job.has_beliefs:  # their statements stand before them
         longest = max(len(tokens) for row in read_rows(scored) for tokens in row["tokens"])
     data = {"max_response_tokens": longest, "max_responses": None}
-    config = job.with_model(number, reference=ReferenceConfig(None, job.config.reference.cache_dir),
+    config = job.with_model(number, reference=ReferenceConfig(cache_dir=job.config.reference.cache_dir),
                             data=samples_data(job.config, scored, **data))  # fmt: skip
     config = dataclasses.replace(config, run=dataclasses.replace(config.run, dir=str(scored.parent)))
     setup = Setup.of(config)

@@ -31,6 +31,7 @@ from align_jax.models import Decoder
 from align_jax.parallel.processes import of_first
 from align_jax.parallel.stop import StoppedPass, StopSignal
 from align_jax.recipes import onpolicy
+from align_jax.recipes.before import with_its_decay
 from align_jax.recipes.folder import RunFolder
 from align_jax.recipes.round_beliefs import check_prompts
 from align_jax.recipes.round_job import EVAL_PROMPTS, LINES, Job, read_rows, write, write_rows
@@ -87,6 +88,7 @@ def rounds(config: Config, stop: StopSignal | None = None) -> Rounds:
         stop = stack.enter_context(StopSignal(tell=say)) if stop is None else stop
         stop.idle()
         folder = RunFolder(Path(config.run.dir))
+        config = with_its_decay(config, folder)
         if folder.is_run and ((folder.path / "rounds").exists() or folder.steps):
             folder.check_same(config, _free(folder))
         stack.enter_context(folder.claimed())
@@ -163,7 +165,8 @@ def _start_folder(config: Config, root: Path) -> str:
         return config.model.at
     folder = root / "rounds" / "0" / "model"
     if not of_first(folder.exists()):
-        setup = Setup.of(config)
+        plain = dataclasses.replace(config, lora=None, model=dataclasses.replace(config.model, quantize=None))
+        setup = Setup.of(plain)
         with jax.set_mesh(setup.mesh):
             model = Decoder(setup.source.shape, setup.weights(), dtype=config.model.dtype)
             hf.save_model(model, folder, tokenizer=setup.source.tokenizer)

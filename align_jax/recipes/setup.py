@@ -80,6 +80,13 @@ class Setup:
         mesh = make_mesh(*config.mesh_sizes(jax.device_count()), sequence=config.mesh.sequence)
         return cls(config, mesh, source)
 
+    def with_data(self, data: DataConfig) -> Setup:
+        """The same setup with another data section that makes the same tokens of a row."""
+        other = dataclasses.replace(self, config=dataclasses.replace(self.config, data=data))
+        known = ("encoder", "backend", "scorer", "_loaded", "_device_bytes", "reference")
+        vars(other).update({name: vars(self)[name] for name in known if name in vars(self)})
+        return other
+
     @property
     def folder(self) -> RunFolder:
         """`run.dir`."""

@@ -19,6 +19,7 @@ from typing import Any
 
 import jax
 import jinja2
+from flax.traverse_util import flatten_dict, unflatten_dict
 from jax.sharding import Mesh
 
 from align_jax import hf
@@ -26,10 +27,12 @@ from align_jax.config import Config
 from align_jax.errors import UserError
 from align_jax.files import fingerprint_files
 from align_jax.models import ModelConfig, init_weights, weight_shardings
+from align_jax.models.adapting import adapter_of, fresh_adapter, merged, trained_paths, with_adapter
 from align_jax.objectives import name_of
 from align_jax.recipes.folder import RunFolder
 from align_jax.training.checkpoint import Checkpointer
 from align_jax.training.saved import restore_weights
+from align_jax.training.state import split
 
 _HEADS = ("lm_head", "score")
 
@@ -131,26 +134,75 @@ class StoredModel(ModelSource):
         return hf.load_generation_config(self.folder)
 
     def load(self, mesh: Mesh | None, dtype: str) -> tuple[dict, None]:
-        fresh = () if self.stored == self.shape else _HEADS
-        where = None if mesh is None else weight_shardings(self.stored, mesh)
-        weights = hf.load_weights(self.folder, self.stored, where, dtype, skip=fresh)
+        fresh = () if self.stored.head == self.shape.head else _HEADS
+        stored = dataclasses.replace(self.stored, quantize=self.shape.quantize)
+        where = None if mesh is None else weight_shardings(stored, mesh)
+        weights = hf.load_weights(self.folder, stored, where, dtype, skip=fresh)
         if fresh:
             weights[self.shape.head] = _drawn(self, mesh, dtype, self.shape.head)(jax.random.key(self.seed))
         return weights, None
 
-    def fingerprint(self) -> str:
-        return fingerprint_files(self.folder.glob("*.safetensors"))
+    def fingerprint(self) -> Any:
+        files = fingerprint_files(self.folder.glob("*.safetensors"))
+        return files if self.shape.quantize is None else [files, self.shape.quantize]
 
     def describe(self) -> str:
         return self.given
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
+class AdaptedModel(ModelSource):
+    """A model with an adapter on top: a fresh one, which changes nothing yet, or one in PEFT's format.
+
+    Attributes:
+      under: the model without it; an adapter that it has is merged into its weights.
+      folder: of the adapter; None: a fresh one, drawn from `seed`.
+    """
+
+    under: ModelSource
+    folder: str | None = None
+    seed: int = 0
+
+    @property
+    def generation_config(self) -> dict[str, Any] | None:
+        return self.under.generation_config
+
+    def load(self, mesh: Mesh | None, dtype: str) -> tuple[dict, None]:
+        weights = merged(self.under.shape, self.under.load(mesh, dtype)[0])[1]
+        where = None if mesh is None else weight_shardings(self.shape, mesh)
+        if self.folder is not None:
+            return with_adapter(weights, hf.load_adapter(self.folder, self.shape, where)), None
+        own = None if where is None else adapter_of(self.shape, where)
+        start = jax.jit(partial(fresh_adapter, self.shape), out_shardings=own)(weights, jax.random.key(self.seed))
+        return with_adapter(with_adapter(weights, start), _in_float32(self.shape, weights)), None
+
+    def fingerprint(self) -> Any:
+        under = self.under.fingerprint()
+        if self.folder is None:
+            return under
+        return [under, fingerprint_files(Path(self.folder).expanduser().glob("*.safetensors"))]
+
+    def describe(self) -> str:
+        return self.under.describe() + ("" if self.folder is None else f" with {self.folder}")
+
+
+def _in_float32(shape: ModelConfig, weights: dict) -> dict:
+    """The weights that are trained whole beside an adapter, in float32."""
+    flat = flatten_dict(weights)
+    return unflatten_dict({path: flat[path].astype("float32") for path in flat if ".".join(path) in shape.lora.saved})
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class TrainedModel(ModelSource):
-    """The model of a run's checkpoint: the newest one, or that of a step."""
+    """The model of a run's checkpoint: the newest one, or that of a step.
+
+    Attributes:
+      under: the model that the run trained an adapter for, which its checkpoints do not hold; None: it trained all weights.
+    """
 
     run: RunFolder
     step: int | None = None
+    under: ModelSource | None = None
 
     @property
     def generation_config(self) -> dict[str, Any] | None:
@@ -158,8 +210,14 @@ class TrainedModel(ModelSource):
 
     def load(self, mesh: Mesh | None, dtype: str) -> tuple[dict, int]:
         where = None if mesh is None else weight_shardings(self.shape, mesh)
+        frozen = None if self.under is None else self._frozen(mesh)
         with Checkpointer(self.run.path / "checkpoints", read_only=True) as checkpoints:
-            return restore_weights(checkpoints, self.shape, self.step, where, dtype)
+            return restore_weights(checkpoints, self.shape, self.step, where, dtype, frozen)
+
+    def _frozen(self, mesh: Mesh | None) -> dict:
+        """What the run did not train, in the type in which it had it."""
+        weights, _ = self.under.load(mesh, self.run.config.model.param_dtype)
+        return split(weights, lambda path: path not in trained_paths(self.shape))[0]
 
     def fingerprint(self) -> list[Any]:
         return self.run.fingerprint()
@@ -169,19 +227,40 @@ class TrainedModel(ModelSource):
 
 
 def starting_model(config: Config) -> ModelSource:
-    """The model that the `model` section names; no weight is loaded.
+    """The model that the `model` section names, with the adapter of `lora` on it; no weight is loaded.
 
     Raises:
-      UserError: see `hf.resolve_folder` and `hf.load_config`.
+      UserError: see `hf.resolve_folder`, `hf.load_config` and `hf.read_adapter`.
     """
+    plain = _without_adapter(config)
+    return plain if config.lora is None else _adapted(plain, config.lora.path, config, "lora.path")
+
+
+def _without_adapter(config: Config) -> ModelSource:
     model, head, seed = config.model, config.head, config.run.seed
     tokenizer, template = model.tokenizer or model.at, model.chat_template
     if model.path is None:
         shape = dataclasses.replace(model.fresh_config(), head=head)
-        return FreshModel(shape=shape, tokenizer_at=tokenizer, key="model", chat_template=template, seed=seed)
-    # A reward model may start from a language model.
-    stored = _stored(model.at, head, "model", None if head == "score" else head)
-    return dataclasses.replace(stored, tokenizer_at=tokenizer, chat_template=template, seed=seed)
+        plain = FreshModel(shape=shape, tokenizer_at=tokenizer, key="model", chat_template=template, seed=seed)
+    else:
+        # A reward model may start from a language model.
+        stored = _stored(model.at, head, "model", None if head == "score" else head)
+        plain = dataclasses.replace(stored, tokenizer_at=tokenizer, chat_template=template, seed=seed)
+    return dataclasses.replace(plain, shape=dataclasses.replace(plain.shape, quantize=model.quantize))
+
+
+def _adapted(under: ModelSource, folder: str | None, config: Config, key: str) -> AdaptedModel:
+    """A model with the adapter in a folder, or with the fresh one that the `lora` section describes."""
+    try:
+        if folder is None:
+            adapter = config.lora.adapter(hf.saved_weights(under.shape, config.lora.modules_to_save))
+        else:
+            adapter = dataclasses.replace(hf.read_adapter(folder, under.shape), dropout=config.lora.dropout)
+    except UserError as error:
+        raise error if folder is None else UserError(f"{key}: {error}") from error
+    common = {name: getattr(under, name) for name in ("tokenizer_at", "key", "chat_template", "hf_config")}
+    shape = dataclasses.replace(under.shape, lora=adapter)
+    return AdaptedModel(shape=shape, under=under, folder=folder, seed=config.run.seed, **common)
 
 
 def model_at(given: str | os.PathLike, head: str, key: str) -> ModelSource:
@@ -220,7 +299,8 @@ def model_at(given: str | os.PathLike, head: str, key: str) -> ModelSource:
 def trained_model(folder: RunFolder, step: int | None = None, key: str = "run.dir") -> TrainedModel:
     """The model of a run's checkpoint, the newest one where `step` is None."""
     common = {"shape": folder.shape, "tokenizer_at": str(folder.tokenizer), "key": key, "hf_config": folder.hf_config}
-    return TrainedModel(**common, run=folder, step=step)
+    under = None if folder.config.lora is None else _without_adapter(folder.config)
+    return TrainedModel(**common, run=folder, step=step, under=under)
 
 
 def current_model(config: Config) -> ModelSource:
@@ -236,16 +316,35 @@ def current_model(config: Config) -> ModelSource:
 
 
 def reference_model(config: Config, start: ModelSource) -> ModelSource:
-    """The reference policy: `reference.path`, by default the starting model.
+    """The reference policy: `reference.path`, or `reference.adapter` on the starting model; by default the starting model.
+
+    Where an adapter is trained, the reference has one of the same shape, so that both are one program: one that adds zero,
+    where the reference has none, or has one of another shape, which is then merged into its weights.
 
     Raises:
-      UserError: another shape than the starting model's.
+      UserError: another shape than the starting model's, or an adapter without `lora`.
     """
+    if config.reference.adapter is not None:
+        if not isinstance(start, AdaptedModel):
+            raise UserError(f"reference.adapter: {config.reference.adapter} is used with `lora` alone; see reference.path")
+        return _of_same_program(_adapted(start.under, config.reference.adapter, config, "reference.adapter"), start)
     if config.reference.path is None:
         return start
     source = model_at(config.reference.path, start.shape.head, "reference.path")
     check_same_shape(source, start)
-    return source
+    return _of_same_program(source, start)
+
+
+def _of_same_program(source: ModelSource, start: ModelSource) -> ModelSource:
+    if start.shape.lora is None or source.shape == start.shape:
+        return source
+    if source.shape.lora is not None and source.shape.quantize is not None:
+        raise UserError(
+            f"reference: {source.describe()} has an adapter of another shape than the one that is trained, which would have to "
+            f"be merged into weights of model.quantize: {source.shape.quantize}; give one of the same shape, or leave that out"
+        )
+    common = {name: getattr(source, name) for name in ("tokenizer_at", "key", "chat_template", "hf_config")}
+    return AdaptedModel(shape=start.shape, under=source, **common)
 
 
 def for_length(source: ModelSource, longest: int) -> ModelSource:
@@ -259,7 +358,8 @@ def for_length(source: ModelSource, longest: int) -> ModelSource:
 
 def check_same_shape(source: ModelSource, start: ModelSource) -> None:
     """UserError where a model cannot take the place of the starting model."""
-    if dataclasses.replace(source.shape, rope_length=None) != dataclasses.replace(start.shape, rope_length=None):
+    alike = lambda shape: dataclasses.replace(shape.base, rope_length=None)  # noqa: E731
+    if alike(source.shape) != alike(start.shape):
         raise UserError(
             f"{source.key}: {source.describe()} has another shape than the starting model: {source.shape} != {start.shape}"
         )

@@ -15,7 +15,7 @@ from tabulate import tabulate
 from align_jax.config import Config
 from align_jax.cost.compilations import so_far
 from align_jax.data.members import holds_rows
-from align_jax.evaluation.curves import draw_curves
+from align_jax.evaluation.curves import draw_curves, evaluation_sets
 from align_jax.recipes.say import is_part, say_plainly
 from align_jax.recipes.warned import read_warnings, warning_lines
 from align_jax.terminal import plural, spell_seconds
@@ -23,6 +23,7 @@ from align_jax.terminal import plural, spell_seconds
 CURVES = "curves.png"
 ENDS = 10  # steps, at most, whose mean loss is said at either end of a run
 _IN_LINE = 6  # of the metrics below, those that a line may show
+_IN_LINE_EACH = 3  # of every set, where there are several
 # The metrics of an evaluation that matter, the most important first, in words.
 _WORDS = {
     "eval/loss": "eval loss",
@@ -37,6 +38,8 @@ _WORDS = {
     "eval/rewards/rejected": "reward of the rejected",
     "eval/rewards/best_of_n": "best of n is right",
     "eval/logps/chosen": "log-prob of the chosen",
+    "eval/text/loss": "loss on texts",
+    "eval/text/forgotten": "forgotten of texts",
 }
 Record = Mapping[str, Any]
 
@@ -114,16 +117,16 @@ def first_evaluation(history: Iterable[Record]) -> Record | None:
 
 def evaluation_line(step: int, metrics: Record, first: Record | None) -> str:
     """The metrics of an evaluation that matter, beside those of the first one."""
-    names = [name for name in list(_WORDS)[:_IN_LINE] if _finite(metrics.get(name))] or [
-        name for name in metrics if name.startswith("eval/") and _finite(metrics[name])
-    ][:_IN_LINE]
+    names = _in_line(metrics) or [name for name in metrics if name.startswith("eval/") and _finite(metrics[name])][:_IN_LINE]
     when = f" {_when(first)}" if first else ""
-    parts = []
+    parts: dict[str, list[str]] = {}
     for name in names:
         before = f" ({number(first[name])}{when})" if first and _finite(first.get(name)) else ""
         when = "" if before else when  # said once
-        parts.append(f"{_words(name)} {number(metrics[name])}{before}")
-    return f"step {step}: {', '.join(parts)}" + (", before training" if not step else "")
+        of, _, words = _words(name).rpartition(": ")
+        parts.setdefault(of, []).append(f"{words} {number(metrics[name])}{before}")
+    told = [(f"{of}: " if of else "") + ", ".join(found) for of, found in parts.items()]
+    return f"step {step}: {'; '.join(told)}" + (", before training" if not step else "")
 
 
 def run_lines(history: Sequence[Record]) -> list[str]:
@@ -149,7 +152,7 @@ def loss_line(history: Sequence[Record]) -> str:
 def evaluation_table(first: Record, last: Record) -> str:
     """An evaluation beside the first one, a row per metric."""
     rows = []
-    for name in _WORDS:
+    for name in _of_sets(last, list(_WORDS)):
         if _finite(first.get(name)) and _finite(last.get(name)):
             change = number(last[name] - first[name])
             rows.append([_words(name), number(first[name]), number(last[name]), change if change[0] == "-" else f"+{change}"])
@@ -204,8 +207,31 @@ def _when(record: Record) -> str:
     return f"at step {record['step']}" if record["step"] else "before training"
 
 
+def _in_line(metrics: Record) -> list[str]:
+    """The metrics that a line about an evaluation shows."""
+    sets = evaluation_sets([metrics])
+    shown = list(_WORDS)[:_IN_LINE]
+    found = [name for name in _of_sets(metrics, shown) if _finite(metrics.get(name))]
+    if sets:
+        of = {of: [name for name in found if name.startswith(f"eval/{of}/")][:_IN_LINE_EACH] for of in sets}
+        found = [name for names in of.values() for name in names]
+    return found + ["eval/text/loss"] * _finite(metrics.get("eval/text/loss"))
+
+
+def _of_sets(metrics: Record, names: Sequence[str]) -> list[str]:
+    """These metrics of every evaluation set, set by set, and those of texts."""
+    texts = [name for name in names if name.startswith("eval/text/")]
+    of_sets = [name.removeprefix("eval/") for name in names if name not in texts]
+    sets = [f"eval/{of}/" for of in evaluation_sets([metrics])] or ["eval/"]
+    return [*(of + name for of in sets for name in of_sets), *texts]
+
+
 def _words(name: str) -> str:
-    return _WORDS.get(name) or name.removeprefix("eval/")
+    if name in _WORDS:
+        return _WORDS[name]
+    of, _, rest = name.removeprefix("eval/").partition("/")
+    known = _WORDS.get(f"eval/{rest}")
+    return f"{of}: {known}" if known else name.removeprefix("eval/")
 
 
 def _finite(value: Any) -> bool:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-from collections.abc import Callable
+import functools
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +16,7 @@ from align_jax.config.jobs import JOBS
 from align_jax.cost.compilations import so_far
 from align_jax.data import BatchLoader, GroupDataset
 from align_jax.errors import UserError
+from align_jax.models.adapting import trained_paths, trained_weights
 from align_jax.objectives.by_source import told_apart
 from align_jax.parallel.mesh import put_batch
 from align_jax.parallel.stop import StopSignal
@@ -29,12 +30,14 @@ from align_jax.recipes.before import (
     report_warmup,
     stop_early,
     why_ended,
+    with_its_decay,
 )
-from align_jax.recipes.evaluation import in_training_evaluation
 from align_jax.recipes.folder import RunFolder, save_every
+from align_jax.recipes.in_training import InTraining, in_training_evaluation
 from align_jax.recipes.recorded import AddCosts, CheckMetric, CountCut
 from align_jax.recipes.say import say, speaking, watching
 from align_jax.recipes.setup import Setup, microbatches, report_data
+from align_jax.recipes.shown_samples import ShownSamples, WriteSamples
 from align_jax.recipes.summary import Told, run_lines
 from align_jax.recipes.warned import WatchSignatures, read_warnings, warning_lines
 from align_jax.terminal import plural
@@ -44,7 +47,7 @@ from align_jax.training.checkpoint import Checkpointer
 from align_jax.training.fit import fit
 from align_jax.training.logs import MetricsLog
 from align_jax.training.saved import restore_state, save_state
-from align_jax.training.state import TrainState, create_state, state_shapes, state_shardings
+from align_jax.training.state import TrainState, create_state, split, state_shapes, state_shardings
 from align_jax.training.step import compile_step
 
 REQUIRED = JOBS["train"].requires
@@ -98,6 +101,7 @@ def train(config: Config, stop: StopSignal | None = None) -> Run:
         check_sinks(config)
         check_best_metric(config)
         folder = RunFolder(Path(config.run.dir))
+        config = with_its_decay(config, folder)
         folder.check(config)
         stack.enter_context(folder.claimed())
         for line in off:
@@ -154,6 +158,8 @@ class Training:
         loader = setup.loader(dataset)
         with watching("choosing the shapes of batches"):
             _ = loader.train_layout
+        if (adapter := trained_weights(setup.source.shape)) is not None:
+            say(adapter)
         optimizer = optim.make_optimizer(config.optimizer, steps)
         where = state_shardings(setup.source.shape, optimizer, setup.mesh, config.model.param_dtype)
         return cls(setup, dataset, loader, steps, optimizer, where)
@@ -167,6 +173,13 @@ class Training:
             first = microbatches(loader.preview(once))
             loader.join(self.setup.reference_logps(dataset, loader.first_rows(once), first))
 
+    @functools.cached_property
+    def base(self) -> dict[str, Any] | None:
+        """What a checkpoint says of the weights that it does not hold; None where all are trained."""
+        if self.setup.source.shape.lora is None:
+            return None
+        return {"model": self.setup.source.describe(), "fingerprint": self.setup.source.fingerprint()}
+
     def begin(self) -> TrainState:
         """The state before the first step."""
         setup, param_dtype = self.setup, self.setup.config.model.param_dtype
@@ -178,10 +191,14 @@ class Training:
         Raises:
           UserError: the rows of `data.train` are not those that the run began with, so its place among them means nothing.
         """
-        config = self.setup.config
-        shapes = state_shapes(self.setup.source.shape, self.optimizer, config.model.param_dtype)
+        config, shape = self.setup.config, self.setup.source.shape
+        if checkpoints.latest_step() is None:
+            return None
+        shapes = state_shapes(shape, self.optimizer, config.model.param_dtype)
         abstract = jax.tree.map(lambda s, w: jax.ShapeDtypeStruct(s.shape, s.dtype, sharding=w), shapes, self.where)
-        found = restore_state(checkpoints, abstract)
+        trained = trained_paths(shape)
+        frozen = {} if trained is None else split(self.setup.weights(), trained)[1]
+        found = restore_state(checkpoints, abstract, frozen)
         if found is None:
             return None
         state, extra = found
@@ -204,7 +221,7 @@ def _other_rows(folder: RunFolder, path: str) -> str:
     )
 
 
-def _train(training: Training, measure: Callable | None, stop: StopSignal, told: Told) -> tuple[TrainState, bool]:
+def _train(training: Training, measure: InTraining | None, stop: StopSignal, told: Told) -> tuple[TrainState, bool]:
     """From the newest checkpoint, or the start, to the last step; False when `stop` ended it before."""
     setup, steps, before = training.setup, training.steps, so_far()
     config, folder = setup.config, setup.folder
@@ -240,7 +257,8 @@ def _train(training: Training, measure: Callable | None, stop: StopSignal, told:
                 put=lambda batch: put_batch(batch, setup.mesh, leading=1),
                 where=training.dataset.where,
                 callbacks=[
-                    *([Evaluate(told.measured(measure), config.train.eval_every, told.evaluated)] if measure else []),
+                    *_evaluations(config, measure, told),
+                    *_samples(training, measure, log),
                     *([early] if early else []),
                     StopWhen(stop.requested),
                     CheckMetric(config.checkpoint.best_metric),
@@ -267,6 +285,19 @@ def _train(training: Training, measure: Callable | None, stop: StopSignal, told:
     if told.best:
         say(f"the checkpoint with the best {config.checkpoint.best_metric} is that of step {best}: export it with --step best")
     return state, True
+
+
+def _evaluations(config: Config, measure: InTraining | None, told: Told) -> list[Evaluate]:
+    options = config.train.eval_every, told.evaluated, config.train.eval_first
+    return [] if measure is None else [Evaluate(told.measured(measure), *options)]
+
+
+def _samples(training: Training, measure: InTraining | None, log: MetricsLog) -> list[WriteSamples]:
+    setup, every = training.setup, training.setup.config.log.samples_every
+    if every is None:
+        return []
+    dataset = measure.sets[0].dataset if measure is not None and measure.sets else training.dataset
+    return [WriteSamples(ShownSamples(setup, dataset), every, setup.folder.path, log.samples)]
 
 
 def _watch(config: Config, folder: RunFolder, steps: int, begun: int) -> list[WatchSignatures]:
@@ -312,6 +343,6 @@ def _save(training: Training, checkpoints: Checkpointer):
     def save(step: int, state: TrainState, position: Any, metrics: dict[str, float]) -> None:
         extra = {"data": position, "rows": training.dataset.fingerprint, "shapes": training.loader.shapes}
         with watching(f"saving the checkpoint of step {step}"):
-            save_state(checkpoints, step, state, extra, metrics)
+            save_state(checkpoints, step, state, extra, metrics, training.base)
 
     return save

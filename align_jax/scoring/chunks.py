@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import math
 
+import jax
 import jax.numpy as jnp
+from flax.traverse_util import flatten_dict
 
+from align_jax.models.adapting import trained_paths
 from align_jax.models.config import ModelConfig
-from align_jax.models.weights import weight_shapes
+from align_jax.models.weights import weight_structs
 
 USABLE = 0.9  # of a device's memory: the rest is the allocator's, and the estimate's error
 STATE_BYTES = 8  # of a parameter, beside itself and its gradient: two float32 moments
@@ -20,11 +23,15 @@ LOGITS = 10  # bytes for a logit that exists: float32, its gradient, and half of
 def state_bytes(config: ModelConfig, param_dtype: str, shards: int, microbatches: int = 1) -> int:
     """Bytes on a device of parameters, gradients and two moments, divided over `shards` devices.
 
-    With several microbatches there are two sets of gradients: those of one, and the sum, which is float32.
+    With several microbatches there are two sets of gradients: those of one, and the sum, which is float32. What is beneath an
+    adapter has neither gradients nor moments.
     """
-    count = sum(math.prod(shape) for shape in _leaves(weight_shapes(config)))
-    each = 2 * jnp.dtype(param_dtype).itemsize + STATE_BYTES + (SUM_BYTES if microbatches > 1 else 0)
-    return count * each // shards
+    weights, trained = flatten_dict(weight_structs(config, param_dtype)), trained_paths(config)
+    total = sum(part.size * part.dtype.itemsize for one in weights.values() for part in jax.tree.leaves(one))
+    for path, one in weights.items():
+        if trained is None or path in trained:
+            total += one.size * (one.dtype.itemsize + STATE_BYTES + (SUM_BYTES if microbatches > 1 else 0))
+    return total // shards
 
 
 def position_bytes(config: ModelConfig, dtype: str, remat: str, tensor: int = 1, sequence: int = 1) -> int:
@@ -79,7 +86,3 @@ def head_that_fits(positions: int, vocabulary: int, memory: int | None, least: i
         return positions if 4 * positions * vocabulary <= UNKNOWN else min(positions, least)
     fit = max(least, memory // (vocabulary * LOGITS))
     return positions if fit >= positions else math.ceil(positions / math.ceil(positions / fit))
-
-
-def _leaves(tree: dict) -> list[tuple[int, ...]]:
-    return [leaf for value in tree.values() for leaf in (_leaves(value) if isinstance(value, dict) else [value])]

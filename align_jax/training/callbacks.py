@@ -40,12 +40,13 @@ class Callback:
 
 
 class Evaluate(Callback):
-    """Measures the weights every so many steps, before the first step of a run and after its last one.
+    """Measures the weights every so many steps, after the last step of a run and, unless told otherwise, before the first one.
 
     Args:
       measure: weights -> metrics (`eval/...`), which become part of the step's record.
-      every: steps between evaluations; None measures before the first and after the last step only.
+      every: steps between evaluations; None: steps do not count.
       told: (step, metrics) -> None, called as soon as they are measured.
+      first: whether the weights before the first step are measured.
     """
 
     def __init__(
@@ -53,12 +54,13 @@ class Evaluate(Callback):
         measure: Callable[[Any], dict[str, float]],
         every: int | None = None,
         told: Callable[[int, dict[str, float]], None] = lambda step, metrics: None,
+        first: bool = True,
     ):
-        self._measure, self._every, self._told = measure, every, told
+        self._measure, self._every, self._told, self._first = measure, every, told, first
 
     def begin(self, loop: Loop) -> None:
         """Measures the weights that a run starts from; a resumed one was measured before."""
-        if loop.step == 0:
+        if loop.step == 0 and self._first:
             self._add(loop)
 
     def after_step(self, loop: Loop) -> None:

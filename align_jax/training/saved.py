@@ -7,10 +7,12 @@ from collections.abc import Mapping
 from typing import Any
 
 import jax
+from flax.traverse_util import flatten_dict
 from jax.sharding import SingleDeviceSharding
 
 from align_jax.errors import UserError
-from align_jax.models import ModelConfig, weight_shapes
+from align_jax.models import ModelConfig
+from align_jax.models.weights import weight_structs
 from align_jax.parallel.mesh import replicated
 from align_jax.training.checkpoint import Checkpointer, checksums, flatten_names
 from align_jax.training.state import TrainState, merge, split
@@ -99,14 +101,14 @@ def restore_weights(
     """
     # In host memory: one accelerator may be smaller than the model.
     host = SingleDeviceSharding(jax.local_devices(backend="cpu")[0])
+    structs = weight_structs(config, dtype)
     wanted = jax.tree.map(
-        lambda shape, place: jax.ShapeDtypeStruct(shape, dtype, sharding=place),
-        weight_shapes(config),
-        shardings or jax.tree.map(lambda _: host, weight_shapes(config), is_leaf=lambda x: isinstance(x, tuple)),
-        is_leaf=lambda x: isinstance(x, tuple),
+        lambda one, place: jax.ShapeDtypeStruct(one.shape, one.dtype, sharding=place),
+        structs,
+        shardings or jax.tree.map(lambda _: host, structs),
     )
-    held = flatten_names(frozen or {})[0]
-    trained, _ = split(wanted, lambda path: ".".join(path) not in held)
+    held = flatten_dict(frozen or {})
+    trained, _ = split(wanted, lambda path: path not in held)
     counter = jax.ShapeDtypeStruct((), "int32", sharding=_everywhere(shardings) or host)
     found = checkpointer.restore({"trainable": trained, "step": counter}, step, subset=True)
     if found is None:

@@ -12,11 +12,12 @@ import optax
 from flax.traverse_util import flatten_dict, unflatten_dict
 from jax.sharding import Mesh
 
-from align_jax.models import ModelConfig, weight_shapes, weight_shardings
-from align_jax.models.weights import Path
+from align_jax.models import ModelConfig, weight_shardings
+from align_jax.models.adapting import trained_paths
+from align_jax.models.weights import Path, weight_structs
 from align_jax.parallel.mesh import replicated
 
-# Which weights are trained: paths such as ("layers", "q"), or a predicate on them; None is all.
+# Which weights are trained: paths such as ("layers", "q"), or a predicate on them; None is the adapter, without one all.
 Trainable = Callable[[Path], bool] | Collection[Path] | None
 
 
@@ -92,16 +93,15 @@ def split(weights: dict, trainable: Trainable = None) -> tuple[dict, dict]:
     return unflatten_dict(trained), unflatten_dict(frozen)
 
 
+def _trained(config: ModelConfig, trainable: Trainable) -> Trainable:
+    return trained_paths(config) if trainable is None else trainable
+
+
 def state_shapes(
     config: ModelConfig, optimizer: optax.GradientTransformation, param_dtype, trainable: Trainable = None
 ) -> TrainState:
     """The state as `jax.ShapeDtypeStruct`s: nothing is allocated."""
-    weights = jax.tree.map(
-        lambda shape: jax.ShapeDtypeStruct(shape, param_dtype),
-        weight_shapes(config),
-        is_leaf=lambda x: isinstance(x, tuple),
-    )
-    trained, frozen = split(weights, trainable)
+    trained, frozen = split(weight_structs(config, param_dtype), _trained(config, trainable))
     return TrainState(jax.ShapeDtypeStruct((), jnp.int32), trained, frozen, jax.eval_shape(optimizer.init, trained))
 
 
@@ -110,9 +110,11 @@ def state_shardings(
 ) -> TrainState:
     """Where every array of the state lives: moments with their weights, the rest on every device."""
     shapes = state_shapes(config, optimizer, param_dtype, trainable)
-    trained, frozen = split(weight_shardings(config, mesh), trainable)
+    trained, frozen = split(weight_shardings(config, mesh), _trained(config, trainable))
 
     def like_weight(moment, shape, sharding):
+        if isinstance(moment, optax.MaskedNode):  # a weight of another optimizer, where one does not do all
+            return moment
         # Adafactor's row and column statistics stand where weights stand, but are smaller.
         return sharding if moment.shape == shape.shape else replicated(mesh)
 
@@ -123,6 +125,7 @@ def state_shardings(
         shapes.trainable,
         trained,
         transform_non_params=lambda _: replicated(mesh),
+        is_leaf=lambda node: isinstance(node, optax.MaskedNode),
     )
     return TrainState(replicated(mesh), trained, frozen, opt_state)
 
@@ -139,10 +142,10 @@ def create_state(
 
     Args:
       weights: the starting weights, already sharded as `weight_shardings(config, mesh)`; they become part of the state.
-      trainable: which of them are trained, see `split`; None: all.
+      trainable: which of them are trained, see `split`; None: the adapter where there is one, else all.
     """
     where = state_shardings(config, optimizer, mesh, param_dtype, trainable)
-    trained, frozen = split(weights, trainable)
+    trained, frozen = split(weights, _trained(config, trainable))
     opt_state = jax.jit(optimizer.init, out_shardings=where.opt_state)(trained)
     step = jax.device_put(jnp.zeros((), jnp.int32), where.step)
     return TrainState(step, trained, frozen, opt_state)

@@ -12,12 +12,14 @@ import optax
 from jax.sharding import Mesh
 
 from align_jax.batch import GroupBatch, GroupLabels
+from align_jax.models import ModelConfig
+from align_jax.models.adapter import KEY
 from align_jax.objectives import Metrics, Objective
 from align_jax.objectives.signature_metrics import with_spread
 from align_jax.parallel.mesh import replicated
 from align_jax.parallel.tpu_flags import compiler_options
 from align_jax.scoring.scorer import Scorer
-from align_jax.training.optim import Horizon, apply_updates
+from align_jax.training.optim import Horizon, apply_updates, gradient_point
 from align_jax.training.state import TrainState, merge
 from align_jax.training.tokens import token_counts
 
@@ -47,10 +49,12 @@ def train_step(
       The next state, and the metrics as scalars: `loss`, `grad_norm`, what the objective reports, and the counts of
       `token_counts`.
     """
-    statistic = whole_batch_statistic(state.weights, batch, scorer, objective)
+    here = gradient_point(state.trainable, state.opt_state)
+    statistic = whole_batch_statistic(merge(here, state.frozen), batch, scorer, objective)
+    drop = dropout_keys(scorer.config, seed, state.step)
 
     def loss(trainable, micro):
-        logps = scorer(merge(trainable, state.frozen), micro)
+        logps = scorer(drop(merge(trainable, state.frozen), micro), micro)
         metrics = _metrics(logps, micro.group_labels, objective, statistic)
         sums = {name: (jnp.sum(total), jnp.sum(weight)) for name, (total, weight) in metrics.items()}
         return sums["loss"][0], sums
@@ -61,9 +65,9 @@ def train_step(
         return jax.tree.map(lambda g: g.astype(jnp.float32), grads), sums
 
     def add(carry, micro):
-        return jax.tree.map(jnp.add, carry, grad(state.trainable, micro)), None
+        return jax.tree.map(jnp.add, carry, grad(here, micro)), None
 
-    grads, sums = _over_microbatches(add, grad, state.trainable, batch)
+    grads, sums = _over_microbatches(add, grad, here, batch)
     weight = jnp.maximum(sums["loss"][1], jnp.finfo(jnp.float32).tiny)
     grads = jax.tree.map(lambda g: g / weight, grads)
     length = {} if horizon is None else {"horizon": horizon}
@@ -72,6 +76,23 @@ def train_step(
     trainable = apply_updates(state.trainable, updates, seed, state.step)
     metrics = {**means(sums), "grad_norm": optax.tree.norm(grads), **token_counts(batch)}
     return TrainState(state.step + 1, trainable, state.frozen, opt_state), metrics
+
+
+def dropout_keys(config: ModelConfig, seed: int, step: jax.Array) -> Callable[[dict, GroupBatch], dict]:
+    """(weights, microbatch) -> weights with the keys of this step's dropout; as they are where there is none.
+
+    The key of a microbatch is that of the rows in it, so that it does not depend on how the step is cut.
+    """
+    if config.lora is None or not config.lora.dropout:
+        return lambda weights, micro: weights
+    key = jax.random.fold_in(jax.random.fold_in(jax.random.key(seed), 0x10A), step)
+
+    def with_keys(weights, micro):
+        own = jax.random.fold_in(key, jnp.sum(micro.rows, dtype=jnp.uint32))
+        keys = jax.random.key_data(jax.random.split(own, config.layers))
+        return {**weights, "layers": {**weights["layers"], KEY: keys}}
+
+    return with_keys
 
 
 def means(sums: dict[str, tuple[jax.Array, jax.Array]]) -> dict[str, jax.Array]:

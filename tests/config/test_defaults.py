@@ -48,7 +48,9 @@ def test_a_key_that_came_later_makes_no_other_run_at_its_default():
     assert identity(before) != identity(Config.of(BASE, "model.chat_template=chat.jinja").to_dict())
 
 
-@pytest.mark.parametrize("key", ["model.revision", "data.subset", "data.revision", "optimizer.schedule_steps"])
+@pytest.mark.parametrize(
+    "key", ["model.revision", "data.subset", "data.revision", "optimizer.schedule_steps", "optimizer.decayed"]
+)
 def test_a_run_of_before_goes_on_without_the_keys_that_came_later(key):
     now = Config.of({"model": {"path": "some/model"}, **BASE}).to_dict()
     before = copy.deepcopy(now)
@@ -56,6 +58,14 @@ def test_a_run_of_before_goes_on_without_the_keys_that_came_later(key):
     del before[section][name]
     before["data"] |= {"split": "train", "eval_split": "test"}  # as the defaults were written
     assert identity(before) == identity(now) and difference(before, now) is None
+
+
+def test_what_decays_is_part_of_a_run_and_one_of_before_decayed_embeddings():
+    now = Config.of(BASE, "optimizer.weight_decay=0.1")
+    matrices, embeddings = (Config.of(now, f"optimizer.decayed={which}") for which in ("matrices", "embeddings"))
+    assert len({identity(config.to_dict()) for config in (now, matrices, embeddings)}) == 3
+    assert difference(now.to_dict(), embeddings.to_dict()) is None
+    assert difference(now.to_dict(), matrices.to_dict()) == ("optimizer.decayed", "embeddings", "matrices")
 
 
 def test_ordered_levels_by_the_range_are_the_run_of_before():

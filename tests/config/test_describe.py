@@ -30,6 +30,7 @@ def test_every_key_of_a_config_is_described(objective, optimizer):
         "data": {"train": "a.jsonl", "eval": "b.jsonl"},
         "objective": {"name": objective},
         "optimizer": {"name": optimizer},
+        "lora": {},
         "rounds": {"number": 1, "reward_model": "a/model"},
     }
     chosen = {"objective": objective, "optimizer": optimizer}

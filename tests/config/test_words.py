@@ -33,7 +33,7 @@ def test_the_keys_of_the_answers_are_there():
         assert {name for name in named if name != "run.dir"} <= KEYS, text
     choices = {f"{name}.name": known().section(name).choices for name in ("objective", "optimizer")}
     for key, values in words.VALUES.items():
-        (found,) = (known_key for known_key in known().keys if known_key.name == key)
+        found = next(known_key for known_key in known().keys if known_key.name == key)
         accepted = choices.get(key) or f"{found.type} {found.meaning} constant cosine"
         assert all(name in accepted for name in values.values()), key
 
@@ -53,8 +53,9 @@ def test_no_word_is_a_key_of_ours():
         ("loss_type", "exo_pair", "'exo_pair' is `objective.name: exo_pair` here"),
         ("loss_type", "grpo", "the loss is chosen by objective.name"),
         ("rpo_alpha", 1.0, "that is objective.sft_weight here"),
-        ("lora_alpha", 16, "adapters are not there yet"),
-        ("bnb_4bit_compute_dtype", "x", "weights are not quantized"),
+        ("lora_alpha", 16, "that is lora.alpha here"),
+        ("peft_type", "LORA", "an adapter is a section of its own"),
+        ("bnb_4bit_compute_dtype", "x", "model.quantize: int8"),
         ("fsdp_transformer_layer_cls_to_wrap", "x", "devices are laid out by mesh.data"),
         ("nothing_of_the_kind", 1, None),
     ],

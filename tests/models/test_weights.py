@@ -20,7 +20,7 @@ CONFIGS = {
 }
 
 
-@pytest.mark.parametrize("weight", table.TABLE, ids=lambda weight: weight.name)
+@pytest.mark.parametrize("weight", table.BASE, ids=lambda weight: weight.name)
 def test_every_row_is_complete(weight):
     shape = weight.shape(CONFIG)
     assert len(weight.all_axes) == len(shape) and {*weight.all_axes} <= {*RULES, None}
@@ -98,7 +98,7 @@ def test_a_weight_is_added_by_a_row(monkeypatch):
 
 
 def test_decay_is_what_the_table_says_and_by_name_elsewhere():
-    assert {weight.path for weight in table.TABLE if not table.decays(weight.path)} == {
+    assert {weight.path for weight in table.BASE if not table.decays(weight.path)} == {
         ("norm",),
         ("layers", "attn_norm"),
         ("layers", "mlp_norm"),

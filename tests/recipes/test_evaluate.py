@@ -303,7 +303,7 @@ def test_prompts_as_long_as_the_context_are_refused_before_anything_is_sampled()
         setup = SimpleNamespace(source=SimpleNamespace(shape=SimpleNamespace(max_length=16)))
         rows = [SimpleNamespace(prompt=[1] * length) for length in lengths]
         config = SimpleNamespace(data=SimpleNamespace(max_prompt_tokens=16))
-        return SimpleNamespace(setup=setup, dataset=rows, units=range(len(rows)), config=config)
+        return SimpleNamespace(setup=setup, dataset=rows, units=range(len(rows)), config=config, key="data.eval")
 
     EvalData.check_room(data(3, 15), "evaluate.samples")
     with pytest.raises(UserError, match=r"evaluate.samples: .* 2 prompts .* 16 tokens; lower data.max_prompt_tokens \(16\)"):

@@ -17,7 +17,7 @@ from align_jax.training import optim
 
 PARAMS = {
     "embed": np.linspace(-1, 1, 12, dtype=np.float32).reshape(4, 3),
-    "layers": {"attn_norm": np.ones((2, 3), np.float32), "q": np.linspace(0.1, 2, 12, dtype=np.float32).reshape(2, 6)},
+    "layers": {"attn_norm": np.ones((2, 3), np.float32), "q": np.linspace(0.1, 2, 12, dtype=np.float32).reshape(2, 3, 2, 1)},
     "norm": np.full(3, 1.5, np.float32),
 }
 
@@ -43,7 +43,7 @@ def _torch_run(make, steps: int = 6, clip: float | None = None):
 
     leaves, treedef = jax.tree.flatten(PARAMS)
     tensors = [torch.tensor(leaf, requires_grad=True) for leaf in leaves]
-    norms = [not keep for keep in jax.tree.leaves(optim.decay_mask(PARAMS))]
+    norms = [not keep for keep in jax.tree.leaves(optim.decay_mask(PARAMS, "embeddings"))]
     optimizer = make(
         [t for t, norm in zip(tensors, norms, strict=True) if not norm],
         [t for t, norm in zip(tensors, norms, strict=True) if norm],
@@ -64,7 +64,7 @@ def _assert_close(ours, theirs, atol=1e-6):
 def test_adamw_with_clipping_is_torchs():
     import torch
 
-    spec = optim.AdamW(learning_rate=0.01, schedule="constant", b2=0.95, weight_decay=0.1, clip_norm=0.7)
+    spec = optim.AdamW(learning_rate=0.01, schedule="constant", b2=0.95, weight_decay=0.1, decayed="embeddings", clip_norm=0.7)
     theirs = _torch_run(
         lambda decayed, norms: torch.optim.AdamW(
             [{"params": decayed, "weight_decay": 0.1}, {"params": norms, "weight_decay": 0.0}],
@@ -86,7 +86,7 @@ def test_rmsprop_is_torchs(momentum):
 
 
 def test_lion_follows_its_paper():
-    spec = optim.Lion(learning_rate=0.01, schedule="constant", weight_decay=0.5, clip_norm=None)
+    spec = optim.Lion(learning_rate=0.01, schedule="constant", weight_decay=0.5, decayed="all", clip_norm=None)
     param, moment = PARAMS["embed"].astype(np.float64), 0.0
     for step in range(6):
         grad = _gradients(step)["embed"]
@@ -97,7 +97,9 @@ def test_lion_follows_its_paper():
 
 def test_adafactor_unfactored_follows_its_paper():
     """Weights below 128 are not factored: v = b v + (1 - b)(g^2 + eps), b_t = 1 - t^-decay, then clipping by RMS."""
-    spec = optim.Adafactor(learning_rate=0.01, schedule="constant", momentum=0.5, weight_decay=0.2, clip_norm=None)
+    spec = optim.Adafactor(
+        learning_rate=0.01, schedule="constant", momentum=0.5, weight_decay=0.2, decayed="embeddings", clip_norm=None
+    )
     param, second, ema = PARAMS["embed"].astype(np.float64), 0.0, 0.0
     for step in range(6):
         grad = _gradients(step)["embed"].astype(np.float64)
@@ -115,18 +117,34 @@ def test_adafactor_factors_large_weights():
     assert sum(leaf.size for leaf in jax.tree.leaves(state)) < 2 * (128 + 256) + 10
 
 
-@pytest.mark.parametrize("name", ["adamw", "lion", "adafactor"])
-def test_norms_are_not_decayed(name):
-    def moved(decay: float):
-        spec = optim.OPTIMIZERS[name](learning_rate=0.1, schedule="constant", weight_decay=decay)
-        return _run(spec, steps=1)[0]
+@pytest.mark.parametrize("name", ["adamw", "lion", "adafactor", "schedule_free"])
+@pytest.mark.parametrize(
+    "decayed, names",
+    [(None, {"q"}), ("matrices", {"q"}), ("embeddings", {"q", "embed"}), ("all", {"q", "embed", "norm", "attn_norm"})],
+)
+def test_weight_decay_pulls_matrices_and_what_is_asked_for(name, decayed, names):
+    def moved(**options):
+        return _run(optim.OPTIMIZERS[name](learning_rate=0.1, schedule="constant", **options), steps=1)[0]
 
-    with_decay, without = moved(0.5), moved(0.0)
-    np.testing.assert_array_equal(with_decay["norm"], without["norm"])
-    np.testing.assert_array_equal(with_decay["layers"]["attn_norm"], without["layers"]["attn_norm"])
-    np.testing.assert_allclose(with_decay["embed"], without["embed"] - 0.05 * PARAMS["embed"], atol=1e-6)
-    expected = without["layers"]["q"] - 0.05 * PARAMS["layers"]["q"]
-    np.testing.assert_allclose(with_decay["layers"]["q"], expected, atol=1e-6)
+    now, without = moved(weight_decay=0.5, decayed=decayed), moved()
+    for each in ("q", "embed", "norm", "attn_norm"):
+        of = lambda tree, each=each: {**tree, **tree["layers"]}[each]  # noqa: E731
+        if each in names:
+            np.testing.assert_allclose(of(now), of(without) - 0.05 * of(PARAMS), atol=1e-6)
+        else:
+            np.testing.assert_array_equal(of(now), of(without))
+
+
+def test_a_choice_of_what_decays_without_decay_is_refused():
+    with pytest.raises(UserError, match="optimizer.decayed: all has no effect with optimizer.weight_decay: 0"):
+        optim.AdamW(decayed="all")
+
+
+def test_biases_and_embeddings_of_a_tree_that_is_no_model_are_told_by_name():
+    tree = {"Dense_0": {"kernel": 1.0, "bias": 1.0}, "tok_embeddings": 1.0, "LayerNorm_0_norm": {"scale": 1.0}}
+    assert optim.decay_mask(tree) == {
+        "Dense_0": {"kernel": True, "bias": False}, "tok_embeddings": False, "LayerNorm_0_norm": {"scale": False}
+    }  # fmt: skip
 
 
 def test_nnx_state_trains_as_a_dict_does():
@@ -140,7 +158,7 @@ def test_nnx_state_trains_as_a_dict_does():
     updates, _ = transform.update(jax.tree.map(jnp.ones_like, state), transform.init(state), state)
     plain = {"embed": jnp.asarray(PARAMS["embed"]), "norm": jnp.asarray(PARAMS["norm"])}
     expected, _ = transform.update(jax.tree.map(jnp.ones_like, plain), transform.init(plain), plain)
-    assert jax.tree.leaves(optim.decay_mask(state)) == [True, False]
+    assert jax.tree.leaves(optim.decay_mask(state, "embeddings")) == [True, False]
     _assert_close(jax.tree.leaves(updates), jax.tree.leaves(expected))
 
 
@@ -253,8 +271,15 @@ def test_a_warmup_longer_than_the_run_is_cut_to_a_tenth_of_it(asked, total, give
     assert rates[max(given - 1, 0)] == pytest.approx(1.0) == max(rates)
 
 
-@pytest.mark.parametrize("name", sorted(optim.OPTIMIZERS))
-@pytest.mark.parametrize("kind", ["constant", "linear", "cosine"])
+@pytest.mark.parametrize(
+    "name, kind",
+    [
+        (name, kind)
+        for name in sorted(optim.OPTIMIZERS)
+        for kind in ("constant", "linear", "cosine")
+        if name != "schedule_free" or kind == "constant"  # it has no other
+    ],
+)
 def test_a_run_length_that_is_traced_gives_the_same_bits_as_a_constant_one(name, kind):
     """Before, at and after the end of the warm-up, and beyond the end of the run."""
     params = jax.tree.map(jnp.asarray, PARAMS)

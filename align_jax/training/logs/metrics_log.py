@@ -92,6 +92,12 @@ class MetricsLog:
             except OSError as error:
                 raise UserError(f"cannot write the metrics of step {step}: {error}") from error
 
+    def samples(self, step: int, rows: Sequence[Mapping[str, Any]]) -> None:
+        """Hands samples (`log.samples_every`) to every sink that takes them."""
+        for sink in self._sinks:
+            if take := getattr(sink, "samples", None):
+                take(step, rows)
+
     def close(self) -> None:
         """Closes every sink; afterwards nothing is logged."""
         closing, self._sinks = self._sinks, []

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -48,6 +48,9 @@ class Sink:
     def write(self, step: int, metrics: Mapping[str, float]) -> None:
         """Takes the metrics of a step, floats that may be NaN or infinite; an OSError is told to the user."""
         raise TypeError(f"{type(self).__name__} does not define `write`")
+
+    def samples(self, step: int, rows: Sequence[Mapping[str, Any]]) -> None:
+        """Takes samples of a step, each with `prompt` and `response`; a sink that shows no texts leaves them."""
 
     def close(self) -> None:
         """Ends it; nothing is written afterwards."""

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from types import ModuleType
-from typing import ClassVar
+from typing import Any, ClassVar
 
 from align_jax.errors import optional
 from align_jax.training.logs.sink import Context, Sink
@@ -34,6 +34,11 @@ class TensorBoard(Sink):
         """Adds the scalars of a step."""
         for name, value in metrics.items():
             self._writer.add_scalar(name, value, step)
+
+    def samples(self, step: int, rows: Sequence[Mapping[str, Any]]) -> None:
+        """Adds a text a prompt."""
+        for number, row in enumerate(rows):
+            self._writer.add_text(f"samples/{number}", f"**{row['prompt']}**\n\n{row['response']}", step)
 
     def close(self) -> None:
         """Closes the event file."""

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import uuid
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from types import ModuleType
-from typing import ClassVar
+from typing import Any, ClassVar
 
 from align_jax.errors import optional
 from align_jax.training.logs.sink import Context, Sink
@@ -48,6 +48,11 @@ class WeightsAndBiases(Sink):
     def write(self, step: int, metrics: Mapping[str, float]) -> None:
         """Logs a step."""
         self._run.log(dict(metrics), step=step)
+
+    def samples(self, step: int, rows: Sequence[Mapping[str, Any]]) -> None:
+        """Logs a table."""
+        table = _package().Table(columns=["prompt", "response"], data=[[row["prompt"], row["response"]] for row in rows])
+        self._run.log({"samples": table}, step=step)
 
     def close(self) -> None:
         """Ends the run's page."""

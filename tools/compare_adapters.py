@@ -1,0 +1,82 @@
+"""Adapters beside training all weights: what each reaches on held-out preferences, in what time.
+
+    ALIGN_JAX_DATA=path/to/data python tools/compare_adapters.py configs/mpo-preferences.yaml [--section.key value]
+
+Every arm's learning rate is the best of its grid by the held-out loss of one seed; then it is trained with three other seeds.
+Runs that are there already are not made again. Prints a table: mean and standard deviation over seeds, and, for the difference
+to training all weights with the same seed, a 95% t interval.
+"""
+
+from __future__ import annotations
+
+import argparse
+import statistics
+from pathlib import Path
+
+from scipy.stats import t as student
+from tabulate import tabulate
+
+import align_jax
+
+ADAPTER = {"lora.rank": 16, "lora.alpha": 32}
+ARMS = {
+    "all weights": {},
+    "LoRA": ADAPTER,
+    "rsLoRA": ADAPTER | {"lora.rslora": True},
+    "DoRA": ADAPTER | {"lora.dora": True},
+    **{f"LoRA over {kind}": ADAPTER | {"model.quantize": kind} for kind in ("int8", "int4", "nf4")},
+}
+METRICS = {"loss": "eval/loss", "accuracy": "eval/rewards/accuracies"}
+
+
+def run(config: str, folder: Path, values: dict, overrides: list[str]) -> dict[str, float]:
+    """The last metrics of a run, and its median seconds a step."""
+    given = [f"{key}={value}" for key, value in ({"run.dir": folder, "log.quiet": True, "log.plots": False} | values).items()]
+    history = align_jax.train(align_jax.Config.of(config, *overrides, *given)).history
+    last = next(line for line in reversed(history) if METRICS["loss"] in line)
+    steps = [line["time/step_seconds"] for line in history if "time/step_seconds" in line]
+    return {name: last[metric] for name, metric in METRICS.items()} | {"s a step": statistics.median(steps)}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("config")
+    parser.add_argument("--out", type=Path, default=Path("runs/adapters"))
+    parser.add_argument("--rates", type=float, nargs="+", default=[1e-4, 3e-4, 1e-3], help="of all weights")
+    parser.add_argument("--adapter-rates", type=float, nargs="+", default=[1e-3, 3e-3, 1e-2])
+    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--only", nargs="+", default=list(ARMS))
+    options, rest = parser.parse_known_args()
+    overrides = [f"{key.removeprefix('--')}={value}" for key, value in zip(rest[::2], rest[1::2], strict=True)]
+
+    found: dict[str, tuple[float, list[dict[str, float]]]] = {}
+    for arm in options.only:
+        def made(rate: float, seed: int, arm: str = arm) -> dict[str, float]:
+            folder = options.out / f"{arm.replace(' ', '-')}-{rate:g}-{seed}"
+            return run(options.config, folder, ARMS[arm] | {"optimizer.learning_rate": rate, "run.seed": seed}, overrides)
+
+        rates = options.rates if arm == "all weights" else options.adapter_rates
+        best = min(rates, key=lambda rate: made(rate, 0)["loss"])
+        found[arm] = best, [made(best, seed) for seed in range(1, options.seeds + 1)]
+        print(f"{arm}: {best:g}, {found[arm][1]}", flush=True)
+    print(tabulate([row(arm, found) for arm in found], headers="keys"))
+
+
+def row(arm: str, found: dict[str, tuple[float, list[dict[str, float]]]]) -> dict[str, str]:
+    """A line of the table."""
+    rate, seeds = found[arm]
+    cells = {"arm": arm, "rate": f"{rate:g}"}
+    for name in (*METRICS, "s a step"):
+        values = [seed[name] for seed in seeds]
+        cells[name] = f"{statistics.fmean(values):.3f}" + (f" +- {statistics.stdev(values):.3f}" if len(values) > 1 else "")
+    if arm != "all weights" and "all weights" in found and len(seeds) > 1:
+        for name in METRICS:
+            differ = [a[name] - b[name] for a, b in zip(seeds, found["all weights"][1], strict=True)]
+            half = student.ppf(0.975, len(differ) - 1) * statistics.stdev(differ) / len(differ) ** 0.5
+            mean = statistics.fmean(differ)
+            cells[f"{name}, less that of all weights"] = f"{mean:+.3f} [{mean - half:+.3f}, {mean + half:+.3f}]"
+    return cells
+
+
+if __name__ == "__main__":
+    main()
