@@ -96,6 +96,8 @@ def _option(hint: Any) -> Option:
         return ("one of", *inner)
     if origin is list:
         return ("list of", _option(inner[0]))
+    if origin is tuple:
+        return ("fixed list of", _option(inner[0]))
     if origin is dict:
         return "keys" if inner[1] is Any else ("keys with", _option(inner[1]))
     if dataclasses.is_dataclass(hint):

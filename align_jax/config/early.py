@@ -13,7 +13,7 @@ from align_jax.config.check import Choice, Schema
 from align_jax.config.keys import REQUIRED, choice_files, known, stand_in
 from align_jax.config.source import ConfigValues, Override
 
-_DATA = (".jsonl", ".json", ".ndjson", ".csv", ".tsv", ".parquet", ".arrow", ".array_record", ".gz")
+_DATA = (".jsonl", ".json", ".ndjson", ".csv", ".tsv", ".parquet", ".arrow", ".array_record", ".gz", ".txt")
 
 
 def check_early(

@@ -252,6 +252,10 @@ def _cross_check(source: ConfigValues, config: Config) -> None:
     mesh, train, model = config.mesh, config.train, config.model
     if model.quantize is not None and config.lora is None and config.objective is not None:
         raise source.error("model.quantize", f"{model.quantize}: weights of few bits cannot be trained; add `lora: {{}}`")
+    if config.lora is not None and config.optimizer.name == "muon":
+        raise source.error(
+            "optimizer.name", "muon is for the matrices of layers, and with `lora` their factors are trained; take adamw"
+        )
     if config.reference.adapter is not None and config.lora is None:
         raise source.error("reference.adapter", f"{config.reference.adapter} is used with `lora` alone; see reference.path")
     if mesh.memory_gib is not None and "auto" not in (model.rows_per_chunk, model.head_chunk):

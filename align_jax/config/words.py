@@ -30,6 +30,7 @@ SAME = {
     "eval_steps": "train.eval_every",
     "evaluation_steps": "train.eval_every",
     "eval_interval": "train.eval_every",
+    "eval_on_start": "train.eval_first",
     "save_steps": "checkpoint.every",
     "save_every": "checkpoint.every",
     "save_interval": "checkpoint.every",

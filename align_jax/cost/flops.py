@@ -24,6 +24,7 @@ from align_jax.batch import GroupBatch
 from align_jax.data.records import TokenGroup
 from align_jax.models import ModelConfig
 from align_jax.models.adapter import A, B
+from align_jax.models.kinds import mean_over_layers
 from align_jax.models.weights import rows
 
 
@@ -67,7 +68,8 @@ def group_flops(config: ModelConfig, groups: Iterable[TokenGroup]) -> Forward:
         m, lengths = len(group.prompt) - 1, [len(s.tokens) + group.ends for s in group.segments]
         before = [m + (lengths[s.parent] if s.parent >= 0 else 0) for s in group.segments]
         tokens += m + sum(lengths)
-        pairs += sum(_seen(at, n, config.sliding_window) for at, n in zip([0, *before], [m, *lengths], strict=True))
+        runs = list(zip([0, *before], [m, *lengths], strict=True))
+        pairs += mean_over_layers(config, lambda window, runs=runs: sum(_seen(at, n, window) for at, n in runs))
         scored += sum(1 if config.head == "score" else s.length for s in group.segments if s.slot >= 0)
     return forward_of(config, tokens, pairs, scored)
 
@@ -83,16 +85,17 @@ def batch_flops(config: ModelConfig, batch: GroupBatch) -> Forward:
     first = np.asarray(batch.prompt_segments) > 0
     if batch.repeated is not None:
         first &= ~np.asarray(batch.repeated)
-    most = config.sliding_window or np.iinfo(np.int32).max
-    seen = [
-        np.minimum(np.asarray(positions)[counted].astype(np.int64) + 1, most)
+    reach = [
+        np.asarray(positions)[counted].astype(np.int64) + 1
         for positions, counted in (
             (batch.prompt_positions, first),
             (batch.positions, np.asarray(batch.segments) > 0),
         )
     ]
     scored = int(np.count_nonzero(np.asarray(batch.slots) >= 0))
-    return forward_of(config, sum(map(len, seen)), int(sum(s.sum() for s in seen)), scored)
+    most = np.iinfo(np.int32).max
+    pairs = mean_over_layers(config, lambda window: int(sum(np.minimum(x, window or most).sum() for x in reach)))
+    return forward_of(config, sum(map(len, reach)), pairs, scored)
 
 
 def forward_of(config: ModelConfig, tokens: int, pairs: int, scored: int) -> Forward:

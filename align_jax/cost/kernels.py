@@ -6,6 +6,7 @@ values', each of `2 E` operations for each of its pairs and query heads.
 
 from __future__ import annotations
 
+import functools
 import math
 
 import numpy as np
@@ -13,6 +14,7 @@ import numpy as np
 from align_jax.batch import GroupBatch
 from align_jax.models.attention import splash, xla
 from align_jax.models.attention.pairs import computed_pairs
+from align_jax.models.kinds import mean_over_layers
 from align_jax.scoring.scorer import Scorer
 
 # Products for a pair of a query and a key: forward, backward, and the least of a backward pass.
@@ -35,9 +37,14 @@ def kernel_flops(scorer: Scorer, batch: GroupBatch) -> int:
 
 def computed(scorer: Scorer, batch: GroupBatch) -> tuple[int, int]:
     """(query, key) pairs of a head that are computed for all prompt rows, and for all response rows of a (host) batch."""
+    if scorer.attention == "xla":
+        return _xla_pairs(scorer, batch)
     if scorer.attention in ("pallas", "triton"):
-        return computed_pairs(batch, scorer.config.sliding_window)
-    return _xla_pairs(scorer, batch) if scorer.attention == "xla" else _splash_pairs(scorer, batch)
+        of_window = functools.cache(lambda window: computed_pairs(batch, window))
+    else:
+        of_window = functools.cache(lambda window: _splash_pairs(scorer, batch, window))
+    prompt, response = (mean_over_layers(scorer.config, lambda window, i=i: of_window(window)[i]) for i in range(2))
+    return prompt, response
 
 
 def _xla_pairs(scorer: Scorer, batch: GroupBatch) -> tuple[int, int]:
@@ -49,12 +56,11 @@ def _xla_pairs(scorer: Scorer, batch: GroupBatch) -> tuple[int, int]:
     return parts * prompts * xla.computed_pairs(before), parts * rows * xla.computed_pairs(length, before)
 
 
-def _splash_pairs(scorer: Scorer, batch: GroupBatch) -> tuple[int, int]:
+def _splash_pairs(scorer: Scorer, batch: GroupBatch, window: int | None) -> tuple[int, int]:
     """(query, key) pairs of a head that are computed for prompt rows, and for response rows."""
     *_, prompts, before = batch.prompt_tokens.shape
     *shards, rows, length = batch.tokens.shape
     shards = int(np.prod(shards))
-    window = scorer.config.sliding_window
     window = window if window and window < before + length else None
     together = rows // prompts if batch.uniform and scorer.chunk(batch) is None else 1
     return (

@@ -15,7 +15,7 @@ _SECTIONS = ("loss", "sets", "rewards", "length", "kl", "drift", "beliefs", "lat
 
 
 def metric_names(columns: Columns) -> list[str]:
-    """Every metric of any model, section by section, in a section the order in which they came up; of several sets set by set."""
+    """Every metric of any model: set by set, section by section, in a section the order in which they came up."""
     names = list(dict.fromkeys(name for column in columns.values() for name in column))
     sets = evaluation_sets([{f"eval/{name}": None for name in names}])
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import os
-from collections.abc import Collection
+from collections.abc import Collection, Iterable
 from typing import Any, Literal
 
 import jax
@@ -65,7 +65,7 @@ def load_model(
     adapter: str | os.PathLike | None = None,
     quantize: Literal["int8", "int4", "nf4"] | None = None,
 ) -> Decoder:
-    """Loads a LLaMA, Mistral or Qwen language model, or a reward model.
+    """Loads a language model, or a reward model, of any family that `align_jax.hf.families` lists.
 
     Args:
       path: a folder in Hugging Face format, or a hub id.
@@ -140,7 +140,7 @@ def check_tensors(checkpoint: Checkpoint, config: ModelConfig) -> None:
       UserError: the first tensors that are missing, unexpected or misshapen, a stored head that differs from the
         embedding it is tied to, or a reward model with several outputs.
     """
-    expected = {t.name: t for t in names.tensors(config)}
+    expected = {t.name: t for t in names.wholes(config)}
     stored = {name for name in checkpoint.shapes if not name.endswith(names.IGNORED_SUFFIX)}
     tied_head = config.head == "lm_head" and config.tied_embeddings and "lm_head.weight" in stored
     if tied_head:
@@ -247,16 +247,22 @@ def _stored_sharding(
 def _put(checkpoint: Checkpoint, tensor: names.Tensor, sharding: Sharding | None) -> jax.Array:
     """One stored tensor on the devices, as it is stored; a part that several devices hold is read once."""
     if sharding is None:
-        return jnp.asarray(checkpoint.read(tensor.name, tuple(slice(0, n) for n in tensor.shape)))
+        return jnp.asarray(checkpoint.read(tensor.name, _place(tensor, ((0, n) for n in tensor.shape))))
     parts: dict[tuple, np.ndarray] = {}
 
     def part(index: tuple[slice, ...]) -> np.ndarray:
         bounds = tuple(s.indices(n)[:2] for s, n in zip(index, tensor.shape, strict=True))
         if bounds not in parts:
-            parts[bounds] = checkpoint.read(tensor.name, tuple(slice(*b) for b in bounds))
+            parts[bounds] = checkpoint.read(tensor.name, _place(tensor, bounds))
         return parts[bounds]
 
     return jax.make_array_from_callback(tensor.shape, sharding, part, dtype=checkpoint.dtype(tensor.name))
+
+
+def _place(tensor: names.Tensor, bounds: Iterable[tuple[int, int]]) -> tuple[slice, ...]:
+    """Where in the stored tensor a part of ours is."""
+    first, *others = bounds
+    return slice(first[0] + tensor.start, first[1] + tensor.start), *(slice(*b) for b in others)
 
 
 @functools.lru_cache(maxsize=256)

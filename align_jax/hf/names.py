@@ -14,26 +14,44 @@ IGNORED_SUFFIX = "rotary_emb.inv_freq"
 
 @dataclasses.dataclass(frozen=True)
 class Tensor:
-    """One tensor of a checkpoint: its name and shape there, and which layer of our array it is (None: all of it)."""
+    """One tensor of a checkpoint, or some of its rows: what a layer of one of our arrays is there.
+
+    Attributes:
+      name: of the tensor.
+      shape: of what is ours in it.
+      weight: ours.
+      layer: which layer of our array it is; None is all of it.
+      start: the first of its rows that is ours; 0 but where a tensor holds several weights (`ModelConfig.fused`).
+    """
 
     name: str
     shape: tuple[int, ...]
     weight: Weight
     layer: int | None
+    start: int = 0
 
 
 def tensors_of(weight: Weight, config: ModelConfig) -> Iterator[Tensor]:
     """The checkpoint's tensors that make up our array, in the order of layers."""
-    shape = weight.stored.layout.their_shape(weight.shape_of_one(config))
+    shape, start = _their_shape(weight, config), 0
+    for other in rows(config):
+        if other.path == weight.path:
+            break
+        if other.stored.name == weight.stored.name:
+            start += _their_shape(other, config)[0]
     if not weight.stacked:
-        yield Tensor(weight.stored.name, shape, weight, None)
+        yield Tensor(weight.stored.name, shape, weight, None, start)
         return
     for layer in range(config.layers):
-        yield Tensor(weight.stored.name.format(layer=layer), shape, weight, layer)
+        yield Tensor(weight.stored.name.format(layer=layer), shape, weight, layer, start)
+
+
+def _their_shape(weight: Weight, config: ModelConfig) -> tuple[int, ...]:
+    return weight.stored.layout.their_shape(weight.shape_of_one(config))
 
 
 def tensors(config: ModelConfig) -> list[Tensor]:
-    """Every tensor that a checkpoint with this config holds, in the table's order, each layer's together."""
+    """What of every tensor that a checkpoint with this config holds is ours, in the table's order, each layer's together."""
     present = rows(config)
     first = next(place for place, weight in enumerate(present) if weight.stacked)
 
@@ -42,3 +60,20 @@ def tensors(config: ModelConfig) -> list[Tensor]:
         return (first if tensor.weight.stacked else place), tensor.layer or 0, place
 
     return sorted((t for weight in present for t in tensors_of(weight, config)), key=position)
+
+
+@dataclasses.dataclass(frozen=True)
+class Whole:
+    """A whole tensor of a checkpoint, and what is ours in it: its rows, one weight's after the other's."""
+
+    name: str
+    shape: tuple[int, ...]
+    parts: tuple[Tensor, ...]
+
+
+def wholes(config: ModelConfig) -> list[Whole]:
+    """Every tensor that a checkpoint with this config holds, in the order of `tensors`."""
+    found: dict[str, list[Tensor]] = {}
+    for tensor in tensors(config):
+        found.setdefault(tensor.name, []).append(tensor)
+    return [Whole(name, (sum(p.shape[0] for p in parts), *parts[0].shape[1:]), tuple(parts)) for name, parts in found.items()]

@@ -81,7 +81,7 @@ def save_model(
         config["pad_token_id"] = _padding(config, tokenizer)
     if generation_config is None:
         generation_config = {key: config[key] for key in _TOKEN_IDS if config[key] is not None}
-    shards = _split(names.tensors(model.config), target, max_shard_bytes)
+    shards = _split(names.wholes(model.config), target, max_shard_bytes)
     total = sum(_bytes(tensor, target) for shard in shards for tensor in shard)
     on_first(lambda: check_target(out, total), "export")
 
@@ -108,11 +108,11 @@ def _with_token_ids(config: dict[str, Any], tokenizer: Any) -> dict[str, Any]:
     return {**config, **{key: getattr(tokenizer, key, None) for key in absent}}
 
 
-def _bytes(tensor: names.Tensor, dtype: np.dtype) -> int:
+def _bytes(tensor: names.Whole, dtype: np.dtype) -> int:
     return math.prod(tensor.shape) * dtype.itemsize
 
 
-def _split(tensors: list[names.Tensor], dtype: np.dtype, most: float) -> list[list[names.Tensor]]:
+def _split(tensors: list[names.Whole], dtype: np.dtype, most: float) -> list[list[names.Whole]]:
     """Consecutive runs of tensors of at most `most` bytes; a larger tensor is a run of its own."""
     shards, size = [[]], 0
     for tensor in tensors:
@@ -125,7 +125,7 @@ def _split(tensors: list[names.Tensor], dtype: np.dtype, most: float) -> list[li
 
 
 def _write_weights(
-    model: Decoder, folder: Path | None, shards: list[list[names.Tensor]], dtype: np.dtype, total: int
+    model: Decoder, folder: Path | None, shards: list[list[names.Whole]], dtype: np.dtype, total: int
 ) -> None:
     """Writes all shards and their index; with folder None only takes part in fetching."""
     weight_map: dict[str, str] = {}
@@ -142,19 +142,24 @@ def _write_weights(
         write_json(folder / INDEX, {"metadata": {"total_size": total, **METADATA}, "weight_map": weight_map})
 
 
-def _fetch(model: Decoder, tensor: names.Tensor, dtype: np.dtype, wanted: bool) -> np.ndarray | None:
+def _fetch(model: Decoder, tensor: names.Whole, dtype: np.dtype, wanted: bool) -> np.ndarray | None:
     """One tensor as it is stored, on this host where wanted; every process must call, in the same order."""
+    pieces = [_fetch_part(model, part, dtype, wanted) for part in tensor.parts]
+    if not wanted:
+        return None
+    array = pieces[0] if len(pieces) == 1 else np.concatenate(pieces)
+    if dtype == np.float16 and not np.isfinite(array).all():
+        raise UserError(f"tensor {tensor.name!r} has values that float16 cannot hold; export as bfloat16 or float32")
+    return array
+
+
+def _fetch_part(model: Decoder, tensor: names.Tensor, dtype: np.dtype, wanted: bool) -> np.ndarray | None:
     ours = functools.reduce(getattr, tensor.weight.path, model)[...]
     sharding = getattr(ours, "sharding", None)  # none: a NumPy array
     replicated = NamedSharding(sharding.mesh, PartitionSpec()) if isinstance(sharding, NamedSharding) else None
     take = _take(tensor.weight.stored.layout, tensor.layer is not None, dtype, replicated)
     piece = take(ours, np.int32(tensor.layer or 0))
-    if not wanted:
-        return None
-    array = np.asarray(piece)
-    if dtype == np.float16 and not np.isfinite(array).all():
-        raise UserError(f"tensor {tensor.name!r} has values that float16 cannot hold; export as bfloat16 or float32")
-    return array
+    return np.asarray(piece) if wanted else None
 
 
 @functools.lru_cache(maxsize=256)

@@ -18,9 +18,10 @@ from functools import partial
 import jax
 import jax.numpy as jnp
 
-from align_jax.models.attention import Masks, Tokens, own_mask
+from align_jax.models.attention import Tokens, visibility_by_kind
 from align_jax.models.decoder import Decoder
-from align_jax.models.ops import precision
+from align_jax.models.kinds import kinds_of
+from align_jax.models.ops import precision, soft_cap
 from align_jax.parallel.axes import constrain, parts
 
 _WIDTH = 32  # heads narrower than this share products: many tiny products cost more than the zeros in larger ones
@@ -98,8 +99,8 @@ def write_prompts(
     """
     positions = jnp.broadcast_to(jnp.arange(tokens.shape[-1], dtype=jnp.int32), tokens.shape)
     segments = (positions < lengths[..., None]).astype(jnp.int32)
-    masks = Masks(own_mask(Tokens(positions, segments), model.config.sliding_window))
-    _, (k, v) = model.run(tokens, positions, masks, keep_kv=True)
+    seen = visibility_by_kind(kinds_of(model.config).windows, "xla", Tokens(positions, segments))
+    _, (k, v) = model.run(tokens, positions, seen, keep_kv=True)
 
     def put_k(cached, new, slot, prompt):  # new: [R, length, Hk, E]; indices apart from one another put R first
         new = jnp.transpose(new.astype(cached.dtype), (0, 2, 3, 1))
@@ -133,17 +134,21 @@ def decode_step(model: Decoder, cache: KVCache, rows: DecodeRows, clock: jax.Arr
     Returns:
       Normalized hidden states `[D, N, W]` of the inputs, and the cache with their keys and values.
     """
-    positions, prefix, past = _visible(model, cache, rows, clock)
+    kinds = kinds_of(model.config)
+    lengths, positions = _positions(cache, rows)
+    seen = {w: _visible(w, cache, rows, clock, lengths, positions) for w in dict.fromkeys(kinds.windows)}
     x, layer = model.begin(rows.tokens[..., None], positions)
     stacked = model.stacked()
     ring = []
     for i, (*prompt, past_k, past_v) in enumerate(zip(cache.prompt_k, cache.prompt_v, cache.k, cache.v, strict=True)):
+        kind = kinds.of_layers[i]
+        visible = seen[kinds.windows[kind]]
 
-        def attention(q, k, v, prompt=prompt, past_k=past_k, past_v=past_v):
+        def attention(q, k, v, prompt=prompt, past_k=past_k, past_v=past_v, visible=visible):
             kept = _write(past_k, k, clock, -1), _write(past_v, v, clock, -2)
-            return _attend_cached(q, *prompt, *kept, prefix, past), kept
+            return _attend_cached(q, *prompt, *kept, *visible, model.config.attention_softcap), kept
 
-        x, kept = layer(x, {name: weight[i] for name, weight in stacked.items()}, attention)
+        x, kept = layer(x, {name: weight[i] for name, weight in stacked.items()}, attention, kind)
         ring.append(kept)
     k, v = zip(*ring, strict=True)
     return model.finish(x)[:, :, 0], _lay_out(dataclasses.replace(cache, k=k, v=v))
@@ -156,13 +161,17 @@ def _write(ring, new, clock, axis):
     return jax.lax.dynamic_update_slice_in_dim(ring, new.astype(ring.dtype).reshape(shape), column, axis)
 
 
-def _visible(model, cache, rows, clock):
-    """Positions `[D, N, 1]` of the inputs, and which keys they see: of the prompts `[D, N, S * P]`, of the ring `[D, N, T]`."""
-    window = model.config.sliding_window
-    shards, count = rows.tokens.shape
-    slots, _, prompts, prompt_length = cache.prompt_v[0].shape[1:5]
+def _positions(cache, rows):
+    """Cached tokens of each row's prompt, and the position of its input: int32 `[D, N, 1]` both."""
+    count, slots = rows.tokens.shape[1], cache.prompt_v[0].shape[1]
     lengths = jnp.take_along_axis(jnp.repeat(rows.lengths, count // slots, axis=1), rows.prompts[..., None], axis=-1)
-    positions = lengths + rows.steps[..., None]
+    return lengths, lengths + rows.steps[..., None]
+
+
+def _visible(window, cache, rows, clock, lengths, positions):
+    """Which keys the inputs see, within a window: of the prompts `[D, N, S * P]`, of the ring `[D, N, T]`."""
+    shards, count = rows.tokens.shape
+    prompts, prompt_length = cache.prompt_v[0].shape[3:5]
     index = jnp.arange(prompt_length)
     seen = index < lengths
     age = (clock - jnp.arange(cache.length)) % cache.length
@@ -171,14 +180,14 @@ def _visible(model, cache, rows, clock):
         seen &= positions - index < window
         past &= age < window
     of_row = jnp.arange(prompts) == rows.prompts[..., None]
-    return positions, (of_row[..., None] & seen[:, :, None]).reshape(shards, count, prompts * prompt_length), past
+    return (of_row[..., None] & seen[:, :, None]).reshape(shards, count, prompts * prompt_length), past
 
 
-def _attend_cached(q, prompt_k, prompt_v, k, v, prefix, past):
+def _attend_cached(q, prompt_k, prompt_v, k, v, prefix, past, cap):
     """Attention of one token per row to its slot's prompts and to the ring, where it finds itself, as one softmax.
 
     Args:
-      q: `[D, N, 1, H, E]`. prompt_k, prompt_v, k, v: the cache of one layer. prefix, past: see `_visible`.
+      q: `[D, N, 1, H, E]`. prompt_k, prompt_v, k, v: the cache of one layer. prefix, past: see `_visible`. cap: of logits.
     """
     shards, rows, _, heads, size = q.shape
     slots, kv_heads = prompt_v.shape[1:3]
@@ -199,8 +208,8 @@ def _attend_cached(q, prompt_k, prompt_v, k, v, prefix, past):
 
     merged = k.shape[-2] // size
     to_past = dot("...ae,...et->...at", _side_by_side(q, merged).reshape(*k.shape[:-2], -1, k.shape[-2]), k)
-    to_past = jnp.where(past, to_past.reshape(*q.shape[:3], -1), _NEVER)
-    to_prompt = jnp.where(prefix, dot("dmchge,dmhep->dmhcgp", q_slots, prompt_k), _NEVER)
+    to_past = jnp.where(past, soft_cap(to_past.reshape(*q.shape[:3], -1), cap), _NEVER)
+    to_prompt = jnp.where(prefix, soft_cap(dot("dmchge,dmhep->dmhcgp", q_slots, prompt_k), cap), _NEVER)
     # A token always sees itself, so the largest logit is a real one and what is hidden gets weight 0.
     top = jnp.maximum(by_row(to_prompt.max(-1)), to_past.max(-1))[..., None]
     on_prompt, on_past = jnp.exp(to_prompt - by_slot(top)), jnp.exp(to_past - top)

@@ -1,4 +1,4 @@
-"""What distinguishes one model from another (LLaMA, Mistral, Qwen): values, never code paths."""
+"""What distinguishes one model from another: values, never code paths."""
 
 from __future__ import annotations
 
@@ -7,6 +7,43 @@ from typing import Any
 
 from align_jax.models.adapter import Adapter
 
+ROPES = ("linear", "llama3", "dynamic", "yarn", "longrope")
+HEADS = ("lm_head", "score")
+NORMS = ("before", "both", "after")
+ACTIVATIONS = ("silu", "gelu_tanh")
+# Fields that older versions had not, with what they then were.
+LATER = {
+    "qkv_bias": False,
+    "qk_norm": False,
+    "qk_norm_whole": False,
+    "layer_windows": None,
+    "layer_ropes": None,
+    "local_rope_theta": None,
+    "rotary_size": None,
+    "rope_length": None,
+    "norms": "before",
+    "norm_offset": 0.0,
+    "norm_float32": False,
+    "activation": "silu",
+    "embed_scale": 1.0,
+    "residual_scale": 1.0,
+    "attention_scale": None,
+    "attention_softcap": None,
+    "logit_softcap": None,
+    "logit_divisor": 1.0,
+    "fused": False,
+    "quantize": None,
+    "lora": None,
+}
+_LATER_OF_ROPE = {
+    "attention_factor": 1.0,
+    "beta_fast": 32.0,
+    "beta_slow": 1.0,
+    "truncate": True,
+    "short_factors": (),
+    "long_factors": (),
+}
+
 
 @dataclasses.dataclass(frozen=True)
 class RopeScaling:
@@ -14,12 +51,19 @@ class RopeScaling:
 
     kind `linear`: every frequency divided by `factor`. kind `llama3`: low frequencies divided by `factor`, high ones kept,
     with a smooth ramp between `original_length / low_freq_factor` and `original_length / high_freq_factor` (Llama 3.1).
+    kind `yarn`: the same with a linear ramp over the dimensions that turn `beta_fast` to `beta_slow` times in the original
+    context (arXiv 2309.00071). kind `dynamic`: a larger base for texts longer than `original_length`. kind `longrope`: every
+    frequency divided by a factor of its own, other ones for texts longer than `original_length` (arXiv 2402.13753).
 
     Attributes:
-      kind: linear (every frequency) or llama3 (low ones, with a ramp to the high ones, which are kept).
-      factor: what frequencies are divided by.
+      kind: linear, llama3, dynamic, yarn or longrope.
+      factor: what frequencies are divided by (not longrope).
       low_freq_factor, high_freq_factor: where the ramp of llama3 begins and ends.
-      original_length: positions before the context was extended (llama3).
+      original_length: positions before the context was extended (not linear).
+      attention_factor: what cosines and sines are multiplied by (yarn, longrope).
+      beta_fast, beta_slow: where the ramp of yarn begins and ends, in turns.
+      truncate: whether the ends of yarn's ramp are whole dimensions.
+      short_factors, long_factors: of each frequency (longrope).
     """
 
     kind: str
@@ -27,16 +71,24 @@ class RopeScaling:
     low_freq_factor: float = 1.0
     high_freq_factor: float = 4.0
     original_length: int = 8192
+    attention_factor: float = 1.0
+    beta_fast: float = 32.0
+    beta_slow: float = 1.0
+    truncate: bool = True
+    short_factors: tuple[float, ...] = ()
+    long_factors: tuple[float, ...] = ()
 
+    def __post_init__(self):
+        if self.kind not in ROPES:
+            raise ValueError(f"rope_scaling.kind is {self.kind!r}; known: {', '.join(ROPES)}")
+        for name in ("short_factors", "long_factors"):
+            object.__setattr__(self, name, tuple(getattr(self, name)))
 
-HEADS = ("lm_head", "score")
-# Fields that older versions had not, with what they then were.
-LATER = {"qkv_bias": False, "qk_norm": False, "lora": None, "quantize": None}
 
 
 @dataclasses.dataclass(frozen=True)
 class ModelConfig:
-    """Shape and numerics of a decoder (LLaMA 1 to 3.2, Mistral, Qwen 2 to 3).
+    """Shape and numerics of a decoder of any family that `align_jax.hf` knows; the defaults are a LLaMA's.
 
     Attributes:
       vocab_size: number of tokens.
@@ -57,6 +109,24 @@ class ModelConfig:
       qk_norm: each head of queries and of keys has a norm before the rotation, one weight for all heads (Qwen3).
       quantize: few bits for the projections of all layers, see `models.quantized.KINDS`; None: as they were stored.
       lora: the adapter on top of it, whose weights are rows of the table, too; None: none.
+      qk_norm_whole: all heads of queries, and all of keys, have one norm together before the rotation (OLMo 2).
+      layer_windows: which layers have the window; None is every one (Gemma).
+      layer_ropes: which layers rotate queries and keys; None is every one (SmolLM3).
+      local_rope_theta: base of the rotary frequencies of layers with the window, which are then not scaled (Gemma 3).
+      rotary_size: dimensions of a head that are rotated, the first ones; None is all (Phi-4-mini).
+      rope_length: tokens of the longest text that is computed, where the rotary frequencies depend on it (dynamic, longrope);
+        None is a text within the original context.
+      norms: where a layer's norms stand: before attention and MLP, after them (OLMo 2), or both (Gemma).
+      norm_offset: added to the weights of norms (Gemma: 1).
+      norm_float32: norms multiply by their weight before they round, not after (Gemma, OLMo).
+      activation: of the MLP: silu or gelu_tanh.
+      embed_scale: what embeddings are multiplied by, rounded to the compute type.
+      residual_scale: what attention and MLP are multiplied by before they are added to the residual (Granite).
+      attention_scale: what logits of attention are multiplied by; None is 1 / sqrt(head_size).
+      attention_softcap, logit_softcap: the c of c tanh(x / c), which logits of attention and of the vocabulary go through; None
+        is none (Gemma 2).
+      logit_divisor: what logits of the vocabulary are divided by (Granite).
+      fused: a checkpoint holds q, k, v as one tensor, and gate and up (Phi-3).
     """
 
     vocab_size: int
@@ -77,21 +147,48 @@ class ModelConfig:
     qk_norm: bool = False
     quantize: str | None = None
     lora: Adapter | None = None
+    qk_norm_whole: bool = False
+    layer_windows: tuple[bool, ...] | None = None
+    layer_ropes: tuple[bool, ...] | None = None
+    local_rope_theta: float | None = None
+    rotary_size: int | None = None
+    rope_length: int | None = None
+    norms: str = "before"
+    norm_offset: float = 0.0
+    norm_float32: bool = False
+    activation: str = "silu"
+    embed_scale: float = 1.0
+    residual_scale: float = 1.0
+    attention_scale: float | None = None
+    attention_softcap: float | None = None
+    logit_softcap: float | None = None
+    logit_divisor: float = 1.0
+    fused: bool = False
 
     def __post_init__(self):
-        if self.head not in HEADS:
-            raise ValueError(f"head is {self.head!r}; known: {', '.join(HEADS)}")
+        for name, known in (("head", HEADS), ("norms", NORMS), ("activation", ACTIVATIONS)):
+            if getattr(self, name) not in known:
+                raise ValueError(f"{name} is {getattr(self, name)!r}; known: {', '.join(known)}")
+        for name in ("layer_windows", "layer_ropes"):
+            if (value := getattr(self, name)) is not None:
+                if len(value) != self.layers:
+                    raise ValueError(f"{name} has {len(value)} values for {self.layers} layers")
+                said = all(value) and (name == "layer_ropes" or self.sliding_window is not None)  # by the other fields
+                object.__setattr__(self, name, None if said else tuple(value))
         if self.heads % self.kv_heads:
             raise ValueError(f"heads ({self.heads}) must be a multiple of kv_heads ({self.kv_heads})")
-        if self.head_size % 2:
-            raise ValueError(f"head_size must be even for rotary embeddings, got {self.head_size}")
+        for name in ("head_size", "rotary_size"):
+            if (getattr(self, name) or 0) % 2:
+                raise ValueError(f"{name} must be even for rotary embeddings, got {getattr(self, name)}")
+        if self.qk_norm and self.qk_norm_whole:
+            raise ValueError("qk_norm and qk_norm_whole exclude each other")
         if self.sliding_window is not None and self.sliding_window < 1:
             raise ValueError(f"sliding_window must be at least 1 or None, got {self.sliding_window}")
 
     def fields(self) -> dict[str, Any]:
         """Name -> value; without later fields that are as they always were, so that what is kept by them keeps its name."""
-        values = dataclasses.asdict(self)
-        return {name: value for name, value in values.items() if name not in LATER or value != LATER[name]}
+        rope = self.rope_scaling and self.rope_scaling.fields()
+        return _without(dataclasses.asdict(self) | {"rope_scaling": rope}, LATER)
 
     @property
     def base(self) -> ModelConfig:
@@ -104,4 +201,12 @@ class ModelConfig:
         return dataclasses.replace(self, lora=None, quantize=None)
 
     def __repr__(self) -> str:
-        return f"ModelConfig({', '.join(f'{name}={getattr(self, name)!r}' for name in self.fields())})"
+        return _written(self)
+
+
+def _without(values: dict[str, Any], defaults: dict[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in values.items() if name not in defaults or value != defaults[name]}
+
+
+def _written(config: RopeScaling | ModelConfig) -> str:
+    return f"{type(config).__name__}({', '.join(f'{name}={getattr(config, name)!r}' for name in config.fields())})"

@@ -1,4 +1,4 @@
-"""The decoder of LLaMA, Mistral and Qwen: one module, its layers stacked on a leading axis L and scanned.
+"""The decoder of all families: one module, its layers stacked on a leading axis L and scanned.
 
 Axes as in `align_jax.batch`; also W the width, H query heads, Hk key/value heads, E the head size, F the MLP width.
 """
@@ -15,13 +15,14 @@ import jax.numpy as jnp
 from flax import nnx
 
 from align_jax.models.adapter import KEY, MAGNITUDE, SCALE, TARGETS, A
-from align_jax.models.attention import Masks, RowIds, RowSpans, Runs, Tokens, attend, choose_backend, visibility
+from align_jax.models.attention import Seen, Tokens, attend, choose_backend, visibility_by_kind
 from align_jax.models.config import ModelConfig
+from align_jax.models.kinds import kinds_of
 from align_jax.models.lora import adapted, stacked_scales
-from align_jax.models.ops import gated_linear, linear, lookup, precision, rms_norm
+from align_jax.models.ops import Norm, gated, gated_linear, linear, lookup, precision, rms_norm, soft_cap, soft_cap_slope
 from align_jax.models.quantized import Quantized
 from align_jax.models.remat import rematerialize
-from align_jax.models.rope import frequencies, rotate, rotation
+from align_jax.models.rope import rotate, rotate_by_kind, rotations
 from align_jax.models.weights import TABLE, check_weights
 from align_jax.parallel import sequence
 from align_jax.parallel.axes import constrain
@@ -48,11 +49,11 @@ class Inputs(NamedTuple):
 
     tokens: jax.Array
     positions: jax.Array
-    seen: Masks | RowIds | Runs | RowSpans
+    seen: Seen
 
 
 class Decoder(nnx.Module):
-    """LLaMA, Mistral or Qwen.
+    """A model of any family.
 
     Args:
       config: the shape of the model.
@@ -92,36 +93,43 @@ class Decoder(nnx.Module):
         length = tokens.shape[1]
         rows = jnp.pad(tokens, ((0, 0), (0, sequence.padded(length) - length)))[:, None]
         positions = jnp.broadcast_to(jnp.arange(rows.shape[-1], dtype=jnp.int32), rows.shape)
-        seen = visibility(self.backend, Tokens(positions, jnp.ones_like(positions)), self.config.sliding_window)
-        hidden, _ = self.run(sequence.dealt(rows, 2), sequence.dealt(positions, 2), seen)
+        seen = visibility_by_kind(kinds_of(self.config).windows, self.backend, Tokens(positions, jnp.ones_like(positions)))
+        hidden, _ = self.run(sequence.dealt(rows, 2), sequence.dealt(positions, 2), seen, length=length)
         return sequence.natural(hidden, 2)[:, 0, :length]
 
     def run(
         self,
         tokens: jax.Array,
         positions: jax.Array,
-        seen: Masks | RowIds | Runs | RowSpans,
+        seen: Seen,
         prefix: tuple[jax.Array, jax.Array] | None = None,
         keep_kv: bool = False,
+        length: int | None = None,
     ) -> tuple[jax.Array, tuple[jax.Array, jax.Array] | None]:
         """Runs all layers over rows of tokens, each row seeing its prompt's keys and values.
 
         Args:
           tokens, positions: int32 `[D, N, R]`; where a mesh cuts rows, as `align_jax.parallel.sequence` deals them.
-          seen: what each token sees, from `align_jax.models.attention.visibility`.
+          seen: what each token sees, from `align_jax.models.attention.visibility_by_kind`.
           prefix: keys and values of the prompt rows, each `[L, D, M, P, Hk, E]`; None for rows without a prompt.
           keep_kv: also return this call's own keys and values, each `[L, D, N, R, Hk, E]`.
+          length: tokens of the longest text, where rotary frequencies depend on it; None is the config's `rope_length`.
 
         Returns:
           The normalized hidden states `[D, N, R, W]`, and the keys and values or None.
         """
-        x, layer = self.begin(tokens, positions)
+        x, layer = self.begin(tokens, positions, length)
 
         def body(x, inputs):
-            weights, of_prompt = inputs
-            return layer(x, weights, lambda q, k, v: (attend(q, k, v, seen, *(of_prompt or ())), (k, v) if keep_kv else None))
+            weights, kind, of_prompt = inputs
 
-        x, kv = jax.lax.scan(rematerialize(body, self.remat), x, (self.stacked(), prefix))
+            def attention(q, k, v):
+                mixed = attend(q, k, v, seen, *(of_prompt or ()), kind=kind, cap=self.config.attention_softcap)
+                return mixed, (k, v) if keep_kv else None
+
+            return layer(x, weights, attention, kind)
+
+        x, kv = jax.lax.scan(rematerialize(body, self.remat), x, (self.stacked(), self.kinds(), prefix))
         return self.finish(x), kv
 
     def run_together(self, prompts: Inputs, rows: Inputs) -> jax.Array:
@@ -141,33 +149,42 @@ class Decoder(nnx.Module):
             parts = jax.lax.split(x, (at, x.shape[2] - at), axis=2)
             return [part.reshape(*shape, *x.shape[3:]) for part, shape in zip(parts, shapes, strict=True)]
 
-        def attention(q, k, v):
-            (q, q_rows), (k, k_rows), (v, v_rows) = map(apart, (q, k, v))
-            mixed = attend(q, k, v, prompts.seen), attend(q_rows, k_rows, v_rows, rows.seen, k, v)
-            return jnp.concatenate([x.reshape(x.shape[0], 1, -1, *x.shape[3:]) for x in mixed], axis=2), None
+        def body(x, inputs):
+            weights, kind = inputs
+            look = partial(attend, kind=kind, cap=self.config.attention_softcap)
 
-        x, _ = jax.lax.scan(
-            rematerialize(lambda x, weights: layer(x, weights, attention), self.remat), x, self.stacked()
-        )
+            def attention(q, k, v):
+                (q, q_rows), (k, k_rows), (v, v_rows) = map(apart, (q, k, v))
+                mixed = look(q, k, v, prompts.seen), look(q_rows, k_rows, v_rows, rows.seen, k, v)
+                return jnp.concatenate([x.reshape(x.shape[0], 1, -1, *x.shape[3:]) for x in mixed], axis=2), None
+
+            return layer(x, weights, attention, kind)
+
+        x, _ = jax.lax.scan(rematerialize(body, self.remat), x, (self.stacked(), self.kinds()))
         return self.finish(apart(x)[1])
 
-    def begin(self, tokens: jax.Array, positions: jax.Array) -> tuple[jax.Array, Callable]:
+    def kinds(self) -> jax.Array | None:
+        """The number of each layer's kind, int32 `[L]`; None where all layers are of one kind."""
+        kinds = kinds_of(self.config)
+        return jnp.asarray(kinds.of_layers, jnp.int32) if len(kinds.kinds) > 1 else None
+
+    def begin(self, tokens: jax.Array, positions: jax.Array, length: int | None = None) -> tuple[jax.Array, Callable]:
         """Embeddings `[D, N, R, W]` of tokens `[D, N, R]`, and the function that applies one layer to them.
 
-        The function is `layer(x, weights of the layer, attention) -> (x, what attention keeps)`, where `attention(q, k, v)`
-        returns the mixed values `[D, N, R, H, E]` and anything else.
+        The function is `layer(x, weights of the layer, attention, kind) -> (x, what attention keeps)`, where
+        `attention(q, k, v)` returns the mixed values `[D, N, R, H, E]` and anything else, and `kind` is the layer's number in
+        `kinds`.
         """
-        x = constrain(lookup(self.embed[...], tokens, self.dtype), "shards", None, "positions", "act_embed")
-        cos, sin = rotation(positions, frequencies(self.config))
-        return x, partial(_layer, eps=self.config.norm_eps, cos=cos, sin=sin, dropout=self._dropout)
-
-    @property
-    def _dropout(self) -> float:
-        return 0.0 if self.config.lora is None else self.config.lora.dropout
+        x = lookup(self.embed[...], tokens, self.dtype)
+        if self.config.embed_scale != 1:
+            x = x * jnp.asarray(self.config.embed_scale, self.dtype)
+        x = constrain(x, "shards", None, "positions", "act_embed")
+        cos, sin = rotations(self.config, kinds_of(self.config).ropes, positions, length)
+        return x, partial(_layer, config=self.config, cos=cos, sin=sin)
 
     def finish(self, x: jax.Array) -> jax.Array:
         """The normalized hidden states of what left the last layer."""
-        return rms_norm(x, self.norm[...], self.config.norm_eps)
+        return rms_norm(x, self.norm[...], _norm(self.config))
 
     def stacked(self) -> dict:
         """What layers are scanned over: their weights, and the scales of an adapter."""
@@ -203,33 +220,73 @@ class Decoder(nnx.Module):
 
     def logits(self, hidden: jax.Array) -> jax.Array:
         """Logits of normalized hidden states: `[..., W]` -> float32 `[..., V]`."""
-        return jnp.einsum(
+        products = jnp.einsum(
             "...w,wv->...v",
             hidden,
             self.head_weight(),
             preferred_element_type=jnp.float32,
             precision=precision(self.dtype),
         )
+        return head_logits(self.config, products)
 
 
-def _layer(x, weights, attention, *, eps, cos, sin, dropout):
-    """One decoder layer; pre-norm attention and SwiGLU MLP, each added to the residual."""
+def head_logits(config: ModelConfig, products: jax.Array) -> jax.Array:
+    """Logits, from the products of hidden states and the output projection: divided and bounded where the model asks for it."""
+    divided = products if config.logit_divisor == 1 else products / config.logit_divisor
+    return soft_cap(divided, config.logit_softcap)
+
+
+def head_slope(config: ModelConfig, logits: jax.Array, d_logits: jax.Array) -> jax.Array:
+    """The gradient of what `head_logits` takes, from the logits that it gave and their gradient."""
+    if config.logit_softcap is not None:
+        d_logits = d_logits * soft_cap_slope(logits, config.logit_softcap)
+    return d_logits if config.logit_divisor == 1 else d_logits / config.logit_divisor
+
+
+def _norm(config: ModelConfig, axes: int = 1) -> Norm:
+    return Norm(config.norm_eps, config.norm_offset, axes, config.norm_float32)
+
+
+def _layer(x, weights, attention, kind=None, *, config, cos, sin):
+    """One decoder layer; attention and a gated MLP, each added to the residual, with norms before, after or both."""
     w = {name: _ready(name, value, x.dtype) for name, value in weights.items()}
+    norm = _norm(config)
 
-    h = rms_norm(x, w["attn_norm"], eps)
-    q = _heads(h, w, "q", "heads", dropout)
-    k = _heads(h, w, "k", "kv_heads", dropout)
-    v = _heads(h, w, "v", "kv_heads", dropout)
+    h = _normed(x, w, "attn_norm", norm)
+    q = _heads(h, w, "q", "heads", config)
+    k = _heads(h, w, "k", "kv_heads", config)
+    v = _heads(h, w, "v", "kv_heads", config)
     if "q_norm" in w:
-        q, k = rms_norm(q, w["q_norm"], eps), rms_norm(k, w["k_norm"], eps)
-    q, k = rotate(q, cos, sin), rotate(k, cos, sin)
+        of_heads = _norm(config, 2) if config.qk_norm_whole else norm
+        q, k = rms_norm(q, w["q_norm"], of_heads), rms_norm(k, w["k_norm"], of_heads)
+    # Attention multiplies by 1 / sqrt(head_size); what else there is goes into the queries before they are rounded.
+    scale = None if config.attention_scale is None else config.attention_scale * config.head_size**0.5
+    turn = partial(rotate if cos.ndim == q.ndim else partial(_by_kind, kind), cos=cos, sin=sin)
+    q, k = turn(q, scale=scale), turn(k)
     mixed, kept = attention(q, k, v)
-    x = x + constrain(_project(mixed, w, "o", dropout), "shards", None, "positions", "act_embed")
+    mixed = constrain(_project(mixed, w, "o", config), "shards", None, "positions", "act_embed")
+    x = _added(x, mixed, w, "attn_post_norm", config)
 
-    h = rms_norm(x, w["mlp_norm"], eps)
-    gate, up = (constrain(_project(h, w, name, dropout), "shards", None, "positions", "mlp") for name in ("gate", "up"))
-    x = x + constrain(_down(gate, up, w, dropout), "shards", None, "positions", "act_embed")
-    return x, kept
+    h = _normed(x, w, "mlp_norm", norm)
+    gate, up = (constrain(_project(h, w, name, config), "shards", None, "positions", "mlp") for name in ("gate", "up"))
+    down = _down(gate, up, w, config)
+    return _added(x, constrain(down, "shards", None, "positions", "act_embed"), w, "mlp_post_norm", config), kept
+
+
+def _by_kind(kind, x, cos, sin, scale=None):
+    return rotate_by_kind(x, cos, sin, kind, scale)
+
+
+def _normed(x, w, name, norm):
+    return rms_norm(x, w[name], norm) if name in w else x
+
+
+def _added(x, branch, w, name, config):
+    """The residual with a branch, which has a norm of its own where the model has one."""
+    branch = _normed(branch, w, name, _norm(config))
+    if config.residual_scale != 1:
+        branch = (branch.astype(jnp.float32) * config.residual_scale).astype(branch.dtype)
+    return x + branch
 
 
 def _ready(name, value, dtype):
@@ -239,20 +296,20 @@ def _ready(name, value, dtype):
     return value if name.endswith(_AS_KEPT) else value.astype(dtype)
 
 
-def _project(x, w, name, dropout):
+def _project(x, w, name, config):
     """The product of a projection, over the last axes of x, and what its adapter makes of it."""
-    return adapted(linear(x, w[name], TARGETS[name]), x, w, name, dropout)
+    return adapted(linear(x, w[name], TARGETS[name]), x, w, name, config.lora)
 
 
-def _down(gate, up, w, dropout):
-    """SwiGLU and the product after it."""
-    y = gated_linear(gate, up, w["down"])
-    return adapted(y, jax.nn.silu(gate) * up, w, "down", dropout) if f"down_{A}" in w else y
+def _down(gate, up, w, config):
+    """The gated activation and the product after it."""
+    y = gated_linear(gate, up, w["down"], config.activation)
+    return adapted(y, gated(gate, up, config.activation), w, "down", config.lora) if f"down_{A}" in w else y
 
 
-def _heads(h, w, name, axis, dropout):
+def _heads(h, w, name, axis, config):
     """Queries, keys or values of each head; with a bias where the model has one."""
-    x = constrain(_project(h, w, name, dropout), "shards", None, "positions", axis, None)
+    x = constrain(_project(h, w, name, config), "shards", None, "positions", axis, None)
     if f"{name}_bias" not in w:
         return x
     # Added in float32, so that its gradient, a sum over all tokens, is one in float32, too.

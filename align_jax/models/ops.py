@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 from functools import partial
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -78,8 +79,12 @@ def _product(a, b, over_a, over_b):
     return jax.lax.dot_general(a, b, ((tuple(over_a), tuple(over_b)), ((), ())), precision=precision(a.dtype))
 
 
-@jax.custom_vjp
-def gated_linear(gate: jax.Array, up: jax.Array, weight: jax.Array) -> jax.Array:
+_gelu = partial(jax.nn.gelu, approximate=True)
+_ACTIVATIONS = {"silu": jax.nn.silu, "gelu_tanh": _gelu}
+
+
+@partial(jax.custom_vjp, nondiff_argnums=(3,))
+def gated_linear(gate: jax.Array, up: jax.Array, weight: jax.Array, activation: str = "silu") -> jax.Array:
     """SwiGLU and the product after it, `(silu(gate) * up) weight` (arXiv 2002.05202, Eq. 6), `[..., F]` x 2 -> `[..., W]`.
 
         s = sigmoid(gate),  u = gate s up,    d_u = d_y weight^T,  d_weight = u^T d_y
@@ -88,28 +93,50 @@ def gated_linear(gate: jax.Array, up: jax.Array, weight: jax.Array) -> jax.Array
     The elementwise part is computed again in the backward pass instead of kept, and in float32: in bfloat16, d_gate and d_up
     are off by 0.17% (rounding) instead of the 0.38% of JAX's derivative. That also takes 1.29 times the step's temporaries on a
     CPU (configs/bench-cpu.yaml), 1.66 times on TPU v5p (LLaMA-3-8B, 16 chips), unless it is checkpointed.
+
+    Args:
+      activation: silu, or gelu_tanh in its place.
     """
-    return _linear(jax.nn.silu(gate) * up, weight, 1)
+    return _linear(gated(gate, up, activation), weight, 1)
 
 
-def _gated_forward(gate, up, weight):
-    return checkpoint_name(_linear(jax.nn.silu(gate) * up, weight, 1), PRODUCT), (gate, up, weight)
+def gated(gate: jax.Array, up: jax.Array, activation: str = "silu") -> jax.Array:
+    """What `gated_linear` takes the product of."""
+    return _ACTIVATIONS[activation](gate) * up
 
 
-def _gated_backward(saved, d_out):
+def _gated_forward(gate, up, weight, activation):
+    return checkpoint_name(_linear(gated(gate, up, activation), weight, 1), PRODUCT), (gate, up, weight)
+
+
+def _gated_backward(activation, saved, d_out):
     gate, up, weight = saved
-    d_unit, d_weight = _linear_backward(1, (jax.nn.silu(gate) * up, weight), d_out)
+    d_unit, d_weight = _linear_backward(1, (gated(gate, up, activation), weight), d_out)
     gate, up, d = (x.astype(_FLOAT32) for x in (gate, up, d_unit))
-    s = jax.nn.sigmoid(gate)
-    d_gate, d_up = d * up * s * (1 + gate * (1 - s)), d * gate * s
+    if activation == "silu":
+        s = jax.nn.sigmoid(gate)
+        d_gate, d_up = d * up * s * (1 + gate * (1 - s)), d * gate * s
+    else:
+        value, slope = jax.jvp(_gelu, (gate,), (jnp.ones_like(gate),))
+        d_gate, d_up = d * up * slope, d * value
     return d_gate.astype(d_out.dtype), d_up.astype(d_out.dtype), d_weight
 
 
 gated_linear.defvjp(_gated_forward, _gated_backward)
 
 
+class Norm(NamedTuple):
+    """The numbers of a norm: added to the mean square; added to the weight; how many last axes are one vector; whether the
+    product with the weight is rounded, and not what goes into it."""
+
+    eps: float
+    offset: float = 0.0
+    axes: int = 1
+    late: bool = False
+
+
 @partial(jax.custom_vjp, nondiff_argnums=(2,))
-def rms_norm(x: jax.Array, weight: jax.Array, eps: float) -> jax.Array:
+def rms_norm(x: jax.Array, weight: jax.Array, norm: Norm | float) -> jax.Array:
     """Root-mean-square norm in float32 (arXiv 1910.07467, Eq. 4), `[..., W]` in the type of x.
 
         y = x s w,  s = 1 / sqrt(mean(x^2) + eps),    d_x = s w d_y - x s^3 mean(x w d_y),    d_w = sum x s d_y
@@ -118,29 +145,54 @@ def rms_norm(x: jax.Array, weight: jax.Array, eps: float) -> jax.Array:
     (LLaMA-3-8B, 16 chips), and the gradient of a bfloat16 weight is off by 1.0% instead of 0.17% (rounding).
 
     Args:
-      x: activations. weight: `[W]`. eps: added to the mean square.
+      x: activations. weight: `[W]`, or as many axes as the norm has. norm: its numbers, or eps alone.
     """
-    return ((x.astype(_FLOAT32) * _inverse_rms(x, eps)).astype(x.dtype) * weight).astype(x.dtype)
+    norm = _norm_of(norm)
+    scaled = x.astype(_FLOAT32) * _inverse_rms(x, norm)
+    if norm.late:
+        return (scaled * _shifted(weight, norm)).astype(x.dtype)
+    return (scaled.astype(x.dtype) * _shifted(weight, norm)).astype(x.dtype)
 
 
-def _inverse_rms(x, eps):
-    return jax.lax.rsqrt(jnp.mean(jnp.square(x.astype(_FLOAT32)), axis=-1, keepdims=True) + eps)
+def _norm_of(norm: Norm | float) -> Norm:
+    return norm if isinstance(norm, Norm) else Norm(norm)
 
 
-def _norm_forward(x, weight, eps):
-    return rms_norm(x, weight, eps), (x, weight)
+def _shifted(weight, norm: Norm):
+    return weight.astype(_FLOAT32) + norm.offset if norm.offset else weight
 
 
-def _norm_backward(eps, saved, d_out):
+def _inverse_rms(x, norm: Norm):
+    axes = tuple(range(-norm.axes, 0)) if norm.axes > 1 else -1
+    return jax.lax.rsqrt(jnp.mean(jnp.square(x.astype(_FLOAT32)), axis=axes, keepdims=True) + norm.eps)
+
+
+def _norm_forward(x, weight, norm):
+    return rms_norm(x, weight, norm), (x, weight)
+
+
+def _norm_backward(norm, saved, d_out):
+    norm = _norm_of(norm)
     x, weight = saved
-    s, x32, d = _inverse_rms(x, eps), x.astype(_FLOAT32), d_out.astype(_FLOAT32)
-    scaled = d * weight.astype(_FLOAT32)
-    d_x = s * scaled - x32 * s**3 * jnp.mean(x32 * scaled, axis=-1, keepdims=True)
-    d_weight = jnp.sum(x32 * s * d, axis=range(x.ndim - 1))
+    s, x32, d = _inverse_rms(x, norm), x.astype(_FLOAT32), d_out.astype(_FLOAT32)
+    scaled = d * _shifted(weight, norm).astype(_FLOAT32)
+    axes = tuple(range(-norm.axes, 0)) if norm.axes > 1 else -1
+    d_x = s * scaled - x32 * s**3 * jnp.mean(x32 * scaled, axis=axes, keepdims=True)
+    d_weight = jnp.sum(x32 * s * d, axis=range(x.ndim - norm.axes))
     return d_x.astype(x.dtype), d_weight.astype(weight.dtype)
 
 
 rms_norm.defvjp(_norm_forward, _norm_backward)
+
+
+def soft_cap(logits: jax.Array, cap: float | None) -> jax.Array:
+    """`c tanh(x / c)`, which bounds logits to c; themselves where there is no c (Gemma 2, arXiv 2408.00118, section 2)."""
+    return logits if cap is None else cap * jnp.tanh(logits / cap)
+
+
+def soft_cap_slope(capped: jax.Array, cap: float) -> jax.Array:
+    """The derivative of `soft_cap` where it is `capped`: `1 - (y / c)^2`."""
+    return 1 - jnp.square(capped / cap)
 
 
 def lookup(table: jax.Array, tokens: jax.Array, dtype) -> jax.Array:

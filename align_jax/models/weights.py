@@ -30,7 +30,7 @@ Initializer = Callable[[ModelConfig, jax.Array, tuple[int, ...]], jax.Array]
 
 def ones(config: ModelConfig, key: jax.Array, shape: tuple[int, ...]) -> jax.Array:
     """A norm that scales by one."""
-    return jnp.ones(shape)
+    return jnp.full(shape, 1.0 - config.norm_offset)
 
 
 def zeros(config: ModelConfig, key: jax.Array, shape: tuple[int, ...]) -> jax.Array:
@@ -133,12 +133,28 @@ class Weight:
         return ("layers",) * self.stacked + self.axes
 
 
-def _norm(path: Path, name: str) -> Weight:
-    return Weight(path, ("width",), ("norm",), Stored(name, SAME), init=ones, decay=False)
+def _norm(path: Path, name: str, present: Callable[[ModelConfig], bool] = always) -> Weight:
+    return Weight(path, ("width",), ("norm",), Stored(name, SAME), init=ones, decay=False, present=present)
 
 
 def _in_layer(name: str, kind: str = "weight") -> str:
     return f"model.layers.{{layer}}.{name}.{kind}"
+
+
+def _layer_norm(name: str, stored: str, *places: str) -> Weight:
+    """A norm of a layer, where the model's norms stand in one of these places."""
+    return _norm(("layers", name), _in_layer(stored), lambda config: config.norms in places)
+
+
+def _projection(name: str, stored: str, inputs: str, outputs: tuple[str, ...], fused: str) -> tuple[Weight, Weight]:
+    """A projection under its own name in a checkpoint, and as a part of another tensor's rows, in the order of this table."""
+    dims, axes = (inputs, *outputs), ("embed", *(("mlp",) if outputs == ("mlp_width",) else outputs))
+    own, part = (Stored(_in_layer(n), SPLIT_OUTPUTS) for n in (stored, fused))
+    path = ("layers", name)
+    return (
+        Weight(path, dims, axes, own, present=lambda config: not config.fused),
+        Weight(path, dims, axes, part, present=lambda config: config.fused),
+    )
 
 
 def _bias(name: str, heads: str) -> Weight:
@@ -177,27 +193,22 @@ def _adapter(of: Weight) -> list[Weight]:
     ]
 
 
+def _whole_norm(name: str, heads: str) -> Weight:
+    stored, has = Stored(_in_layer(f"self_attn.{name}_norm"), FLAT), lambda config: config.qk_norm_whole
+    dims = (heads, "head_size")
+    return Weight(("layers", f"{name}_norm"), dims, dims, stored, init=ones, decay=False, present=has)
+
+
+_QKV = (("q", "heads"), ("k", "kv_heads"), ("v", "kv_heads"))
+
 # In the order of a checkpoint's tensors: the embedding, every layer with its tensors together, what follows the layers.
 BASE = (
     Weight(("embed",), ("vocab_size", "width"), ("vocab", "embed"), Stored("model.embed_tokens.weight", SAME)),
-    _norm(("layers", "attn_norm"), _in_layer("input_layernorm")),
-    Weight(
-        ("layers", "q"),
-        ("width", "heads", "head_size"),
-        ("embed", "heads", "head_size"),
-        Stored(_in_layer("self_attn.q_proj"), SPLIT_OUTPUTS),
-    ),
-    Weight(
-        ("layers", "k"),
-        ("width", "kv_heads", "head_size"),
-        ("embed", "kv_heads", "head_size"),
-        Stored(_in_layer("self_attn.k_proj"), SPLIT_OUTPUTS),
-    ),
-    Weight(
-        ("layers", "v"),
-        ("width", "kv_heads", "head_size"),
-        ("embed", "kv_heads", "head_size"),
-        Stored(_in_layer("self_attn.v_proj"), SPLIT_OUTPUTS),
+    _layer_norm("attn_norm", "input_layernorm", "before", "both"),
+    *(
+        row
+        for name, heads in _QKV
+        for row in _projection(name, f"self_attn.{name}_proj", "width", (heads, "head_size"), "self_attn.qkv_proj")
     ),
     Weight(
         ("layers", "o"),
@@ -206,11 +217,18 @@ BASE = (
         Stored(_in_layer("self_attn.o_proj"), SPLIT_INPUTS),
         init=normal_to_residual,
     ),
-    *(_bias(name, heads) for name, heads in (("q", "heads"), ("k", "kv_heads"), ("v", "kv_heads"))),
+    *(_bias(name, heads) for name, heads in _QKV),
     *(_head_norm(name) for name in ("q", "k")),
-    _norm(("layers", "mlp_norm"), _in_layer("post_attention_layernorm")),
-    Weight(("layers", "gate"), ("width", "mlp_width"), ("embed", "mlp"), Stored(_in_layer("mlp.gate_proj"), SPLIT_OUTPUTS)),
-    Weight(("layers", "up"), ("width", "mlp_width"), ("embed", "mlp"), Stored(_in_layer("mlp.up_proj"), SPLIT_OUTPUTS)),
+    *(_whole_norm(name, heads) for name, heads in _QKV[:2]),
+    # One name, two things: of a LLaMA it is the norm before the MLP, of a Gemma and an OLMo the one after attention.
+    _layer_norm("mlp_norm", "post_attention_layernorm", "before"),
+    _layer_norm("attn_post_norm", "post_attention_layernorm", "both", "after"),
+    _layer_norm("mlp_norm", "pre_feedforward_layernorm", "both"),
+    *(
+        row
+        for name in ("gate", "up")
+        for row in _projection(name, f"mlp.{name}_proj", "width", ("mlp_width",), "mlp.gate_up_proj")
+    ),
     Weight(
         ("layers", "down"),
         ("mlp_width", "width"),
@@ -218,6 +236,7 @@ BASE = (
         Stored(_in_layer("mlp.down_proj"), SPLIT_OUTPUTS),
         init=normal_to_residual,
     ),
+    _layer_norm("mlp_post_norm", "post_feedforward_layernorm", "both", "after"),
     _norm(("norm",), "model.norm.weight"),
     Weight(
         ("lm_head",),
@@ -236,8 +255,9 @@ BASE = (
     ),
 )
 
-# And the adapter's behind them.
-TABLE = (*BASE, *(row for of in BASE if of.path[0] == "layers" and of.path[1] in lora.TARGETS for row in _adapter(of)))
+# And the adapter's behind them, one for rows that differ in their names alone.
+_PROJECTIONS = {of.path: of for of in BASE if of.stacked and of.path[1] in lora.TARGETS}
+TABLE = (*BASE, *(row for of in _PROJECTIONS.values() for row in _adapter(of)))
 
 
 def rows(config: ModelConfig) -> list[Weight]:

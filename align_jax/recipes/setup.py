@@ -35,8 +35,8 @@ from align_jax.recipes.auto_mesh import with_mesh
 from align_jax.recipes.folder import RunFolder
 from align_jax.recipes.row_layout import estimated, layout_for, usually_pays
 from align_jax.recipes.say import say, say_once, watching
-from align_jax.recipes.source import ModelSource, reference_model, starting_model
-from align_jax.scoring.chunks import USABLE, state_bytes
+from align_jax.recipes.source import ModelSource, for_length, reference_model, starting_model
+from align_jax.scoring.chunks import USABLE, gathered_bytes, state_bytes
 from align_jax.scoring.logps import HEAD_CHUNK
 from align_jax.scoring.reference import Growing, cache_key, cache_of, cached, compute_reference, known
 from align_jax.scoring.scorer import FixedScorer, Scorer
@@ -74,7 +74,7 @@ class Setup:
         config = on_its_day(config)
         if jax.default_backend() == "gpu":
             say_once(gpu_flags_in_use())
-        source = starting_model(config) if source is None else source
+        source = for_length(starting_model(config) if source is None else source, sum(_cuts(config)))
         if config.mesh.auto:
             trains = config.objective is not None and config.data is not None and config.data.train is not None
             config = with_mesh(config, source.shape, _use_of(source) if trains else None)
@@ -194,11 +194,13 @@ class Setup:
         return None if chip is None else chip.memory
 
     def _state(self) -> int:
-        """Bytes of a device that weights, gradients and moments take."""
+        """Bytes of a device that weights, gradients and moments take; with `lora`, the frozen ones that are gathered, too."""
         sizes = axis_sizes(self.mesh)
         shards = sizes.get("fsdp", 1) * sizes.get("tensor", 1) * sizes.get("sequence", 1)
         model, train, live = self.config.model, self.config.train, self.live is not None
-        return state_bytes(self.source.shape, model.param_dtype, shards, train.accumulation_steps, live)
+        shape, tensor = self.source.shape, sizes.get("tensor", 1)
+        gathered = gathered_bytes(shape, model.dtype, tensor) if shape.lora is not None and shards > tensor else 0
+        return gathered + state_bytes(shape, model.param_dtype, shards, train.accumulation_steps, live)
 
     def say_chunks(self, batch: GroupBatch) -> None:
         """Says so where `auto` does not take all rows of such a batch at a time, or not all logits, or none can fit."""
@@ -400,12 +402,17 @@ def on_its_day(config: Config) -> Config:
 
 def _longest(config: Config) -> int | None:
     """Tokens of the longest prompt row and response row together, with their padding; None: any number."""
+    return padded_length(*_cuts(config))
+
+
+def _cuts(config: Config) -> tuple[int, int]:
+    """Tokens of the longest prompt, and of what may stand behind it."""
     data, bench = config.data or DataConfig(), config.bench
     prompt = max(data.max_prompt_tokens, bench.prompt_tokens or 0)
     response = max(data.max_response_tokens, config.evaluate.max_new_tokens, bench.response_tokens or 0) + 1
     if config.objective is not None and config.objective.arrangement.has_beliefs:
         response *= 2  # a text stands behind its belief
-    return padded_length(prompt, response)
+    return prompt, response
 
 
 def report_data(which: str, dataset: GroupDataset, folder: Path) -> None:

@@ -347,9 +347,18 @@ def _of_same_program(source: ModelSource, start: ModelSource) -> ModelSource:
     return AdaptedModel(shape=start.shape, under=source, **common)
 
 
+def for_length(source: ModelSource, longest: int) -> ModelSource:
+    """The model for texts of up to so many tokens: where its rotary frequencies depend on that, they are fixed once for all."""
+    scaling = source.shape.rope_scaling
+    if scaling is None or not scaling.depends_on_length:
+        return source
+    length = max(longest, scaling.original_length)
+    return dataclasses.replace(source, shape=dataclasses.replace(source.shape, rope_length=length))
+
+
 def check_same_shape(source: ModelSource, start: ModelSource) -> None:
     """UserError where a model cannot take the place of the starting model."""
-    if source.shape.base != start.shape.base:
+    if dataclasses.replace(source.shape.base, rope_length=None) != dataclasses.replace(start.shape.base, rope_length=None):
         raise UserError(
             f"{source.key}: {source.describe()} has another shape than the starting model: {source.shape} != {start.shape}"
         )

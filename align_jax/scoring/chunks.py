@@ -10,7 +10,7 @@ from flax.traverse_util import flatten_dict
 
 from align_jax.models.adapting import trained_paths
 from align_jax.models.config import ModelConfig
-from align_jax.models.weights import weight_structs
+from align_jax.models.weights import weight_shapes, weight_structs
 
 USABLE = 0.9  # of a device's memory: the rest is the allocator's, and the estimate's error
 STATE_BYTES = 8  # of a parameter, beside itself and its gradient: two float32 moments
@@ -32,6 +32,14 @@ def state_bytes(config: ModelConfig, param_dtype: str, shards: int, microbatches
         if trained is None or path in trained:
             total += one.size * ((1 + live) * one.dtype.itemsize + STATE_BYTES + (SUM_BYTES if microbatches > 1 else 0))
     return total // shards
+
+
+def gathered_bytes(config: ModelConfig, dtype: str, tensor: int) -> int:
+    """Bytes of frozen weights that a device of an fsdp mesh brings together at a time: two layers', and those outside them."""
+    sizes = {path: math.prod(shape) for path, shape in flatten_dict(weight_shapes(config.plain)).items()}
+    layers = sum(size for path, size in sizes.items() if path[0] == "layers")
+    count = 2 * layers // config.layers + sum(sizes.values()) - layers
+    return count * jnp.dtype(dtype).itemsize // tensor
 
 
 def position_bytes(config: ModelConfig, dtype: str, remat: str, tensor: int = 1, sequence: int = 1) -> int:

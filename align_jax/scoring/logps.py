@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import jax
 import jax.numpy as jnp
 
 from align_jax.batch import GroupBatch
-from align_jax.models.decoder import Decoder
+from align_jax.models.decoder import Decoder, head_logits, head_slope
 from align_jax.models.ops import precision
 from align_jax.parallel import sequence
 from align_jax.parallel.axes import constrain
@@ -82,29 +84,30 @@ def target_logps(model: Decoder, hidden: jax.Array, targets: jax.Array, head_chu
         flat = jnp.pad(x.reshape(shards, positions, *rest), padding)
         return jnp.moveaxis(flat.reshape(shards, chunks, size, *rest), 1, 0)
 
-    logps = _target_logps(model.head_weight(), split(hidden), split(jnp.asarray(targets)))
+    logps = _target_logps(model.config, model.head_weight(), split(hidden), split(jnp.asarray(targets)))
     logps = jnp.moveaxis(logps, 0, 1).reshape(shards, -1)[:, :positions]
     if parts == 1:
         return logps.reshape(targets.shape)
     return sequence.from_devices(logps.reshape(hidden.shape[0], parts, hidden.shape[1], -1), 2, 1)
 
 
-@jax.custom_vjp
-def _target_logps(weight, hidden, targets):
+@partial(jax.custom_vjp, nondiff_argnums=(0,))
+def _target_logps(config, weight, hidden, targets):
     """weight `[W, V]`, hidden `[chunks, D, T, W]`, targets `[chunks, D, T]` -> float32 `[chunks, D, T]`.
 
-    With the cotangent c of a position's log-prob, `d_logits = c (onehot(target) - softmax(logits))`. Of several chunks all that
-    is kept for the backward pass is each position's log-sum-exp, and the weight's gradient is summed over them in float32. The
-    logits of a single chunk are kept: the backward pass begins with them, so the peak of memory is that of making them again.
+    With the cotangent c of a position's log-prob, `d_logits = c (onehot(target) - softmax(logits))`, times the slope of logits
+    where a model bounds or divides them (`head_slope`). Of several chunks all that is kept for the backward pass is each
+    position's log-sum-exp, and the weight's gradient is summed over them in float32. The logits of a single chunk are kept: the
+    backward pass begins with them, so the peak of memory is that of making them again.
     Left to JAX, the step takes 1.13 times the processor time and 1.15 times the temporaries on a CPU (configs/bench-cpu.yaml).
     """
-    return _forward(weight, hidden, targets)[0]
+    return _forward(config, weight, hidden, targets)[0]
 
 
-def _forward(weight, hidden, targets):
+def _forward(config, weight, hidden, targets):
     def one(chunk):
         x, target = chunk
-        logits = _logits(weight, x)
+        logits = _logits(config, weight, x)
         # A comparison instead of a gather: the vocabulary may be sharded.
         chosen = jnp.sum(jnp.where(_is_target(logits, target), logits, 0.0), axis=-1)
         lse = jax.nn.logsumexp(logits, axis=-1)
@@ -115,14 +118,14 @@ def _forward(weight, hidden, targets):
     return logps, (weight, hidden, targets, lse, logits)
 
 
-def _backward(saved, d_logps):
+def _backward(config, saved, d_logps):
     weight, hidden, targets, lse, logits = saved
 
     def one(d_weight, chunk):
         x, target, lse, d, logits = chunk
-        logits = _logits(weight, x) if logits is None else logits
+        logits = _logits(config, weight, x) if logits is None else logits
         softmax = jnp.exp(logits - lse[..., None])
-        d_logits = (d[..., None] * (_is_target(logits, target) - softmax)).astype(x.dtype)
+        d_logits = head_slope(config, logits, d[..., None] * (_is_target(logits, target) - softmax)).astype(x.dtype)
         d_logits = constrain(d_logits, "shard_pieces", None, "vocab")
         d_x = _product("dtv,wv->dtw", d_logits, weight).astype(x.dtype)
         more = _product("dtw,dtv->wv", x, d_logits)
@@ -146,8 +149,8 @@ def _map(function, chunks):
     return jax.tree.map(lambda x: x[None], function(jax.tree.map(lambda x: x[0], chunks)))
 
 
-def _logits(weight, x):
-    return constrain(_product("dtw,wv->dtv", x, weight), "shard_pieces", None, "vocab")
+def _logits(config, weight, x):
+    return constrain(head_logits(config, _product("dtw,wv->dtv", x, weight)), "shard_pieces", None, "vocab")
 
 
 def _is_target(logits, target):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import warnings
 from collections.abc import Callable
 from functools import partial
 
@@ -11,8 +12,10 @@ import jax.numpy as jnp
 
 from align_jax.batch import GroupBatch
 from align_jax.errors import UserError
-from align_jax.models.attention import Tokens, resolve_backend, takes_no_pieces, takes_packed, visibility
+from align_jax.models.attention import Tokens, resolve_backend, takes_no_pieces, takes_packed, visibility_by_kind
+from align_jax.models.config import ModelConfig
 from align_jax.models.decoder import Decoder, Inputs
+from align_jax.models.kinds import kinds_of
 from align_jax.parallel import sequence
 from align_jax.parallel.axes import constrain, mesh_size
 
@@ -49,6 +52,7 @@ def sum_over_responses(
             f"the batch's groups are spread over {batch.spread} shards, and here are {batch.tokens.shape[0]}: under pmap or "
             "shard_map, score batches of RowLayout(spread=1)"
         )
+    _warn_of_length(model.config, batch)
     batch = _in_pieces(_aligned(batch, _backend(model, batch)))
     count = batch.tokens.shape[1]
     whole = rows_per_chunk is None or rows_per_chunk >= count
@@ -63,6 +67,18 @@ def sum_over_responses(
         # Every response stands in one shard, and is 0 in the others: between devices goes one number a response.
         return constrain(sums.sum(0).reshape(batch.mask.shape), "shards", None)
     return sums.reshape(batch.mask.shape)
+
+
+def _warn_of_length(config: ModelConfig, batch: GroupBatch) -> None:
+    scaling, longest = config.rope_scaling, batch.prompt_tokens.shape[-1] + batch.tokens.shape[-1]
+    if scaling is None or not scaling.depends_on_length or config.rope_length is not None:
+        return
+    if longest > scaling.original_length:
+        warnings.warn(
+            f"rows of up to {longest} tokens are scored with the rotary frequencies of texts of at most "
+            f"{scaling.original_length}: the model has others for longer ones; set its config's rope_length",
+            stacklevel=3,
+        )
 
 
 def one_slot_per_token(batch: GroupBatch) -> GroupBatch:
@@ -88,7 +104,7 @@ def prompt_kv(model: Decoder, batch: GroupBatch) -> tuple[jax.Array, jax.Array]:
 
 def _prompts(model: Decoder, batch: GroupBatch) -> Inputs:
     own = Tokens(batch.prompt_positions, batch.prompt_segments)
-    seen = visibility(_backend(model, batch), own, model.config.sliding_window)
+    seen = visibility_by_kind(kinds_of(model.config).windows, _backend(model, batch), own)
     return Inputs(*(sequence.dealt(jnp.asarray(x), 2) for x in (batch.prompt_tokens, batch.prompt_positions)), seen)
 
 
@@ -136,11 +152,11 @@ def _in_pieces(batch: GroupBatch) -> GroupBatch:
 
 def _read_rows(model, batch, kv, read, rows):
     """What is read of some of the batch's response rows, summed into response slots, `[D, slots]`."""
-    window = model.config.sliding_window
+    windows = kinds_of(model.config).windows
     own = Tokens(rows["positions"], rows["segments"], rows["parents"] if batch.packed else None, rows["groups"])
     prompt = Tokens(batch.prompt_positions, batch.prompt_segments)
     uniform = batch.uniform and rows["tokens"].shape == batch.tokens.shape
-    seen = visibility(_backend(model, batch), own, window, prompt, rows["prompt_row"], uniform)
+    seen = visibility_by_kind(windows, _backend(model, batch), own, prompt, rows["prompt_row"], uniform)
     rows = {name: sequence.dealt(jnp.asarray(x), 2) if x.ndim > 2 else x for name, x in rows.items()}
     inputs = Inputs(rows["tokens"], rows["positions"], seen)
     hidden = model.run_together(_prompts(model, batch), inputs) if kv is None else model.run(*inputs, kv)[0]

@@ -17,6 +17,7 @@ from align_jax.models import Decoder, weight_shardings
 from align_jax.parallel.mesh import make_mesh
 from align_jax.scoring.logps import response_logps
 from tests.generation.reference import filtered_probs, greedy, tiny_model
+from tests.hf import models as hf_models
 
 GREEDY = Sampling(temperature=0)
 
@@ -90,14 +91,12 @@ def test_greedy_equals_transformers_on_50_prompts_in_one_batch(window):
     assert len({tuple(row) for row in expected}) > 40
 
 
-@pytest.mark.parametrize("variant", ["qwen2", "qwen3"])
-def test_greedy_of_a_qwen_equals_transformers(tmp_path, variant):
+@pytest.mark.parametrize("variant", hf_models.FAMILIES_WITH_PIECES)
+def test_greedy_of_a_family_equals_transformers(tmp_path, variant):
     torch = pytest.importorskip("torch")
-    from tests.hf import models
-
-    theirs = models.torch_model(variant)
+    theirs = hf_models.torch_model(variant)
     prompts = random_prompts(5, 12, vocab=64)
-    model = load_model(models.save(theirs, tmp_path), dtype="float32")
+    model = load_model(hf_models.save(theirs, tmp_path), dtype="float32")
     ours = generate(model, prompts, max_new_tokens=12, sampling=GREEDY, eos_ids=[], rows=4)
     for prompt, [sample] in zip(prompts, ours, strict=True):
         with torch.no_grad():

@@ -1,4 +1,4 @@
-"""Tiny random LLaMA, Mistral and Qwen models of transformers, one for each variant that import must get right."""
+"""Tiny random models of transformers, one for each variant of each family that import must get right."""
 
 from __future__ import annotations
 
@@ -9,6 +9,8 @@ import numpy as np
 import torch
 import transformers
 
+from align_jax.hf.families import FAMILIES
+
 LENGTH = 24
 _SIZE = {
     "vocab_size": 64,
@@ -18,6 +20,7 @@ _SIZE = {
     "num_attention_heads": 4,
     "num_key_value_heads": 2,
     "max_position_embeddings": 256,
+    "pad_token_id": None,
     "rms_norm_eps": 1e-5,
 }
 _LLAMA3 = {
@@ -44,39 +47,93 @@ VARIANTS = {
     "qwen2_window": ("qwen2", {"use_sliding_window": True, "sliding_window": 5, "max_window_layers": 0}),
     "qwen3": ("qwen3", {"head_dim": 16}),
 }
-_CLASSES = {
-    "llama": (transformers.LlamaConfig, transformers.LlamaForCausalLM),
-    "mistral": (transformers.MistralConfig, transformers.MistralForCausalLM),
-    "qwen2": (transformers.Qwen2Config, transformers.Qwen2ForCausalLM),
-    "qwen3": (transformers.Qwen3Config, transformers.Qwen3ForCausalLM),
+# Rope scalings, with an original context of less than LENGTH tokens.
+_YARN = {"rope_type": "yarn", "factor": 8.0, "original_max_position_embeddings": 8, "rope_theta": 10000.0}
+_SHORT = {"max_position_embeddings": 16}
+VARIANTS |= {
+    "dynamic": ("llama", {**_SHORT, "rope_parameters": {"rope_type": "dynamic", "rope_theta": 10000.0, "factor": 4.0}}),
+    "yarn": ("llama", {"head_dim": 16, "rope_parameters": _YARN}),
+    "yarn_mscale": (
+        "llama",
+        {"rope_parameters": {**_YARN, "mscale": 1.0, "mscale_all_dim": 0.5, "beta_fast": 4.0, "truncate": False}},
+    ),
+    "mistral_nemo": (
+        "mistral",
+        {"sliding_window": None, "head_dim": 16, "rope_parameters": {"rope_type": "default", "rope_theta": 1e6}},
+    ),
+    "qwen2_mixed": (
+        "qwen2",
+        {"use_sliding_window": True, "sliding_window": 5, "max_window_layers": 1, "num_hidden_layers": 3},
+    ),
+    "gemma2": (
+        "gemma2",
+        {
+            **{"head_dim": 16, "num_hidden_layers": 3, "sliding_window": 5, "query_pre_attn_scalar": 24},
+            **{"attn_logit_softcapping": 2.0, "final_logit_softcapping": 3.0},
+        },
+    ),
+    "gemma3": (
+        "gemma3_text",
+        {
+            **{"head_dim": 16, "num_hidden_layers": 7, "sliding_window": 5, "query_pre_attn_scalar": 24},
+            "rope_parameters": {
+                "full_attention": {"rope_type": "linear", "rope_theta": 1e6, "factor": 8.0},
+                "sliding_attention": {"rope_type": "default", "rope_theta": 1e4},
+            },
+        },
+    ),
 }
-
-
-_CLASSIFIERS = {
-    "llama": transformers.LlamaForSequenceClassification,
-    "mistral": transformers.MistralForSequenceClassification,
-    "qwen2": transformers.Qwen2ForSequenceClassification,
-    "qwen3": transformers.Qwen3ForSequenceClassification,
+_LAYER_TYPES = ["full_attention", "sliding_attention", "sliding_attention"]
+_LONGROPE = {
+    "rope_type": "longrope",
+    "rope_theta": 10000.0,
+    "partial_rotary_factor": 0.75,
+    "short_factor": [1.0, 1.1, 1.3],
+    "long_factor": [1.5, 2.0, 4.0],
+    "original_max_position_embeddings": 16,
 }
+VARIANTS |= {
+    "ministral": (
+        "ministral",
+        {"head_dim": 16, "num_hidden_layers": 3, "sliding_window": 5, "layer_types": _LAYER_TYPES},
+    ),
+    "smollm3": ("smollm3", {"num_hidden_layers": 5, "tie_word_embeddings": True}),
+    "granite": (
+        "granite",
+        {"embedding_multiplier": 6.0, "residual_multiplier": 0.5, "attention_multiplier": 0.3, "logits_scaling": 2.0},
+    ),
+    "olmo2": ("olmo2", {}),
+    "olmo3": ("olmo3", {"num_hidden_layers": 5, "sliding_window": 5, "rope_scaling": {**_YARN, "attention_factor": 1.2}}),
+    "phi3": ("phi3", {"sliding_window": 5}),
+    "phi4_mini": ("phi3", {"rope_parameters": _LONGROPE, "original_max_position_embeddings": 16}),
+    "phi4_mini_short": (
+        "phi3",
+        {
+            "rope_parameters": {**_LONGROPE, "original_max_position_embeddings": 64},
+            "original_max_position_embeddings": 64,
+        },
+    ),
+}
+# One of each family with a piece of its own.
+FAMILIES_WITH_PIECES = ("qwen2", "qwen3", "gemma2", "gemma3", "smollm3", "granite", "olmo3", "phi4_mini_short")
 
 
 def torch_classifier(variant: str, *, num_labels: int = 1, **changes):
     """A sequence classifier of transformers with random weights: with one label, a reward model."""
-    return torch_model(variant, classes=_CLASSIFIERS, num_labels=num_labels, **changes)
+    return torch_model(variant, head="score", num_labels=num_labels, **changes)
 
 
-def torch_model(variant: str, dtype=torch.float32, *, classes=None, **changes):
+def torch_model(variant: str, dtype=torch.float32, *, head: str = "lm_head", **changes):
     """A model of transformers with random weights, norms included, large enough that every part shows in the logits."""
     family, fields = VARIANTS[variant]
-    config_class, model_class = _CLASSES[family]
-    model_class = (classes or {}).get(family, model_class)
-    config = config_class(**{**_SIZE, **fields, **changes}, attn_implementation="eager")
-    model = model_class(config).eval()
+    kind, auto = FAMILIES[family], transformers.AutoConfig.for_model
+    config = auto(family, **{**_SIZE, **fields, **changes}, attn_implementation="eager")
+    model = getattr(transformers, kind.architecture(head))(config).eval()
     generator = torch.Generator().manual_seed(7)
     with torch.no_grad():
         for parameter in model.parameters():
             noise = torch.randn(parameter.shape, generator=generator)
-            parameter.copy_(1 + 0.2 * noise if parameter.ndim == 1 else 0.2 * noise)
+            parameter.copy_(1 - kind.pieces.get("norm_offset", 0) + 0.2 * noise if parameter.ndim == 1 else 0.2 * noise)
     return model.to(dtype)
 
 
@@ -96,10 +153,12 @@ def as_transformers_4(folder: Path, type_key: str = "rope_type") -> None:
 
 
 def _old_rope(params: dict, type_key: str) -> dict:
-    params = dict(params)
+    local = params.get("sliding_attention", {}).get("rope_theta")
+    params = dict(params.get("full_attention", params))
     theta, kind = params.pop("rope_theta"), params.pop("rope_type")
     scaling = None if kind == "default" else {type_key: kind, **params}
     return {
+        **({} if local is None else {"rope_local_base_freq": local}),
         "rope_parameters": ...,
         "dtype": ...,
         "rope_theta": theta,

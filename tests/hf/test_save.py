@@ -72,7 +72,12 @@ def _siblings(folder):
     return sorted(os.listdir(folder.parent))
 
 
-@pytest.mark.parametrize("variant", ["llama3.1", "llama3.2", "linear", "odd_heads", "mistral_window", "qwen2_window", "qwen3"])
+_VARIANTS = ["llama3.1", "llama3.2", "linear", "odd_heads", "mistral_window", "qwen2_window", "qwen3"]
+_VARIANTS += ["dynamic", "yarn_mscale", "qwen2_mixed", "gemma2", "gemma3", "ministral", "smollm3", "granite", "olmo2", "olmo3"]
+_VARIANTS += ["phi3", "phi4_mini"]
+
+
+@pytest.mark.parametrize("variant", _VARIANTS)
 def test_transformers_computes_the_same_logits(variant, tmp_path):
     source = models.save(models.torch_model(variant), tmp_path / "source")
     model = load_model(source, dtype="float32")

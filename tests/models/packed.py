@@ -64,6 +64,7 @@ class Reference:
 
     own: np.ndarray
     prompt: np.ndarray
+    cap: float | None = None
 
     def __call__(self, d_out, q, k, v, prefix_k, prefix_v):
         """(out, gradients of q, k, v, prefix_k, prefix_v)."""
@@ -77,12 +78,17 @@ class Reference:
             own_k, own_v, prompt_k, prompt_v = (x[d, :, h // group] for x in keys)
             k, v = np.concatenate([own_k, prompt_k]), np.concatenate([own_v, prompt_v])
             scale = q.shape[-1] ** -0.5
-            p = np.where(seen[d], np.exp(q[d, :, h] @ k.T * scale), 0)
+            logits = q[d, :, h] @ k.T * scale
+            slope = 1.0
+            if self.cap is not None:
+                logits = self.cap * np.tanh(logits / self.cap)
+                slope = 1 - (logits / self.cap) ** 2
+            p = np.where(seen[d], np.exp(logits), 0)
             total = p.sum(axis=1, keepdims=True)
             p = p / np.where(total > 0, total, 1)
             out[d, :, h] = p @ v
             d_p = d_out[d, :, h] @ v.T
-            d_logits = p * (d_p - np.sum(p * d_p, axis=1, keepdims=True)) * scale
+            d_logits = p * (d_p - np.sum(p * d_p, axis=1, keepdims=True)) * slope * scale
             grads[0][d, :, h] = d_logits @ k
             for own, prompt, grad in ((1, 3, d_logits.T @ q[d, :, h]), (2, 4, p.T @ d_out[d, :, h])):
                 grads[own][d, :, h // group] += grad[:split]

@@ -3,10 +3,13 @@
 import numpy as np
 
 
-def frequencies(config):
-    freqs = np.array([config.rope_theta ** (-2 * i / config.head_size) for i in range(config.head_size // 2)])
+def frequencies(config, windowed=False):
+    size = config.rotary_size or config.head_size
+    local = windowed and config.local_rope_theta is not None
+    theta = config.local_rope_theta if local else config.rope_theta
+    freqs = np.array([theta ** (-2 * i / size) for i in range(size // 2)])
     s = config.rope_scaling
-    if s is None:
+    if s is None or local:
         return freqs
     if s.kind == "linear":
         return freqs / s.factor
@@ -24,44 +27,69 @@ def frequencies(config):
 
 
 def rotate(vector, position, freqs):
-    half = len(vector) // 2
-    turned = (vector[:half] + 1j * vector[half:]) * np.exp(1j * position * freqs)
-    return np.concatenate([turned.real, turned.imag])
+    half = len(freqs)
+    turned = (vector[:half] + 1j * vector[half : 2 * half]) * np.exp(1j * position * freqs)
+    return np.concatenate([turned.real, turned.imag, vector[2 * half :]])
 
 
 def norm(x, weight, eps):
     return x / np.sqrt(np.mean(x**2, axis=-1, keepdims=True) + eps) * weight
 
 
+def capped(x, cap):
+    return x if cap is None else cap * np.tanh(x / cap)
+
+
+def activation(config, x):
+    if config.activation == "silu":
+        return x / (1 + np.exp(-x))
+    return x / 2 * (1 + np.tanh(np.sqrt(2 / np.pi) * (x + 0.044715 * x**3)))
+
+
 def logits(config, weights, tokens):
     """Next-token logits float64 `[T, V]` of one sequence of tokens `[T]`."""
     w = {k: np.asarray(v, np.float64) for k, v in weights.items() if k != "layers"}
     layers = {k: np.asarray(v, np.float64) for k, v in weights["layers"].items()}
-    freqs, length = frequencies(config), len(tokens)
-    window = config.sliding_window or length
-    x = w["embed"][np.asarray(tokens)]
+    length, eps, scale = len(tokens), config.norm_eps, config.attention_scale or config.head_size**-0.5
+    whole = config.qk_norm_whole
+
+    def normed(x, name, y):
+        return norm(x, y[name] + config.norm_offset, eps) if name in y else x
+
+    x = w["embed"][np.asarray(tokens)] * config.embed_scale
     for n in range(config.layers):
         y = {k: v[n] for k, v in layers.items()}
-        h, mixed = norm(x, y["attn_norm"], config.norm_eps), np.zeros_like(x)
+        windowed = config.sliding_window is not None and (config.layer_windows is None or config.layer_windows[n])
+        rotated = config.layer_ropes is None or config.layer_ropes[n]
+        freqs, window = frequencies(config, windowed), config.sliding_window if windowed else length
+        h, mixed = normed(x, "attn_norm", y), np.zeros_like(x)
+        q_heads, k_heads, v_heads = (np.einsum("tw,whe->the", h, y[name]) for name in "qkv")
+        if config.qkv_bias:
+            q_heads, k_heads, v_heads = q_heads + y["q_bias"], k_heads + y["k_bias"], v_heads + y["v_bias"]
+        if config.qk_norm:
+            q_heads, k_heads = normed(q_heads, "q_norm", y), normed(k_heads, "k_norm", y)
+        if whole:
+            q_heads, k_heads = (
+                norm(heads.reshape(length, -1), y[name].reshape(-1) + config.norm_offset, eps).reshape(heads.shape)
+                for heads, name in ((q_heads, "q_norm"), (k_heads, "k_norm"))
+            )
         for head in range(config.heads):
             kv = head // (config.heads // config.kv_heads)
-            q, k, v = (h @ y[name][:, which] for name, which in (("q", head), ("k", kv), ("v", kv)))
-            if config.qkv_bias:
-                q, k, v = q + y["q_bias"][head], k + y["k_bias"][kv], v + y["v_bias"][kv]
-            if config.qk_norm:
-                q, k = norm(q, y["q_norm"], config.norm_eps), norm(k, y["k_norm"], config.norm_eps)
-            q, k = ([rotate(x[i], i, freqs) for i in range(length)] for x in (q, k))
+            q, k, v = q_heads[:, head], k_heads[:, kv], v_heads[:, kv]
+            if rotated:
+                q, k = ([rotate(x[i], i, freqs) for i in range(length)] for x in (q, k))
             for i in range(length):
                 seen = [j for j in range(i + 1) if i - j < window]
-                scores = np.array([q[i] @ k[j] for j in seen]) / np.sqrt(config.head_size)
+                scores = capped(np.array([q[i] @ k[j] for j in seen]) * scale, config.attention_softcap)
                 p = np.exp(scores - scores.max())
                 mixed[i] += (p / p.sum()) @ v[seen] @ y["o"][head]
-        x = x + mixed
-        h = norm(x, y["mlp_norm"], config.norm_eps)
-        gate = h @ y["gate"]
-        x = x + (gate / (1 + np.exp(-gate)) * (h @ y["up"])) @ y["down"]
+        x = x + config.residual_scale * normed(mixed, "attn_post_norm", y)
+        h = normed(x, "mlp_norm", y)
+        out = (activation(config, h @ y["gate"]) * (h @ y["up"])) @ y["down"]
+        x = x + config.residual_scale * normed(out, "mlp_post_norm", y)
     head = w["embed"].T if config.tied_embeddings else w["lm_head"]
-    return norm(x, w["norm"], config.norm_eps) @ head
+    products = norm(x, w["norm"] + config.norm_offset, eps) @ head
+    return capped(products / config.logit_divisor, config.logit_softcap)
 
 
 def response_logp(config, weights, context, response):
@@ -72,8 +100,8 @@ def response_logp(config, weights, context, response):
     return float(sum(logp[i, t] for i, t in enumerate(response)))
 
 
-def attention(q, keys, values):
+def attention(q, keys, values, cap=None):
     """float64 `[E]`: softmax attention of one query over the keys that it sees, `[n, E]`."""
-    scores = np.array([q @ k for k in keys]) / np.sqrt(len(q))
+    scores = capped(np.array([q @ k for k in keys]) / np.sqrt(len(q)), cap)
     p = np.exp(scores - scores.max())
     return p @ values / p.sum()

@@ -17,6 +17,7 @@ from align_jax.errors import UserError
 from align_jax.models import Decoder, ModelConfig, init_weights
 from align_jax.models.attention import (
     BACKENDS,
+    Masks,
     Tokens,
     attend,
     backends,
@@ -29,8 +30,10 @@ from align_jax.models.attention import (
     takes_packed,
     triton,
     visibility,
+    visibility_by_kind,
     xla,
 )
+from align_jax.models.kinds import kinds_of
 from align_jax.parallel.mesh import make_mesh
 from align_jax.scoring.logps import response_logps
 from tests.models import emulated_kernels, reference
@@ -69,6 +72,7 @@ class Case:
     window: int | None = None
     uniform: bool = True
     seed: int = 0
+    cap: float | None = None
 
     def lengths(self):
         """Tokens of each prompt `[D, M]` (the first has none) and of each row `[D, N]`, and each row's prompt."""
@@ -102,7 +106,7 @@ class Case:
         if backend == "cudnn":  # which wants prompts at the start of their rows
             order = np.argsort(~self.visible("xla")[1], axis=-1, kind="stable")[..., None, None]
             pk, pv = (jnp.take_along_axis(x, order, axis=2) for x in (pk, pv))
-        return jnp.where(segments[..., None, None] > 0, attend(q, k, v, seen, pk, pv), 0)
+        return jnp.where(segments[..., None, None] > 0, attend(q, k, v, seen, pk, pv, cap=self.cap), 0)
 
     def expected(self, arrays):
         """float64, one query and one head at a time."""
@@ -117,7 +121,7 @@ class Case:
                 keys, values = (
                     np.concatenate([a[d, m, first:, g], b[d, n, : r + 1, g]])[-window:] for a, b in ((pk, k), (pv, v))
                 )
-                result[d, n, r, h] = reference.attention(q[d, n, r, h], keys, values)
+                result[d, n, r, h] = reference.attention(q[d, n, r, h], keys, values, self.cap)
         return result
 
 
@@ -127,6 +131,7 @@ CASES = {
     "gathered": Case(uniform=False),
     "window": Case(window=3),
     "window-gathered": Case(window=4, uniform=False),
+    "soft cap": Case(window=3, cap=0.7),
     "blocks": Case(D=1, M=1, C=2, P=150, R=140, H=2, Hk=1, E=8),
 }
 # Of triton's kernels, slow to interpret: test_triton_attention.py.
@@ -141,7 +146,7 @@ def test_values_equal_the_reference(backend, name):
     np.testing.assert_allclose(case.out(backend, arrays), case.expected(arrays), rtol=1e-4, atol=1e-5)
 
 
-@pytest.mark.parametrize("backend, name", [(b, n) for b, n in RUNS if n in ("grouped-query", "gathered", "window")])
+@pytest.mark.parametrize("backend, name", [(b, n) for b, n in RUNS if n in ("grouped-query", "gathered", "window", "soft cap")])
 @portable
 def test_gradients_equal_differences_of_the_reference(backend, name):
     case = CASES[name]
@@ -156,7 +161,7 @@ def test_gradients_equal_differences_of_the_reference(backend, name):
 
 
 @pytest.mark.parametrize("block_bytes", [1 << 20, 1])  # all at once; a row at a time, its prompt repeated for each
-@pytest.mark.parametrize("name", ["grouped-query", "gathered", "window"])
+@pytest.mark.parametrize("name", ["grouped-query", "gathered", "window", "soft cap"])
 def test_chunks_of_queries_and_blocks_of_rows_change_nothing(name, block_bytes, monkeypatch):
     case = CASES[name]
     arrays, weights = case.arrays(), np.random.default_rng(7).normal(size=case.arrays()[0].shape)
@@ -254,6 +259,22 @@ def test_a_window_shorter_than_the_conversation():
 
 
 @portable
+def test_windows_in_some_layers_alone():
+    """Layers of both kinds are one scanned body; a window that nothing leaves makes them of one kind."""
+    config = dataclasses.replace(MODEL, sliding_window=3, layer_windows=(False, True))
+    batch = pack_groups(groups(), shards=1, groups_per_shard=3, layout=RowLayout(pack=False))
+    expected, result = scored(batch, "xla", config), scored(batch, "splash", config)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-4), result, expected)
+    windowed, whole = (scored(batch, "xla", dataclasses.replace(MODEL, sliding_window=w))[0] for w in (3, None))
+    assert not np.allclose(expected[0], windowed) and not np.allclose(expected[0], whole)
+    wide = dataclasses.replace(config, sliding_window=1000)
+    segments = np.ones((1, 2, 4), np.int32)
+    seen = visibility_by_kind(kinds_of(wide).windows, "xla", Tokens(np.arange(4) * segments, segments))
+    assert isinstance(seen, Masks) and len(kinds_of(wide).kinds) == 2
+    np.testing.assert_allclose(scored(batch, "cudnn", wide)[0], whole, rtol=1e-4, atol=1e-4)
+
+
+@portable
 def test_packed_batches_need_a_backend_that_takes_them():
     packed = pack_groups(groups(), shards=1, groups_per_shard=3, layout=RowLayout(pack=True))
     with pytest.raises(UserError, match="'splash' takes one response per row"):
@@ -320,6 +341,7 @@ def test_heads_of_odd_sizes_are_left_to_xla():
 
 HEADS_OF_64 = dataclasses.replace(MODEL, head_size=64)
 WINDOW = dataclasses.replace(HEADS_OF_64, sliding_window=100)
+CAPPED = dataclasses.replace(HEADS_OF_64, attention_softcap=50.0)
 LACKS = {
     "missing": (dict(version=None), HEADS_OF_64, None, "cuDNN is not installed where JAX looks for it"),
     "old": (dict(version=80907), HEADS_OF_64, None, r"cuDNN 8\.9\.7 is older than 9\.0\.0"),
@@ -329,6 +351,7 @@ LACKS = {
     "large heads": (
         dict(capability=8.6), dataclasses.replace(MODEL, head_size=192), None, "multiples of 8 up to 128, this model has 192"
     ),
+    "a soft cap": (dict(), CAPPED, None, r"no kernel with a soft cap of logits \(50"),
     "a window": (dict(), WINDOW, 101, r"no kernel for a sliding window \(100 tokens\) over a shared prompt"),
 }  # fmt: skip
 

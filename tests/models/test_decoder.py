@@ -23,15 +23,33 @@ VARIANTS = {
     "llama3": dataclasses.replace(BASE, head_size=8, rope_scaling=RopeScaling("llama3", 8.0, 1.0, 4.0, original_length=16)),
 }
 VARIANTS |= {name: dataclasses.replace(BASE, **{name: True}) for name in ("qkv_bias", "qk_norm")}
+# What the families are made of, see align_jax/hf/families.py.
+FAMILIES = {
+    "gemma": dataclasses.replace(
+        BASE,
+        **{"norms": "both", "norm_offset": 1.0, "norm_float32": True, "activation": "gelu_tanh", "embed_scale": 4.0},
+        **{"layers": 3, "sliding_window": 4, "layer_windows": (True, True, False), "qk_norm": True, "local_rope_theta": 100.0},
+        **{"attention_scale": 0.3, "attention_softcap": 2.0, "logit_softcap": 3.0, "tied_embeddings": True},
+    ),
+    "olmo": dataclasses.replace(BASE, norms="after", norm_float32=True, qk_norm_whole=True),
+    "granite": dataclasses.replace(BASE, embed_scale=3.0, residual_scale=0.5, attention_scale=0.2, logit_divisor=4.0),
+    "some layers without rotation": dataclasses.replace(BASE, layers=3, layer_ropes=(True, False, True)),
+    "windows and rotations": dataclasses.replace(
+        BASE, layers=3, sliding_window=4, layer_windows=(True, False, False), layer_ropes=(True, True, False)
+    ),
+    "a part is rotated": dataclasses.replace(BASE, head_size=8, rotary_size=6, fused=True),
+}
+VARIANTS |= FAMILIES
 TOKENS = np.random.default_rng(0).integers(0, BASE.vocab_size, (2, 13))
 
 
 def big_weights(config, seed=0):
     """Weights large enough that attention is far from uniform, so that a wrong mask or rotation shows."""
     weights = jax.tree.map(lambda x: x * 12 if x.ndim > 2 or x.shape[0] > 20 else x, init_weights(config, jax.random.key(seed)))
-    for n, name in enumerate(name for name in sorted(weights["layers"]) if name.endswith(("_bias", "q_norm", "k_norm"))):
+    small = ("_bias", "q_norm", "k_norm", "post_norm")
+    for n, name in enumerate(name for name in sorted(weights["layers"]) if name.endswith(small)):
         noise = jax.random.normal(jax.random.key(n), weights["layers"][name].shape)
-        weights["layers"][name] = noise if name.endswith("bias") else 1 + noise / 2
+        weights["layers"][name] = noise if name.endswith("bias") else 1 - config.norm_offset + noise / 2
     return weights
 
 
@@ -126,5 +144,5 @@ def test_gradients_of_biases_are_added_in_float32():
     rng, count = np.random.default_rng(0), 4096
     w = {"q": jnp.zeros((4, 2, 3), jnp.bfloat16)}
     h, d_out = jnp.zeros((1, 1, count, 4), jnp.bfloat16), jnp.asarray(1 + rng.normal(size=(1, 1, count, 2, 3)), jnp.bfloat16)
-    _, back = jax.vjp(lambda bias: _heads(h, w | {"q_bias": bias}, "q", "heads", 0.0), jnp.zeros((2, 3), jnp.float32))
+    _, back = jax.vjp(lambda bias: _heads(h, w | {"q_bias": bias}, "q", "heads", BASE), jnp.zeros((2, 3), jnp.float32))
     np.testing.assert_allclose(back(d_out)[0], np.asarray(d_out, np.float64).sum((0, 1, 2)), rtol=1e-5)

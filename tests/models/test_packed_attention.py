@@ -42,10 +42,10 @@ def arrays_for(made, heads=4, kv_heads=2, size=6, dtype=np.float32, seed=1):
     return made_arrays[:-1], made_arrays[-1]
 
 
-@jax.jit
-def both(arrays, d_out, seen):
+@partial(jax.jit, static_argnames="cap")
+def both(arrays, d_out, seen, cap=None):
     """Output and gradients."""
-    out, back = jax.vjp(lambda q, k, v, pk, pv: attend(q, k, v, seen, pk, pv), *arrays)
+    out, back = jax.vjp(lambda q, k, v, pk, pv: attend(q, k, v, seen, pk, pv, cap=cap), *arrays)
     return out, list(back(d_out))
 
 
@@ -106,17 +106,18 @@ CASES = {
     "beliefs": ({"shards": 2}, {}, None),
     "window": ({"shards": 2}, {}, 3),
     "programs that share keys": ({"count": 3}, {"heads": 4, "kv_heads": 1}, 4),
+    "soft cap": ({"count": 3}, {}, 4, 1.5),
 }
 
 
 @pytest.mark.parametrize("name", CASES)
 @pytest.mark.usefixtures("small_blocks")
 def test_values_and_gradients_equal_the_reference(name):
-    of_batch, of_arrays, window = CASES[name]
+    of_batch, of_arrays, window, *cap = CASES[name]
     made = packed.batch(**of_batch)
     arrays, d_out = arrays_for(made, **of_arrays)
-    out, grads = both(arrays, d_out, seen_in(made, window))
-    expected, expected_grads = packed.Reference(*packed.visible(made, window))(d_out, *arrays)
+    out, grads = both(arrays, d_out, seen_in(made, window), *cap)
+    expected, expected_grads = packed.Reference(*packed.visible(made, window), *cap)(d_out, *arrays)
     np.testing.assert_allclose(out, expected, rtol=1e-4, atol=1e-5)
     for grad, expected_grad in zip(grads, expected_grads, strict=True):
         np.testing.assert_allclose(grad, expected_grad, rtol=1e-4, atol=1e-5)
@@ -183,12 +184,14 @@ def test_no_array_has_queries_by_keys():
 
 
 MODEL = ModelConfig(vocab_size=29, width=16, mlp_width=24, layers=2, heads=4, kv_heads=2, head_size=8)
+# A window in one layer of two, and a soft cap: what differs between layers goes through a switch.
+KINDS = {"sliding_window": 5, "layer_windows": (True, False), "attention_softcap": 2.0}
 
 
 @pytest.mark.slow
 @pytest.mark.usefixtures("small_blocks")
 def test_log_probs_equal_those_of_xla():
-    config, made = dataclasses.replace(MODEL, sliding_window=5), packed.batch(shards=2)
+    config, made = dataclasses.replace(MODEL, **KINDS), packed.batch(shards=2)
     weights = jax.tree.map(lambda x: 8 * x if x.ndim > 2 else x, init_weights(config, jax.random.key(0)))
     signs = np.cos(1.0 + np.arange(made.mask.size)).reshape(made.mask.shape)
 

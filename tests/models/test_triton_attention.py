@@ -17,7 +17,7 @@ from align_jax.models.attention import attend, resolve_backend, runs, triton, vi
 from align_jax.parallel.mesh import make_mesh
 from align_jax.scoring.logps import response_logps
 from tests.models import packed
-from tests.models.test_packed_attention import CASES, MODEL, arrays_for
+from tests.models.test_packed_attention import CASES, KINDS, MODEL, arrays_for
 
 
 @pytest.fixture
@@ -30,10 +30,10 @@ def seen_in(made, window=None):
     return see(*packed.tokens(made), made.prompt_row)
 
 
-@jax.jit
-def both(arrays, d_out, seen):
+@partial(jax.jit, static_argnames="cap")
+def both(arrays, d_out, seen, cap=None):
     """Output and gradients."""
-    out, back = jax.vjp(lambda q, k, v, pk, pv: attend(q, k, v, seen, pk, pv), *arrays)
+    out, back = jax.vjp(lambda q, k, v, pk, pv: attend(q, k, v, seen, pk, pv, cap=cap), *arrays)
     return out, list(back(d_out))
 
 
@@ -49,11 +49,11 @@ def test_a_jax_without_triton_is_refused(monkeypatch):
 def test_values_and_gradients_equal_the_reference(name, monkeypatch):
     monkeypatch.setattr(runs, "_BLOCK", 8)
     monkeypatch.setattr(triton, "_TILE", 4)  # several tiles of a block
-    of_batch, of_arrays, window = CASES[name]
+    of_batch, of_arrays, window, *cap = CASES[name]
     made = packed.batch(**of_batch)
     arrays, d_out = arrays_for(made, **of_arrays)
-    out, grads = both(arrays, d_out, seen_in(made, window))
-    expected, expected_grads = packed.Reference(*packed.visible(made, window))(d_out, *arrays)
+    out, grads = both(arrays, d_out, seen_in(made, window), *cap)
+    expected, expected_grads = packed.Reference(*packed.visible(made, window), *cap)(d_out, *arrays)
     np.testing.assert_allclose(out, expected, rtol=1e-4, atol=1e-5)
     for grad, expected_grad in zip(grads, expected_grads, strict=True):
         np.testing.assert_allclose(grad, expected_grad, rtol=1e-4, atol=1e-5)
@@ -92,7 +92,7 @@ def test_kernels_lower_for_cuda(size, dtype, monkeypatch):
 def test_log_probs_and_gradients_equal_those_of_xla_on_a_mesh(monkeypatch):
     """Two shards, heads over two devices; beliefs with their texts in packed rows, in chunks of rows."""
     monkeypatch.setattr(runs, "_BLOCK", 8)
-    config, made = dataclasses.replace(MODEL, sliding_window=5), packed.batch(shards=2)
+    config, made = dataclasses.replace(MODEL, **KINDS), packed.batch(shards=2)
     weights = jax.tree.map(lambda x: 8 * x if x.ndim > 2 else x, init_weights(config, jax.random.key(0)))
 
     def scored(backend):

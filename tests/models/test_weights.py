@@ -33,9 +33,14 @@ def test_every_row_is_complete(weight):
     assert start.shape == shape and start.dtype == jnp.float32
 
 
-def test_names_are_those_of_one_weight_each():
-    names = [weight.stored.name for weight in table.BASE]
+@pytest.mark.parametrize("more", [{}, {"norms": "both"}, {"norms": "after", "qk_norm_whole": True}])
+def test_names_are_those_of_one_weight_each(more):
+    """But for a tensor that holds several weights one after the other."""
+    config = dataclasses.replace(CONFIG, **more)
+    names = [weight.stored.name for weight in table.rows(config)]
     assert len(set(names)) == len(names)
+    fused = [weight.stored.name for weight in table.rows(dataclasses.replace(config, fused=True))]
+    assert len(set(fused)) == len(names) - 3
 
 
 @pytest.mark.parametrize("name, heads", [("untied", {"lm_head"}), ("tied", set()), ("reward", {"score"})])
@@ -97,6 +102,6 @@ def test_decay_is_what_the_table_says_and_by_name_elsewhere():
         ("norm",),
         ("layers", "attn_norm"),
         ("layers", "mlp_norm"),
-        *(("layers", name) for name in ("q_bias", "k_bias", "v_bias", "q_norm", "k_norm")),
+        *(("layers", name) for name in ("q_bias", "k_bias", "v_bias", "q_norm", "k_norm", "attn_post_norm", "mlp_post_norm")),
     }
     assert table.decays(("head", "w")) and not table.decays(("blocks", "0", "input_norm")) and not table.decays(("norm", "w"))

@@ -15,7 +15,7 @@ from align_jax.models import Decoder, ModelConfig, RopeScaling, weight_shardings
 from align_jax.parallel.mesh import make_mesh, put_batch
 from align_jax.scoring.logps import response_logps, target_logps
 from tests.models import reference
-from tests.models.test_decoder import big_weights
+from tests.models.test_decoder import FAMILIES, big_weights
 
 BASE = ModelConfig(vocab_size=29, width=16, mlp_width=24, layers=2, heads=4, kv_heads=2, head_size=4)
 VARIANTS = {
@@ -24,6 +24,8 @@ VARIANTS = {
     "llama3-tied": dataclasses.replace(
         BASE, head_size=8, rope_scaling=RopeScaling("llama3", 8.0, 1.0, 4.0, original_length=16), tied_embeddings=True
     ),
+    "gemma": FAMILIES["gemma"],
+    "granite": FAMILIES["granite"],
 }
 RNG = np.random.default_rng(0)
 
@@ -105,16 +107,20 @@ def _loss(config, groups, weights):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("groups", [GROUPS, BELIEFS], ids=["responses", "beliefs"])
-def test_gradients_equal_those_of_scoring_alone(groups):
-    weights = big_weights(BASE)
-    expected = jax.jit(jax.grad(partial(_loss, BASE, groups)))(weights)
+@pytest.mark.parametrize(
+    "config, groups",
+    [(BASE, GROUPS), (BASE, BELIEFS), (FAMILIES["gemma"], BELIEFS), (FAMILIES["granite"], GROUPS)],
+    ids=["responses", "beliefs", "gemma", "granite"],
+)
+def test_gradients_equal_those_of_scoring_alone(config, groups):
+    weights = big_weights(config)
+    expected = jax.jit(jax.grad(partial(_loss, config, groups)))(weights)
     for pack in (True, False):
         batch = pack_groups(groups, shards=1, groups_per_shard=len(groups), layout=layout(pack))
         signs = np.sin(batch.rows[:, None] + 2.0 * np.arange(batch.mask.shape[1])) * batch.mask
 
         def ours(w, batch=batch, signs=signs):
-            return jnp.sum(score(BASE, w, batch, head_chunk=7) * signs)
+            return jnp.sum(score(config, w, batch, head_chunk=7) * signs)
 
         grads = jax.jit(jax.grad(ours))(weights)
         jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=2e-3, atol=2e-4), grads, expected)
@@ -143,11 +149,12 @@ def test_a_response_does_not_see_its_neighbours():
     assert a[0, 1] != b[0, 1]
 
 
-def test_the_same_under_jit_pmap_shard_map_and_a_mesh():
-    weights = big_weights(BASE)
+@pytest.mark.parametrize("config", [BASE, FAMILIES["gemma"]], ids=["llama", "gemma"])
+def test_the_same_under_jit_pmap_shard_map_and_a_mesh(config):
+    weights = big_weights(config)
     groups = [group(i, 3 + i % 3, [2, 4]) for i in range(8)]
     batch = pack_groups(groups, shards=8, groups_per_shard=1, layout=layout(True))
-    f = partial(score, BASE)
+    f = partial(score, config)
     expected = jax.jit(f)(weights, batch)
 
     split = jax.tree.map(lambda x: np.asarray(x).reshape(8, -1, *x.shape[1:]), batch)
@@ -159,7 +166,7 @@ def test_the_same_under_jit_pmap_shard_map_and_a_mesh():
 
     mesh = make_mesh(2, 2, 2)
     with jax.set_mesh(mesh):
-        placed = jax.tree.map(jax.device_put, weights, weight_shardings(BASE, mesh))
+        placed = jax.tree.map(jax.device_put, weights, weight_shardings(config, mesh))
         out = jax.jit(f)(placed, put_batch(batch, mesh))
     np.testing.assert_allclose(out, expected, rtol=1e-5)
 

@@ -40,7 +40,7 @@ def score(config, weights, batch, **chunks):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("variant", ["llama2", "mistral", "mistral_window", "qwen2", "qwen3"])
+@pytest.mark.parametrize("variant", ["llama2", "mistral", "mistral_window", "qwen2", "qwen3", "gemma3", "olmo3", "phi3"])
 def test_equals_the_classifiers_of_transformers(variant, tmp_path):
     """Grouped queries everywhere; in one batch of transformers, padded to the right."""
     theirs = models.torch_classifier(variant, pad_token_id=0)

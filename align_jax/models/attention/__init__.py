@@ -6,9 +6,13 @@
 `xla` runs everywhere and takes every batch. The others never make a `[length, length]` array: `pallas` (TPU, our kernels)
 and `triton` (GPU, our kernels, never run on a card: `auto` leaves them out) take every batch, too; `splash` (TPU, JAX's
 kernels) and `cudnn` (GPU) take one prompt per prompt row and one response per response row (`GroupBatch.packed` False).
+
+Where layers differ in their window, `visibility_by_kind` makes what each kind of layer sees, and `attend` takes the kind.
 """
 
 from __future__ import annotations
+
+from functools import partial
 
 import jax
 
@@ -27,16 +31,27 @@ from align_jax.models.attention.runs import GpuRuns, Runs
 from align_jax.models.attention.splash import attend_splash
 from align_jax.models.attention.tokens import Tokens
 from align_jax.models.attention.triton import attend_triton
-from align_jax.models.attention.visible import Masks, RowIds, own_mask, prefix_mask, visibility
+from align_jax.models.attention.visible import (
+    ByKind,
+    Masks,
+    RowIds,
+    Seen,
+    own_mask,
+    prefix_mask,
+    visibility,
+    visibility_by_kind,
+)
 from align_jax.models.attention.xla import attend_xla
 
 __all__ = [
     "BACKENDS",
     "BackendChoice",
+    "ByKind",
     "Masks",
     "RowIds",
     "RowSpans",
     "Runs",
+    "Seen",
     "Tokens",
     "attend",
     "choose_backend",
@@ -46,6 +61,7 @@ __all__ = [
     "takes_no_pieces",
     "takes_packed",
     "visibility",
+    "visibility_by_kind",
 ]
 
 
@@ -53,9 +69,12 @@ def attend(
     q: jax.Array,
     k: jax.Array,
     v: jax.Array,
-    seen: Masks | RowIds | Runs | RowSpans,
+    seen: Seen,
     prefix_k: jax.Array | None = None,
     prefix_v: jax.Array | None = None,
+    *,
+    kind: jax.Array | int | None = None,
+    cap: float | None = None,
 ) -> jax.Array:
     """Softmax attention of every token over its visible prompt tokens and row tokens.
 
@@ -64,17 +83,22 @@ def attend(
         Hk key/value heads, E the head size).
       seen: what is visible and which backend computes it, from `visibility`; made once for all layers.
       prefix_k, prefix_v: `[D, M, P, Hk, E]`, the prompt rows' keys and values; None for rows without a prompt.
+      kind: int32 scalar, which of several visibilities; read only where there are several.
+      cap: the c of `c tanh(logit / c)`, which logits go through before the softmax; None is none.
 
     Returns:
       `[D, N, R, H, E]` in the type of q; logits, weights and sums are float32. Tokens of padding get finite values.
     """
-    if isinstance(seen, Masks):
-        return attend_xla(q, k, v, seen, prefix_k, prefix_v)
-    if isinstance(seen, Runs):
-        return attend_pallas(q, k, v, seen, prefix_k, prefix_v)
-    if isinstance(seen, GpuRuns):
-        return attend_triton(q, k, v, seen, prefix_k, prefix_v)
-    if isinstance(seen, RowSpans):
-        return attend_blockwise(q, k, v, seen, prefix_k, prefix_v)
-    backend = attend_cudnn if seen.backend == "cudnn" else attend_splash
-    return backend(q, k, v, seen, prefix_k, prefix_v)
+    if isinstance(seen, ByKind):
+        branches = [partial(_attend, seen=each, cap=cap) for each in seen.kinds]
+        return jax.lax.switch(kind, branches, q, k, v, prefix_k, prefix_v)
+    return _attend(q, k, v, prefix_k, prefix_v, seen, cap)
+
+
+def _attend(q, k, v, prefix_k, prefix_v, seen, cap):
+    backends = {Masks: attend_xla, Runs: attend_pallas, GpuRuns: attend_triton, RowSpans: attend_blockwise}
+    if isinstance(seen, RowIds):
+        backend = attend_cudnn if seen.backend == "cudnn" else attend_splash
+    else:
+        backend = backends[type(seen)]
+    return backend(q, k, v, seen, prefix_k, prefix_v, cap)

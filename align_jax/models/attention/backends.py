@@ -118,6 +118,8 @@ def _lacks(backend: str, platform: str | None, dtype, config: ModelConfig | None
         return triton.missing()
     if backend != "cudnn":
         return None
+    if config is not None and config.attention_softcap is not None:
+        return f"cuDNN has no kernel with a soft cap of logits ({config.attention_softcap}), which this model has"
     missing = None if platform is None else _no_cudnn(platform)
     return missing or (None if config is None else _no_kernel(config, longest))
 

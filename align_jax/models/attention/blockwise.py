@@ -18,7 +18,7 @@ from jax.ad_checkpoint import checkpoint_name
 from align_jax.models.attention.partition import over_mesh
 from align_jax.models.attention.runs import part_of_devices, spans_of
 from align_jax.models.attention.tokens import Tokens
-from align_jax.models.ops import precision
+from align_jax.models.ops import precision, soft_cap
 from align_jax.models.remat import ATTENTION
 from align_jax.parallel import sequence
 
@@ -54,35 +54,35 @@ def row_spans(
     return RowSpans(of_parts.reshape(-1, *of_parts.shape[2:]), where, sequence.pieces())
 
 
-def attend_blockwise(q, k, v, seen: RowSpans, prefix_k=None, prefix_v=None) -> jax.Array:
+def attend_blockwise(q, k, v, seen: RowSpans, prefix_k=None, prefix_v=None, cap=None) -> jax.Array:
     """See `align_jax.models.attention.attend`."""
     scaled = q * jnp.asarray(q.shape[-1] ** -0.5, q.dtype)
     keys, ids = ((k, v), ()) if prefix_k is None else ((k, v, prefix_k, prefix_v), (seen.prompt_row,))
     # Kept for the backward pass is what a device has, and not the keys that were brought together.
-    run = jax.checkpoint(partial(_run, seen.parts), prevent_cse=False)
+    run = jax.checkpoint(partial(_run, seen.parts, cap), prevent_cse=False)
     return checkpoint_name(over_mesh(run, scaled, keys, ids, (seen.spans,)), ATTENTION)
 
 
-def _run(parts, q, *arrays):
+def _run(parts, cap, q, *arrays):
     """Of one device: q `[D, N, T, H, E]`; keys, values; prompts' and `prompt_row` `[D, N]`, if any; spans `[D, N, T, 6]`."""
     *keys, spans = arrays
     prompt_row = keys.pop() if len(keys) > 2 else None
     keys = [sequence.gathered(x, 2, parts) for x in keys]
     rows = q, *keys[:2], spans
     if prompt_row is None:
-        return jax.vmap(lambda *row: jax.lax.map(lambda x: _of_row(*x), row))(*rows)
+        return jax.vmap(lambda *row: jax.lax.map(lambda x: _of_row(cap, *x), row))(*rows)
 
     def of_shard(q, k, v, spans, prompt_k, prompt_v, prompt_row):
         def of_row(x):
             q, k, v, spans, m = x
-            return _of_row(q, jnp.concatenate([prompt_k[m], k]), jnp.concatenate([prompt_v[m], v]), spans)
+            return _of_row(cap, q, jnp.concatenate([prompt_k[m], k]), jnp.concatenate([prompt_v[m], v]), spans)
 
         return jax.lax.map(of_row, (q, k, v, spans, prompt_row))
 
     return jax.vmap(of_shard)(*rows, *keys[2:], prompt_row)
 
 
-def _of_row(q, k, v, spans):
+def _of_row(cap, q, k, v, spans):
     """A row's queries `[T, H, E]` over keys and values `[keys, Hk, E]`, spans `[T, 6]`; like q."""
     count, heads = q.shape[:2]
     size = max(1, min(count, _BLOCK_BYTES // (4 * heads * k.shape[0])))
@@ -93,7 +93,7 @@ def _of_row(q, k, v, spans):
     @partial(jax.checkpoint, prevent_cse=False)
     def of_block(block):
         q, spans = block
-        return _of_queries(q, *(x.astype(k.dtype) for x in keys), spans)
+        return _of_queries(cap, q, *(x.astype(k.dtype) for x in keys), spans)
 
     def split(x):
         x = jnp.pad(x, ((0, blocks * size - count), *((0, 0),) * (x.ndim - 1)))
@@ -102,10 +102,10 @@ def _of_row(q, k, v, spans):
     return jax.lax.map(of_block, (split(q), split(spans))).reshape(-1, *q.shape[1:])[:count]
 
 
-def _of_queries(q, k, v, spans):
+def _of_queries(cap, q, k, v, spans):
     """Some queries `[t, H, E]`."""
     grouped = q.reshape(q.shape[0], k.shape[1], -1, q.shape[2])
-    logits = _product("tkge,ske->kgts", grouped, k)
+    logits = soft_cap(_product("tkge,ske->kgts", grouped, k), cap)
     index = jnp.arange(k.shape[0], dtype=jnp.int32)
     runs = [(spans[:, i, None] <= index) & (index <= spans[:, i + 1, None]) for i in range(0, spans.shape[1], 2)]
     logits = jnp.where(sum(runs) > 0, logits, _NEVER)

@@ -26,8 +26,10 @@ from align_jax.models.remat import ATTENTION
 _NEVER = -1e30
 
 
-def attend_cudnn(q, k, v, seen: RowIds, prefix_k=None, prefix_v=None) -> jax.Array:
-    """See `align_jax.models.attention.attend`."""
+def attend_cudnn(q, k, v, seen: RowIds, prefix_k=None, prefix_v=None, cap=None) -> jax.Array:
+    """See `align_jax.models.attention.attend`; takes no soft cap."""
+    if cap is not None:
+        raise UserError(f"model.attention: cuDNN has no kernel with a soft cap of logits ({cap}); set model.attention: xla")
     lengths = jnp.sum(seen.segments > 0, axis=-1, dtype=jnp.int32)
     run = partial(_run, seen.window)
     if prefix_k is None:

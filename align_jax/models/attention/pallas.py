@@ -28,35 +28,35 @@ _MOST_HEADS, _MOST_BYTES = 8, 1 << 20
 call = pl.pallas_call  # tests interpret it
 
 
-def attend_pallas(q, k, v, seen: Runs, prefix_k=None, prefix_v=None) -> jax.Array:
+def attend_pallas(q, k, v, seen: Runs, prefix_k=None, prefix_v=None, cap=None) -> jax.Array:
     """See `align_jax.models.attention.attend`; padding gets 0."""
     scaled = (q.astype(jnp.float32) * q.shape[-1] ** -0.5).astype(q.dtype)
     keys = (k, v) if prefix_k is None else (k, v, prefix_k, prefix_v)
     of_parts = (seen.spans, seen.by_token, seen.by_key, seen.counts)
-    return over_mesh(partial(_run, seen.blocks), scaled, keys, (), of_parts)
+    return over_mesh(partial(_run, cap, seen.blocks), scaled, keys, (), of_parts)
 
 
-def _run(blocks: Blocks, q, k, v, *rest):
+def _run(cap, blocks: Blocks, q, k, v, *rest):
     """Of one device: q `[D, N, R, H, E]`; then prompts `[D, M, P, Hk, E]`, if any, and the arrays of `Runs`."""
     *prompt, spans, by_token, by_key, counts = rest
-    return _attention(q, k, v, *(prompt or (None, None)), Runs(spans, by_token, by_key, counts, blocks))
+    return _attention(cap, q, k, v, *(prompt or (None, None)), Runs(spans, by_token, by_key, counts, blocks))
 
 
-@jax.custom_vjp
-def _attention(q, k, v, prefix_k, prefix_v, seen: Runs):
-    return _forward(q, k, v, prefix_k, prefix_v, seen)[0]
+@partial(jax.custom_vjp, nondiff_argnums=(0,))
+def _attention(cap, q, k, v, prefix_k, prefix_v, seen: Runs):
+    return _forward(cap, q, k, v, prefix_k, prefix_v, seen)[0]
 
 
-def _forward(q, k, v, prefix_k, prefix_v, seen: Runs):
+def _forward(cap, q, k, v, prefix_k, prefix_v, seen: Runs):
     heads = _Heads.of(q, k, seen.blocks.size)
     keys = (_by_key(*_whole(seen, *x), seen) for x in ((k, prefix_k), (v, prefix_v)))
     arrays = _by_token(q, heads, seen), *keys
-    out, lse = _Calls(heads, seen, arrays[0].shape[3]).forward(*arrays)
+    out, lse = _Calls(heads, seen, arrays[0].shape[3], cap).forward(*arrays)
     out, lse = checkpoint_name(_as_rows(out, q), ATTENTION), checkpoint_name(lse, ATTENTION)
     return out, (q, k, v, prefix_k, prefix_v, seen, out, lse)
 
 
-def _backward(saved, d_out):
+def _backward(cap, saved, d_out):
     q, k, v, prefix_k, prefix_v, seen, out, lse = saved
     heads = _Heads.of(q, k, seen.blocks.size)
     delta = jnp.sum(out.astype(jnp.float32) * d_out.astype(jnp.float32), axis=-1, keepdims=True)
@@ -64,7 +64,7 @@ def _backward(saved, d_out):
     # Keys of other devices are brought together once more: kept, they would be as much memory as one device has for all.
     (whole_k, d_of_k), (whole_v, d_of_v) = (jax.vjp(partial(_whole, seen), *x) for x in ((k, prefix_k), (v, prefix_v)))
     args = rows[0], _by_key(*whole_k, seen), _by_key(*whole_v, seen), lse, rows[1][:, :, :, 0], rows[2]
-    calls = _Calls(heads, seen, q.shape[-1])
+    calls = _Calls(heads, seen, q.shape[-1], cap)
     d_q, (d_k, d_v) = calls.backward_queries(*args), calls.backward_keys(*args)
     d_k, d_prefix_k = d_of_k(_split(d_k, *whole_k, seen))
     d_v, d_prefix_v = d_of_v(_split(d_v, *whole_v, seen))
@@ -100,12 +100,13 @@ class _Calls:
     """The kernels over the work of some runs: grid `(shard, some heads, item of work)`.
 
     Arrays are q, out and d_out `[D, programs, heads of one, E, tokens]`, k and v `[D, Hk, keys, E]`, lse and delta
-    `[D, programs, heads of one, tokens]`; size is E.
+    `[D, programs, heads of one, tokens]`; size is E, cap the soft cap of logits or None.
     """
 
     heads: _Heads
     seen: Runs
     size: int
+    cap: float | None
 
     def forward(self, q, k, v):
         """Output in the type of q, and log-sum-exp; 0 and a large number for a token that sees nothing."""
@@ -158,7 +159,7 @@ class _Calls:
         work = seen.by_key if by_key else seen.by_token
         pairs = math.prod(work.shape) * heads.programs * heads.queries * block**2  # at most
         return call(
-            kernel,
+            partial(kernel, cap=self.cap),
             grid_spec=pltpu.PrefetchScalarGridSpec(
                 num_scalar_prefetch=1,
                 grid=(work.shape[0], heads.programs, jnp.max(seen.counts[:, int(by_key)])),

@@ -17,14 +17,14 @@ import jax.numpy as jnp
 from jax.experimental import pallas as pl
 
 from align_jax.models.attention import runs
-from align_jax.models.ops import precision
+from align_jax.models.ops import precision, soft_cap, soft_cap_slope
 
 _NEVER = -1e30  # below any real logit, and finite
 _UNSEEN = 1e30  # the log-sum-exp of a token that sees nothing: all its weights are 0
 _NN, _NT, _TN = (((1,), (0,)), ((), ())), (((1,), (1,)), ((), ())), (((0,), (0,)), ((), ()))
 
 
-def forward(work, spans, q, k, v, out, lse, total, top, mass, hidden):
+def forward(work, spans, q, k, v, out, lse, total, top, mass, hidden, *, cap=None):
     """Output and log-sum-exp of a block of tokens, over its blocks of keys: the softmax is kept up to its maximum so far."""
     item, starts, ends = _place(work)
 
@@ -37,7 +37,7 @@ def forward(work, spans, q, k, v, out, lse, total, top, mass, hidden):
     def _():
         _hide(hidden, spans, item, runs.other_block_of(item))
         for h, of_key in _heads(q, k):
-            logits = _product(k[of_key], q[h], _NN) + hidden[...]
+            logits = soft_cap(_product(k[of_key], q[h], _NN), cap) + hidden[...]
             before, row = top[pl.ds(h, 1)], pl.ds(h, 1)
             now = jnp.maximum(before, logits.max(axis=0, keepdims=True))
             weights, kept = jnp.exp(logits - now), jnp.exp(before - now)
@@ -55,7 +55,7 @@ def forward(work, spans, q, k, v, out, lse, total, top, mass, hidden):
             out[h] = (total[h] * share[h : h + 1]).astype(out.dtype)
 
 
-def backward_queries(work, spans, q, k, v, lse, delta, d_out, d_q, total, hidden):
+def backward_queries(work, spans, q, k, v, lse, delta, d_out, d_q, total, hidden, *, cap=None):
     """The gradient of a block of queries, over its blocks of keys."""
     item, starts, ends = _place(work)
 
@@ -67,7 +67,7 @@ def backward_queries(work, spans, q, k, v, lse, delta, d_out, d_q, total, hidden
     def _():
         _hide(hidden, spans, item, runs.other_block_of(item))
         for h, of_key in _heads(q, k):
-            _, d_logits = _weights(h, of_key, q, k, v, lse, delta, d_out, hidden)
+            _, d_logits = _weights(h, of_key, q, k, v, lse, delta, d_out, hidden, cap)
             total[h] += _product(k[of_key], d_logits, _TN)
 
     @pl.when(ends)
@@ -75,7 +75,7 @@ def backward_queries(work, spans, q, k, v, lse, delta, d_out, d_q, total, hidden
         d_q[...] = total[...].astype(d_q.dtype)
 
 
-def backward_keys(work, spans, q, k, v, lse, delta, d_out, d_k, d_v, total_k, total_v, hidden):
+def backward_keys(work, spans, q, k, v, lse, delta, d_out, d_k, d_v, total_k, total_v, hidden, *, cap=None):
     """The gradients of a block of keys and values, over the blocks of tokens that see it."""
     item, starts, ends = _place(work)
 
@@ -87,7 +87,7 @@ def backward_keys(work, spans, q, k, v, lse, delta, d_out, d_k, d_v, total_k, to
     def _():
         _hide(hidden, spans, item, runs.block_of(item))
         for h, of_key in _heads(q, k):
-            weights, d_logits = _weights(h, of_key, q, k, v, lse, delta, d_out, hidden)
+            weights, d_logits = _weights(h, of_key, q, k, v, lse, delta, d_out, hidden, cap)
             total_v[of_key] += _product(weights, d_out[h], _NT)
             total_k[of_key] += _product(d_logits, q[h], _NT)
 
@@ -133,11 +133,14 @@ def _hide(hidden, spans, item, key_block):
             hidden[...] = jnp.where(seen(), jnp.zeros_like(hidden), _NEVER)
 
 
-def _weights(h, of_key, q, k, v, lse, delta, d_out, hidden):
+def _weights(h, of_key, q, k, v, lse, delta, d_out, hidden, cap):
     """The weights `[keys, tokens]` of a head and the gradient of its logits, in the type of the products that follow."""
     row = pl.ds(h, 1)
-    weights = jnp.exp(_product(k[of_key], q[h], _NN) + hidden[...] - lse[row])
+    logits = soft_cap(_product(k[of_key], q[h], _NN), cap)
+    weights = jnp.exp(logits + hidden[...] - lse[row])
     d_logits = weights * (_product(v[of_key], d_out[h], _NN) - delta[row])
+    if cap is not None:
+        d_logits *= soft_cap_slope(logits, cap)
     return weights.astype(q.dtype), d_logits.astype(q.dtype)
 
 

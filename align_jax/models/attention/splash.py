@@ -26,7 +26,7 @@ _LONGEST = 4096  # queries of one call: more rows than this are cut into calls, 
 _OFFSET_BITS = 16
 
 
-def attend_splash(q, k, v, seen: RowIds, prefix_k=None, prefix_v=None) -> jax.Array:
+def attend_splash(q, k, v, seen: RowIds, prefix_k=None, prefix_v=None, cap=None) -> jax.Array:
     """See `align_jax.models.attention.attend`."""
     shards, count, length, heads, size = q.shape
     scaled = (q.astype(jnp.float32) * size**-0.5).astype(q.dtype)
@@ -43,7 +43,7 @@ def attend_splash(q, k, v, seen: RowIds, prefix_k=None, prefix_v=None) -> jax.Ar
 
     ids = calls(seen.segments)
     keys, values = (jnp.concatenate([a, calls(b)], axis=2) for a, b in ((prefix_k, k), (prefix_v, v)))
-    run = functools.partial(_run, length=length, before=prefix.shape[-1], window=seen.window)
+    run = functools.partial(_run, length=length, before=prefix.shape[-1], window=seen.window, cap=cap)
     out = over_mesh(run, calls(scaled), (keys, values), (ids, jnp.concatenate([prefix, ids], axis=2)))
     return out.reshape(q.shape)
 
@@ -66,10 +66,10 @@ def _take(x: jax.Array, index: jax.Array | None) -> jax.Array:
     return x if index is None else jax.vmap(lambda rows, i: rows[i])(x, index)
 
 
-def _run(q, k, v, q_ids, k_ids, *, length, before, window):
+def _run(q, k, v, q_ids, k_ids, *, length, before, window, cap):
     """The kernel over `[D, calls, queries, H, E]` of one device."""
     shape = _Shape(q.shape[2] // length, length, before, window)
-    kernel = _kernel(shape, q.shape[3])
+    kernel = _kernel(shape, q.shape[3], cap)
     q, k, v = (jnp.moveaxis(x, 3, 2) for x in (q, k, v))
     # Padded queries repeat the last one's id and mask, so that they see something; padded keys are seen by no query.
     padding = ((0, 0), (0, 0), (0, shape.padded_queries - q.shape[3]))
@@ -117,7 +117,7 @@ def _block(length: int) -> int:
     return min(_BLOCKS, key=lambda block: (_up(length, block), -block))
 
 
-def _kernel(shape: _Shape, heads: int) -> kernels.SplashAttentionKernel:
+def _kernel(shape: _Shape, heads: int, cap: float | None) -> kernels.SplashAttentionKernel:
     q, kv = shape.q_block, shape.k_block
     return kernels.make_splash_mha(
         masks.MultiHeadMask([_RowsMask(shape)] * heads),
@@ -125,6 +125,7 @@ def _kernel(shape: _Shape, heads: int) -> kernels.SplashAttentionKernel:
         head_shards=1,
         q_seq_shards=1,
         residual_checkpoint_name=ATTENTION,
+        attn_logits_soft_cap=cap,
     )
 
 

@@ -25,7 +25,7 @@ _TILE, _TILE_WIDE = 64, 32  # tokens, and keys; of heads above 128
 call = pl.pallas_call  # tests interpret it
 
 
-def attend_triton(q, k, v, seen: GpuRuns, prefix_k=None, prefix_v=None) -> jax.Array:
+def attend_triton(q, k, v, seen: GpuRuns, prefix_k=None, prefix_v=None, cap=None) -> jax.Array:
     """See `align_jax.models.attention.attend`; padding gets 0."""
     size, runs = q.shape[-1], seen.runs
     scaled = (q.astype(jnp.float32) * size**-0.5).astype(q.dtype)
@@ -33,34 +33,34 @@ def attend_triton(q, k, v, seen: GpuRuns, prefix_k=None, prefix_v=None) -> jax.A
     keys = (k, v) if prefix_k is None else (k, v, prefix_k, prefix_v)
     wide = [_padded(x, max(16, pl.next_power_of_2(size)), 4) for x in (scaled, *keys)]
     of_parts = (runs.spans, runs.by_token, runs.by_key, runs.counts)
-    return over_mesh(partial(_run, runs.blocks), wide[0], tuple(wide[1:]), (), of_parts)[..., :size]
+    return over_mesh(partial(_run, cap, runs.blocks), wide[0], tuple(wide[1:]), (), of_parts)[..., :size]
 
 
-def _run(blocks: Blocks, q, k, v, *rest):
+def _run(cap, blocks: Blocks, q, k, v, *rest):
     """Of one device: q `[D, N, R, H, E]`; then prompts `[D, M, P, Hk, E]`, if any, and the arrays of `Runs`."""
     *prompt, spans, by_token, by_key, counts = rest
-    return _attention(q, k, v, *(prompt or (None, None)), Runs(spans, by_token, by_key, counts, blocks))
+    return _attention(cap, q, k, v, *(prompt or (None, None)), Runs(spans, by_token, by_key, counts, blocks))
 
 
-@jax.custom_vjp
-def _attention(q, k, v, prefix_k, prefix_v, seen: Runs):
-    return _forward(q, k, v, prefix_k, prefix_v, seen)[0]
+@partial(jax.custom_vjp, nondiff_argnums=(0,))
+def _attention(cap, q, k, v, prefix_k, prefix_v, seen: Runs):
+    return _forward(cap, q, k, v, prefix_k, prefix_v, seen)[0]
 
 
-def _forward(q, k, v, prefix_k, prefix_v, seen: Runs):
+def _forward(cap, q, k, v, prefix_k, prefix_v, seen: Runs):
     keys = (_by_key(*_whole(seen, *x), seen) for x in ((k, prefix_k), (v, prefix_v)))
-    out, lse = _Calls(seen).forward(_by_token(q, seen), *keys)
+    out, lse = _Calls(seen, cap).forward(_by_token(q, seen), *keys)
     out, lse = checkpoint_name(_as_rows(out, q), ATTENTION), checkpoint_name(lse, ATTENTION)
     return out, (q, k, v, prefix_k, prefix_v, seen, out, lse)
 
 
-def _backward(saved, d_out):
+def _backward(cap, saved, d_out):
     q, k, v, prefix_k, prefix_v, seen, out, lse = saved
     delta = jnp.sum(out.astype(jnp.float32) * d_out.astype(jnp.float32), axis=-1, keepdims=True)
     q_rows, delta, d_rows = (_by_token(x, seen) for x in (q, delta, d_out.astype(q.dtype)))
     (whole_k, d_of_k), (whole_v, d_of_v) = (jax.vjp(partial(_whole, seen), *x) for x in ((k, prefix_k), (v, prefix_v)))
     args = q_rows, _by_key(*whole_k, seen), _by_key(*whole_v, seen), lse, delta[..., 0], d_rows
-    d_q, (d_k, d_v) = _Calls(seen).backward_queries(*args), _Calls(seen).backward_keys(*args)
+    d_q, (d_k, d_v) = _Calls(seen, cap).backward_queries(*args), _Calls(seen, cap).backward_keys(*args)
     d_k, d_prefix_k = d_of_k(_split(d_k, *whole_k, seen))
     d_v, d_prefix_v = d_of_v(_split(d_v, *whole_v, seen))
     return _as_rows(d_q, q), d_k, d_v, d_prefix_k, d_prefix_v, None
@@ -77,6 +77,7 @@ class _Calls:
     """
 
     seen: Runs
+    cap: float | None
 
     def forward(self, q, k, v):
         """Output in the type of q, and log-sum-exp; 0 and a large number for a token that sees nothing."""
@@ -120,7 +121,7 @@ class _Calls:
         starts = jax.vmap(partial(_starts, count))(work, seen.counts[:, int(by_key)])
         whole = [_of_shard(x) for x in (work, starts, seen.spans)]
         return call(
-            partial(kernel, block=seen.blocks.size),
+            partial(kernel, block=seen.blocks.size, cap=self.cap),
             grid=(over.shape[0], over.shape[1], over.shape[2] // tile),
             in_specs=[*whole, *specs],
             out_specs=out_specs,

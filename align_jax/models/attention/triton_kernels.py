@@ -15,14 +15,14 @@ import jax.numpy as jnp
 from jax.experimental import pallas as pl
 
 from align_jax.models.attention import runs
-from align_jax.models.ops import precision
+from align_jax.models.ops import precision, soft_cap, soft_cap_slope
 
 _NEVER = -1e30  # below any real logit, and finite
 _UNSEEN = 1e30  # the log-sum-exp of a token that sees nothing: all its weights are 0
 _NN, _NT, _TN = (((1,), (0,)), ((), ())), (((1,), (1,)), ((), ())), (((0,), (0,)), ((), ()))
 
 
-def forward(work, starts, spans, q, k, v, out, lse, *, block: int):
+def forward(work, starts, spans, q, k, v, out, lse, *, block: int, cap: float | None = None):
     """Output and log-sum-exp of a tile of tokens: the softmax is kept up to its maximum so far."""
     tile, size = q.shape
     at = pl.program_id(2) * tile
@@ -30,7 +30,7 @@ def forward(work, starts, spans, q, k, v, out, lse, *, block: int):
 
     def add(key, carry):
         total, top, mass = carry
-        logits = jnp.where(_seen(own, key, tile), _product(tokens, k[pl.ds(key, tile), :], _NT), _NEVER)
+        logits = jnp.where(_seen(own, key, tile), soft_cap(_product(tokens, k[pl.ds(key, tile), :], _NT), cap), _NEVER)
         now = jnp.maximum(top, jnp.max(logits, axis=1))
         # Until a token saw its first key, hidden ones are its largest: they weigh nothing.
         weights = jnp.where(logits > _NEVER / 2, jnp.exp(logits - now[:, None]), 0)
@@ -46,7 +46,7 @@ def forward(work, starts, spans, q, k, v, out, lse, *, block: int):
     lse[...] = jnp.where(some, top + jnp.log(safe), _UNSEEN)
 
 
-def backward_queries(work, starts, spans, q, k, v, lse, delta, d_out, d_q, *, block: int):
+def backward_queries(work, starts, spans, q, k, v, lse, delta, d_out, d_q, *, block: int, cap: float | None = None):
     """The gradient of a tile of queries, over its keys."""
     tile = q.shape[0]
     at = pl.program_id(2) * tile
@@ -55,14 +55,14 @@ def backward_queries(work, starts, spans, q, k, v, lse, delta, d_out, d_q, *, bl
 
     def add(key, total):
         keys = k[pl.ds(key, tile), :]
-        _, d_logits = _weights(*rows, keys, v[pl.ds(key, tile), :], _seen(own, key, tile))
+        _, d_logits = _weights(*rows, keys, v[pl.ds(key, tile), :], _seen(own, key, tile), cap)
         return total + _product(d_logits, keys, _NN)
 
     total = _over_work(work, starts, at // block, block, tile, add, jnp.zeros(q.shape, jnp.float32))
     d_q[...] = total.astype(d_q.dtype)
 
 
-def backward_keys(work, starts, spans, q, k, v, lse, delta, d_out, d_k, d_v, *, block: int):
+def backward_keys(work, starts, spans, q, k, v, lse, delta, d_out, d_k, d_v, *, block: int, cap: float | None = None):
     """The gradients of a tile of keys and values, over the tokens that see them, of every query head that reads them."""
     tile, size = k.shape
     at = pl.program_id(2) * tile
@@ -74,7 +74,7 @@ def backward_keys(work, starts, spans, q, k, v, lse, delta, d_out, d_k, d_v, *, 
         for h in range(q.shape[0]):
             here = pl.ds(token, tile)
             queries, grads = q[h, here, :], d_out[h, here, :]
-            weights, d_logits = _weights(queries, grads, lse[h, here], delta[h, here], keys, values, seen)
+            weights, d_logits = _weights(queries, grads, lse[h, here], delta[h, here], keys, values, seen, cap)
             total_k += _product(d_logits, queries, _TN)
             total_v += _product(weights, grads, _TN)
         return total_k, total_v
@@ -108,10 +108,13 @@ def _seen(own, key, tile):
     return inside[0] | inside[1] | inside[2]
 
 
-def _weights(q, d_out, lse, delta, k, v, seen):
+def _weights(q, d_out, lse, delta, k, v, seen, cap):
     """The weights `[tokens, keys]` and the gradient of the logits, in the type of the products that follow."""
-    weights = jnp.where(seen, jnp.exp(_product(q, k, _NT) - lse[:, None]), 0)
+    logits = soft_cap(_product(q, k, _NT), cap)
+    weights = jnp.where(seen, jnp.exp(logits - lse[:, None]), 0)
     d_logits = weights * (_product(d_out, v, _NT) - delta[:, None])
+    if cap is not None:
+        d_logits *= soft_cap_slope(logits, cap)
     return weights.astype(q.dtype), d_logits.astype(q.dtype)
 
 

@@ -70,6 +70,17 @@ class RowIds:
     backend: str = dataclasses.field(default="splash", metadata={"static": True})
 
 
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class ByKind:
+    """What tokens see in each kind of layer."""
+
+    kinds: tuple[Masks | RowIds | Runs | GpuRuns | RowSpans, ...]
+
+
+Seen = Masks | RowIds | Runs | GpuRuns | RowSpans | ByKind
+
+
 def visibility(
     backend: str,
     tokens: Tokens,
@@ -104,3 +115,23 @@ def visibility(
         return RowIds(segments, window=window, backend=backend)
     exists = [(jnp.asarray(x) > 0).astype(jnp.int32) for x in (segments, prompt.segments)]
     return RowIds(exists[0], exists[1], rows, window, backend)
+
+
+def visibility_by_kind(
+    windows: tuple[int | None, ...],
+    backend: str,
+    tokens: Tokens,
+    prompt: Tokens | None = None,
+    prompt_row: jax.Array | None = None,
+    uniform: bool = False,
+) -> Seen:
+    """What tokens see in each kind of layer; one for all where the kinds' windows are the same, or as good as none.
+
+    Args:
+      windows: of each kind, see `align_jax.models.kinds`. The others are those of `visibility`.
+    """
+    farthest = tokens.segments.shape[-1] - 1 + (0 if prompt is None else prompt.segments.shape[-1])
+    if len(set(windows)) > 1:
+        windows = tuple(None if window is None or window > farthest else window for window in windows)
+    made = {w: visibility(backend, tokens, w, prompt, prompt_row, uniform) for w in dict.fromkeys(windows)}
+    return made[windows[0]] if len(made) == 1 else ByKind(tuple(made[window] for window in windows))

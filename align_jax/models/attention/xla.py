@@ -6,6 +6,8 @@ kept. The backward pass computes the weights again from them (FlashAttention, ar
 
     w = exp(q k - lse),  dv = w^T do,  dl = w (do v^T - sum(o do)),  dq = dl k,  dk = dl^T q
 
+With a soft cap c, `c tanh(q k / c)` stands in place of `q k`, and dl has its slope as a factor.
+
 Axes as in `align_jax.batch`; also H query heads, Hk key/value heads, g = H / Hk, E the head size, and here
 B sets of C rows with one prompt each (N = B C), X = R g the queries of a row that share a key/value head.
 """
@@ -22,7 +24,7 @@ import jax.numpy as jnp
 from jax.ad_checkpoint import checkpoint_name
 
 from align_jax.models.attention.visible import Masks
-from align_jax.models.ops import precision
+from align_jax.models.ops import precision, soft_cap, soft_cap_slope
 from align_jax.models.remat import ATTENTION
 
 _NEVER = -1e30  # below any real logit, yet finite: a query that sees nothing gets finite values, not NaN
@@ -38,6 +40,7 @@ def attend_xla(
     masks: Masks,
     prefix_k: jax.Array | None = None,
     prefix_v: jax.Array | None = None,
+    cap: float | None = None,
 ) -> jax.Array:
     """See `align_jax.models.attention.attend`."""
     shards, count, length, heads, size = q.shape
@@ -61,9 +64,17 @@ def attend_xla(
     if prefix_k is not None:
         prompt = _Prompt(jnp.swapaxes(prefix_k, 2, 3), jnp.swapaxes(prefix_v, 2, 3), masks_by_set(masks.prefix))
     own = _Own(by_set(k), by_set(v), masks_by_set(masks.own))
-    out = _attend(_largest_divisor(sets, max(1, most // rows)), by_set(scaled), own, prompt, masks.prompt_row)
+    how = _How(_largest_divisor(sets, max(1, most // rows)), cap)
+    out = _attend(how, by_set(scaled), own, prompt, masks.prompt_row)
     split = out.reshape(sets, shards, k.shape[-2], rows, length, -1, size)
     return split.transpose(1, 0, 3, 4, 2, 5, 6).reshape(q.shape)
+
+
+class _How(NamedTuple):
+    """How many sets are computed at a time, and the soft cap of logits, None for none."""
+
+    block: int
+    cap: float | None
 
 
 class _Own(NamedTuple):
@@ -114,25 +125,26 @@ def _over_blocks(function, size: int, arrays):
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(0,))
-def _attend(block: int, q: jax.Array, own: _Own, prompt: _Prompt | None, prompt_row: jax.Array | None) -> jax.Array:
-    """q `[B, D, Hk, C, X, E]` -> like q, `block` sets at a time.
+def _attend(how: _How, q: jax.Array, own: _Own, prompt: _Prompt | None, prompt_row: jax.Array | None) -> jax.Array:
+    """q `[B, D, Hk, C, X, E]` -> like q, some sets at a time.
 
     With JAX's derivative the step takes 1.05 times the processor time and 1.28 times the temporaries on a CPU
     (configs/bench-cpu.yaml).
     """
-    return _forward(block, q, own, prompt, prompt_row)[0]
+    return _forward(how, q, own, prompt, prompt_row)[0]
 
 
-def _forward(block, q, own, prompt, prompt_row):
+def _forward(how, q, own, prompt, prompt_row):
     of_sets = _expanded(prompt, prompt_row, q.shape[0])
-    out, lse = (checkpoint_name(x, ATTENTION) for x in _over_blocks(_forward_block, block, (q, own, of_sets)))
+    found = _over_blocks(partial(_forward_block, how.cap), how.block, (q, own, of_sets))
+    out, lse = (checkpoint_name(x, ATTENTION) for x in found)
     return out, (q, own, prompt, prompt_row, out, lse)
 
 
-def _backward(block, saved, d_out):
+def _backward(how, saved, d_out):
     q, own, prompt, prompt_row, out, lse = saved
     of_sets = _expanded(prompt, prompt_row, q.shape[0])
-    d_q, d_own, d_prompt = _over_blocks(_backward_block, block, (q, own, of_sets, out, lse, d_out))
+    d_q, d_own, d_prompt = _over_blocks(partial(_backward_block, how.cap), how.block, (q, own, of_sets, out, lse, d_out))
     if prompt is not None:
         _, collect = jax.vjp(lambda *kv: tuple(_of_sets(x, prompt_row, q.shape[0]) for x in kv), prompt.k, prompt.v)
         d_prompt = _Prompt(*collect(d_prompt), None)
@@ -148,10 +160,10 @@ def _expanded(prompt: _Prompt | None, prompt_row: jax.Array | None, sets: int) -
     return _Prompt(*(_of_sets(x, prompt_row, sets) for x in (prompt.k, prompt.v)), prompt.seen)
 
 
-def _logits(q: jax.Array, keys: _Own | _Prompt) -> jax.Array:
+def _logits(q: jax.Array, keys: _Own | _Prompt, cap: float | None) -> jax.Array:
     """float32 `[B, D, Hk, C, X, keys]`."""
     products = _product("bdhcxe,bdhcse->bdhcxs", q, keys.k) if isinstance(keys, _Own) else _with_prompt(q, keys.k, "xe,se->xs")
-    return _where_seen(products, keys.seen, _NEVER)
+    return _where_seen(soft_cap(products, cap), keys.seen, _NEVER)
 
 
 def _where_seen(x: jax.Array, seen: jax.Array, otherwise: float) -> jax.Array:
@@ -193,14 +205,14 @@ def computed_pairs(length: int, before: int = 0) -> int:
     return sum((end - start) * (end + before) for start, end in itertools.pairwise(_bounds(length)))
 
 
-def _forward_block(inputs):
+def _forward_block(cap, inputs):
     q = inputs[0]
-    parts = [_forward_queries(q[..., x, :], own, prompt) for x, own, prompt in _query_chunks(inputs)]
+    parts = [_forward_queries(cap, q[..., x, :], own, prompt) for x, own, prompt in _query_chunks(inputs)]
     return tuple(jnp.concatenate(part, axis=4) for part in zip(*parts, strict=True))
 
 
-def _forward_queries(q, own: _Own, prompt: _Prompt | None):
-    parts = [_logits(q, keys) for keys in (own, prompt) if keys is not None]
+def _forward_queries(cap, q, own: _Own, prompt: _Prompt | None):
+    parts = [_logits(q, keys, cap) for keys in (own, prompt) if keys is not None]
     top = parts[0].max(axis=-1, keepdims=True)
     for part in parts[1:]:
         top = jnp.maximum(top, part.max(axis=-1, keepdims=True))
@@ -212,12 +224,12 @@ def _forward_queries(q, own: _Own, prompt: _Prompt | None):
     return (out / total).astype(q.dtype), (top + jnp.log(total))[..., 0]
 
 
-def _backward_block(inputs):
+def _backward_block(cap, inputs):
     q, own, prompt, out, lse, d_out = inputs
     d_q, d_own, d_prompt = [], None, None
     for x, mine, of_prompt in _query_chunks((q, own, prompt)):
         rows = (q[..., x, :], out[..., x, :], lse[..., x], d_out[..., x, :])
-        part, more_own, more_prompt = _backward_queries(*rows, mine, of_prompt)
+        part, more_own, more_prompt = _backward_queries(cap, *rows, mine, of_prompt)
         d_q.append(part)
         d_own = _longer(d_own, more_own)
         d_prompt = more_prompt if d_prompt is None else jax.tree.map(jnp.add, d_prompt, more_prompt)
@@ -234,13 +246,17 @@ def _longer(total, more):
     return tuple(jnp.pad(t, [*[(0, 0)] * 4, (0, missing), (0, 0)]) + m for t, m in zip(total, more, strict=True))
 
 
-def _backward_queries(q, out, lse, d_out, own: _Own, prompt: _Prompt | None):
+def _backward_queries(cap, q, out, lse, d_out, own: _Own, prompt: _Prompt | None):
     """Gradients of some queries; those of keys and values are float32, to be summed."""
     delta = jnp.sum(out.astype(jnp.float32) * d_out.astype(jnp.float32), axis=-1, keepdims=True)
 
     def weights_of(keys, d_weights):
-        weights = jnp.exp(_logits(q, keys) - lse[..., None])
-        return weights.astype(q.dtype), (weights * (d_weights - delta)).astype(q.dtype)
+        logits = _logits(q, keys, cap)
+        weights = jnp.exp(logits - lse[..., None])
+        d_logits = weights * (d_weights - delta)
+        if cap is not None:  # what is not seen has weight 0, whatever its slope
+            d_logits *= jnp.where(logits > _NEVER / 2, soft_cap_slope(logits, cap), 0)
+        return weights.astype(q.dtype), d_logits.astype(q.dtype)
 
     weights, d_logits = weights_of(own, _product("bdhcxe,bdhcse->bdhcxs", d_out, own.v))
     d_q = _product("bdhcxs,bdhcse->bdhcxe", d_logits, own.k)
