@@ -265,6 +265,12 @@ def _cross_check(source: ConfigValues, config: Config) -> None:
             f"{mesh.memory_gib:g} has no effect with model.rows_per_chunk: {rows} and model.head_chunk: {head}; leave one of "
             "them out (auto, the default, takes as many as fit)",
         )
+    if config.lora is not None and config.reference.mix != 1:
+        raise source.error(
+            "reference.mix",
+            f"{config.reference.mix}: with `lora` the reference can become the policy (1), but not go a part of the way: the "
+            "mean of two adapters' factors is not that of what they add",
+        )
     if config.reference.live and config.objective is not None and not config.objective.needs_reference:
         raise source.error("reference.live", f"objective {name_of(config.objective)} has no reference; leave it out")
     if mesh.data > 0 and mesh.fsdp > 0:

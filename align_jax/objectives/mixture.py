@@ -28,7 +28,8 @@ class Mixture(Objective):
     the pair is the best and the worst of the set; `sft` takes the best, or of single responses the desirable ones.
 
     Metrics: `loss` is the sum; `NAME/loss` and whatever begins with `loss` is that of a term; every other metric stands under
-    its usual name for the first term that reports it, and under `NAME/...` for the others.
+    its usual name for the first term that reports it, and under `NAME/...` for the others, but for those of log-probs alone
+    (`logps/...`, `drift/...`) that would be the same number again.
 
     Attributes:
       terms: the objectives. weights: w, one for each, 0 or larger; a term of weight 0 is measured only.
@@ -122,6 +123,7 @@ class Mixture(Objective):
             statistic = total / jnp.maximum(count, 1)
         own, sizes = jnp.split(statistic, 2)
         metrics: Metrics = {}
+        first: dict[str, int] = {}  # which term reports a metric under its usual name
         loss = jnp.zeros(len(logps))
         for i, (name, term, weight) in enumerate(zip(self.names, self.terms, self.weights, strict=True)):
             seen = self._seen(i, logps, batch)
@@ -129,16 +131,19 @@ class Mixture(Objective):
             if weight:
                 # The batch's mean is over groups, that of the term over whatever it counts.
                 loss = loss + weight * found["loss"][0] / jnp.where(sizes[i] > 0, sizes[i], 1)
-            metrics |= {self._called(name, key, metrics): entry for key, entry in found.items() if key != SQUARED}
+            for key, entry in found.items():
+                usual = first.setdefault(key, i) == i and not key.startswith("loss")
+                if key != SQUARED and (usual or not self._repeats(key, first[key], i)):
+                    metrics[key if usual else f"{name}/{key}"] = entry
         exists = jnp.any(jnp.asarray(batch.mask), axis=-1)
         return {"loss": weighted(loss, exists), **metrics, **loss_square(loss, exists)}
 
     def _seen(self, i: int, logps: jax.Array, batch: GroupLabels) -> tuple[jax.Array, GroupLabels]:
         return seen_as(self.terms[i].arrangement, self.arrangement, logps, batch)
 
-    @staticmethod
-    def _called(term: str, key: str, there: Metrics) -> str:
-        return f"{term}/{key}" if key.startswith("loss") or key in there else key
+    def _repeats(self, key: str, first: int, i: int) -> bool:
+        """Whether a metric of term i is what the term that reported it first has reported."""
+        return key.startswith(("logps/", "drift/")) and self.terms[first].arrangement == self.terms[i].arrangement
 
 
 def _check_heads(names: tuple[str, ...], terms: tuple[Objective, ...]) -> None:

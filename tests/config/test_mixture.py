@@ -94,6 +94,30 @@ def test_mistakes_in_a_list_are_named_with_their_place(load, text, argv, said):
         load(text, *argv)
 
 
+@pytest.mark.parametrize(
+    "more, said",
+    [
+        ("reference: {sync_every: 4}\n", "c.yaml:8: reference.sync_every: 4 moves .* set reference.live: true"),
+        ("reference: {live: true, mix: 0.5}\n", "c.yaml:8: reference.mix: 0.5 has no effect .* set reference.sync_every"),
+        ("reference: {live: true, sync_every: 0}\n", "c.yaml:8: reference.sync_every: 0 must be at least 1"),
+        ("reference: {live: true, sync_every: 1, mix: 0}\n", "c.yaml:8: reference.mix: 0.0 must be above 0"),
+        ("reference: {live: true, sync_every: 1, mix: 0.5}\nlora: {}\n", "c.yaml:8: reference.mix: 0.5: with `lora`"),
+    ],
+)
+def test_references_that_cannot_be_are_refused(load, more, said):
+    with pytest.raises(UserError, match=said):
+        load(TEXT + more)
+
+
+def test_a_reference_that_no_term_reads_is_refused(load):
+    with pytest.raises(UserError, match="c.yaml:8: reference.live: objective simpo\\+sft has no reference"):
+        load(TEXT.replace("name: dpo", "name: simpo") + "reference: {live: true}\n")
+    assert load(TEXT + "reference: {live: true}\n").has_live_reference
+    plain, live = (load(TEXT + text) for text in ("", "reference: {live: true}\n"))
+    assert identity(plain.to_dict()) == identity(live.to_dict())
+    assert identity(load(TEXT + "reference: {live: true, sync_every: 2}\n").to_dict()) != identity(plain.to_dict())
+
+
 def test_keys_that_came_later_make_no_other_run_of_a_mixture():
     config = Config.of(yaml.safe_load(TEXT))
     now = config.to_dict()

@@ -212,7 +212,8 @@ def test_terms_are_told_apart_and_the_first_gives_the_usual_metrics():
     for key in ("rewards/margins", "loss"):
         assert mean(metrics["dpo/loss" if key == "loss" else key]) == pytest.approx(mean(alone[0][key]))
         assert mean(metrics[f"dpo_2/{key}"]) == pytest.approx(mean(alone[1][key]))
-    assert "sft/logps/chosen" in metrics and mixture.beta == 0.1
+    assert "sft/logps/chosen" in metrics and mixture.beta == 0.1  # of its one slot
+    assert "dpo_2/logps/chosen" not in metrics and "dpo_2/drift/absolute" not in metrics
     assert mean(metrics["loss"]) == pytest.approx(mean(metrics["dpo/loss"]) + 0.3 * mean(metrics["sft/loss"]), rel=1e-6)
 
 

@@ -2,17 +2,37 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import numpy as np
 import pytest
 
 from align_jax.config import Config
+from align_jax.config.sections import ReferenceConfig
 from align_jax.errors import UserError
 from align_jax.recipes.folder import RunFolder
+from align_jax.recipes.round_job import Job
 from align_jax.training.logs import read_metrics
 from tests.recipes.test_train import STEPS, parameters, train, whole, world  # noqa: F401
 
 LIVE = ("--reference.live", "true")
 MOVES = (*LIVE, "--reference.sync_every", 2, "--reference.mix", 0.6)
+
+
+def test_rounds_hand_the_reference_on_as_it_was_asked_for():
+    config = Config.of(
+        {
+            "model": {"path": "a/model"},
+            "data": {"train": "a.jsonl", "eval": "b.jsonl"},
+            "objective": {"name": "mpo"},
+            "rounds": {"number": 2, "reward_model": "a/reward", "reference": "run"},
+            "reference": {"live": True, "sync_every": 2, "cache_dir": "kept"},
+        }
+    )
+    job = Job(config, "a/model", [], None)
+    assert job.reference() == ReferenceConfig(path="a/model", live=True, sync_every=2, cache_dir="kept")
+    of_round = dataclasses.replace(config, rounds=dataclasses.replace(config.rounds, reference="round"))
+    assert dataclasses.replace(job, config=of_round).reference() == config.reference
 
 
 @pytest.mark.slow
