@@ -10,11 +10,11 @@ from typing import Any, NoReturn
 
 from align_jax.config import words
 from align_jax.config.keys import known
-from align_jax.config.source import Override, parse_overrides
+from align_jax.config.source import WHOLE, Override, parse_overrides
 from align_jax.errors import UserError
 from align_jax.registry import suggest
 
-_KEY = r"--\w+(\.\w+)+"
+_KEY = rf"--(\w+(\.\w+)+|{'|'.join(WHOLE)})"
 _HELP = ("-h", "--help")
 
 

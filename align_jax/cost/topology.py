@@ -30,6 +30,7 @@ from align_jax.models.attention import resolve_backend
 from align_jax.objectives import Objective
 from align_jax.parallel.mesh import batch_sharding, data_shards
 from align_jax.scoring.scorer import Scorer
+from align_jax.training.live import LiveReference
 from align_jax.training.state import state_shapes, state_shardings
 from align_jax.training.step import compile_step
 
@@ -131,7 +132,7 @@ class StepCompiler:
     """What a step is compiled from, but for its batch.
 
     Attributes:
-      scorer: with the backend that computes attention, see `resolved`.
+      scorer: with the backend that computes attention, see `resolved`. live: of a reference in the state, if there is one.
     """
 
     mesh: Mesh
@@ -139,6 +140,7 @@ class StepCompiler:
     objective: Objective
     optimizer: optax.GradientTransformation
     param_dtype: str
+    live: LiveReference | None = None
 
     def compile(self, use: ShapeUse) -> CompiledShape:
         """Lowers and compiles `train_step` from shapes alone.
@@ -172,14 +174,16 @@ def compiled_text(what: StepCompiler, batch: GroupBatch) -> tuple[Any, str]:
       UserError: the program does not fit the device's memory.
     """
     config, mesh = what.scorer.config, what.mesh
-    where = state_shardings(config, what.optimizer, mesh, what.param_dtype)
+    live = what.live is not None
+    where = state_shardings(config, what.optimizer, mesh, what.param_dtype, live=live)
     state = jax.tree.map(
         lambda s, w: jax.ShapeDtypeStruct(s.shape, s.dtype, sharding=w),
-        state_shapes(config, what.optimizer, what.param_dtype),
+        state_shapes(config, what.optimizer, what.param_dtype, live=live),
         where,
     )
     with jax.set_mesh(mesh), tempfile.TemporaryDirectory() as folder:
-        lowered = compile_step(mesh, where, what.scorer, what.objective, what.optimizer).lower(state, batch)
+        step = compile_step(mesh, where, what.scorer, what.objective, what.optimizer, live=what.live)
+        lowered = step.lower(state, batch)
         # The compiler's own dump: `as_text` fails where libtpu is newer than jaxlib and writes what jaxlib cannot read.
         options = {"xla_dump_to": folder, "xla_dump_hlo_as_text": True, "xla_dump_hlo_pass_re": "none"}
         try:

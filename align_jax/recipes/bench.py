@@ -67,7 +67,8 @@ class _Bench:
     def of(cls, setup: Setup) -> _Bench:
         config = setup.config
         optimizer = optim.make_optimizer(config.optimizer, config.train.steps or 1000)
-        where = state_shardings(setup.source.shape, optimizer, setup.mesh, config.model.param_dtype)
+        how = {"live": setup.live is not None}
+        where = state_shardings(setup.source.shape, optimizer, setup.mesh, config.model.param_dtype, **how)
         return cls(setup, optimizer, where, *batches_of(setup))
 
     @property
@@ -83,7 +84,9 @@ class _Bench:
         make = jax.jit(
             partial(init_weights, shape, param_dtype=config.model.param_dtype), out_shardings=weight_shardings(shape, mesh)
         )
-        return create_state(shape, make(jax.random.key(config.run.seed)), self.optimizer, mesh, config.model.param_dtype)
+        weights = make(jax.random.key(config.run.seed))
+        reference = None if self.setup.live is None else weights
+        return create_state(shape, weights, self.optimizer, mesh, config.model.param_dtype, reference=reference)
 
     def program(self, remat: str, state: TrainState, batch: GroupBatch) -> benchmark.CompiledStep:
         """The compiled step with a rematerialization policy."""
@@ -91,7 +94,7 @@ class _Bench:
         config = self.setup.config
         horizon = optim.Horizon.of(config.optimizer, config.train.steps or 1000)  # as in training: one program, one cache
         parts = (self.setup.mesh, self.where, scorer, self.setup.objective, self.optimizer)
-        step = compile_step(*parts, seed=config.run.seed, horizon=horizon)
+        step = compile_step(*parts, seed=config.run.seed, horizon=horizon, live=self.setup.live)
         self.setup.say_chunks(batch)
         with compiling(f"the training step (remat {remat}, {batch.tokens.shape[-2]} rows of {batch.tokens.shape[-1]})"):
             return benchmark.program(step, state, self.put(batch), self.devices)
@@ -156,7 +159,7 @@ def batches_of(setup: Setup) -> tuple[Any, list[GroupBatch]]:
         return benchmark.Repeated(batch), [batch]
     dataset = data_of(setup)
     loader = setup.loader(dataset)
-    if config.objective.needs_reference:  # its values cost nothing in a step: any will do
+    if config.objective.needs_reference and setup.live is None:  # its values cost nothing in a step: any will do
         loader.join({"ref_logps": np.zeros((len(dataset), dataset.slots), np.float32)})
     return loader, list(loader.preview(bench.steps))
 
@@ -203,7 +206,7 @@ def random_batch(setup: Setup) -> GroupBatch:
         )
 
     def label(k: int) -> dict[str, np.ndarray]:
-        reference = {"ref_logps": np.zeros(k, np.float32)} if config.objective.needs_reference else {}
+        reference = {"ref_logps": np.zeros(k, np.float32)} if config.objective.needs_reference and setup.live is None else {}
         return arrangement.random_labels(k) | reference
 
     return benchmark.random_batch(

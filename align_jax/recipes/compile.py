@@ -227,7 +227,7 @@ def compiled(setup: Setup, uses: list[ShapeUse], name: str, known: tuple[Compile
     before = {shape_key(shape.use.batch): shape for shape in known}
     optimizer = optim.make_optimizer(config.optimizer, config.train.steps or 1000)
     what = topology.StepCompiler(
-        setup.mesh, topology.resolved(setup.scorer), config.objective, optimizer, config.model.param_dtype
+        setup.mesh, topology.resolved(setup.scorer), config.objective, optimizer, config.model.param_dtype, setup.live
     )
     for number, use in enumerate(uses, start=1):
         if (shape := before.get(shape_key(use.batch))) is not None:

@@ -41,6 +41,7 @@ from align_jax.scoring.logps import HEAD_CHUNK
 from align_jax.scoring.reference import Growing, cache_key, cache_of, cached, compute_reference, known
 from align_jax.scoring.scorer import FixedScorer, Scorer
 from align_jax.terminal import plural
+from align_jax.training.live import LiveReference
 
 GPUS = ("gpu", "cuda", "rocm")
 _PLANNED_STEPS = 16  # that `mesh: auto` looks at
@@ -196,7 +197,8 @@ class Setup:
         """Bytes of a device that weights, gradients and moments take."""
         sizes = axis_sizes(self.mesh)
         shards = sizes.get("fsdp", 1) * sizes.get("tensor", 1) * sizes.get("sequence", 1)
-        return state_bytes(self.source.shape, self.config.model.param_dtype, shards, self.config.train.accumulation_steps)
+        model, train, live = self.config.model, self.config.train, self.live is not None
+        return state_bytes(self.source.shape, model.param_dtype, shards, train.accumulation_steps, live)
 
     def say_chunks(self, batch: GroupBatch) -> None:
         """Says so where `auto` does not take all rows of such a batch at a time, or not all logits, or none can fit."""
@@ -211,7 +213,8 @@ class Setup:
         chunk = self.scorer.chunk(batch)
         if self.scorer.memory is not None and self.scorer.memory <= 0:
             say_once(
-                "by an estimate the model does not fit a device: weights, gradients and two moments take "
+                "by an estimate the model does not fit a device: weights, gradients and two moments"
+                f"{' and the live reference' if self.live else ''} take "
                 f"{self._state() / GIB:.3g} GiB, more than the {USABLE:.0%} that can be used of "
                 f"{self._device_bytes / GIB:.3g} GiB (mesh.memory_gib, or what there is); model.rows_per_chunk: auto takes "
                 f"{chunk or rows} of {rows} response rows at a time. A larger mesh.fsdp divides the model over more devices"
@@ -239,6 +242,12 @@ class Setup:
     def reference(self) -> ModelSource:
         """The reference policy: `reference.path`, by default the starting model."""
         return reference_model(self.config, self.source)
+
+    @property
+    def live(self) -> LiveReference | None:
+        """How the reference is kept in the state of training; None where its log-probs are a table, or none are needed."""
+        reference = self.config.reference
+        return LiveReference(reference.sync_every, reference.mix) if self.config.has_live_reference else None
 
     def opened(self, which: str) -> Opened:
         """`data.train` or `data.eval`, opened."""

@@ -35,7 +35,7 @@ def test_every_key_of_a_config_is_described(objective, optimizer):
     }
     chosen = {"objective": objective, "optimizer": optimizer}
     here = {key.name for key in keys() if not key.of or chosen[key.section] in key.of}
-    nested = {name for name in here if name.startswith(("model.config.", "data.train."))}
+    nested = {name for name in here if name.startswith(("model.config.", "data.train.", "objective.N."))}
     config = Config.of(values).to_dict()
     models = {"evaluate.models"}  # names of a user's own: none here, so it has no keys
     assert here - nested == set(flat(config)) | models
