@@ -113,7 +113,10 @@ def test_a_fusion_that_slices_what_it_reduces_is_a_reduce_scatter():
 ENTRY %main (a: bf16[2048,8]) -> bf16[2112,8] {
   %a = bf16[2048,8]{1,0} parameter(0)
   %fusion = bf16[528,8]{1,0} fusion(%a), kind=kCustom, calls=%all-reduce-scatter
+  %right = bf16[16,8]{1,0} collective-permute(%fusion), channel_id=3, source_target_pairs={{0,1},{1,2},{2,3}}
+  %left = bf16[16,8]{1,0} collective-permute(%fusion), channel_id=3, source_target_pairs={{1,0},{2,1},{3,2}}
   ROOT %whole = bf16[2112,8]{1,0} all-reduce(%a), channel_id=4, replica_groups={{0,1,2,3}}, to_apply=%add
 }
 """
-    assert count(text).collectives == {"all-reduce": (1, 2112 * 8 * 2), "reduce-scatter": (1, 528 * 8 * 2)}
+    exchanged = {"collective-permute": (2, 2 * 16 * 8 * 2)}  # at the edges of the padded parts, on the same channel
+    assert count(text).collectives == {"all-reduce": (1, 2112 * 8 * 2), "reduce-scatter": (1, 528 * 8 * 2), **exchanged}
