@@ -23,6 +23,8 @@ from align_jax.errors import UserError
 from align_jax.registry import suggest
 
 T = TypeVar("T")
+WEIGHT = "weight"  # the key that a term of a list has beside its own
+_TERMS = "[{name: dpo, weight: 1}, {name: sft, weight: 0.1}]"
 _TYPES = {int: "a whole number", float: "a number", bool: "true or false", str: "text", dict: "keys with values"}
 # What to give for what a job requires
 _GIVE = {
@@ -48,12 +50,14 @@ class Choice:
       names: that there are. default: the name where none is given, if there is one.
       find: name -> dataclass; None where that is not known yet. Raises UserError for what cannot be found.
       own: whether `package.module:Class` is a name, too.
+      many: whether the section may be a list of such, each with its keys and a `weight`.
     """
 
     names: tuple[str, ...]
     find: Callable[[str], type | None]
     default: str | None = None
     own: bool = False
+    many: bool = False
 
     def has(self, name: Any) -> bool:
         """Whether there can be something of this name."""
@@ -120,7 +124,9 @@ def _problems(source: ConfigValues, schema: Schema) -> Iterator[UserError]:
     values = source.values
     yield from _unknown(source, values, [*schema.sections, *schema.choices], "", "a config")
     for section in [name for name in values if name in schema.sections or name in schema.choices]:
-        if not isinstance(values[section], dict):
+        if section in schema.choices and schema.choices[section].many and isinstance(values[section], list):
+            yield from _of_terms(source, schema.choices[section], section)
+        elif not isinstance(values[section], dict):
             value = values[section]
             shown = repr(value) if len(repr(value)) < 60 else f"{repr(value)[:57]}..."
             near = f"; write {section}: {{name: {value}}}" if section in schema.choices and isinstance(value, str) else ""
@@ -128,44 +134,67 @@ def _problems(source: ConfigValues, schema: Schema) -> Iterator[UserError]:
         elif section in schema.sections:
             yield from _of_class(source, schema.sections[section], section, section)
         else:
-            yield from _of_choice(source, schema.choices[section], section)
+            yield from _of_choice(source, schema.choices[section], section, section)
     for key, cls in schema.nested.items():
         for place in _nested_places(source, key, cls):
             yield from _of_class(source, cls, place, place)
 
 
-def _nested_places(source: ConfigValues, key: str, cls: type) -> list[str]:
+def _nested_places(source: ConfigValues, key: str, cls: type | None = None) -> list[str]:
     """Where the keys of a dataclass stand: at a key, or at the items of its list."""
     return [place for place in places(source, key, cls) if isinstance(source.get(place), dict)]
 
 
-def places(source: ConfigValues, key: str, cls: type) -> list[str]:
+def places(source: ConfigValues, key: str, cls: type | None) -> list[str]:
     """Where the values of a key stand: at it, at the items of its list, or for `data.eval` at its sets by name.
 
     Args:
-      cls: whose keys one value may have; a dict with none of them is one of sets by name.
+      cls: whose keys one value of `data.eval` may have; a dict with none of them is one of sets by name.
     """
     value = source.get(key)
     if isinstance(value, list):
         return [f"{key}.{i}" for i in range(len(value))]
-    is_set = not isinstance(value, dict) or not value or {field.name for field in dataclasses.fields(cls)} & value.keys()
-    if is_set or key != "data.eval":
+    if key != "data.eval" or not isinstance(value, dict) or not value:
+        return [key]
+    if {field.name for field in dataclasses.fields(cls)} & value.keys():
         return [key]
     return [place for name in value for place in places(source, f"{key}.{name}", cls)]
 
 
-def _of_choice(source: ConfigValues, choice: Choice, section: str) -> Iterator[UserError]:
-    key, name = f"{section}.name", source.values[section].get("name")
+def _of_terms(source: ConfigValues, choice: Choice, section: str) -> Iterator[UserError]:
+    """What is wrong with a list of choices."""
+    terms = source.values[section]
+    if not terms:
+        yield source.error(section, f"an empty list; give its terms, such as {_TERMS}")
+    for place, term in ((f"{section}.{i}", term) for i, term in enumerate(terms)):
+        if not isinstance(term, dict):
+            near = f"; write {{name: {term}}}" if isinstance(term, str) else ""
+            yield source.error(place, f"expected keys and values, got {term!r}{near}")
+            continue
+        if not _is_number(term.get("weight", 1.0)):
+            yield source.error(f"{place}.weight", _is_not(f"{place}.weight", term["weight"], float))
+        yield from _of_choice(source, choice, section, place, (WEIGHT,))
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
+
+
+def _of_choice(
+    source: ConfigValues, choice: Choice, section: str, place: str, beside: tuple[str, ...] = ()
+) -> Iterator[UserError]:
+    """What is wrong with the keys of a choice, which stands at a section or as an item of its list."""
+    key, values = f"{place}.name", source.get(place)
+    name = values.get("name")
     if name is None or not choice.has(name):
-        values = source.values[section]
         foreign = {word: value for word, value in values.items() if words.answer(str(word), value)}
-        yield from _unknown(source, foreign, (), f"{section}.", section)
+        yield from _unknown(source, foreign, (), f"{place}.", section)
     if name is None:
         yield source.lacks(key, f"choose one of {', '.join(sorted(choice.names))}")
         return
     if not choice.has(name):
-        here = words.name_here(key, name)
-        absent = f"{name} is not there yet; " if key == "objective.name" and name in words.ABSENT else ""
+        here = words.name_here(f"{section}.name", name)
+        absent = f"{name} is not there yet; " if section == "objective" and name in words.ABSENT else ""
         near = f"that is {here} here; " if here else absent or suggest(str(name), choice.names)
         end = ", or write package.module:Class" if choice.own else ""
         yield source.error(key, f"{name!r} is unknown; {near}choose one of {', '.join(sorted(choice.names))}{end}")
@@ -173,24 +202,24 @@ def _of_choice(source: ConfigValues, choice: Choice, section: str) -> Iterator[U
     try:
         cls = choice.find(name)
     except UserError as error:
-        yield source.error(key, str(error).removeprefix(f"{key}: "))
+        yield source.error(key, str(error).removeprefix(f"{section}.name: "))
         return
     if cls is not None:
-        _drop_options_of_another(source, choice, section, cls)
-        yield from _of_class(source, cls, section, f"{section} {name}", ("name",))
+        _drop_options_of_another(source, choice, place, cls)
+        yield from _of_class(source, cls, place, f"{section} {name}", ("name", *beside))
 
 
-def _drop_options_of_another(source: ConfigValues, choice: Choice, section: str, cls: type) -> None:
+def _drop_options_of_another(source: ConfigValues, choice: Choice, place: str, cls: type) -> None:
     """An option that chooses another objective or optimizer displaces the file's keys that only the former one has."""
-    before = source.before.get(f"{section}.name")
-    chosen = source.values[section]["name"]
+    before, values = source.before.get(f"{place}.name"), source.get(place)
+    chosen = values["name"]
     former = choice.find(before) if isinstance(before, str) and before in choice.names and before != chosen else None
     if former is None:
         return
     only_former = {field.name for field in dataclasses.fields(former)} - {field.name for field in dataclasses.fields(cls)}
-    for name in [name for name in source.values[section] if name in only_former]:
-        if f"{section}.{name}" not in source.overridden:
-            source.displace(f"{section}.{name}", f"--{section}.name {chosen} is given, which has no such key")
+    for name in [name for name in values if name in only_former]:
+        if f"{place}.{name}" not in source.overridden:
+            source.displace(f"{place}.{name}", f"--{place}.name {chosen} is given, which has no such key")
 
 
 def _of_class(source: ConfigValues, cls: type, path: str, what: str, beside: tuple[str, ...] = ()) -> Iterator[UserError]:
@@ -230,6 +259,8 @@ def instead(word: str, value: Any = None, prefix: str = "") -> str:
     """What an unknown key may have meant, other than by spelling: another trainer's word, or a key of another section."""
     if said := words.answer(word, value):
         return said
+    if prefix == "objective." and (word == WEIGHT or word.isdecimal()):
+        return f"there is one objective, whose keys are objective.KEY; a mixture is a list: --objective '{_TERMS}'"
     elsewhere = [name for name in known().named(word) if name != f"{prefix}{word}" and name.count(".") == 1]
     if prefix == "objective.":  # whose alpha, say, is nothing that an adapter has
         elsewhere = [name for name in elsewhere if not name.startswith("lora.")]
@@ -286,8 +317,10 @@ def _classes(source: ConfigValues, schema: Schema) -> Iterator[tuple[str, type]]
     for section in source.values:
         if section in schema.sections:
             yield f"{section}.", schema.sections[section]
-        elif cls := schema.choices[section].find(source.values[section]["name"]):
-            yield f"{section}.", cls
+        else:
+            for place in _nested_places(source, section):
+                if cls := schema.choices[section].find(source.get(f"{place}.name")):
+                    yield f"{place}.", cls
     for key, cls in schema.nested.items():
         if key == "model.config" and source.get("model.path") is not None:  # with both, ModelSection says so
             continue
@@ -306,8 +339,11 @@ def _missing(cls: type, values: Mapping[str, Any], prefix: str = "") -> Iterator
             yield f"{prefix}{field.name}"
 
 
-def build(source: ConfigValues, cls: type[T], values: Any, prefix: str) -> T:
+def build(source: ConfigValues, cls: type[T], values: Any, prefix: str, place: str | None = None) -> T:
     """An instance of a dataclass from values that were checked.
+
+    Args:
+      prefix: with which the dataclass begins the keys that it refuses. place: where they stand instead, of an item of a list.
 
     Raises:
       UserError: what the dataclass itself refuses, with its place.
@@ -318,4 +354,5 @@ def build(source: ConfigValues, cls: type[T], values: Any, prefix: str) -> T:
         message = str(error)
         named = re.match(rf"{re.escape(prefix)}\w+(\.\w+)*", message)
         key = named[0] if named else prefix.rstrip(".")
-        raise source.error(key, message.removeprefix(key).lstrip(":= ")) from error
+        where = key if place is None else place + key.removeprefix(prefix.rstrip("."))
+        raise source.error(where, message.removeprefix(key).lstrip(":= ")) from error

@@ -24,7 +24,9 @@ from align_jax.training.optim import OPTIMIZERS, AdamW
 # Sections whose `name` chooses a dataclass: what they are, the choices, the default.
 _NAMED: dict[str, tuple[str, Mapping[str, type], str]] = {
     "objective": (
-        "What is minimized: `name` chooses it, or is `package.module:Class`, one of your own; only its keys are accepted.",
+        "What is minimized: `name` chooses it, or is `package.module:Class`, one of your own; only its keys are accepted. "
+        "A list, `[{name: dpo}, {name: sft, weight: 0.1}]`, is a mixture (docs/objectives.md): the keys of its terms are "
+        "`objective.0.beta`, `objective.1.weight`, and so on.",
         OBJECTIVES,
         REQUIRED,
     ),
@@ -63,6 +65,9 @@ def _named_keys(section: str) -> Iterator[Key]:
             owners.setdefault(key, []).append(name)
     for key, names in sorted(owners.items(), key=lambda item: -len(item[1])):
         yield dataclasses.replace(key, of=() if len(names) == len(choices) else tuple(names))
+    if section == "objective":
+        meaning_of_weight = "in a list: what the loss of the term counts in the sum; N is its place, from 0"
+        yield Key("objective.N.weight", (), ("float",), "1.0", meaning_of_weight)
 
 
 def _keys_of(cls: type, prefix: str, leave_out: Iterable[str] = ()) -> Iterator[Key]:
@@ -91,6 +96,8 @@ def _option(hint: Any) -> Option:
         return ("one of", *inner)
     if origin is list:
         return ("list of", _option(inner[0]))
+    if origin is tuple:
+        return ("fixed list of", _option(inner[0]))
     if origin is dict:
         return "keys" if inner[1] is Any else ("keys with", _option(inner[1]))
     if dataclasses.is_dataclass(hint):

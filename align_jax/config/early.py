@@ -13,7 +13,7 @@ from align_jax.config.check import Choice, Schema
 from align_jax.config.keys import REQUIRED, choice_files, known, stand_in
 from align_jax.config.source import ConfigValues, Override
 
-_DATA = (".jsonl", ".json", ".ndjson", ".csv", ".tsv", ".parquet", ".arrow", ".array_record", ".gz")
+_DATA = (".jsonl", ".json", ".ndjson", ".csv", ".tsv", ".parquet", ".arrow", ".array_record", ".gz", ".txt")
 
 
 def check_early(
@@ -46,7 +46,7 @@ def _paths(source: ConfigValues, key: str) -> list[str]:
 
 def _names_its_folder(source: ConfigValues) -> bool:
     """Whether `run.dir` gets a value of its own, see `config.load`."""
-    return source.get("objective.name") is not None and source.get("data.train") is not None
+    return source.get("objective") is not None and source.get("data.train") is not None
 
 
 @functools.cache
@@ -67,7 +67,7 @@ def _choice(section: str) -> Choice:
         return stand_in(section, given) if given in names else None
 
     default = None if name.default == REQUIRED else name.default
-    return Choice(AnyName(names) if extended else names, find, default, own=section == "objective")
+    return Choice(AnyName(names) if extended else names, find, default, own=section == "objective", many=section == "objective")
 
 
 class AnyName(tuple):

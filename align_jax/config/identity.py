@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -13,6 +14,7 @@ from align_jax.data.members import KEYS
 
 FREE = (
     *("mesh", "log", "checkpoint", "generate", "score", "evaluate", "bench", "reference.cache_dir", "run.dir"),
+    "reference.live",  # the same reference, scored at another time
     *("train.steps", "train.epochs"),
     *("model.remat", "model.rows_per_chunk", "model.head_chunk", "model.attention", "train.accumulation_steps"),
     *(
@@ -32,6 +34,8 @@ FREE = (
 # Keys that came later, at the value that means what was there before: no run is another one for them.
 LATER: dict[str, Any] = {
     "model.chat_template": None,
+    "reference.sync_every": None,
+    "reference.mix": 1.0,
     "model.revision": None,
     "model.quantize": None,
     "reference.adapter": None,
@@ -55,6 +59,7 @@ LATER: dict[str, Any] = {
 _LATER_OF: dict[str, dict[str, Any]] = {
     "dpo": {"objective.divergence": "reverse_kl", "objective.divergence_alpha": 0.5},
     "simpo": {"objective.label_smoothing": 0.0},
+    "gdpo": {"objective.desirable_weight": 1.0, "objective.undesirable_weight": 1.0},
 }
 # Keys whose default is written in another way now, as it was before.
 _BEFORE: dict[str, Any] = {"data.split": "train"}
@@ -77,9 +82,17 @@ def _held_out(values: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
         yield "data.eval" if named else key, value
 
 
+def _flat(values: Mapping[str, Any]) -> dict[str, Any]:
+    """`flat`, with the keys of the terms of a mixture as `objective.0.beta`."""
+    terms = values.get("objective")
+    if not isinstance(terms, list):
+        return flat(values)
+    return flat({**values, "objective": {str(i): term for i, term in enumerate(terms)}})
+
+
 def difference(before: Mapping[str, Any], after: Mapping[str, Any], free: tuple[str, ...] = FREE) -> tuple | None:
     """The first dotted key outside `free` on which two configs (as nested dicts) differ, with both values; or None."""
-    old, new = flat(before), flat(after)
+    old, new = _flat(before), _flat(after)
     for key in sorted(old.keys() | new.keys()):
         values = tuple(_BEGUN.get(key) if side.get(key) is None else side[key] for side in (old, new))
         if values[0] != values[1] and not _is_free(key, free, *values) and not (key == "data.format" and AUTO in values):
@@ -89,12 +102,19 @@ def difference(before: Mapping[str, Any], after: Mapping[str, Any], free: tuple[
 
 def identity(values: Mapping[str, Any]) -> str:
     """Eight hexadecimal digits that two configs share where they are the same run."""
-    decides = {key: value for key, value in _as_before(flat(values)).items() if not _is_free(key, FREE, value)}
-    later = LATER | _LATER_OF.get(decides.get("objective.name"), {})
-    decides = {key: value for key, value in decides.items() if key not in later or value != later[key]}
+    decides = {key: value for key, value in _as_before(_flat(values)).items() if not _is_free(key, FREE, value)}
+    decides = {key: value for key, value in decides.items() if not _came_later(key, value, decides)}
     if decides.get("data.format") == AUTO:
         decides["data.format"] = "groups"  # as the default was called before; the rows tell other formats apart
     return hashlib.sha256(json.dumps(decides, sort_keys=True, default=str).encode()).hexdigest()[:8]
+
+
+def _came_later(key: str, value: Any, values: Mapping[str, Any]) -> bool:
+    """Whether a key came later, and has the value that means what was there before; `objective.0.beta` is one of a term."""
+    plain = re.sub(r"^objective\.\d+\.", "objective.", key)
+    objective = values.get(f"{key.rpartition('.')[0]}.name" if plain != key else "objective.name")
+    later = LATER | _LATER_OF.get(objective, {})
+    return plain in later and value == later[plain]
 
 
 def _as_before(values: dict[str, Any]) -> dict[str, Any]:

@@ -25,7 +25,7 @@ _EVERY = ("run", "model", "data", "objective", "mesh", "log")
 JOBS = {
     "train": Needs(
         requires=("model", "data.train", "objective"),
-        files=("data.train", "data.eval", "model.path", "reference.path"),
+        files=("data.train", "data.eval", "data.eval_text", "model.path", "reference.path"),
         own=(
             *("run", "model", "data", "objective", "optimizer", "train", "checkpoint", "reference", "mesh", "log"),
             *("evaluate", "rounds", "generate"),
@@ -33,7 +33,7 @@ JOBS = {
     ),
     "evaluate": Needs(
         requires=("run.dir", "model", "data.eval"),
-        files=("data.eval", "model.path", "reference.path"),
+        files=("data.eval", "data.eval_text", "model.path", "reference.path"),
         own=("evaluate",),
         reads=(*_EVERY, "reference"),
     ),

@@ -21,7 +21,7 @@ _PACKAGE = Path(__file__).parents[1]
 REQUIRED = "required"
 _SCALARS = {"int": int, "float": float, "bool": bool, "str": str, "null": type(None), "any": Any}
 # What one value may be: a name of _SCALARS, "keys" (any), "section" (keys of their own), or a tuple: ("one of", *choices),
-# ("list of", option), ("keys with", option).
+# ("list of", option), ("fixed list of", option) (a tuple, in code), ("keys with", option).
 Option = str | tuple
 
 
@@ -145,7 +145,7 @@ def _hint_of(option: Option, name: str) -> Any:
     if kind == "one of":
         return Literal[tuple(rest)]
     inner = _hint_of(rest[0], name)
-    return list[inner] if kind == "list of" else dict[str, inner]
+    return {"list of": list[inner], "fixed list of": tuple[inner, ...]}.get(kind, dict[str, inner])
 
 
 def _spelled(option: Option) -> str:
@@ -154,7 +154,7 @@ def _spelled(option: Option) -> str:
     kind, *rest = option
     if kind == "one of":
         return " or ".join(filter(None, (", ".join(map(str, rest[:-1])), str(rest[-1]))))
-    return f"{kind} {_spelled(rest[0])}"
+    return f"{kind.removeprefix('fixed ')} {_spelled(rest[0])}"
 
 
 def _frozen(value: Any) -> Any:

@@ -5,9 +5,10 @@
 
 Sections that belong to a module are defined there (`data.config.DataConfig`, `objectives`,
 `optim.OPTIMIZERS`), the others in `config.sections`; this module assembles them. `objective.name` and
-`optimizer.name` choose a dataclass, and only its keys are accepted. An override that chooses another one takes the keys of the
-file out that only the former has, as one of two keys that exclude each other (`config.rivals`) takes the other out;
-`source.notes` says so. What can be said without JAX is said by `config.early` first, through the same functions.
+`optimizer.name` choose a dataclass, and only its keys are accepted; a list of objectives, each with a `weight`, is a mixture.
+An override that chooses another one takes the keys of the file out that only the former has, as one of two keys that exclude
+each other (`config.rivals`) takes the other out; `source.notes` says so. What can be said without JAX is said by
+`config.early` first, through the same functions.
 """
 
 from __future__ import annotations
@@ -46,7 +47,7 @@ from align_jax.data.formats import find_format
 from align_jax.data.members import Member
 from align_jax.errors import UserError
 from align_jax.models.config import ModelConfig
-from align_jax.objectives import OBJECTIVES, Objective, find_objective, name_of
+from align_jax.objectives import OBJECTIVES, Mixture, Objective, find_objective, name_of
 from align_jax.training.optim import OPTIMIZERS, AdamW, OptimizerConfig
 
 __all__ = ["Config", "load_config", "parse_overrides"]
@@ -139,13 +140,17 @@ class Config:
         """What the model that is trained has on its last layer, see `objectives.Objective`."""
         return "lm_head" if self.objective is None else self.objective.head
 
+    @property
+    def has_live_reference(self) -> bool:
+        """Whether training keeps a reference's weights beside the policy's."""
+        return self.reference.live and self.objective is not None and self.objective.needs_reference
+
     def to_dict(self) -> dict[str, Any]:
         """Every key of every section, resolved; `name` first where a section is chosen by one."""
         sections = ((f.name, getattr(self, f.name)) for f in dataclasses.fields(self) if f.name != "source")
         values = {key: section for key, section in sections if section is not None}
-        names = {"objective": name_of, "optimizer": lambda optimizer: optimizer.name}
-        named = {key: {"name": of(values[key])} for key, of in names.items() if key in values}
-        return {key: named.get(key, {}) | dataclasses.asdict(section) for key, section in values.items()}
+        written = {"objective": _objective_values, "optimizer": lambda own: {"name": own.name} | dataclasses.asdict(own)}
+        return {key: written.get(key, dataclasses.asdict)(section) for key, section in values.items()}
 
     def to_yaml(self) -> str:
         """The complete config; loading it gives an equal one."""
@@ -247,6 +252,10 @@ def _cross_check(source: ConfigValues, config: Config) -> None:
     mesh, train, model = config.mesh, config.train, config.model
     if model.quantize is not None and config.lora is None and config.objective is not None:
         raise source.error("model.quantize", f"{model.quantize}: weights of few bits cannot be trained; add `lora: {{}}`")
+    if config.lora is not None and config.optimizer.name == "muon":
+        raise source.error(
+            "optimizer.name", "muon is for the matrices of layers, and with `lora` their factors are trained; take adamw"
+        )
     if config.reference.adapter is not None and config.lora is None:
         raise source.error("reference.adapter", f"{config.reference.adapter} is used with `lora` alone; see reference.path")
     if mesh.memory_gib is not None and "auto" not in (model.rows_per_chunk, model.head_chunk):
@@ -256,6 +265,14 @@ def _cross_check(source: ConfigValues, config: Config) -> None:
             f"{mesh.memory_gib:g} has no effect with model.rows_per_chunk: {rows} and model.head_chunk: {head}; leave one of "
             "them out (auto, the default, takes as many as fit)",
         )
+    if config.lora is not None and config.reference.mix != 1:
+        raise source.error(
+            "reference.mix",
+            f"{config.reference.mix}: with `lora` the reference can become the policy (1), but not go a part of the way: the "
+            "mean of two adapters' factors is not that of what they add",
+        )
+    if config.reference.live and config.objective is not None and not config.objective.needs_reference:
+        raise source.error("reference.live", f"objective {name_of(config.objective)} has no reference; leave it out")
     if mesh.data > 0 and mesh.fsdp > 0:
         try:
             _check_groups(train, mesh.data, mesh.fsdp)
@@ -281,7 +298,7 @@ def _check_rounds(source: ConfigValues, config: Config) -> None:
         ),
         (
             "objective.latent_beliefs",
-            getattr(objective, "latent_beliefs", False),
+            any(getattr(term, "latent_beliefs", False) for term in getattr(objective, "terms", (objective,))),
             "true is not used in rounds, where the belief of each text is known: it was drawn first",
         ),
         *(
@@ -337,7 +354,7 @@ def load_config(path: str | Path | ConfigValues, overrides: Iterable[Override] =
 def _schema() -> Schema:
     """What the code accepts."""
     choices = {
-        "objective": Choice(tuple(OBJECTIVES), find_objective, own=True),
+        "objective": Choice(tuple(OBJECTIVES), find_objective, own=True, many=True),
         "optimizer": Choice(tuple(OPTIMIZERS), OPTIMIZERS.__getitem__, AdamW.name),
     }
     return Schema(
@@ -363,11 +380,43 @@ def _from_source(source: ConfigValues, overrides: Iterable[Override]) -> Config:
         values = source.values.get(section)
         if section == "optimizer" and built["objective"] is not None:
             values.setdefault("learning_rate", _usual_rate(built["objective"], built["lora"]))
+        if isinstance(values, list):
+            built[section] = _mixture(source, values)
+            continue
         cls = None if values is None else choice.find(values.pop("name"))
         built[section] = None if cls is None else build(source, cls, values, f"{section}.")
     config = Config(**built, source=source)
     _cross_check(source, config)
     return _with_folder(config)
+
+
+def _mixture(source: ConfigValues, values: list[dict[str, Any]]) -> Mixture:
+    """The objective that a list of them is.
+
+    Raises:
+      UserError: a value out of range, or terms that cannot be mixed; with their place.
+    """
+    terms, weights = [], []
+    for i, own in enumerate(values):
+        cls = find_objective(own["name"])
+        if any(field.name == check.WEIGHT for field in dataclasses.fields(cls)):
+            raise source.error(f"objective.{i}.name", f"{own['name']!r} has a key `weight` of its own, which terms cannot have")
+        keys = {key: value for key, value in own.items() if key not in ("name", check.WEIGHT)}
+        terms.append(build(source, cls, keys, "objective.", f"objective.{i}"))
+        weights.append(float(own.get(check.WEIGHT, 1.0)))
+    try:
+        return Mixture(tuple(terms), tuple(weights))
+    except UserError as error:
+        key, _, said = str(error).partition(": ")
+        raise source.error(key, said) from error
+
+
+def _objective_values(objective: Objective) -> dict[str, Any] | list[dict[str, Any]]:
+    """The section `objective` that is this objective."""
+    if not isinstance(objective, Mixture):
+        return {"name": name_of(objective)} | dataclasses.asdict(objective)
+    terms = zip(objective.terms, objective.weights, strict=True)
+    return [{"name": name_of(term), check.WEIGHT: weight} | dataclasses.asdict(term) for term, weight in terms]
 
 
 def _with_folder(config: Config) -> Config:
@@ -379,13 +428,15 @@ def _with_folder(config: Config) -> Config:
 
 def _drop_other_options(given: dict[str, Any], options: Mapping[str, Any]) -> None:
     """Takes out the options of an objective or optimizer that another one, which takes its place, does not have."""
+    if "objective" in options and "objective" in given and _has_usual_rate(given):
+        del given["optimizer"]["learning_rate"]  # nobody chose it
     for section, choice in _schema().choices.items():
-        name = options.get(f"{section}.name")
-        if choice.has(name) and section in given and name != given[section]["name"]:
+        name, before = options.get(f"{section}.name"), given.get(section)
+        if choice.has(name) and isinstance(before, dict) and name != before["name"]:
             kept = {"name", *(field.name for field in dataclasses.fields(choice.find(name)))}
             if section == "objective" and _has_usual_rate(given):
                 del given["optimizer"]["learning_rate"]  # nobody chose it
-            given[section] = {key: value for key, value in given[section].items() if key in kept}
+            given[section] = {key: value for key, value in before.items() if key in kept}
 
 
 def _usual_rate(objective: Objective | type[Objective], lora: Any) -> float:
@@ -396,8 +447,9 @@ def _usual_rate(objective: Objective | type[Objective], lora: Any) -> float:
 
 def _has_usual_rate(given: Mapping[str, Any]) -> bool:
     """Whether the learning rate is the one that the objective gives."""
-    objective = find_objective(given["objective"]["name"])
-    return given["optimizer"]["learning_rate"] == _usual_rate(objective, given.get("lora"))
+    terms = given["objective"] if isinstance(given["objective"], list) else [given["objective"]]
+    usual = min(_usual_rate(find_objective(term["name"]), given.get("lora")) for term in terms)
+    return given["optimizer"]["learning_rate"] == usual
 
 
 def _own_folder(config: Config) -> str | None:

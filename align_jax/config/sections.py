@@ -98,11 +98,15 @@ class ModelSection:
 
 @dataclasses.dataclass(frozen=True)
 class ReferenceConfig:
-    """The reference policy, whose log-probs are computed once and kept.
+    """The reference policy, whose log-probs are computed once and kept, or, where it is live, in every step.
 
     Attributes:
       path: Hugging Face folder, hub id or run folder; None is the starting model.
       adapter: folder of an adapter on top of the starting model without its own; with `lora` alone.
+      live: keep its weights in memory beside the policy's, and compute its log-probs in the step: more memory and time for a
+        step, and no pass before the first one. Needed by `sync_every`.
+      sync_every: optimizer steps after which the reference moves to the policy (TR-DPO); None: it never does.
+      mix: how far it moves: reference <- mix * policy + (1 - mix) * reference; 1 copies the policy.
       cache_dir: folder of its log-probs; None is `align_jax/reference` in the user's cache folder (`$XDG_CACHE_HOME`, or
         `~/.cache`). Each file is called by a hash of weights, rows, templates, lengths, types, JAX's version and the kind of
         device, so that nothing is used that would be another now; all of it may be deleted at any time.
@@ -111,8 +115,22 @@ class ReferenceConfig:
     path: str | None = None
     adapter: str | None = None
     cache_dir: str | None = None
+    live: bool = False
+    sync_every: int | None = None
+    mix: float = 1.0
 
     def __post_init__(self):
+        check_range("reference.sync_every", self.sync_every, 1)
+        check_range("reference.mix", self.mix, 0, 1, open_low=True)
+        if self.sync_every is not None and not self.live:
+            raise UserError(
+                f"reference.sync_every: {self.sync_every} moves the reference's weights, which then are kept in memory; set "
+                "reference.live: true"
+            )
+        if self.mix != 1 and self.sync_every is None:
+            raise UserError(
+                f"reference.mix: {self.mix} has no effect where the reference never moves; set reference.sync_every"
+            )
         if self.path is not None and self.adapter is not None:
             raise UserError(f"reference.adapter: {self.adapter} is on top of the starting model; leave out reference.path")
 

@@ -22,10 +22,13 @@ from align_jax.config.rivals import displaced
 from align_jax.errors import UserError
 
 Override = tuple[str, Any]  # ("train.steps", 10)
+WHOLE = ("objective",)  # sections that an option may give whole: --objective '[{name: dpo}, {name: sft, weight: 0.1}]'
 
 
 def parse_overrides(argv: Sequence[str]) -> list[Override]:
-    """`--section.key value` and `--section.key=value` as pairs; values are YAML (`3`, `1e-4`, `null`, `[a]`) or text.
+    """`--section.key value` and `--section.key=value` as pairs, and the sections of `WHOLE`.
+
+    Values are YAML (`3`, `1e-4`, `null`, `[a]`) or text.
 
     Raises:
       UserError: an argument that is not an option, or an option without a value.
@@ -35,7 +38,7 @@ def parse_overrides(argv: Sequence[str]) -> list[Override]:
     while rest:
         option = rest.pop(0)
         key, equals, text = option.removeprefix("--").partition("=")
-        if not option.startswith("--") or not re.fullmatch(r"\w+(\.\w+)+", key):
+        if not option.startswith("--") or not (re.fullmatch(r"\w+(\.\w+)+", key) or key in WHOLE):
             raise UserError(f"unexpected argument {option!r}; overrides are written --section.key value")
         if not equals:
             if not rest or rest[0].startswith("--"):

@@ -30,6 +30,7 @@ SAME = {
     "eval_steps": "train.eval_every",
     "evaluation_steps": "train.eval_every",
     "eval_interval": "train.eval_every",
+    "eval_on_start": "train.eval_first",
     "save_steps": "checkpoint.every",
     "save_every": "checkpoint.every",
     "save_interval": "checkpoint.every",
@@ -48,6 +49,8 @@ SAME = {
     "torch_dtype": "model.dtype",
     "compute_dtype": "model.dtype",
     "attn_implementation": "model.attention",
+    "ref_model_sync_steps": "reference.sync_every",
+    "ref_model_mixup_alpha": "reference.mix",
     "ref_model": "reference.path",
     "ref_model_name_or_path": "reference.path",
     "dataset_name": "data.train",
@@ -144,7 +147,10 @@ OTHERWISE = {
     "activation_checkpointing": "that is model.remat here: full computes everything again in the backward pass",
     "reward_model_path": "that is rounds.reward_model for on-policy training, score.reward_model for `align-jax score`",
     "use_weighting": "objective.name: wpo weights the pairs of DPO",
-    "precompute_ref_log_probs": "the reference's log-probs are always computed once and kept; reference.cache_dir says where",
+    "precompute_ref_log_probs": "the reference's log-probs are computed once and kept; reference.live: true computes them in "
+    "every step",
+    "sync_ref_model": "a reference moves with reference.live: true and reference.sync_every",
+    "loss_weights": "objective as a list is a mixture: [{name: dpo, weight: 0.8}, {name: sft, weight: 1}]",
     "remove_unused_columns": "columns that data.format does not read are left alone",
     **dict.fromkeys(
         ("datasets", "dataset_mixer", "dataset_mixture", "dataset_mixer_list", "dataset_probs", "mixing_ratio"), _MIXTURE
@@ -206,6 +212,8 @@ def answer(word: str, value: Any = None) -> str | None:
     Args:
       word: the key, without a section. value: what was given for it.
     """
+    if word in ("loss_type", "loss_fn", "loss_name") and isinstance(value, list):
+        return OTHERWISE["loss_weights"]
     if word in ("loss_type", "loss_fn", "loss_name"):
         name = LOSSES.get(str(value))
         return f"{value!r} is `objective.name: {name}` here" if name else "the loss is chosen by objective.name"

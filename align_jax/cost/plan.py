@@ -111,6 +111,7 @@ class Planner:
       model: the shape. chip: what runs it. param_dtype: of stored weights. flash: whether attention is a kernel's.
       mesh: (data, fsdp, tensor) -> the devices so arranged.
       use: parts (data x fsdp x microbatches) -> the shape that computes most where a step's groups are cut so.
+      live: whether a reference's weights and forward pass come with a step.
     """
 
     model: ModelConfig
@@ -119,6 +120,7 @@ class Planner:
     flash: bool
     mesh: Callable[[int, int, int], Mesh]
     use: Callable[[int], ShapeUse]
+    live: bool = False
 
     def best(self, candidates: Sequence[MeshPlan]) -> list[PlanEstimate]:
         """The plans that fit, best first; those with least memory where none does."""
@@ -143,7 +145,7 @@ class Planner:
         done = self._computed_forward(use)
         again = remat_flops(done, plan.remat, head=self._head_twice(plan, use))
         devices = mesh.devices.size
-        compute = (least_flops(done) + again) / devices / self.chip.peak
+        compute = (least_flops(done) * (4 / 3 if self.live else 1) + again) / devices / self.chip.peak
         total = sum((spent(moved, self.chip, Places.of(list(mesh.devices.flat))) for moved in self._moved(plan, use)), Spent())
         return Seconds(compute, self._traffic(plan, use) / self.chip.hbm_rate, total.inside, total.across)
 
@@ -176,7 +178,7 @@ class Planner:
 
         times, positions = plan.accumulation, self._a_shard(use)
         if plan.fsdp > 1:
-            yield Moved("all-gather", times * 2, 2 * weights // plan.tensor, along(1))
+            yield Moved("all-gather", times * (2 + self.live), 2 * weights // plan.tensor, along(1))
             scattered = self._scattered(plan)
             yield Moved("reduce-scatter", times * scattered, 2 * self.trained // (plan.tensor * plan.fsdp), along(1))
             yield Moved("all-reduce", times * (1 - scattered), 2 * self.trained // plan.tensor, along(1))
@@ -216,7 +218,8 @@ class Planner:
 
     def _without_logits(self, plan: MeshPlan, use: ShapeUse) -> float:
         model, parts = self.model, plan.fsdp * plan.tensor
-        state = state_bytes(model, self.param_dtype, parts) + (4 * self.trained // parts if plan.accumulation > 1 else 0)
+        state = state_bytes(model, self.param_dtype, parts, live=self.live)
+        state += 4 * self.trained // parts if plan.accumulation > 1 else 0
         outer = model.vocab_size * model.width * (1 if model.tied_embeddings else 2)
         whole = (4 * 2 * (self.weights - outer) / model.layers + 4 * outer / 2) / plan.tensor if plan.fsdp > 1 else 0
         return state + whole + self._a_shard(use) * position_bytes(model, _DTYPE, plan.remat, plan.tensor)

@@ -35,7 +35,7 @@ def evaluated_as(trained: Objective | None, data_format: str) -> Objective:
     if own.evaluated_as is None:
         raise UserError(f"data.format {data_format!r} is evaluated as what is trained on it; give the objective section")
     cls = find_objective(own.evaluated_as)
-    if type(trained) is cls:
+    if any(type(term) is cls for term in getattr(trained, "terms", (trained,))):
         return trained
     has_beta = any(field.name == "beta" for field in dataclasses.fields(cls))
     return cls(beta=getattr(trained, "beta", 0.1)) if has_beta else cls()

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 
 from tabulate import tabulate
 
+from align_jax.evaluation.curves import evaluation_sets
 from align_jax.evaluation.intervals import Estimate
 
 Columns = Mapping[str, Mapping[str, Estimate]]  # model -> metric -> estimate
@@ -14,18 +15,23 @@ _SECTIONS = ("loss", "sets", "rewards", "length", "kl", "drift", "beliefs", "lat
 
 
 def metric_names(columns: Columns) -> list[str]:
-    """Every metric of any model, section by section, in a section the order in which they came up."""
+    """Every metric of any model: set by set, section by section, in a section the order in which they came up."""
     names = list(dict.fromkeys(name for column in columns.values() for name in column))
+    sets = evaluation_sets([{f"eval/{name}": None for name in names}])
+
+    def of_set(name: str) -> int:
+        first = name.split("/")[0]
+        return len(sets) if first == "text" else sets.index(first) if first in sets else -1
 
     def section(name: str) -> int:
-        first = name.split("/")[0]
+        first = name.split("/")[of_set(name) in range(len(sets))]
         return _SECTIONS.index(first) if first in _SECTIONS else len(_SECTIONS)
 
     parents = {name: names.index(name) for name in names}
     for name in names:  # a part (`x/gd1`) stands below its whole (`x`)
         whole = name.rpartition("/")[0]
         parents[name] = parents.get(whole, parents[name])
-    return sorted(names, key=lambda name: (section(name), parents[name], names.index(name)))
+    return sorted(names, key=lambda name: (of_set(name), section(name), parents[name], names.index(name)))
 
 
 def text_table(columns: Columns) -> str:

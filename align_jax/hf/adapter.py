@@ -61,6 +61,7 @@ def read_adapter(folder: str | os.PathLike, config: ModelConfig) -> Adapter:
         the tensor.
     """
     folder = _folder(folder)
+    _check_apart(config)
     values, checkpoint = read_json(folder / ADAPTER), Checkpoint(folder, ADAPTER_WEIGHTS)
     _check_kind(folder / ADAPTER, values)
     found = list(_tensors(checkpoint, config))
@@ -133,6 +134,7 @@ def save_adapter(
     config, weights = model.config, model.weights()
     if config.lora is None:
         raise UserError("the model has no adapter (align_jax.add_adapter); align_jax.save_model writes it whole")
+    _check_apart(config)
     out = Path(os.path.expanduser(os.fspath(out_dir))).resolve()
     check_tokenizer(tokenizer)
     flat, dtype = flatten_dict(weights), resolve_dtype("float32" if dtype is None else dtype, "dtype")
@@ -217,6 +219,14 @@ def _folder(given: str | os.PathLike) -> Path:
     if not (folder / ADAPTER).is_file():
         raise UserError(f"{given}: no adapter there: a folder with {ADAPTER} and {ADAPTER_WEIGHTS} is one")
     return folder
+
+
+def _check_apart(config: ModelConfig) -> None:
+    if config.fused:
+        raise UserError(
+            "a checkpoint of this model holds queries, keys and values as one tensor (Phi), whose adapter in PEFT's format is "
+            "one of another shape, which is neither read nor written here; merge it (--merge)"
+        )
 
 
 def _check_kind(file: Path, values: Mapping[str, Any]) -> None:

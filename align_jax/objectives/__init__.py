@@ -10,6 +10,7 @@ from align_jax.objectives.gdpo import GDPO
 from align_jax.objectives.lengths import LDDPO, RDPO, DPONorm
 from align_jax.objectives.likelihoods import CPO, ORPO, WPO, DPOPositive
 from align_jax.objectives.margins import DiscoPOP, EXOPair
+from align_jax.objectives.mixture import Mixture
 from align_jax.objectives.pairs import DPO, IPO, Hinge, RobustDPO, SimPO
 from align_jax.objectives.rewards import Reward
 from align_jax.objectives.sets import MPO, NCA, InfoNCA, OrderedMPO
@@ -46,6 +47,7 @@ __all__ = [
     "Hinge",
     "InfoNCA",
     "Metrics",
+    "Mixture",
     "Objective",
     "OrderedMPO",
     "Reward",

@@ -50,6 +50,8 @@ class GDPO(Objective):
     beta: float = 0.1  # strength of the pull to the reference: rewards are beta * log-ratio
     preference: str = "dpo"  # dpo, kto or mpo on the texts
     alpha: float = 0.0  # preference mpo: weight of the deviation from the mean
+    desirable_weight: float = 1.0  # preference kto: of the loss of accepted texts (lambda_d)
+    undesirable_weight: float = 1.0  # preference kto: of the loss of rejected texts (lambda_u)
     calibration_weight: float = 1.0  # of the belief calibration term
     belief_weight: float = 1.0  # of the belief statement term
     preference_weight: float = 1.0  # of the preference term
@@ -64,13 +66,20 @@ class GDPO(Objective):
 
     def __post_init__(self):
         check_fields("objective", self, "beta", low=0, open_low=True)
-        check_fields("objective", self, "alpha", low=0)
+        check_fields("objective", self, "alpha", "desirable_weight", "undesirable_weight", low=0)
         check_fields("objective", self, "calibration_weight", "belief_weight", "preference_weight", "sft_weight", low=0)
         for key, allowed in _CHOICES.items():
             if getattr(self, key) not in allowed:
                 raise UserError(f"objective.{key} must be one of {', '.join(allowed)}, got {getattr(self, key)!r}")
         if self.alpha and self.preference != "mpo":
             raise UserError(f"objective.alpha={self.alpha} is used by preference mpo only, not by {self.preference}")
+        for key in ("desirable_weight", "undesirable_weight"):
+            if getattr(self, key) != 1 and self.preference != "kto":
+                raise UserError(
+                    f"objective.{key}={getattr(self, key)} is used by preference kto only, not by {self.preference}"
+                )
+        if self.preference == "kto" and self.preference_weight and not (self.desirable_weight or self.undesirable_weight):
+            raise UserError("objective.desirable_weight: 0, and undesirable_weight: 0, leave no preference; raise one")
         if self.posterior != "reference" and not self.latent_beliefs:
             raise UserError(f"objective.posterior={self.posterior} is used with objective.latent_beliefs only")
         self._check_weights()
@@ -200,10 +209,10 @@ class GDPO(Objective):
         return values, {**gathered(metrics | split, given), **more}
 
     def _kto(self, parts: BeliefParts, ref: BeliefParts, kl: jax.Array) -> tuple[jax.Array, Metrics]:
+        weights = {"desirable_weight": self.desirable_weight, "undesirable_weight": self.undesirable_weight}
+        desirable = [jnp.full(parts.texts.shape[:2], i == 0) for i in (0, 1)]
         both = [
-            losses.kto_loss(
-                parts.texts[:, :, i], ref.texts[:, :, i], jnp.full(parts.texts.shape[:2], i == 0), kl, beta=self.beta
-            )
+            losses.kto_loss(parts.texts[:, :, i], ref.texts[:, :, i], desirable[i], kl, beta=self.beta, **weights)
             for i in (0, 1)
         ]
         return (both[0] + both[1]) / 2, {"kl": weighted(jnp.broadcast_to(kl, parts.exists.shape), parts.exists)}

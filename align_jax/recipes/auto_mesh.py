@@ -81,7 +81,7 @@ def ranked(
 
     packed = use(found[0].shards * found[0].accumulation).batch.packed
     flash = resolve_backend(config.model.attention, config.model.dtype, "tpu", model, packed=packed) != "xla"
-    return Planner(model, chip, config.model.param_dtype, flash, arranged, use).best(found)
+    return Planner(model, chip, config.model.param_dtype, flash, arranged, use, config.has_live_reference).best(found)
 
 
 def shown(found: Sequence[PlanEstimate], chip_memory: int) -> str:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from typing import Any
 
@@ -36,8 +36,11 @@ REQUIRED = JOBS["bench"].requires
 POLICIES = ("none", "dots", "full")  # from the fewest operations to the most
 
 
-def bench(config: Config) -> dict[str, Any]:
+def bench(config: Config, measured: Callable[[dict[str, Any]], None] | None = None) -> dict[str, Any]:
     """Measures the training step of a config, on `data.train` or on random tokens (`bench.lengths`, `bench.prompt_tokens`).
+
+    Args:
+      measured: is given all numbers but those of `bench.recommend`, before the programs for these are compiled.
 
     Returns:
       The numbers as JSON values, see `cost.benchmark.report`.
@@ -50,7 +53,7 @@ def bench(config: Config) -> dict[str, Any]:
         config = dataclasses.replace(with_data(config), run=dataclasses.replace(config.run, dir=folder))
         setup, before = Setup.of(config), so_far()
         with jax.set_mesh(setup.mesh):
-            return _Bench.of(setup).measure(before)
+            return _Bench.of(setup).measure(before, measured)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -67,7 +70,8 @@ class _Bench:
     def of(cls, setup: Setup) -> _Bench:
         config = setup.config
         optimizer = optim.make_optimizer(config.optimizer, config.train.steps or 1000)
-        where = state_shardings(setup.source.shape, optimizer, setup.mesh, config.model.param_dtype)
+        how = {"live": setup.live is not None}
+        where = state_shardings(setup.source.shape, optimizer, setup.mesh, config.model.param_dtype, **how)
         return cls(setup, optimizer, where, *batches_of(setup))
 
     @property
@@ -83,7 +87,9 @@ class _Bench:
         make = jax.jit(
             partial(init_weights, shape, param_dtype=config.model.param_dtype), out_shardings=weight_shardings(shape, mesh)
         )
-        return create_state(shape, make(jax.random.key(config.run.seed)), self.optimizer, mesh, config.model.param_dtype)
+        weights = make(jax.random.key(config.run.seed))
+        reference = None if self.setup.live is None else weights
+        return create_state(shape, weights, self.optimizer, mesh, config.model.param_dtype, reference=reference)
 
     def program(self, remat: str, state: TrainState, batch: GroupBatch) -> benchmark.CompiledStep:
         """The compiled step with a rematerialization policy."""
@@ -91,13 +97,13 @@ class _Bench:
         config = self.setup.config
         horizon = optim.Horizon.of(config.optimizer, config.train.steps or 1000)  # as in training: one program, one cache
         parts = (self.setup.mesh, self.where, scorer, self.setup.objective, self.optimizer)
-        step = compile_step(*parts, seed=config.run.seed, horizon=horizon)
+        step = compile_step(*parts, seed=config.run.seed, horizon=horizon, live=self.setup.live)
         self.setup.say_chunks(batch)
         with compiling(f"the training step (remat {remat}, {batch.tokens.shape[-2]} rows of {batch.tokens.shape[-1]})"):
             return benchmark.program(step, state, self.put(batch), self.devices)
 
-    def measure(self, before: Any) -> dict[str, Any]:
-        """All numbers; `before` is what was compiled so far."""
+    def measure(self, before: Any, measured: Callable[[dict[str, Any]], None] | None = None) -> dict[str, Any]:
+        """All numbers; `before` is what was compiled so far. `measured`: see `bench`."""
         config, state = self.setup.config, self.state()
         shapes = benchmark.distinct(self.batches)
         programs = {key: self.program(self.setup.scorer.remat, state, batch) for key, batch in shapes.items()}
@@ -113,6 +119,8 @@ class _Bench:
         peak = benchmark.device_peak(config.bench.peak_flops, config.model.dtype)
         values = benchmark.report(work, timing, list(programs.values()), spent, peak, self.devices)
         values |= {"attention": self.setup.backend, "packed": self.batches[0].packed} | self.parts(programs, shapes)
+        if measured is not None:
+            measured(values)
         if config.bench.recommend:
             biggest = max(programs, key=lambda key: programs[key].memory_bytes)
             values |= self.recommendation(state, shapes[biggest])
@@ -156,7 +164,7 @@ def batches_of(setup: Setup) -> tuple[Any, list[GroupBatch]]:
         return benchmark.Repeated(batch), [batch]
     dataset = data_of(setup)
     loader = setup.loader(dataset)
-    if config.objective.needs_reference:  # its values cost nothing in a step: any will do
+    if config.objective.needs_reference and setup.live is None:  # its values cost nothing in a step: any will do
         loader.join({"ref_logps": np.zeros((len(dataset), dataset.slots), np.float32)})
     return loader, list(loader.preview(bench.steps))
 
@@ -203,7 +211,7 @@ def random_batch(setup: Setup) -> GroupBatch:
         )
 
     def label(k: int) -> dict[str, np.ndarray]:
-        reference = {"ref_logps": np.zeros(k, np.float32)} if config.objective.needs_reference else {}
+        reference = {"ref_logps": np.zeros(k, np.float32)} if config.objective.needs_reference and setup.live is None else {}
         return arrangement.random_labels(k) | reference
 
     return benchmark.random_batch(

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 import os
-import re
 import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -17,10 +15,10 @@ from align_jax.config import Config
 from align_jax.config.jobs import JOBS
 from align_jax.data import DataConfig
 from align_jax.errors import MissingPackage, UserError, optional
-from align_jax.evaluation import Estimate, Judge, Responses, Table, as_json, estimates, stack, target_lines
-from align_jax.files import write_whole
-from align_jax.recipes.eval_text import EvalText, eval_text
-from align_jax.recipes.evaluation import EvalData, Spoken, cut_in, divergence_table, eval_sets, judge_of, speak
+from align_jax.evaluation import Estimate, target_lines
+from align_jax.recipes.eval_text import eval_text
+from align_jax.recipes.evaluated import EvaluationJob, Result, columns_of, evaluate_models, file_name
+from align_jax.recipes.evaluation import eval_sets, judge_of
 from align_jax.recipes.say import say, speaking, watching
 from align_jax.recipes.setup import Setup
 from align_jax.recipes.source import ModelSource, TrainedModel, check_same_shape, model_at, trained_model
@@ -91,17 +89,17 @@ def report_of(config: Config) -> Report:
             for data in sets if setup.config.evaluate.samples else ():
                 data.check_room("evaluate.samples")
             judge = judge_of(setup, sets) if setup.config.evaluate.samples else None
-            job = _Evaluation(setup, sets, eval_text(setup, len(models)), judge)
+            job = EvaluationJob(setup, sets, eval_text(setup, len(models)), judge)
             results = []
             try:
-                _evaluate(job, models, results)
+                evaluate_models(job, models, results)
             except KeyboardInterrupt:
                 if results:
                     say(f"{setup.folder.path / 'evaluation.json'} has {', '.join(r.name for r in results)}")
                 raise
         lines = _plots(job, results) if config.evaluate.plots and jax.process_index() == 0 else []
     lines += [
-        f"{f'{data.name}, ' if data.name else ''}{line}" for data in sets for line in target_lines(_columns(results, data))
+        f"{f'{data.name}, ' if data.name else ''}{line}" for data in sets for line in target_lines(columns_of(results, data))
     ]
     lines.append(f"wrote {setup.folder.path / 'evaluation.json'}")
     problems = [
@@ -145,7 +143,7 @@ def side_by_side(configs: Sequence[Config], names: Sequence[str]) -> Config | No
     columns = {_column(name, names): name for name in names}
     start = {"start": first.model.at} if first.model.path is not None and first.head == "lm_head" else {}
     asked = {c.run.dir for c in configs}  # one, where it was given as an option
-    folder = asked.pop() if len(asked) == 1 else os.path.join("runs", f"evaluate-{'-'.join(map(_file_name, columns))}")
+    folder = asked.pop() if len(asked) == 1 else os.path.join("runs", f"evaluate-{'-'.join(map(file_name, columns))}")
     evaluate_ = dataclasses.replace(first.evaluate, models=start | columns)
     return dataclasses.replace(first, evaluate=evaluate_, run=dataclasses.replace(first.run, dir=folder))
 
@@ -174,8 +172,8 @@ def models_of(setup: Setup) -> dict[str, ModelSource]:
         return {"start": setup.source, "run": trained_model(trained)}
     files: dict[str, str] = {}
     for name in given:
-        if (other := files.setdefault(_file_name(name), name)) != name:
-            raise UserError(f"evaluate.models: {other!r} and {name!r} would share the file samples-{_file_name(name)}.jsonl")
+        if (other := files.setdefault(file_name(name), name)) != name:
+            raise UserError(f"evaluate.models: {other!r} and {name!r} would share the file samples-{file_name(name)}.jsonl")
     return {name: _model(setup, name, path) for name, path in given.items()}
 
 
@@ -209,26 +207,7 @@ def _without_samples(config: Config) -> Config:
     return dataclasses.replace(config, evaluate=dataclasses.replace(config.evaluate, samples=0))
 
 
-def _file_name(model: str) -> str:
-    return re.sub(r"[^\w.-]+", "_", model)
-
-
-@dataclasses.dataclass(frozen=True)
-class _Evaluation:
-    """What all models are evaluated on, and by whom texts are judged."""
-
-    setup: Setup
-    sets: list[EvalData]
-    text: EvalText | None
-    judge: Judge | None
-
-    @property
-    def path(self) -> str:
-        """Of the data; of several sets each with its name."""
-        return ", ".join(f"{data.name}: {data.dataset.path}" if data.name else data.dataset.path for data in self.sets)
-
-
-def _plots(job: _Evaluation, results: Sequence[Result]) -> list[str]:
+def _plots(job: EvaluationJob, results: Sequence[Result]) -> list[str]:
     try:
         optional("matplotlib", "plots", "a picture")
     except MissingPackage as error:
@@ -244,114 +223,8 @@ def _plots(job: _Evaluation, results: Sequence[Result]) -> list[str]:
     return lines
 
 
-def _shown_as(job: _Evaluation, result: Result) -> str:
+def _shown_as(job: EvaluationJob, result: Result) -> str:
     """The name of a model in pictures: the one it was given, else what it is."""
     if job.setup.config.evaluate.models:
         return result.name
     return "before training" if result.step is None else f"{job.setup.folder.path.name}, step {result.step}"
-
-
-@dataclasses.dataclass
-class _OfSet:
-    """What is known of one model on one set so far."""
-
-    responses: Responses
-    tables: list[Table]
-    spoken: Spoken | None
-
-
-@dataclasses.dataclass
-class Result:
-    """What is known of one model so far: on each set, and of texts."""
-
-    name: str
-    path: str
-    step: int | None
-    parts: list[_OfSet]
-    text: Table | None
-    estimates: dict[str, Estimate] = dataclasses.field(default_factory=dict)
-
-    def estimates_of(self, data: EvalData) -> dict[str, Estimate]:
-        """Those of one set, by the names that they have there."""
-        if not data.name:
-            return self.estimates
-        start = data.named("")
-        return {name.removeprefix(start): found for name, found in self.estimates.items() if name.startswith(start)}
-
-
-def _columns(results: Sequence[Result], data: EvalData) -> dict[str, dict[str, Estimate]]:
-    return {result.name: result.estimates_of(data) for result in results}
-
-
-def _evaluate(job: _Evaluation, models: dict[str, ModelSource], results: list[Result]) -> None:
-    """Adds one model after the other to the results, the reference last: there are never two models in memory."""
-    setup = job.setup
-    for name, source in models.items():
-        params, step = setup.load(source)
-        where = "the starting model" if source is setup.source else source.describe()
-        say(f"evaluating {name}: {where}" + (f", step {step}" if step is not None else ""))
-        parts = [_on(data, params, job.judge, first=not results) for data in job.sets]
-        text = job.text.table(params) if job.text is not None else None
-        del params
-        path = "start" if source is setup.source else source.describe()
-        results.append(Result(name, path, step, parts, text))
-        _finish(job, results, results[-1])
-    if any(waiting for result in results for waiting in _waiting(job, result)):
-        reference = setup.load(setup.reference)[0]
-        for result in results:
-            for data, part in _waiting(job, result):
-                part.tables.append(divergence_table(data, part.spoken, reference))
-            _finish(job, results, result)
-
-
-def _on(data: EvalData, params: dict, judge: Judge | None, first: bool) -> _OfSet:
-    """A model on one set; `first`: no model was there before."""
-    samples = data.config.evaluate.samples
-    responses = data.score(params)
-    if first:
-        data.report_cut(responses)
-    spoken = speak(data, params, samples, judge if data.has_beliefs else None) if samples else None
-    return _OfSet(responses, [data.table(responses), *(spoken.tables if spoken else ())], spoken)
-
-
-def _waiting(job: _Evaluation, result: Result) -> list[tuple[EvalData, _OfSet]]:
-    """The sets whose samples of a model wait for the reference."""
-    both = zip(job.sets, result.parts, strict=True)
-    return [(data, part) for data, part in both if part.spoken is not None and part.spoken.policy is not None]
-
-
-def _finish(job: _Evaluation, results: list[Result], changed: Result) -> None:
-    """Makes the intervals of a model, and writes what there is of all."""
-    config = job.setup.config
-    how = (config.evaluate.resamples, config.run.seed)
-    with watching(f"intervals of {changed.name}"):
-        for data, part in zip(job.sets, changed.parts, strict=True):
-            changed.estimates |= {data.named(name): found for name, found in estimates(stack(part.tables), *how).items()}
-        if changed.text is not None:
-            changed.estimates |= estimates(changed.text, *how)
-    if jax.process_index() != 0:
-        return
-    metrics = as_json({r.name: r.estimates for r in results})
-    models = {r.name: {"path": r.path, "step": r.step, "metrics": metrics[r.name]} for r in results}
-    folder = job.setup.folder.path
-    values = config.to_dict()["evaluate"]
-    judge = job.judge.quality if job.judge else None
-    report = {**_settings(job, changed), "evaluate": values, "judge": judge, "models": models}
-    write_whole(folder / "evaluation.json", json.dumps(report, indent=2, default=str) + "\n")
-    for data, part in zip(job.sets, changed.parts, strict=True):
-        if part.spoken:
-            lines = (json.dumps(row, ensure_ascii=False) + "\n" for row in part.spoken.rows)
-            (folder / "evaluation" / data.name).mkdir(exist_ok=True)
-            write_whole(folder / "evaluation" / data.name / f"samples-{_file_name(changed.name)}.jsonl", "".join(lines))
-
-
-def _settings(job: _Evaluation, result: Result) -> dict[str, Any]:
-    """What the numbers are of; of several sets, data and cuts of each by its name."""
-    cuts = [dict(zip(("prompts", "responses"), cut_in(part.responses), strict=True)) for part in result.parts]
-    paths = [data.dataset.path for data in job.sets]
-    names = [data.name for data in job.sets]
-    one = names == [""]
-    shared = {"seed": job.setup.config.run.seed, "beta": job.sets[0].beta}
-    texts = {"texts": job.text.pieces.path} if job.text is not None else {}
-    by_name = {"data": dict(zip(names, paths, strict=True)), "truncated": dict(zip(names, cuts, strict=True))}
-    return ({"data": paths[0], "truncated": cuts[0]} if one else by_name) | shared | texts

@@ -104,7 +104,7 @@ class EvalData:
     def score(self, params: dict, loader: BatchLoader | None = None) -> Responses:
         """Log-probs of all groups under some weights."""
         data, what = (self.dataset, "evaluating") if loader is None else (self.units, "scoring samples")
-        batches = watched(what, (loader or self.loader).eval_batches(), len(data))
+        batches = watched(what, (loader or self.loader).eval_batches(), len(data), self.setup.mesh)
         return collect(self.setup.under(params).batch, batches)
 
     def report_cut(self, responses: Responses) -> None:
@@ -137,12 +137,13 @@ def cut_in(responses: Responses) -> tuple[int, int]:
     return prompts, texts
 
 
-def eval_data(setup: Setup, passes: int, name: str = "") -> EvalData:
+def eval_data(setup: Setup, passes: int, name: str = "", moving: bool = False) -> EvalData:
     """Reads `data.eval`, with the reference's log-probs where its metrics need them.
 
     Args:
       passes: how often it will be scored; batches get more shapes where that pays.
       name: of the set, where `setup` is that of one of several, see `eval_sets`.
+      moving: the reference is that of a training state, whose log-probs are computed when they are needed.
     """
     config = setup.config
     opened, metrics = setup.opened("eval"), find_metrics(config.evaluate.metrics)
@@ -150,13 +151,13 @@ def eval_data(setup: Setup, passes: int, name: str = "") -> EvalData:
     dataset = setup.dataset("eval", objective, opened)
     report_data(f"eval.{name}" if name else "eval", dataset, setup.folder.path)
     loader = setup.loader(dataset, passes + objective.needs_reference)
-    if objective.needs_reference:
+    if objective.needs_reference and not moving:
         loader.join(setup.reference_logps(dataset, np.arange(len(dataset)), loader.eval_batches()))
     return EvalData(setup, objective, dataset, loader, metrics, name)
 
 
-def eval_sets(setup: Setup, passes: int) -> list[EvalData]:
-    """Reads all sets of `data.eval`, one or several by name; none where there is none.
+def eval_sets(setup: Setup, passes: int, moving: bool = False) -> list[EvalData]:
+    """Reads all sets of `data.eval`, one or several by name; none where there is none. `passes`, `moving`: see `eval_data`.
 
     Raises:
       UserError: one cannot be read; names it.
@@ -164,7 +165,7 @@ def eval_sets(setup: Setup, passes: int) -> list[EvalData]:
     found = []
     for name, section in setup.config.data.eval_sets().items():
         try:
-            found.append(eval_data(setup.with_data(section) if name else setup, passes, name))
+            found.append(eval_data(setup.with_data(section) if name else setup, passes, name, moving))
         except UserError as error:
             raise UserError(f"data.eval.{name}: {error}") from error if name else error
     return found

@@ -32,7 +32,7 @@ ADAPTER = "adapter.json"  # the shape of the adapter that is trained
 LOCK = ".lock"
 # What a start leaves before its first step.
 _BEGUN = (CONFIG, METRICS, MODEL_CONFIG, GENERATION_CONFIG, ADAPTER, "tokenizer", "checkpoints", "tensorboard",
-          "bad_rows.*.jsonl", "*.tmp", "spool/*.tmp", "spool/rendered-*.json")  # fmt: skip
+          "samples.jsonl", "bad_rows.*.jsonl", "*.tmp", "spool/*.tmp", "spool/rendered-*.json")  # fmt: skip
 
 
 @dataclasses.dataclass(frozen=True)

@@ -17,6 +17,8 @@ from align_jax.recipes.setup import Setup
 class InTraining:
     """weights -> `eval/...` metrics; those of one of several sets are called `eval/NAME/...`, those of texts `eval/text/...`.
 
+    Where the reference moves, it takes the weights of that, too: rewards and drift are measured from where it is.
+
     Attributes:
       sets: of `data.eval`. text: of `data.eval_text`, if there are any.
       samples: for each prompt. judge: of what is sampled.
@@ -29,17 +31,20 @@ class InTraining:
     judge: Judge | None
     _told: set[str] = dataclasses.field(default_factory=set)
 
-    def __call__(self, params: dict) -> dict[str, float]:
-        reference = functools.cache(lambda: self.setup.load(self.setup.reference)[0])
+    def __call__(self, params: dict, moving: dict | None = None) -> dict[str, float]:
+        reference = functools.cache(lambda: self.setup.load(self.setup.reference)[0] if moving is None else moving)
         found: dict[str, float] = {}
         for data in self.sets:
-            found |= {data.named(name): value for name, value in self._of_set(data, params, reference).items()}
+            found |= {data.named(name): value for name, value in self._of_set(data, params, reference, moving).items()}
         if self.text is not None:
             found |= self.text.table(params).means()
         return {f"eval/{name}": float(value) for name, value in found.items()}
 
-    def _of_set(self, data: EvalData, params: dict, reference) -> dict[str, float]:
+    def _of_set(self, data: EvalData, params: dict, reference, moving: dict | None) -> dict[str, float]:
         responses = data.score(params)
+        if moving is not None:
+            labels = {**responses.labels, "ref_logps": data.score(moving).logps}
+            responses = dataclasses.replace(responses, labels=labels)
         if data.key not in self._told:
             data.report_cut(responses)
             self._told.add(data.key)
@@ -63,7 +68,8 @@ def in_training_evaluation(setup: Setup, steps: int) -> InTraining | None:
     samples = config.evaluate.training_samples
     if samples and config.head == "score":
         raise UserError(f"evaluate.training_samples: {samples}, but a reward model generates nothing; set it to 0")
-    sets = eval_sets(setup, passes)
+    moving = setup.live is not None and setup.live.sync_every is not None
+    sets = eval_sets(setup, passes * (1 + moving), moving)
     for data in sets if samples else ():
         data.check_room("evaluate.training_samples")
     judge = judge_of(setup, sets) if samples else None

@@ -66,7 +66,8 @@ class Job:
         config = self.config
         given = config.lora.path if config.lora is not None else None
         run = {"path": self.start} if given is None else {"adapter": given}
-        return ReferenceConfig(**(run if config.rounds.reference == "run" else {}), cache_dir=config.reference.cache_dir)
+        own = run if config.rounds.reference == "run" else {}
+        return dataclasses.replace(config.reference, **{"path": None, "adapter": None} | own)
 
     def evaluated(self, number: int) -> bool:
         """Whether a round has all of its evaluation; the same on every process."""

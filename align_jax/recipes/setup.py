@@ -27,7 +27,7 @@ from align_jax.files import write_whole
 from align_jax.models.attention import BackendChoice, choose_backend, takes_no_pieces, takes_packed
 from align_jax.objectives import Objective
 from align_jax.parallel.gpu_flags import gpu_flags_in_use
-from align_jax.parallel.mesh import axis_sizes, data_shards, make_mesh, shards_of_processes
+from align_jax.parallel.mesh import axis_sizes, data_shards, idle, make_mesh, readers, shards_of_processes
 from align_jax.parallel.processes import LargestAhead, largest_anywhere, of_first
 from align_jax.parallel.stop import StoppedPass, listening
 from align_jax.parallel.tpu_flags import compiler_options
@@ -36,11 +36,12 @@ from align_jax.recipes.folder import RunFolder
 from align_jax.recipes.row_layout import estimated, layout_for, usually_pays
 from align_jax.recipes.say import say, say_once, watching
 from align_jax.recipes.source import ModelSource, for_length, reference_model, starting_model
-from align_jax.scoring.chunks import USABLE, state_bytes
+from align_jax.scoring.chunks import USABLE, gathered_bytes, state_bytes
 from align_jax.scoring.logps import HEAD_CHUNK
 from align_jax.scoring.reference import Growing, cache_key, cache_of, cached, compute_reference, known
 from align_jax.scoring.scorer import FixedScorer, Scorer
 from align_jax.terminal import plural
+from align_jax.training.live import LiveReference
 
 GPUS = ("gpu", "cuda", "rocm")
 _PLANNED_STEPS = 16  # that `mesh: auto` looks at
@@ -78,6 +79,8 @@ class Setup:
             trains = config.objective is not None and config.data is not None and config.data.train is not None
             config = with_mesh(config, source.shape, _use_of(source) if trains else None)
         mesh = make_mesh(*config.mesh_sizes(jax.device_count()), sequence=config.mesh.sequence)
+        if line := idle(mesh, jax.device_count()):
+            say_once(line)
         return cls(config, mesh, source)
 
     def with_data(self, data: DataConfig) -> Setup:
@@ -193,10 +196,13 @@ class Setup:
         return None if chip is None else chip.memory
 
     def _state(self) -> int:
-        """Bytes of a device that weights, gradients and moments take."""
+        """Bytes of a device that weights, gradients and moments take; with `lora`, the frozen ones that are gathered, too."""
         sizes = axis_sizes(self.mesh)
         shards = sizes.get("fsdp", 1) * sizes.get("tensor", 1) * sizes.get("sequence", 1)
-        return state_bytes(self.source.shape, self.config.model.param_dtype, shards, self.config.train.accumulation_steps)
+        model, train, live = self.config.model, self.config.train, self.live is not None
+        shape, tensor = self.source.shape, sizes.get("tensor", 1)
+        gathered = gathered_bytes(shape, model.dtype, tensor) if shape.lora is not None and shards > tensor else 0
+        return gathered + state_bytes(shape, model.param_dtype, shards, train.accumulation_steps, live)
 
     def say_chunks(self, batch: GroupBatch) -> None:
         """Says so where `auto` does not take all rows of such a batch at a time, or not all logits, or none can fit."""
@@ -211,7 +217,8 @@ class Setup:
         chunk = self.scorer.chunk(batch)
         if self.scorer.memory is not None and self.scorer.memory <= 0:
             say_once(
-                "by an estimate the model does not fit a device: weights, gradients and two moments take "
+                "by an estimate the model does not fit a device: weights, gradients and two moments"
+                f"{' and the live reference' if self.live else ''} take "
                 f"{self._state() / GIB:.3g} GiB, more than the {USABLE:.0%} that can be used of "
                 f"{self._device_bytes / GIB:.3g} GiB (mesh.memory_gib, or what there is); model.rows_per_chunk: auto takes "
                 f"{chunk or rows} of {rows} response rows at a time. A larger mesh.fsdp divides the model over more devices"
@@ -239,6 +246,12 @@ class Setup:
     def reference(self) -> ModelSource:
         """The reference policy: `reference.path`, by default the starting model."""
         return reference_model(self.config, self.source)
+
+    @property
+    def live(self) -> LiveReference | None:
+        """How the reference is kept in the state of training; None where its log-probs are a table, or none are needed."""
+        reference = self.config.reference
+        return LiveReference(reference.sync_every, reference.mix) if self.config.has_live_reference else None
 
     def opened(self, which: str) -> Opened:
         """`data.train` or `data.eval`, opened."""
@@ -332,7 +345,7 @@ class Setup:
         def compute(table: Growing) -> None:
             if there := int(known(table.values)[needed].sum()):
                 say(f"reference log-probs: {there} of {len(needed)} rows are there already, from {cache.file}")
-            fill_reference(table, needed, self.under(self.load(reference)[0]).batch, batches)
+            fill_reference(table, needed, self.under(self.load(reference)[0]), batches)
 
         values, found = cached(cache, (len(dataset), dataset.slots), needed, compute)
         said = f"computed and stored in {cache.file}" if found is None else f"reused from {found}"
@@ -340,19 +353,17 @@ class Setup:
         return {"ref_logps": values}
 
 
-def fill_reference(
-    table: Growing, needed: np.ndarray, score: Callable[[GroupBatch], jax.Array], batches: Iterable[GroupBatch]
-) -> None:
+def fill_reference(table: Growing, needed: np.ndarray, scorer: FixedScorer, batches: Iterable[GroupBatch]) -> None:
     """The pass over the batches that computes what a table of reference log-probs lacks; says how far it is, and where it ends.
 
     Raises:
       StoppedPass: SIGTERM or Ctrl-C; what was computed is kept, and that was said.
     """
-    missing, processes = int((~known(table.values)[needed]).sum()), jax.process_count()
+    missing, parts = int((~known(table.values)[needed]).sum()), readers(scorer.mesh, jax.process_count())
     with listening() as stop, stop.during("this batch of reference log-probs"):
         try:
             with watching("reference log-probs", missing, "rows") as watch:
-                compute_reference(score, batches, table, stop, lambda rows: watch.add(rows * processes))
+                compute_reference(scorer.batch, batches, table, stop, lambda rows: watch.add(rows * parts))
         except StoppedPass:
             kept = int(known(table.values)[needed].sum())
             say(

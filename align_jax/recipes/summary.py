@@ -62,12 +62,12 @@ class Told:
         self.evaluations, self.evaluation_seconds = 0, 0.0
         self.best = False
 
-    def measured(self, measure: Callable[[dict], dict[str, float]]) -> Callable[[dict], dict[str, float]]:
+    def measured(self, measure: Callable[..., dict[str, float]]) -> Callable[..., dict[str, float]]:
         """The same measure of weights, with the time that it takes among its metrics."""
 
-        def timed(params: dict) -> dict[str, float]:
+        def timed(*weights: dict) -> dict[str, float]:
             began = self._clock()
-            found = measure(params)
+            found = measure(*weights)
             seconds = self._clock() - began
             self.evaluations, self.evaluation_seconds = self.evaluations + 1, self.evaluation_seconds + seconds
             return found | {"time/eval_seconds": seconds}

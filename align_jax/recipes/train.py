@@ -161,13 +161,17 @@ class Training:
         if (adapter := trained_weights(setup.source.shape)) is not None:
             say(adapter)
         optimizer = optim.make_optimizer(config.optimizer, steps)
-        where = state_shardings(setup.source.shape, optimizer, setup.mesh, config.model.param_dtype)
+        how = {"live": setup.live is not None}
+        where = state_shardings(setup.source.shape, optimizer, setup.mesh, config.model.param_dtype, **how)
         return cls(setup, dataset, loader, steps, optimizer, where)
 
     def join_reference(self) -> None:
-        """Computes the reference's log-probs, or reads them from the cache, where the objective needs them."""
-        config, dataset, loader = self.setup.config, self.dataset, self.loader
-        if config.objective.needs_reference:
+        """Computes the reference's log-probs, or reads them from the cache, where the objective needs them and none is live."""
+        config, dataset, loader, live = self.setup.config, self.dataset, self.loader, self.setup.live
+        if live is not None:
+            moves = "" if live.sync_every is None else f", and moves every {plural(live.sync_every, 'step')} (mix {live.mix:g})"
+            say(f"reference: {self.setup.reference.describe()} is in memory beside the policy{moves}")
+        elif config.objective.needs_reference:
             # The batches of the first epoch are the run's own, so at its first step policy and reference agree exactly.
             once = min(self.steps, -(-len(dataset) // config.train.groups_per_step))
             first = microbatches(loader.preview(once))
@@ -180,10 +184,32 @@ class Training:
             return None
         return {"model": self.setup.source.describe(), "fingerprint": self.setup.source.fingerprint()}
 
+    @property
+    def live_moves(self) -> bool:
+        """Whether the state has a reference that changes, and so is saved; another one is read again."""
+        return self.setup.live is not None and self.setup.live.sync_every is not None
+
     def begin(self) -> TrainState:
         """The state before the first step."""
-        setup, param_dtype = self.setup, self.setup.config.model.param_dtype
-        return create_state(setup.source.shape, setup.weights(), self.optimizer, setup.mesh, param_dtype)
+        setup, param_dtype, weights = self.setup, self.setup.config.model.param_dtype, self.setup.weights()
+        reference = None
+        if setup.live is not None:
+            reference = weights if setup.reference is setup.source else self.live_reference()
+        return create_state(setup.source.shape, weights, self.optimizer, setup.mesh, param_dtype, reference=reference)
+
+    def live_reference(self) -> dict:
+        """The weights of a reference that is not the starting model.
+
+        Raises:
+          UserError: an adapter is trained, and the reference has another model beneath, which would be a second one in memory.
+        """
+        setup = self.setup
+        if setup.source.shape.lora is not None and getattr(setup.reference, "under", None) != setup.source.under:
+            raise UserError(
+                "reference.live: with `lora`, policy and reference share the model beneath, and "
+                f"{setup.reference.describe()} has another one; leave reference.live out, or reference.path"
+            )
+        return setup.load(setup.reference)[0]
 
     def resume(self, checkpoints: Checkpointer) -> TrainState | None:
         """The newest readable checkpoint's state, with the loader moved to where it was; None when there is none.
@@ -194,8 +220,9 @@ class Training:
         config, shape = self.setup.config, self.setup.source.shape
         if checkpoints.latest_step() is None:
             return None
-        shapes = state_shapes(shape, self.optimizer, config.model.param_dtype)
-        abstract = jax.tree.map(lambda s, w: jax.ShapeDtypeStruct(s.shape, s.dtype, sharding=w), shapes, self.where)
+        shapes = state_shapes(shape, self.optimizer, config.model.param_dtype, live=self.live_moves)
+        where = self.where if self.live_moves else dataclasses.replace(self.where, reference={})
+        abstract = jax.tree.map(lambda s, w: jax.ShapeDtypeStruct(s.shape, s.dtype, sharding=w), shapes, where)
         trained = trained_paths(shape)
         frozen = {} if trained is None else split(self.setup.weights(), trained)[1]
         found = restore_state(checkpoints, abstract, frozen)
@@ -204,6 +231,9 @@ class Training:
         state, extra = found
         if extra.get("rows", self.dataset.fingerprint) != self.dataset.fingerprint:
             raise UserError(_other_rows(self.setup.folder, self.dataset.path))
+        if self.setup.live is not None and not self.live_moves:
+            own = self.setup.load(self.setup.reference)[0]
+            state = dataclasses.replace(state, reference=split(own, trained)[0])
         self.loader.restore(extra["data"], extra.get("shapes"))
         say(f"resumed from the checkpoint of step {int(state.step)}")
         return state
@@ -244,6 +274,7 @@ def _train(training: Training, measure: InTraining | None, stop: StopSignal, tol
             training.optimizer,
             seed=config.run.seed,
             horizon=optim.Horizon.of(config.optimizer, steps),
+            live=setup.live,
         )
         step = AnnouncedStep(step, len(training.loader.train_layout.shapes), setup.say_chunks)
         with _metrics_log(config, steps, begun) as log:
@@ -257,7 +288,7 @@ def _train(training: Training, measure: InTraining | None, stop: StopSignal, tol
                 put=lambda batch: put_batch(batch, setup.mesh, leading=1),
                 where=training.dataset.where,
                 callbacks=[
-                    *_evaluations(config, measure, told),
+                    *_evaluations(config, measure, told, training.live_moves),
                     *_samples(training, measure, log),
                     *([early] if early else []),
                     StopWhen(stop.requested),
@@ -287,8 +318,8 @@ def _train(training: Training, measure: InTraining | None, stop: StopSignal, tol
     return state, True
 
 
-def _evaluations(config: Config, measure: InTraining | None, told: Told) -> list[Evaluate]:
-    options = config.train.eval_every, told.evaluated, config.train.eval_first
+def _evaluations(config: Config, measure: InTraining | None, told: Told, moving: bool) -> list[Evaluate]:
+    options = config.train.eval_every, told.evaluated, config.train.eval_first, moving
     return [] if measure is None else [Evaluate(told.measured(measure), *options)]
 
 
@@ -343,6 +374,7 @@ def _save(training: Training, checkpoints: Checkpointer):
     def save(step: int, state: TrainState, position: Any, metrics: dict[str, float]) -> None:
         extra = {"data": position, "rows": training.dataset.fingerprint, "shapes": training.loader.shapes}
         with watching(f"saving the checkpoint of step {step}"):
-            save_state(checkpoints, step, state, extra, metrics, training.base)
+            kept = state if training.live_moves else dataclasses.replace(state, reference={})
+            save_state(checkpoints, step, kept, extra, metrics, training.base)
 
     return save

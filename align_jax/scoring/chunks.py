@@ -10,7 +10,7 @@ from flax.traverse_util import flatten_dict
 
 from align_jax.models.adapting import trained_paths
 from align_jax.models.config import ModelConfig
-from align_jax.models.weights import weight_structs
+from align_jax.models.weights import weight_shapes, weight_structs
 
 USABLE = 0.9  # of a device's memory: the rest is the allocator's, and the estimate's error
 STATE_BYTES = 8  # of a parameter, beside itself and its gradient: two float32 moments
@@ -20,18 +20,26 @@ UNKNOWN = 1 << 30  # bytes of logits that are kept where a device's memory is no
 LOGITS = 10  # bytes for a logit that exists: float32, its gradient, and half of one more
 
 
-def state_bytes(config: ModelConfig, param_dtype: str, shards: int, microbatches: int = 1) -> int:
+def state_bytes(config: ModelConfig, param_dtype: str, shards: int, microbatches: int = 1, live: bool = False) -> int:
     """Bytes on a device of parameters, gradients and two moments, divided over `shards` devices.
 
     With several microbatches there are two sets of gradients: those of one, and the sum, which is float32. What is beneath an
-    adapter has neither gradients nor moments.
+    adapter has neither gradients nor moments. A `live` reference is one more set of what is trained.
     """
     weights, trained = flatten_dict(weight_structs(config, param_dtype)), trained_paths(config)
     total = sum(part.size * part.dtype.itemsize for one in weights.values() for part in jax.tree.leaves(one))
     for path, one in weights.items():
         if trained is None or path in trained:
-            total += one.size * (one.dtype.itemsize + STATE_BYTES + (SUM_BYTES if microbatches > 1 else 0))
+            total += one.size * ((1 + live) * one.dtype.itemsize + STATE_BYTES + (SUM_BYTES if microbatches > 1 else 0))
     return total // shards
+
+
+def gathered_bytes(config: ModelConfig, dtype: str, tensor: int) -> int:
+    """Bytes of frozen weights that a device of an fsdp mesh brings together at a time: two layers', and those outside them."""
+    sizes = {path: math.prod(shape) for path, shape in flatten_dict(weight_shapes(config.plain)).items()}
+    layers = sum(size for path, size in sizes.items() if path[0] == "layers")
+    count = 2 * layers // config.layers + sum(sizes.values()) - layers
+    return count * jnp.dtype(dtype).itemsize // tensor
 
 
 def position_bytes(config: ModelConfig, dtype: str, remat: str, tensor: int = 1, sequence: int = 1) -> int:

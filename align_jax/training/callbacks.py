@@ -47,16 +47,18 @@ class Evaluate(Callback):
       every: steps between evaluations; None: steps do not count.
       told: (step, metrics) -> None, called as soon as they are measured.
       first: whether the weights before the first step are measured.
+      moving: `measure` takes the weights of the state's own reference, too.
     """
 
     def __init__(
         self,
-        measure: Callable[[Any], dict[str, float]],
+        measure: Callable[..., dict[str, float]],
         every: int | None = None,
         told: Callable[[int, dict[str, float]], None] = lambda step, metrics: None,
         first: bool = True,
+        moving: bool = False,
     ):
-        self._measure, self._every, self._told, self._first = measure, every, told, first
+        self._measure, self._every, self._told, self._first, self._moving = measure, every, told, first, moving
 
     def begin(self, loop: Loop) -> None:
         """Measures the weights that a run starts from; a resumed one was measured before."""
@@ -70,7 +72,7 @@ class Evaluate(Callback):
             self._add(loop)
 
     def _add(self, loop: Loop) -> None:
-        found = self._measure(loop.state.weights)
+        found = self._measure(loop.state.weights, *([loop.state.reference_weights] if self._moving else []))
         loop.add(found)
         self._told(loop.step, found)
 

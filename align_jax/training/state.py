@@ -31,17 +31,24 @@ class TrainState:
       trainable: nested dict of the weights that have gradients.
       frozen: nested dict of the others: no gradient, no moments, never written; `{}` where everything is trained.
       opt_state: the optimizer's state for `trainable`.
+      reference: nested dict of those weights of a live reference that are not `frozen` ones; `{}` where there are none.
     """
 
     step: jax.Array
     trainable: dict
     frozen: dict
     opt_state: Any
+    reference: dict = dataclasses.field(default_factory=dict)
 
     @property
     def weights(self) -> dict:
         """The model's weights."""
         return merge(self.trainable, self.frozen)
+
+    @property
+    def reference_weights(self) -> dict:
+        """The live reference's weights."""
+        return merge(self.reference, self.frozen)
 
     @classmethod
     def of(cls, weights: dict, optimizer: optax.GradientTransformation, trainable: Trainable = None) -> TrainState:
@@ -98,17 +105,23 @@ def _trained(config: ModelConfig, trainable: Trainable) -> Trainable:
 
 
 def state_shapes(
-    config: ModelConfig, optimizer: optax.GradientTransformation, param_dtype, trainable: Trainable = None
+    config: ModelConfig, optimizer: optax.GradientTransformation, param_dtype, trainable: Trainable = None, live: bool = False
 ) -> TrainState:
-    """The state as `jax.ShapeDtypeStruct`s: nothing is allocated."""
+    """The state as `jax.ShapeDtypeStruct`s: nothing is allocated; `live`: with a live reference."""
     trained, frozen = split(weight_structs(config, param_dtype), _trained(config, trainable))
-    return TrainState(jax.ShapeDtypeStruct((), jnp.int32), trained, frozen, jax.eval_shape(optimizer.init, trained))
+    step, opt_state = jax.ShapeDtypeStruct((), jnp.int32), jax.eval_shape(optimizer.init, trained)
+    return TrainState(step, trained, frozen, opt_state, trained if live else {})
 
 
 def state_shardings(
-    config: ModelConfig, optimizer: optax.GradientTransformation, mesh: Mesh, param_dtype, trainable: Trainable = None
+    config: ModelConfig,
+    optimizer: optax.GradientTransformation,
+    mesh: Mesh,
+    param_dtype,
+    trainable: Trainable = None,
+    live: bool = False,
 ) -> TrainState:
-    """Where every array of the state lives: moments with their weights, the rest on every device."""
+    """Where every array of the state lives: moments and a live reference with their weights, the rest on every device."""
     shapes = state_shapes(config, optimizer, param_dtype, trainable)
     trained, frozen = split(weight_shardings(config, mesh), _trained(config, trainable))
 
@@ -127,7 +140,7 @@ def state_shardings(
         transform_non_params=lambda _: replicated(mesh),
         is_leaf=lambda node: isinstance(node, optax.MaskedNode),
     )
-    return TrainState(replicated(mesh), trained, frozen, opt_state)
+    return TrainState(replicated(mesh), trained, frozen, opt_state, trained if live else {})
 
 
 def create_state(
@@ -137,15 +150,25 @@ def create_state(
     mesh: Mesh,
     param_dtype,
     trainable: Trainable = None,
+    reference: dict | None = None,
 ) -> TrainState:
     """The state before the first step, every part created where it will live.
 
     Args:
       weights: the starting weights, already sharded as `weight_shardings(config, mesh)`; they become part of the state.
       trainable: which of them are trained, see `split`; None: the adapter where there is one, else all.
+      reference: the weights of a live reference, sharded alike; arrays that are the policy's are copied. None: there is none.
     """
     where = state_shardings(config, optimizer, mesh, param_dtype, trainable)
     trained, frozen = split(weights, _trained(config, trainable))
     opt_state = jax.jit(optimizer.init, out_shardings=where.opt_state)(trained)
     step = jax.device_put(jnp.zeros((), jnp.int32), where.step)
-    return TrainState(step, trained, frozen, opt_state)
+    return TrainState(step, trained, frozen, opt_state, _beside(trained, reference, _trained(config, trainable)))
+
+
+def _beside(trained: dict, reference: dict | None, trainable: Trainable) -> dict:
+    """The part of a reference that a state holds, in arrays of its own: both are donated."""
+    if reference is None:
+        return {}
+    own = split(reference, trainable)[0]
+    return jax.tree.map(lambda ours, theirs: jnp.copy(theirs) if theirs is ours else theirs, trained, own)

@@ -19,6 +19,7 @@ from align_jax.objectives.signature_metrics import with_spread
 from align_jax.parallel.mesh import replicated
 from align_jax.parallel.tpu_flags import compiler_options
 from align_jax.scoring.scorer import Scorer
+from align_jax.training.live import LiveReference, with_live_reference
 from align_jax.training.optim import Horizon, apply_updates, gradient_point
 from align_jax.training.state import TrainState, merge
 from align_jax.training.tokens import token_counts
@@ -33,6 +34,7 @@ def train_step(
     optimizer: optax.GradientTransformation,
     seed: int = 0,
     horizon: Horizon | None = None,
+    live: LiveReference | None = None,
 ) -> tuple[TrainState, dict[str, jax.Array]]:
     """Gradients of all microbatches, one update.
 
@@ -44,11 +46,15 @@ def train_step(
       batch: microbatches on a leading axis A of every array.
       seed: of the rounding of bfloat16 parameters, see `apply_updates`.
       horizon: the run's length for the schedule; None is the one that the optimizer was made for.
+      live: where the reference's log-probs are those of the state's own reference, and how that moves; None: `ref_logps` come
+        with the batch, where the objective needs any.
 
     Returns:
       The next state, and the metrics as scalars: `loss`, `grad_norm`, what the objective reports, and the counts of
       `token_counts`.
     """
+    if live is not None:
+        batch = with_live_reference(state.reference_weights, batch, scorer)
     here = gradient_point(state.trainable, state.opt_state)
     statistic = whole_batch_statistic(merge(here, state.frozen), batch, scorer, objective)
     drop = dropout_keys(scorer.config, seed, state.step)
@@ -75,7 +81,8 @@ def train_step(
     updates, opt_state = update(grads, state.opt_state, state.trainable, **length)
     trainable = apply_updates(state.trainable, updates, seed, state.step)
     metrics = {**means(sums), "grad_norm": optax.tree.norm(grads), **token_counts(batch)}
-    return TrainState(state.step + 1, trainable, state.frozen, opt_state), metrics
+    reference = state.reference if live is None else live.moved(state.reference, trainable, state.step + 1, seed)
+    return TrainState(state.step + 1, trainable, state.frozen, opt_state, reference), metrics
 
 
 def dropout_keys(config: ModelConfig, seed: int, step: jax.Array) -> Callable[[dict, GroupBatch], dict]:
@@ -112,9 +119,11 @@ def whole_batch_statistic(params: dict, batch: GroupBatch, scorer: Scorer, objec
         return jax.tree.map(jnp.add, carry, objective.statistics(scorer(params, micro), micro.group_labels)), None
 
     first = jax.tree.map(lambda x: x[0], batch)
-    if jax.eval_shape(lambda b: objective.statistics(scorer(params, b), b.group_labels), first) is None:
+    shapes = jax.eval_shape(lambda b: objective.statistics(scorer(params, b), b.group_labels), first)
+    if shapes is None:
         return None
-    (total, weight), _ = jax.lax.scan(add, (jnp.float32(0), jnp.float32(0)), batch)
+    zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)
+    (total, weight), _ = jax.lax.scan(add, zeros, batch)
     return jax.lax.stop_gradient(total / jnp.maximum(weight, 1))
 
 
@@ -172,16 +181,19 @@ def compile_step(
     optimizer: optax.GradientTransformation,
     seed: int = 0,
     horizon: Horizon | None = None,
+    live: LiveReference | None = None,
 ) -> JittedStep:
     """`train_step` jitted for a mesh: the state is donated, but for its frozen part, and comes back where it was.
 
     Args:
       horizon: the run's length for the schedule, an input of the program; None compiles the optimizer's own into it.
+      live: as in `train_step`.
     """
 
     def train_step_in_parts(state, frozen, horizon, batch):
         whole = dataclasses.replace(state, frozen=frozen)
-        how = {"scorer": scorer, "objective": objective, "optimizer": optimizer, "seed": seed, "horizon": horizon}
+        how = {"scorer": scorer, "objective": objective, "optimizer": optimizer, "seed": seed}
+        how |= {"horizon": horizon, "live": live}
         after, metrics = train_step(whole, batch, **how)
         return dataclasses.replace(after, frozen={}), metrics
 

@@ -126,3 +126,23 @@ def test_a_config_of_a_run_folder_is_that_of_the_run(tmp_path):
     again = Config.of(tmp_path / "moved", "train.groups_per_step=2")
     assert (again.run.dir, again.train.steps, again.train.groups_per_step) == (str(tmp_path / "moved"), 7, 2)
     assert Config.of(config) is config
+
+
+def test_evaluation_sets_by_name_make_no_other_run_but_for_what_is_held_out():
+    def of(value):
+        return Config.of({**BASE, "data": {**BASE["data"], "eval": value}})
+
+    file, sets = of("eval.jsonl"), of({"a": "eval.jsonl", "b": ["x.jsonl", {"path": "y.jsonl", "limit": 3}]})
+    assert file.run.dir == sets.run.dir and difference(file.to_dict(), sets.to_dict()) is None
+    held, named = of(0.1), of({"a": "eval.jsonl", "held": 0.1})
+    assert held.run.dir == named.run.dir != file.run.dir and difference(held.to_dict(), named.to_dict()) is None
+    assert named.data.held_out == 0.1 and sets.data.held_out is None
+    assert [(name, data.eval) for name, data in named.data.eval_sets().items()] == [("a", "eval.jsonl"), ("held", 0.1)]
+    assert list(of({"path": "eval.jsonl", "limit": 3}).data.eval_sets()) == [""] and of(None).data.eval_sets() == {}
+
+
+def test_evaluation_sets_may_be_rows_in_python():
+    rows = [{"prompt": "p", "chosen": "a", "rejected": "b"}]
+    config = Config.of({**BASE, "data": {"train": rows, "eval": {"near": rows, "far": {"path": rows, "limit": 1}}}})
+    near, far = (data.eval for data in config.data.eval_sets().values())
+    assert near.rows == far["path"].rows == rows

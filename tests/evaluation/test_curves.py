@@ -90,3 +90,18 @@ def test_without_matplotlib_one_line_says_what_to_install(tmp_path, monkeypatch)
 
 def test_a_picture_that_cannot_be_drawn_is_no_reason_to_fail(tmp_path):
     assert draw_curves(history(3, loss=1.0), tmp_path / "no folder" / "c.png").startswith("picture  none: FileNotFoundError")
+
+
+def test_several_sets_have_dots_of_their_own_with_their_names():
+    lines = history(3, **{"loss": 0.7, "rewards/chosen": 1.0, "rewards/rejected": 0.5})
+    for line in (lines[0], lines[-1]):
+        for name in [name for name in line if name.startswith("eval/")]:
+            value = line.pop(name)
+            line |= {f"eval/{of}/{name.removeprefix('eval/')}": value for of in ("near", "far")}
+        line["eval/text/loss"] = 2.0
+    assert curves.evaluation_sets(lines) == ["near", "far"] and curves.evaluation_sets(history(2, loss=1.0)) == []
+    figure = curves.curves(lines)
+    assert titles(figure) == ["Loss", "Rewards", "Loss on texts (data.eval_text)", "Learning rate"]
+    labels = lambda title: axes_of(figure, title).get_legend_handles_labels()[1]  # noqa: E731
+    assert labels("Loss") == ["near", "far"]
+    assert labels("Rewards") == ["chosen", "near, chosen", "far, chosen", "rejected", "near, rejected", "far, rejected"]

@@ -261,6 +261,32 @@ def test_conditioning_on_a_distribution_keeps_statement_and_sft_of_the_accepted_
     assert mean(out["loss/preference"]) != pytest.approx(mean(plain["loss/preference"]))
 
 
+def test_the_weights_of_kto_reach_the_texts():
+    logps, batch = wide(3)
+    beliefs = [1, 0, 0]
+    logps, batch = narrow(logps, batch, beliefs, np.eye(N, dtype=np.float32)[beliefs], 3)
+    option = GDPO(
+        preference="kto", calibration_weight=0, belief_weight=0, desirable_weight=2.0, undesirable_weight=0.5, beta=0.3
+    )
+    value, gradient, _ = loss_and_gradient(option, logps, batch)
+    ref, exact = np.asarray(batch.labels["ref_logps"], np.float64), np.nan_to_num(np.asarray(logps, np.float64))
+    z0 = max(0.0, np.mean([exact[g, N + 2] - ref[g, N + 2] for g in (0, 1)]))
+
+    def total(x):
+        gains = [[0.3 * (x[g, N + i] - ref[g, N + i] - z0) for i in (0, 1)] for g in (0, 1)]
+        return sum(2.0 / (1 + np.exp(good)) / 2 + 0.5 / (1 + np.exp(-bad)) / 2 for good, bad in gains)
+
+    assert value == pytest.approx(total(exact), rel=1e-5)
+    slow = np.zeros_like(gradient)
+    for place in np.argwhere(np.asarray(batch.mask)):
+        step = np.zeros_like(exact)
+        step[tuple(place)] = 1e-5
+        slow[tuple(place)] = (total(exact + step) - total(exact - step)) / 2e-5
+    np.testing.assert_allclose(gradient, slow, rtol=1e-4, atol=1e-6)
+    plain = GDPO(preference="kto", calibration_weight=0, belief_weight=0, beta=0.3)
+    assert loss_and_gradient(plain, logps, batch)[0] != pytest.approx(value, rel=1e-3)
+
+
 def with_parts(extra):
     """Texts behind the accepted belief, then `extra` times N slots of parts of statements."""
     rng = np.random.default_rng(5)
@@ -328,6 +354,9 @@ def test_the_arrangement_follows_the_options():
         ({"posterior": "policy"}, "objective.posterior=policy is used with objective.latent_beliefs only"),
         ({"latent_beliefs": True, "condition": "distribution"}, "objective.condition: with latent_beliefs"),
         ({"latent_beliefs": True, "preference": "mpo"}, "objective.preference: mpo"),
+        ({"desirable_weight": 2.0}, "objective.desirable_weight=2.0 is used by preference kto only, not by dpo"),
+        ({"preference": "mpo", "undesirable_weight": 0.5}, "objective.undesirable_weight=0.5 is used by preference kto only"),
+        ({"preference": "kto", "desirable_weight": 0, "undesirable_weight": 0}, "objective.desirable_weight: 0, and"),
         (
             {"calibration_weight": 0, "belief_weight": 0, "preference_weight": 0},
             "calibration_weight: nothing is learned with calibration_weight, .*, sft_weight all 0; raise one",

@@ -38,6 +38,18 @@ def test_an_evaluation_is_one_line_with_its_change():
     assert evaluation_line(5, {"eval/mine": 1.0, "time/eval_seconds": 3.0}, None) == "step 5: mine 1.000"
 
 
+def test_several_sets_are_told_one_after_the_other():
+    first = {"step": 0, "eval/a/loss": 0.7, "eval/a/rewards/accuracies": 0.5, "eval/b/loss": 0.8, "eval/text/loss": 1.5,
+             "eval/a/loss/part": 1.0}  # fmt: skip
+    last = {**first, "step": 9, "eval/b/loss": 0.6, "eval/text/forgotten": 0.2}
+    assert evaluation_line(9, last, first) == (
+        "step 9: a: eval loss 0.700 (0.700 before training), accuracy 0.500 (0.500); b: eval loss 0.600 (0.800); "
+        "loss on texts 1.500 (1.500)"
+    )
+    names = [line.split("  ")[0] for line in evaluation_table(first, last).splitlines()[2:]]
+    assert names == ["a: eval loss", "a: accuracy", "b: eval loss", "loss on texts"]
+
+
 def test_the_loss_is_a_mean_at_both_ends():
     history = [{"step": n, "loss": float(n)} for n in range(1, 41)] + [{"step": 41, "loss": None}]
     assert loss_line(history) == "loss     5.500 -> 35.500 (means of the first and the last 10 logged steps)"

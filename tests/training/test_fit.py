@@ -152,6 +152,12 @@ def test_without_a_number_it_evaluates_and_saves_at_the_ends(every):
     assert [record["step"] for record in history if "eval/w" in record] == ([0, 5] if every is None else [0, 4, 5])
 
 
+def test_the_evaluation_before_the_first_step_can_be_left_out():
+    evaluate = Evaluate(lambda weights: {"eval/w": 1.0}, 2, first=False)
+    _, history = fit(fresh(), Batches(), step, steps=3, callbacks=[evaluate])
+    assert [record["step"] for record in history if "eval/w" in record] == [2, 3]
+
+
 def test_resumed_it_goes_on_with_the_next_step_and_measures_nothing_first():
     _, whole = fit(fresh(), Batches(), step, steps=5)
     evaluate = Evaluate(lambda weights: {"eval/w": float(weights["w"])}, 5)

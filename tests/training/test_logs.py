@@ -251,6 +251,18 @@ def test_weights_and_biases_gets_the_metrics_and_resumes_its_run(tmp_path, monke
     assert fake.calls[4] == ("log", 2, _metrics(2))
 
 
+def test_samples_reach_the_sinks_that_take_them(tmp_path, monkeypatch):
+    logged = []
+    run = types.SimpleNamespace(log=lambda values, step: logged.append((step, values)), finish=lambda: None)
+    fake = types.SimpleNamespace(init=lambda **_: run, Table=lambda columns, data: (columns, data))
+    monkeypatch.setitem(sys.modules, "wandb", fake)
+    with MetricsLog(tmp_path, total_steps=9, progress=False, tensorboard=True, wandb_project="p") as log:
+        log.samples(3, [{"prompt": "who ?", "response": "you", "tokens": 2}])
+    assert logged == [(3, {"samples": (["prompt", "response"], [["who ?", "you"]])})]
+    (path,) = (tmp_path / "tensorboard").glob("events.out.tfevents.*")
+    assert b"who ?" in path.read_bytes() and (tmp_path / "metrics.jsonl").read_text() == ""
+
+
 def test_a_missing_wandb_is_named(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "wandb", None)
     with pytest.raises(UserError, match=r"log.wandb_project needs wandb: pip install 'align-jax\[wandb\]'"):

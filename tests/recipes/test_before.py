@@ -1,0 +1,54 @@
+"""What a run that began before a choice was there goes on with."""
+
+from __future__ import annotations
+
+import re
+
+import pytest
+
+from align_jax.config import Config
+from align_jax.errors import UserError
+from align_jax.recipes.before import with_its_decay
+from align_jax.recipes.folder import RunFolder
+
+BASE = {"model": {"path": "a/model"}, "data": {"train": "rows.jsonl"}, "objective": {"name": "dpo"}}
+
+
+def begun(tmp_path, text: str) -> RunFolder:
+    """A folder with a checkpoint, and this as its config."""
+    (tmp_path / "checkpoints" / "4").mkdir(parents=True)
+    (tmp_path / "config.yaml").write_text(text)
+    return RunFolder(tmp_path)
+
+
+@pytest.fixture
+def config(tmp_path):
+    return Config.of(BASE, "optimizer.weight_decay=0.1", f"run.dir={tmp_path}")
+
+
+def test_a_new_run_decays_matrices_and_keeps_to_it(config, tmp_path, capsys):
+    fresh = with_its_decay(config, RunFolder(tmp_path))
+    assert fresh.optimizer.decayed == "matrices"
+    folder = begun(tmp_path, fresh.to_yaml())
+    again = with_its_decay(config, folder)
+    assert again == fresh and not capsys.readouterr().err
+    folder.check(again)
+
+
+def test_a_run_of_before_goes_on_with_the_embeddings_and_says_so(config, tmp_path, capsys):
+    folder = begun(tmp_path, re.sub(r" +decayed: .*\n", "", config.to_yaml()))
+    assert "decayed" not in (tmp_path / "config.yaml").read_text()
+    resumed = with_its_decay(config, folder)
+    assert resumed.optimizer.decayed == "embeddings"
+    assert "optimizer.decayed: embeddings, since this run began when" in capsys.readouterr().err
+    folder.check(resumed)
+    with pytest.raises(UserError, match="optimizer.decayed='embeddings', but optimizer.decayed='matrices' was given"):
+        folder.check(with_its_decay(Config.of(config, "optimizer.decayed=matrices"), folder))
+
+
+@pytest.mark.parametrize("optimizer", ["adamw", "rmsprop"])
+def test_without_weight_decay_there_is_nothing_to_choose(tmp_path, optimizer):
+    plain = Config.of(BASE, f"run.dir={tmp_path}", f"optimizer.name={optimizer}")
+    folder = begun(tmp_path, re.sub(r" +decayed: .*\n", "", plain.to_yaml()))
+    assert with_its_decay(plain, folder) == plain
+    folder.check(plain)
