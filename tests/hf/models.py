@@ -75,7 +75,8 @@ VARIANTS |= {
     "gemma3": (
         "gemma3_text",
         {
-            **{"head_dim": 16, "num_hidden_layers": 7, "sliding_window": 5, "query_pre_attn_scalar": 24},
+            **{"head_dim": 16, "num_hidden_layers": 3, "sliding_window": 5, "query_pre_attn_scalar": 24},
+            "layer_types": ["sliding_attention", "sliding_attention", "full_attention"],
             "rope_parameters": {
                 "full_attention": {"rope_type": "linear", "rope_theta": 1e6, "factor": 8.0},
                 "sliding_attention": {"rope_type": "default", "rope_theta": 1e4},
@@ -97,13 +98,19 @@ VARIANTS |= {
         "ministral",
         {"head_dim": 16, "num_hidden_layers": 3, "sliding_window": 5, "layer_types": _LAYER_TYPES},
     ),
-    "smollm3": ("smollm3", {"num_hidden_layers": 5, "tie_word_embeddings": True}),
+    "smollm3": ("smollm3", {"num_hidden_layers": 3, "no_rope_layer_interval": 2, "tie_word_embeddings": True}),
     "granite": (
         "granite",
         {"embedding_multiplier": 6.0, "residual_multiplier": 0.5, "attention_multiplier": 0.3, "logits_scaling": 2.0},
     ),
     "olmo2": ("olmo2", {}),
-    "olmo3": ("olmo3", {"num_hidden_layers": 5, "sliding_window": 5, "rope_scaling": {**_YARN, "attention_factor": 1.2}}),
+    "olmo3": (
+        "olmo3",
+        {
+            **{"num_hidden_layers": 3, "sliding_window": 5, "layer_types": _LAYER_TYPES},
+            "rope_scaling": {**_YARN, "attention_factor": 1.2},
+        },
+    ),
     "phi3": ("phi3", {"sliding_window": 5}),
     "phi4_mini": ("phi3", {"rope_parameters": _LONGROPE, "original_max_position_embeddings": 16}),
     "phi4_mini_short": (

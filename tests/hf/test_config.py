@@ -6,9 +6,11 @@ import dataclasses
 
 import pytest
 
+from align_jax.config.sections import ModelSection
 from align_jax.errors import UserError
 from align_jax.hf import hf_config_from_model, model_config_from_hf
 from align_jax.models import ModelConfig, RopeScaling
+from align_jax.models.known import known_model
 
 LLAMA = {
     "architectures": ["LlamaForCausalLM"],
@@ -103,6 +105,52 @@ def test_a_fresh_qwen_is_exported_as_one(fields):
         hf_config_from_model(dataclasses.replace(config, sliding_window=None), LLAMA)
     with pytest.raises(UserError, match="no architecture of Hugging Face has sliding_window and qkv_bias and qk_norm"):
         hf_config_from_model(dataclasses.replace(config, qkv_bias=True, qk_norm=True))
+
+
+# What google/gemma-3-*, allenai/Olmo-3-* and HuggingFaceTB/SmolLM3-* leave to transformers.
+_SPARSE = {"vocab_size": 64, "hidden_size": 640, "intermediate_size": 128, "num_hidden_layers": 12, "num_attention_heads": 4}
+
+
+def test_a_sparse_gemma_3_is_what_transformers_takes_it_for():
+    config = _read({"model_type": "gemma3_text", **_SPARSE})
+    assert config.layer_windows == ((True,) * 5 + (False,)) * 2 and config.sliding_window == 4096
+    assert (config.head_size, config.kv_heads, config.norm_eps, config.max_length) == (256, 4, 1e-6, 131072)
+    assert (config.rope_theta, config.local_rope_theta, config.tied_embeddings) == (1e6, 1e4, True)
+    assert config.attention_scale is None and config.embed_scale == 640**0.5 and config.logit_softcap is None
+    rope = {"rope_local_base_freq": 5e3, "rope_scaling": {"rope_type": "linear", "factor": 8}}
+    old = _read({"model_type": "gemma3_text", **_SPARSE, **rope})
+    assert (old.local_rope_theta, old.rope_scaling.factor) == (5e3, 8.0)
+
+
+def test_patterns_of_other_families():
+    olmo = _read({"model_type": "olmo3", **_SPARSE, "rope_theta": 123456.0})
+    assert olmo.layer_windows == ((True,) * 3 + (False,)) * 3 and olmo.qk_norm_whole and olmo.norms == "after"
+    assert (olmo.rope_theta, olmo.local_rope_theta) == (123456.0, 5e5)  # which is what transformers does with it
+    smol = _read({"model_type": "smollm3", **_SPARSE})
+    assert smol.layer_ropes == ((True,) * 3 + (False,)) * 3 and smol.rope_theta == 2e6 and smol.tied_embeddings
+    gemma2 = _read({"model_type": "gemma2", **_SPARSE})
+    assert gemma2.layer_windows == (True, False) * 6 and (gemma2.attention_softcap, gemma2.logit_softcap) == (50.0, 30.0)
+    assert _read({"model_type": "gemma2", **_SPARSE, "attn_logit_softcapping": None}).attention_softcap is None
+    granite = {"model_type": "granite", **_SPARSE, "rms_norm_eps": 1e-6}
+    assert _read(granite).attention_scale == 1.0  # and not 1 / sqrt(head_dim)
+    with pytest.raises(UserError, match="use_bidirectional_attention is true"):
+        _read({"model_type": "gemma2", **_SPARSE, "use_bidirectional_attention": True})
+    with pytest.raises(UserError, match="layer_types names 'chunked_attention'"):
+        _read({"model_type": "gemma2", **_SPARSE, "layer_types": ["chunked_attention"] * 12})
+
+
+@pytest.mark.parametrize("name", ["qwen2.5-0.5b", "qwen3-8b", "gemma-2-27b", "gemma-3-270m", "gemma-3-27b"])
+def test_known_shapes_are_of_their_families(name):
+    config = known_model(name)
+    written = hf_config_from_model(config)
+    kinds = {"qwen2.5": "qwen2", "qwen3": "qwen3", "gemma-2": "gemma2", "gemma-3": "gemma3_text"}
+    assert written["model_type"] == kinds[name.rpartition("-")[0]]
+    assert model_config_from_hf(written, "written") == config
+    assert ModelSection(config=_fields(config)).fresh_config() == config
+
+
+def _fields(config):
+    return {name: value for name, value in dataclasses.asdict(config).items() if name != "head"}
 
 
 _REFUSED = {
