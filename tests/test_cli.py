@@ -168,8 +168,7 @@ def test_keys_stand_before_or_behind_the_config(tmp_path, monkeypatch, argv):
     Path("c.yaml").write_text(TINY)
     found = []
     monkeypatch.setattr("align_jax.recipes.jobs.train", found.append)
-    monkeypatch.setattr("align_jax.recipes.bench.bench", lambda config: found.append(config) or {})
-    monkeypatch.setattr("align_jax.cost.report.table", lambda values: "")
+    monkeypatch.setattr("align_jax.recipes.bench.bench", lambda config, measured: found.append(config) or {})
     assert cli.main(["train", *argv]) == cli.main(["bench", *argv]) == 0
     assert [(config.train.steps, config.run.seed) for config in found] == [(5, 3)] * 2
 
@@ -203,6 +202,9 @@ MISTAKES = [
     (["train", "t.yaml", "--data.train", "no.jsonl"], "align-jax train: --data.train: no.jsonl: no such file or folder$"),
     (["train", "t.yaml", "--lr", "3"], "align-jax train: unknown option --lr; that is optimizer.learning_rate here; accepted"),
     (["train", "t.yaml", "--beta=3"], "align-jax train: unknown option --beta; did you mean --objective.beta.* accepted are"),
+    (["train", "t.yaml", "--objective", "dpo"],
+     "align-jax train: --objective: expected keys and values, got .dpo.; write objective: {name: dpo}"),
+    (["train", "t.yaml", "--mesh", "nonsense"], "align-jax train: unknown option --mesh; .*: write --mesh auto .*explain mesh"),
     (["train", "t.yaml", "--seeed", "3"], "align-jax train: unknown option --seeed; .*accepted are --help, and every key"),
     (["train", "."], "align-jax train: . is a folder; `align-jax train` takes a config file$"),
     (["bench", "t.yaml", "--sweep", "K=0"], "align-jax bench: --sweep: 'K=0' is not K= and positive numbers"),

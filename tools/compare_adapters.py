@@ -43,7 +43,7 @@ def main() -> None:
     parser.add_argument("config")
     parser.add_argument("--out", type=Path, default=Path("runs/adapters"))
     parser.add_argument("--rates", type=float, nargs="+", default=[3e-5, 1e-4, 3e-4], help="of all weights")
-    parser.add_argument("--adapter-rates", type=float, nargs="+", default=[1e-4, 3e-4, 1e-3])
+    parser.add_argument("--adapter-rates", type=float, nargs="+", default=[3e-5, 1e-4])
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--only", nargs="+", default=list(ARMS))
     options, rest = parser.parse_known_args()

@@ -11,9 +11,11 @@ import os
 import sys
 from collections.abc import Sequence
 
+from align_jax.cli.actions import USAGE_ERROR
 from align_jax.cli.arguments import Given, asks_for_help, parse
-from align_jax.cli.commands import COMMANDS, USAGE_ERROR, Command, Invocation
+from align_jax.cli.commands import COMMANDS
 from align_jax.cli.help import help_of, help_of_several, usage, version
+from align_jax.cli.invocation import Command, Invocation
 from align_jax.config.early import check_early
 from align_jax.config.packaged import packaged_configs
 from align_jax.config.source import ConfigValues, parse_overrides
@@ -82,11 +84,13 @@ def _run(name: str, rest: list[str]) -> int:
     from align_jax.terminal import Watch
 
     with Watch("starting", show=_shows_progress(request)):  # JAX and what reads models take seconds to import
-        from align_jax.parallel.distributed import prepare_process
+        from align_jax.parallel.distributed import prepare_compiler, prepare_process
         from align_jax.parallel.stop import interruptible
 
     with interruptible():
         with Watch("starting", show=_shows_progress(request), at_once=True):
+            if command.compiles:
+                prepare_compiler()
             prepare_process()
             importlib.import_module("align_jax.recipes.jobs")
         return command.run(request)

@@ -160,6 +160,8 @@ def _unknown(word: str, options: Sequence[Argument], config: bool, usage: str) -
     near = suggest(option, [*own, "--help"])
     if config and (said := words.answer(name)):
         near = f"{said}; "
+    elif config and name in {section.name for section in known().sections}:
+        near = f"{_of_section(name)}; "
     elif config and not near:
         same = [f"--{key}" for key in known().named(name)]
         near = (
@@ -167,3 +169,10 @@ def _unknown(word: str, options: Sequence[Argument], config: bool, usage: str) -
         )
     accepted = ", ".join([*own, "--help"]) + (", and every key of the config as --section.key VALUE" if config else "")
     return f"unknown option {option}; {near}accepted are {accepted}: {usage}"
+
+
+def _of_section(name: str) -> str:
+    """How the keys of a section are written, for who wrote the section alone."""
+    keys = list(dict.fromkeys(f"--{key.name}" for key in known().inside(name)))
+    first = "--mesh auto" if name == "mesh" else f"{keys[0]} VALUE"
+    return f"{name} is a section of the config: write {first} (`align-jax config --explain {name}` has all of its keys)"

@@ -7,7 +7,8 @@ import platform
 import shutil
 import textwrap
 
-from align_jax.cli.commands import COMMANDS, Command
+from align_jax.cli.commands import COMMANDS
+from align_jax.cli.invocation import Command
 from align_jax.config import describe
 from align_jax.config.jobs import JOBS
 from align_jax.config.keys import known

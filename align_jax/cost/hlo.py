@@ -55,9 +55,7 @@ def count(text: str) -> Counts:
             if kind in _COLLECTIVES:
                 part = _scattered(i, computations[name])
                 kind, result = (kind, _result_bytes(i)) if part is None else ("reduce-scatter", size_of(part.type))
-                # An asynchronous collective is written once for every piece that it is cut into, on one channel.
-                channel = re.search(r"channel_id=(\d+)", i.attributes)
-                key = channel.group(1) if channel else f"{name}/{i.name}"
+                key = _identity(i, kind) or f"{name}/{i.name}"
                 if key not in seen or seen[key].times < often.times:
                     seen[key] = Moved(kind, often.times, result, device_groups(i.attributes))
             elif often.apart:
@@ -67,6 +65,16 @@ def count(text: str) -> Counts:
         number, total = totals.get(moved.kind, (0, 0))
         totals[moved.kind] = (number + round(moved.times), total + round(moved.times * moved.size))
     return Counts(flops, dict(sorted(totals.items())), round(kernels), tuple(seen.values()), memory)
+
+
+def _identity(i: Instruction, kind: str) -> str | None:
+    """What an asynchronous collective has in common with itself: it is written once for every piece that it is cut into.
+
+    Its channel alone does not tell it: the exchange at the edges of a padded reduce-scatter has the same one.
+    """
+    channel = re.search(r"channel_id=(\d+)", i.attributes)
+    who = re.search(r"(?:replica_groups|source_target_pairs)=(\S+)", i.attributes)
+    return None if channel is None else f"{channel.group(1)} {kind} {who.group(1) if who else ''}"
 
 
 def _scattered(i: Instruction, computation: list[Instruction]) -> Instruction | None:

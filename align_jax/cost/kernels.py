@@ -12,13 +12,20 @@ import math
 import numpy as np
 
 from align_jax.batch import GroupBatch
-from align_jax.models.attention import splash, xla
+from align_jax.models.attention import blockwise, splash, xla
 from align_jax.models.attention.pairs import computed_pairs
 from align_jax.models.kinds import mean_over_layers
 from align_jax.scoring.scorer import Scorer
 
 # Products for a pair of a query and a key: forward, backward, and the least of a backward pass.
-FORWARD, BACKWARD, BACKWARD_LEAST = 2, {"xla": 5, "pallas": 7, "triton": 7, "splash": 7, "cudnn": 5}, 4
+FORWARD, BACKWARD_LEAST = 2, 4
+_BACKWARD = {"xla": 5, "pallas": 7, "triton": 7, "splash": 7, "cudnn": 5}
+_BACKWARD_OF_PIECES = 6  # by XLA over rows that a mesh cuts: both products again, for each block of queries
+
+
+def backward_products(scorer: Scorer) -> int:
+    """Products for a pair of a query and a key in attention's backward pass."""
+    return _BACKWARD_OF_PIECES if scorer.attention == "xla" and scorer.sequence > 1 else _BACKWARD[scorer.attention]
 
 
 def kernel_flops(scorer: Scorer, batch: GroupBatch) -> int:
@@ -30,7 +37,7 @@ def kernel_flops(scorer: Scorer, batch: GroupBatch) -> int:
     if scorer.attention == "xla":
         return 0
     again, chunked = scorer.remat == "full", scorer.chunk(batch) is not None
-    backward, (prompt, response) = BACKWARD[scorer.attention], computed(scorer, batch)
+    backward, (prompt, response) = backward_products(scorer), computed(scorer, batch)
     products = prompt * (FORWARD * (1 + again) + backward) + response * (FORWARD * (1 + again + chunked) + backward)
     return scorer.config.layers * scorer.config.heads * 2 * scorer.config.head_size * products
 
@@ -40,7 +47,7 @@ def computed(scorer: Scorer, batch: GroupBatch) -> tuple[int, int]:
     if scorer.attention == "xla":
         return _xla_pairs(scorer, batch)
     if scorer.attention in ("pallas", "triton"):
-        of_window = functools.cache(lambda window: computed_pairs(batch, window))
+        of_window = functools.cache(lambda window: computed_pairs(batch, window, scorer.sequence))
     else:
         of_window = functools.cache(lambda window: _splash_pairs(scorer, batch, window))
     prompt, response = (mean_over_layers(scorer.config, lambda window, i=i: of_window(window)[i]) for i in range(2))
@@ -52,7 +59,11 @@ def _xla_pairs(scorer: Scorer, batch: GroupBatch) -> tuple[int, int]:
     rows, length = batch.tokens.shape[-2:]
     chunk = scorer.chunk(batch)
     rows = rows if chunk is None else chunk * -(-rows // chunk)
-    parts = math.prod(shards)
+    parts, pieces = math.prod(shards), scorer.sequence
+    if pieces > 1:
+        heads = scorer.config.heads // scorer.tensor
+        pairs = lambda length, keys: pieces * blockwise.computed_pairs(length, keys, pieces, heads)  # noqa: E731
+        return parts * prompts * pairs(before, 0), parts * rows * pairs(length, before)
     return parts * prompts * xla.computed_pairs(before), parts * rows * xla.computed_pairs(length, before)
 
 

@@ -20,7 +20,7 @@ import math
 
 from align_jax.batch import GroupBatch
 from align_jax.cost.flops import Forward, forward_of, least_flops
-from align_jax.cost.kernels import BACKWARD, BACKWARD_LEAST, FORWARD, computed
+from align_jax.cost.kernels import BACKWARD_LEAST, FORWARD, backward_products, computed
 from align_jax.scoring.scorer import Scorer
 
 
@@ -62,7 +62,7 @@ def parts_of(scorer: Scorer, batch: GroupBatch, real: Forward, done: float) -> P
 
     pairs, product = computed(scorer, batch), 2 * config.layers * config.heads * config.head_size
     seen = real.attention // (2 * product)
-    backward, attended = BACKWARD[scorer.attention], product * sum(pairs)
+    backward, attended = backward_products(scorer), product * sum(pairs)
     found = Parts(
         least=least_flops(real),
         padding=3 * (every.layers + every.head - real.layers - real.head) - (every.frozen - real.frozen),
@@ -77,6 +77,7 @@ def parts_of(scorer: Scorer, batch: GroupBatch, real: Forward, done: float) -> P
 
 
 def describe(values: dict[str, float]) -> str:
-    """Each part that is there, as a share of the least operations."""
+    """Each part that is there, as a share of the least operations, and not, as padding is elsewhere, of what is computed."""
     rest = {name: value / values["least"] for name, value in values.items() if name != "least"}
-    return ", ".join(f"{name} {share:.1%}" for name, share in rest.items() if abs(share) >= 0.0005) or "nothing"
+    found = ", ".join(f"{name} {share:.1%}" for name, share in rest.items() if abs(share) >= 0.0005)
+    return f"{found} of the least FLOPs" if found else "nothing"

@@ -42,7 +42,7 @@ def table(values: dict[str, Any]) -> str:
     mib, tera = 2**20, 1e12
     done = values["flops_done"]
     useful = {unit: values[f"useful_tokens_per_{unit}"] for unit in ("second", "step")}
-    in_use = values["peak_memory_in_use_bytes"]
+    in_use, parts = values["peak_memory_in_use_bytes"], values.get("flops_parts")
     rows = [
         ("devices", f"{values['devices']} x {values['device']}"),
         ("step", f"{values['step_seconds']:.4f} s (median of {values['steps']})"),
@@ -51,7 +51,7 @@ def table(values: dict[str, Any]) -> str:
         ("waiting for data", f"{values['data_fraction']:.1%} of the time"),
         ("least FLOPs", f"{values['flops_least'] / tera:.3f} T per step"),
         ("FLOPs done", "not counted on this device" if done is None else f"{done / tera:.3f} T per step"),
-        *((("beside the least", describe(values["flops_parts"])),) if "flops_parts" in values else ()),
+        *([("beside the least", f"{describe(parts)}, in the largest shape")] if parts else []),
         (
             "useful utilisation",
             f"{values['useful_utilization']:.1%} of {values['peak_flops'] / tera:.3g} TFLOP/s "
@@ -67,12 +67,17 @@ def table(values: dict[str, Any]) -> str:
             f"the cache, {values['shapes']} shapes of a step",
         ),
     ]
-    if "remat_memory_bytes" in values:
-        each = ", ".join(
-            f"{policy} {size / mib:.0f} MiB" if isinstance(size, int) else f"{policy} {size}"
-            for policy, size in values["remat_memory_bytes"].items()
-        )
-        limit = f"of {values['memory_limit_bytes'] / mib:.0f} MiB"
-        advice = f"model.remat: {values['remat_recommended'] or 'none of them fits'} (now {values['remat']})"
-        rows.append(("rematerialization", f"{each}, {limit}; recommended {advice}"))
     return tabulate(rows, tablefmt="plain")
+
+
+def recommended(values: dict[str, Any]) -> str:
+    """The line about rematerialization, which takes further compilations, for people; empty where none were made."""
+    if "remat_memory_bytes" not in values:
+        return ""
+    mib = 2**20
+    each = ", ".join(
+        f"{policy} {size / mib:.0f} MiB" if isinstance(size, int) else f"{policy} {size}"
+        for policy, size in values["remat_memory_bytes"].items()
+    )
+    advice = f"model.remat: {values['remat_recommended'] or 'none of them fits'} (now {values['remat']})"
+    return f"rematerialization   {each}, of {values['memory_limit_bytes'] / mib:.0f} MiB; recommended {advice}"

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import os
 import re
 import tempfile
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +30,7 @@ from align_jax.errors import UserError
 from align_jax.models import ModelConfig
 from align_jax.models.attention import resolve_backend
 from align_jax.objectives import Objective
+from align_jax.parallel.distributed import prepare_compiler
 from align_jax.parallel.mesh import batch_sharding, data_shards
 from align_jax.scoring.scorer import Scorer
 from align_jax.training.live import LiveReference
@@ -37,6 +40,7 @@ from align_jax.training.step import compile_step
 # What libtpu calls them -> how it is asked for them: where a chip has two cores that work as one device, that is said.
 _FAMILIES = {"v4": {"chip_config_name": "megacore"}, "v5e": {}, "v5p": {}, "v6e": {}, "tpu7x": {}}
 _EXAMPLES = "v5e:4x4, v5p:4x4x4, v6e:16x16, v4:4x4x4"
+_CUBES = ("v4", "v5p", "tpu7x")  # their torus has three axes; that of the others two
 
 
 def topology_devices(name: str, slices: int = 1) -> list[jax.Device]:
@@ -51,10 +55,11 @@ def topology_devices(name: str, slices: int = 1) -> list[jax.Device]:
     family, _, sizes = name.partition(":")
     if family not in _FAMILIES or not re.fullmatch(r"\d+(x\d+){1,2}", sizes):
         raise UserError(f"--topology {name}: is no TPU and its size, such as {_EXAMPLES}; known are {', '.join(_FAMILIES)}")
+    if family in _CUBES and sizes.count("x") == 1:
+        raise UserError(f"--topology {name}: {family} is a network of three axes, such as {family}:{sizes}x1 or {family}:4x4x4")
     if slices < 1:
         raise UserError(f"--slices: {slices} is not a positive number")
-    os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")  # do not ask a cloud machine's metadata what it is
-    os.environ.setdefault("ALLOW_MULTIPLE_LIBTPU_LOAD", "1")  # the compiler alone needs no lock on a device
+    prepare_compiler()
     from jax.experimental import topologies
 
     try:
@@ -181,13 +186,11 @@ def compiled_text(what: StepCompiler, batch: GroupBatch) -> tuple[Any, str]:
         state_shapes(config, what.optimizer, what.param_dtype, live=live),
         where,
     )
-    with jax.set_mesh(mesh), tempfile.TemporaryDirectory() as folder:
+    with jax.set_mesh(mesh):
         step = compile_step(mesh, where, what.scorer, what.objective, what.optimizer, live=what.live)
         lowered = step.lower(state, batch)
-        # The compiler's own dump: `as_text` fails where libtpu is newer than jaxlib and writes what jaxlib cannot read.
-        options = {"xla_dump_to": folder, "xla_dump_hlo_as_text": True, "xla_dump_hlo_pass_re": "none"}
         try:
-            memory = lowered.compile(compiler_options=options).memory_analysis()
+            return program_text(lowered)
         except jax.errors.JaxRuntimeError as error:
             if "RESOURCE_EXHAUSTED" not in str(error):
                 raise
@@ -195,8 +198,40 @@ def compiled_text(what: StepCompiler, batch: GroupBatch) -> tuple[Any, str]:
                 f"the step does not fit: {str(error).splitlines()[0]}; model.remat: full, more train.accumulation_steps, more "
                 "fsdp or tensor in mesh, or model.param_dtype: bfloat16 need less"
             ) from error
-        (text,) = Path(folder).glob("*train_step*after_optimizations.txt")
-        return memory, text.read_text(encoding="utf-8")
+
+
+def program_text(lowered: jax.stages.Lowered) -> tuple[Any, str]:
+    """The compiler's memory analysis of a lowered program, and the compiled program as text.
+
+    Raises:
+      UserError: the compiler left no text.
+    """
+    # The compiler's own dump: `as_text` fails where libtpu is newer than jaxlib and writes what jaxlib cannot read. Not in the
+    # system's temporary folder, which others clean up while a large program compiles for an hour.
+    home = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "align_jax" / "dumps"
+    home.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=home, prefix=f"{os.getpid()}-") as folder, _not_from_cache():
+        options = {"xla_dump_to": folder, "xla_dump_hlo_as_text": True, "xla_dump_hlo_pass_re": "none"}
+        memory = lowered.compile(compiler_options=options).memory_analysis()
+        found = sorted(Path(folder).glob("*after_optimizations.txt"), key=lambda file: file.stat().st_size)
+        if not found:
+            there = ", ".join(sorted(file.name for file in Path(folder).glob("*"))[:5]) or "nothing"
+            raise UserError(
+                f"the compiler left no text of the program in {folder} ({there} is there), so nothing can be counted; is the "
+                "disk full, or does XLA_FLAGS or LIBTPU_INIT_ARGS send dumps elsewhere?"
+            )
+        return memory, found[-1].read_text(encoding="utf-8")
+
+
+@contextlib.contextmanager
+def _not_from_cache() -> Iterator[None]:
+    """Within it programs are compiled: one that is read from JAX's cache on disk leaves no text."""
+    before = jax.config.jax_enable_compilation_cache
+    jax.config.update("jax_enable_compilation_cache", False)
+    try:
+        yield
+    finally:
+        jax.config.update("jax_enable_compilation_cache", before)
 
 
 class DoesNotFit(UserError):

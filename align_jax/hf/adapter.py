@@ -305,6 +305,11 @@ def _pattern(values: Mapping[str, Any], what: str, module: str) -> float:
 
 
 def _module(config: ModelConfig, target: str, layer: int) -> str:
+    if config.fused and target not in ("o", "down"):
+        raise UserError(
+            f"lora: the checkpoint of this model holds {target} in one tensor with others (Phi-3), for which PEFT has one "
+            "adapter: those of such a model are not read or written; export it merged (align-jax export --merge)"
+        )
     weight = next(weight for weight in rows(config.base) if weight.path == ("layers", target))
     return weight.stored.name.format(layer=layer).removesuffix(".weight")
 

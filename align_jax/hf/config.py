@@ -102,7 +102,7 @@ def hf_config_from_model(config: ModelConfig, base: dict[str, Any] | None = None
     Raises:
       UserError: a base of an unsupported architecture, or of one that this model cannot be.
     """
-    config = dataclasses.replace(config, rope_length=None)  # of a run, not of the model
+    config = dataclasses.replace(config.plain, rope_length=None)  # which are of a run, not of the model
     if base is None:
         family = _family_of(config)
     else:

@@ -37,7 +37,7 @@ def tensors_of(weight: Weight, config: ModelConfig) -> Iterator[Tensor]:
     for other in rows(config):
         if other.path == weight.path:
             break
-        if other.stored.name == weight.stored.name:
+        if other.stored is not None and other.stored.name == weight.stored.name:
             start += _their_shape(other, config)[0]
     if not weight.stacked:
         yield Tensor(weight.stored.name, shape, weight, None, start)

@@ -32,8 +32,8 @@ LATER = {
     "logit_softcap": None,
     "logit_divisor": 1.0,
     "fused": False,
-    "quantize": None,
     "lora": None,
+    "quantize": None,
 }
 _LATER_OF_ROPE = {
     "attention_factor": 1.0,
@@ -84,6 +84,17 @@ class RopeScaling:
         for name in ("short_factors", "long_factors"):
             object.__setattr__(self, name, tuple(getattr(self, name)))
 
+    @property
+    def depends_on_length(self) -> bool:
+        """Whether frequencies are others for long texts."""
+        return self.kind in ("dynamic", "longrope")
+
+    def fields(self) -> dict[str, Any]:
+        """As `ModelConfig.fields`."""
+        return _without(dataclasses.asdict(self), _LATER_OF_ROPE)
+
+    def __repr__(self) -> str:
+        return _written(self)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -107,8 +118,6 @@ class ModelConfig:
       head: what stands on the last layer: `lm_head`, logits of the next token, or `score`, one number (a reward model).
       qkv_bias: queries, keys and values have a bias (Qwen2).
       qk_norm: each head of queries and of keys has a norm before the rotation, one weight for all heads (Qwen3).
-      quantize: few bits for the projections of all layers, see `models.quantized.KINDS`; None: as they were stored.
-      lora: the adapter on top of it, whose weights are rows of the table, too; None: none.
       qk_norm_whole: all heads of queries, and all of keys, have one norm together before the rotation (OLMo 2).
       layer_windows: which layers have the window; None is every one (Gemma).
       layer_ropes: which layers rotate queries and keys; None is every one (SmolLM3).
@@ -127,6 +136,8 @@ class ModelConfig:
         is none (Gemma 2).
       logit_divisor: what logits of the vocabulary are divided by (Granite).
       fused: a checkpoint holds q, k, v as one tensor, and gate and up (Phi-3).
+      quantize: few bits for the projections of all layers, see `models.quantized.KINDS`; None: as they were stored.
+      lora: the adapter on top of it, whose weights are rows of the table, too; None: none.
     """
 
     vocab_size: int
@@ -145,8 +156,6 @@ class ModelConfig:
     head: str = "lm_head"
     qkv_bias: bool = False
     qk_norm: bool = False
-    quantize: str | None = None
-    lora: Adapter | None = None
     qk_norm_whole: bool = False
     layer_windows: tuple[bool, ...] | None = None
     layer_ropes: tuple[bool, ...] | None = None
@@ -164,6 +173,8 @@ class ModelConfig:
     logit_softcap: float | None = None
     logit_divisor: float = 1.0
     fused: bool = False
+    quantize: str | None = None
+    lora: Adapter | None = None
 
     def __post_init__(self):
         for name, known in (("head", HEADS), ("norms", NORMS), ("activation", ACTIVATIONS)):

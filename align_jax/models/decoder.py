@@ -19,7 +19,17 @@ from align_jax.models.attention import Seen, Tokens, attend, choose_backend, vis
 from align_jax.models.config import ModelConfig
 from align_jax.models.kinds import kinds_of
 from align_jax.models.lora import adapted, stacked_scales
-from align_jax.models.ops import Norm, gated, gated_linear, linear, lookup, precision, rms_norm, soft_cap, soft_cap_slope
+from align_jax.models.ops import (
+    Norm,
+    activate,
+    gated_linear,
+    linear,
+    lookup,
+    precision,
+    rms_norm,
+    soft_cap,
+    soft_cap_slope,
+)
 from align_jax.models.quantized import Quantized
 from align_jax.models.remat import rematerialize
 from align_jax.models.rope import rotate, rotate_by_kind, rotations
@@ -180,7 +190,11 @@ class Decoder(nnx.Module):
             x = x * jnp.asarray(self.config.embed_scale, self.dtype)
         x = constrain(x, "shards", None, "positions", "act_embed")
         cos, sin = rotations(self.config, kinds_of(self.config).ropes, positions, length)
-        return x, partial(_layer, config=self.config, cos=cos, sin=sin)
+        return x, partial(_layer, config=self.config, cos=cos, sin=sin, dropout=self._dropout)
+
+    @property
+    def _dropout(self) -> float:
+        return 0.0 if self.config.lora is None else self.config.lora.dropout
 
     def finish(self, x: jax.Array) -> jax.Array:
         """The normalized hidden states of what left the last layer."""
@@ -247,15 +261,15 @@ def _norm(config: ModelConfig, axes: int = 1) -> Norm:
     return Norm(config.norm_eps, config.norm_offset, axes, config.norm_float32)
 
 
-def _layer(x, weights, attention, kind=None, *, config, cos, sin):
+def _layer(x, weights, attention, kind=None, *, config, cos, sin, dropout):
     """One decoder layer; attention and a gated MLP, each added to the residual, with norms before, after or both."""
     w = {name: _ready(name, value, x.dtype) for name, value in weights.items()}
     norm = _norm(config)
 
     h = _normed(x, w, "attn_norm", norm)
-    q = _heads(h, w, "q", "heads", config)
-    k = _heads(h, w, "k", "kv_heads", config)
-    v = _heads(h, w, "v", "kv_heads", config)
+    q = _heads(h, w, "q", "heads", dropout)
+    k = _heads(h, w, "k", "kv_heads", dropout)
+    v = _heads(h, w, "v", "kv_heads", dropout)
     if "q_norm" in w:
         of_heads = _norm(config, 2) if config.qk_norm_whole else norm
         q, k = rms_norm(q, w["q_norm"], of_heads), rms_norm(k, w["k_norm"], of_heads)
@@ -264,12 +278,12 @@ def _layer(x, weights, attention, kind=None, *, config, cos, sin):
     turn = partial(rotate if cos.ndim == q.ndim else partial(_by_kind, kind), cos=cos, sin=sin)
     q, k = turn(q, scale=scale), turn(k)
     mixed, kept = attention(q, k, v)
-    mixed = constrain(_project(mixed, w, "o", config), "shards", None, "positions", "act_embed")
-    x = _added(x, mixed, w, "attn_post_norm", config)
+    out = constrain(_project(mixed, w, "o", dropout), "shards", None, "positions", "act_embed")
+    x = _added(x, out, w, "attn_post_norm", config)
 
     h = _normed(x, w, "mlp_norm", norm)
-    gate, up = (constrain(_project(h, w, name, config), "shards", None, "positions", "mlp") for name in ("gate", "up"))
-    down = _down(gate, up, w, config)
+    gate, up = (constrain(_project(h, w, name, dropout), "shards", None, "positions", "mlp") for name in ("gate", "up"))
+    down = _down(gate, up, w, dropout, config.activation)
     return _added(x, constrain(down, "shards", None, "positions", "act_embed"), w, "mlp_post_norm", config), kept
 
 
@@ -296,20 +310,20 @@ def _ready(name, value, dtype):
     return value if name.endswith(_AS_KEPT) else value.astype(dtype)
 
 
-def _project(x, w, name, config):
+def _project(x, w, name, dropout):
     """The product of a projection, over the last axes of x, and what its adapter makes of it."""
-    return adapted(linear(x, w[name], TARGETS[name]), x, w, name, config.lora)
+    return adapted(linear(x, w[name], TARGETS[name]), x, w, name, dropout)
 
 
-def _down(gate, up, w, config):
-    """The gated activation and the product after it."""
-    y = gated_linear(gate, up, w["down"], config.activation)
-    return adapted(y, gated(gate, up, config.activation), w, "down", config.lora) if f"down_{A}" in w else y
+def _down(gate, up, w, dropout, activation):
+    """The gate and the product after it."""
+    y = gated_linear(gate, up, w["down"], activation)
+    return adapted(y, activate(gate, activation) * up, w, "down", dropout) if f"down_{A}" in w else y
 
 
-def _heads(h, w, name, axis, config):
+def _heads(h, w, name, axis, dropout):
     """Queries, keys or values of each head; with a bias where the model has one."""
-    x = constrain(_project(h, w, name, config), "shards", None, "positions", axis, None)
+    x = constrain(_project(h, w, name, dropout), "shards", None, "positions", axis, None)
     if f"{name}_bias" not in w:
         return x
     # Added in float32, so that its gradient, a sum over all tokens, is one in float32, too.

@@ -18,14 +18,14 @@ def stacked_scales(adapter: Adapter, layers: int) -> dict[str, jax.Array]:
     return {f"{name}_{SCALE}": jnp.asarray(adapter.scales(name, layers), jnp.float32) for name in adapter.targets}
 
 
-def adapted(y: jax.Array, x: jax.Array, w: dict, name: str, adapter: Adapter | None = None) -> jax.Array:
+def adapted(y: jax.Array, x: jax.Array, w: dict, name: str, dropout: float = 0.0) -> jax.Array:
     """What a projection with its adapter gives: `y + s B A x`, or DoRA's `m (y + s B A x) / ||W + s B A||`.
 
     With dropout, `x' = dropout(x)`: `y + s B A x'`, or `y + (g - 1) W x' + g s B A x'` with g = m / ||W + s B A||.
 
     Args:
       y: `W x`, `[..., outputs]`. x: `[..., inputs]`, in the type of y.
-      w: the weights of one layer, in the type of x but for the scale. name: of the projection. adapter: whose dropout it has.
+      w: the weights of one layer, in the type of x but for the scale. name: of the projection.
 
     Returns:
       In the type of y; y itself where the projection has no adapter.
@@ -33,7 +33,7 @@ def adapted(y: jax.Array, x: jax.Array, w: dict, name: str, adapter: Adapter | N
     if f"{name}_{A}" not in w:
         return y
     a, b, scale, axes = w[f"{name}_{A}"], w[f"{name}_{B}"], w[f"{name}_{SCALE}"], TARGETS[name]
-    seen = _dropped(x, adapter.dropout if adapter else 0.0, w.get(KEY), name)
+    seen = _dropped(x, dropout, w.get(KEY), name)
     low = linear(linear(seen, a, axes) * scale.astype(x.dtype), b)
     if f"{name}_{MAGNITUDE}" not in w:
         return y + low

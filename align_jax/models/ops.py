@@ -83,6 +83,11 @@ _gelu = partial(jax.nn.gelu, approximate=True)
 _ACTIVATIONS = {"silu": jax.nn.silu, "gelu_tanh": _gelu}
 
 
+def activate(x: jax.Array, activation: str) -> jax.Array:
+    """silu, or gelu_tanh: the approximation of gelu by tanh."""
+    return _ACTIVATIONS[activation](x)
+
+
 @partial(jax.custom_vjp, nondiff_argnums=(3,))
 def gated_linear(gate: jax.Array, up: jax.Array, weight: jax.Array, activation: str = "silu") -> jax.Array:
     """SwiGLU and the product after it, `(silu(gate) * up) weight` (arXiv 2002.05202, Eq. 6), `[..., F]` x 2 -> `[..., W]`.
@@ -97,21 +102,16 @@ def gated_linear(gate: jax.Array, up: jax.Array, weight: jax.Array, activation: 
     Args:
       activation: silu, or gelu_tanh in its place.
     """
-    return _linear(gated(gate, up, activation), weight, 1)
-
-
-def gated(gate: jax.Array, up: jax.Array, activation: str = "silu") -> jax.Array:
-    """What `gated_linear` takes the product of."""
-    return _ACTIVATIONS[activation](gate) * up
+    return _linear(activate(gate, activation) * up, weight, 1)
 
 
 def _gated_forward(gate, up, weight, activation):
-    return checkpoint_name(_linear(gated(gate, up, activation), weight, 1), PRODUCT), (gate, up, weight)
+    return checkpoint_name(_linear(activate(gate, activation) * up, weight, 1), PRODUCT), (gate, up, weight)
 
 
 def _gated_backward(activation, saved, d_out):
     gate, up, weight = saved
-    d_unit, d_weight = _linear_backward(1, (gated(gate, up, activation), weight), d_out)
+    d_unit, d_weight = _linear_backward(1, (activate(gate, activation) * up, weight), d_out)
     gate, up, d = (x.astype(_FLOAT32) for x in (gate, up, d_unit))
     if activation == "silu":
         s = jax.nn.sigmoid(gate)

@@ -168,6 +168,12 @@ def _head_norm(name: str) -> Weight:
     return Weight(("layers", f"{name}_norm"), ("head_size",), ("norm",), stored, init=ones, decay=False, present=has)
 
 
+def _whole_norm(name: str, heads: str) -> Weight:
+    stored, has = Stored(_in_layer(f"self_attn.{name}_norm"), FLAT), lambda config: config.qk_norm_whole
+    dims = (heads, "head_size")
+    return Weight(("layers", f"{name}_norm"), dims, dims, stored, init=ones, decay=False, present=has)
+
+
 def _rank(config: ModelConfig) -> int:
     return config.lora.rank
 
@@ -191,12 +197,6 @@ def _adapter(of: Weight) -> list[Weight]:
         Weight(path(lora.B), (_rank, *of.dims[axes:]), (None, *of.axes[axes:]), init=zeros, present=has, **rest),
         Weight(path(lora.MAGNITUDE), of.dims[axes:], of.axes[axes:], init=ones, present=both, **rest),
     ]
-
-
-def _whole_norm(name: str, heads: str) -> Weight:
-    stored, has = Stored(_in_layer(f"self_attn.{name}_norm"), FLAT), lambda config: config.qk_norm_whole
-    dims = (heads, "head_size")
-    return Weight(("layers", f"{name}_norm"), dims, dims, stored, init=ones, decay=False, present=has)
 
 
 _QKV = (("q", "heads"), ("k", "kv_heads"), ("v", "kv_heads"))
@@ -255,9 +255,9 @@ BASE = (
     ),
 )
 
-# And the adapter's behind them, one for rows that differ in their names alone.
-_PROJECTIONS = {of.path: of for of in BASE if of.stacked and of.path[1] in lora.TARGETS}
-TABLE = (*BASE, *(row for of in _PROJECTIONS.values() for row in _adapter(of)))
+# And the adapter's behind them.
+_ADAPTED = {of.path: of for of in BASE if of.path[0] == "layers" and of.path[1] in lora.TARGETS}
+TABLE = (*BASE, *(row for of in _ADAPTED.values() for row in _adapter(of)))
 
 
 def rows(config: ModelConfig) -> list[Weight]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import warnings
+from pathlib import Path
 
 from align_jax.errors import UserError
 from align_jax.parallel.gpu_flags import set_gpu_flags
@@ -33,6 +34,13 @@ def prepare_process() -> None:
     if launched_on_several_hosts():
         with Watch("waiting for the other processes"):
             jax.distributed.initialize(**_processes())
+
+
+def prepare_compiler() -> None:
+    """Settings of a process that compiles for TPUs that are not there; before libtpu is loaded, which JAX's first call does."""
+    if not any(Path("/dev").glob("accel*")) and not any(Path("/dev/vfio").glob("[0-9]*")):  # no TPU of this machine
+        os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")  # do not ask a cloud machine's metadata what it is, and say so
+    os.environ.setdefault("ALLOW_MULTIPLE_LIBTPU_LOAD", "1")  # the compiler alone needs no lock on a device
 
 
 def quieter() -> None:

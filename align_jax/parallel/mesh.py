@@ -75,7 +75,28 @@ def _arranged(sizes: tuple[int, ...], devices: list[jax.Device], where: str) -> 
         except NotImplementedError:  # an axis that is not a product of whole axes of the torus, such as 32 x 2 on 4 x 4 x 4
             return arrange(split=True)
     except (NotImplementedError, AssertionError, ValueError) as error:
-        raise UserError(f"{where}: the devices cannot be arranged so: {str(error).splitlines()[0]}") from error
+        raise UserError(
+            f"{where}: {len(devices)} chips of {_torus(devices)} cannot be arranged so; choose sizes that divide its sides, or "
+            "whose product is all of its chips"
+        ) from error
+
+
+def _torus(devices: Sequence[jax.Device]) -> str:
+    """What the network of devices looks like, in words."""
+    coords = np.array([getattr(device, "coords", (device.id,)) for device in devices])
+    sides = coords.max(0) - coords.min(0) + 1
+    return f"a {devices[0].device_kind} network of {' x '.join(str(side) for side in sides if side > 1) or 1}"
+
+
+def idle(mesh: Mesh, devices: int) -> str | None:
+    """A line for the user where a mesh leaves some of so many devices without work; None where it uses all of them."""
+    if mesh.devices.size >= devices:
+        return None
+    sizes = " x ".join(f"{name} {size}" for name, size in axis_sizes(mesh).items())
+    return (
+        f"mesh: {sizes} uses {mesh.devices.size} of {devices} devices, and the others are idle; mesh.fsdp: -1 (or data, or "
+        "tensor) takes all that are left"
+    )
 
 
 def axis_sizes(mesh: Mesh) -> dict[str, int]:
@@ -114,6 +135,11 @@ def shards_of_processes(mesh: Mesh, processes: int) -> dict[int, tuple[int, ...]
             "data x fsdp a multiple of their number, or a divisor of it, and use all devices"
         )
     return found
+
+
+def readers(mesh: Mesh, processes: int) -> int:
+    """How many different parts of a batch so many processes read: fewer than they are where some hold the same ones."""
+    return 1 if processes == 1 else len(set(shards_of_processes(mesh, processes).values()))
 
 
 def batch_sharding(mesh: Mesh, leading: int = 0) -> NamedSharding:

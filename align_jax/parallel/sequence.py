@@ -27,9 +27,13 @@ def padded(length: int) -> int:
     return -(-length // whole) * whole
 
 
-def dealt(x: jax.Array, axis: int) -> jax.Array:
-    """Positions along an axis in the order in which devices hold them: those of device 0, of device 1, and so on."""
-    parts = pieces()
+def dealt(x: jax.Array, axis: int, parts: int | None = None) -> jax.Array:
+    """Positions along an axis in the order in which devices hold them: those of device 0, of device 1, and so on.
+
+    Args:
+      parts: S, where no mesh says it.
+    """
+    parts = parts or pieces()
     if parts == 1:
         return x
     split = x.reshape(*x.shape[:axis], 2, parts, -1, *x.shape[axis + 1 :])
@@ -60,13 +64,13 @@ def gathered(x: jax.Array, axis: int, parts: int) -> jax.Array:
     return x if parts == 1 else natural(jax.lax.all_gather(x, AXIS, axis=axis, tiled=True), axis, parts)
 
 
-def by_device(x: jax.Array, axis: int, to: int) -> jax.Array:
+def by_device(x: jax.Array, axis: int, to: int, parts: int | None = None) -> jax.Array:
     """Dealt positions with the devices that hold them on an axis of their own: `[.., R, ..]` -> `[.., S, .., R / S, ..]`.
 
     Args:
-      axis: of positions. to: of devices, before it.
+      axis: of positions. to: of devices, before it. parts: S, where no mesh says it.
     """
-    parts = pieces()
+    parts = parts or pieces()
     return jnp.moveaxis(x.reshape(*x.shape[:axis], parts, -1, *x.shape[axis + 1 :]), axis, to)
 
 

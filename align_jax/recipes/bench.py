@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from typing import Any
 
@@ -36,8 +36,11 @@ REQUIRED = JOBS["bench"].requires
 POLICIES = ("none", "dots", "full")  # from the fewest operations to the most
 
 
-def bench(config: Config) -> dict[str, Any]:
+def bench(config: Config, measured: Callable[[dict[str, Any]], None] | None = None) -> dict[str, Any]:
     """Measures the training step of a config, on `data.train` or on random tokens (`bench.lengths`, `bench.prompt_tokens`).
+
+    Args:
+      measured: is given all numbers but those of `bench.recommend`, before the programs for these are compiled.
 
     Returns:
       The numbers as JSON values, see `cost.benchmark.report`.
@@ -50,7 +53,7 @@ def bench(config: Config) -> dict[str, Any]:
         config = dataclasses.replace(with_data(config), run=dataclasses.replace(config.run, dir=folder))
         setup, before = Setup.of(config), so_far()
         with jax.set_mesh(setup.mesh):
-            return _Bench.of(setup).measure(before)
+            return _Bench.of(setup).measure(before, measured)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -99,8 +102,8 @@ class _Bench:
         with compiling(f"the training step (remat {remat}, {batch.tokens.shape[-2]} rows of {batch.tokens.shape[-1]})"):
             return benchmark.program(step, state, self.put(batch), self.devices)
 
-    def measure(self, before: Any) -> dict[str, Any]:
-        """All numbers; `before` is what was compiled so far."""
+    def measure(self, before: Any, measured: Callable[[dict[str, Any]], None] | None = None) -> dict[str, Any]:
+        """All numbers; `before` is what was compiled so far. `measured`: see `bench`."""
         config, state = self.setup.config, self.state()
         shapes = benchmark.distinct(self.batches)
         programs = {key: self.program(self.setup.scorer.remat, state, batch) for key, batch in shapes.items()}
@@ -116,6 +119,8 @@ class _Bench:
         peak = benchmark.device_peak(config.bench.peak_flops, config.model.dtype)
         values = benchmark.report(work, timing, list(programs.values()), spent, peak, self.devices)
         values |= {"attention": self.setup.backend, "packed": self.batches[0].packed} | self.parts(programs, shapes)
+        if measured is not None:
+            measured(values)
         if config.bench.recommend:
             biggest = max(programs, key=lambda key: programs[key].memory_bytes)
             values |= self.recommendation(state, shapes[biggest])

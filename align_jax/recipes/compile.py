@@ -23,7 +23,8 @@ from align_jax.cost.plan import MeshPlan, PlanEstimate
 from align_jax.data import DataConfig
 from align_jax.errors import UserError
 from align_jax.models.known import known_model
-from align_jax.parallel.mesh import axis_sizes, make_mesh
+from align_jax.objectives import name_of
+from align_jax.parallel.mesh import axis_sizes, idle, make_mesh
 from align_jax.recipes import auto_mesh
 from align_jax.recipes.say import say, speaking
 from align_jax.recipes.setup import Setup
@@ -88,6 +89,8 @@ def compile_step(config: Config, asked: CompileRequest) -> dict[str, Any]:
         auto = AutoMesh(source, devices, asked).chosen(config) if config.mesh.auto else None
         config = config if auto is None else auto.config
         mesh = make_mesh(*config.mesh_sizes(len(devices)), devices=devices, sequence=config.mesh.sequence)
+        if line := idle(mesh, len(devices)):
+            say(line)
         topology.check_groups(config.train.groups_per_step, config.train.accumulation_steps, mesh)
         setup = Setup(config, mesh, source)
         uses, lengths = shapes_for(setup, asked)
@@ -247,11 +250,20 @@ def lengths_of(config: Config, prompt: int | None = None, response: int | None =
     Args:
       prompt, response: tokens. responses: of a prompt; pairs and single responses decide that themselves.
     """
-    known = {"prompt": (prompt, "max_prompt_tokens"), "response": (response, "max_response_tokens")}
-    known["responses"] = (responses, "max_responses")
-    found = {name: given if given is not None else getattr(config.data, key, None) for name, (given, key) in known.items()}
-    found["responses"] = config.objective.arrangement.responses or found["responses"]
-    for name, value in found.items():
+    data, fixed = config.data, config.objective.arrangement.responses
+    given = {"prompt": prompt, "response": response, "responses": responses}
+    for name, value in given.items():
         if value is not None and value < 1:
             raise UserError(f"compile: {name} tokens or responses must be positive, got {value}")
-    return dataclasses.replace(topology.Lengths(), **{name: value for name, value in found.items() if value is not None})
+    keys = {"prompt": "max_prompt_tokens", "response": "max_response_tokens", "responses": "max_responses"}
+    found = {name: getattr(data, key, None) if given[name] is None else given[name] for name, key in keys.items()}
+    found["responses"] = fixed or found["responses"]
+    lengths = dataclasses.replace(topology.Lengths(), **{name: value for name, value in found.items() if value is not None})
+    options = {"prompt": "--prompt-tokens", "response": "--response-tokens", "responses": "--responses"}
+    rest = [f"{option} {getattr(lengths, name)}" for name, option in options.items() if given[name] is None]
+    with speaking(config.log.quiet):
+        if 0 < len(rest) < len(given):
+            say(f"full rows: not given, so as the objective or the data section says, or by default: {', '.join(rest)}")
+        if fixed and responses not in (None, fixed):
+            say(f"--responses {responses}: objective.name: {name_of(config.objective)} takes {fixed}, and so these rows have")
+    return lengths

@@ -104,7 +104,7 @@ class EvalData:
     def score(self, params: dict, loader: BatchLoader | None = None) -> Responses:
         """Log-probs of all groups under some weights."""
         data, what = (self.dataset, "evaluating") if loader is None else (self.units, "scoring samples")
-        batches = watched(what, (loader or self.loader).eval_batches(), len(data))
+        batches = watched(what, (loader or self.loader).eval_batches(), len(data), self.setup.mesh)
         return collect(self.setup.under(params).batch, batches)
 
     def report_cut(self, responses: Responses) -> None:

@@ -121,12 +121,18 @@ def _write_adapter(source: TrainedModel, weights: dict, out_dir: str | os.PathLi
 
 
 def _whole(source: TrainedModel, weights: dict, mesh: Mesh | None) -> tuple[ModelConfig, dict]:
-    """The model with the adapter merged into weights that were not rounded before."""
+    """The model with the adapter merged into weights that were not rounded before; of few bits, into what their codes say."""
+    if source.shape.quantize is not None:
+        say(
+            f"merged into the weights as {source.shape.quantize} has them, over which the adapter was trained; "
+            f"align_jax.load_model({source.run.config.model.at!r}, adapter=...) takes them as they were"
+        )
+        config, whole = merged(source.shape, weights)
+        return dataclasses.replace(config, quantize=None), whole
     trained = trained_paths(source.shape)
     own = {path: value for path, value in flatten_dict(weights).items() if path in trained}
-    under, shape = (dataclasses.replace(x, quantize=None) for x in (source.under.shape, source.shape))
-    exact, _ = dataclasses.replace(source.under, shape=under).load(mesh, "float32")
-    return merged(shape, with_adapter(exact, unflatten_dict(own)))
+    exact, _ = source.under.load(mesh, "float32")
+    return merged(source.shape, with_adapter(exact, unflatten_dict(own)))
 
 
 def logit_difference(one: Decoder, other: Decoder) -> float:

@@ -11,9 +11,11 @@ from typing import TypeVar
 
 import jax
 import numpy as np
+from jax.sharding import Mesh
 
 from align_jax.batch import GroupBatch
 from align_jax.cost.compilations import compiling_now, so_far
+from align_jax.parallel.mesh import readers
 from align_jax.terminal import PREFIX, Watch, columns, spell_seconds, write_line
 
 T = TypeVar("T")
@@ -108,12 +110,17 @@ def watching(what: str, total: int | None = None, unit: str = "") -> Watch:
     return Watch(what, total, unit, show=shows_progress(), note=note, lost=lambda: so_far().seconds)
 
 
-def watched(what: str, batches: Iterable[GroupBatch], rows: int) -> Iterator[GroupBatch]:
-    """The batches, each counted when the next one is asked for; `rows` is how many they have, over all processes."""
+def watched(what: str, batches: Iterable[GroupBatch], rows: int, mesh: Mesh) -> Iterator[GroupBatch]:
+    """The batches, each counted when the next one is asked for.
+
+    Args:
+      rows: how many they have, over all processes. mesh: whose processes read them, some of them the same ones.
+    """
+    parts = readers(mesh, jax.process_count())
     with watching(what, rows, "rows") as watch:
         for batch in batches:
             yield batch
-            watch.add(int(np.sum(np.asarray(batch.rows) >= 0)) * jax.process_count())
+            watch.add(int(np.sum(np.asarray(batch.rows) >= 0)) * parts)
 
 
 @contextlib.contextmanager

@@ -24,7 +24,6 @@ from align_jax.recipes.sampled_ids import SampledIds
 from align_jax.recipes.say import say, watching
 from align_jax.recipes.setup import Setup
 from align_jax.recipes.source import ModelSource, TrainedModel, current_model, model_at
-from align_jax.scoring.scorer import FixedScorer, Scorer
 from align_jax.terminal import plural
 
 BLOCK = 1024  # rows that are sorted by length together
@@ -149,8 +148,7 @@ def reward_pass(config: Config, rows: InputRows) -> Pass:
         weights, step = setup.load(source)
         if step is not None:
             say(f"the reward model is that of step {step} in {source.describe()}")
-        scorer = Scorer(source.shape, dtype=numbers.dtype, attention=setup.backend)
-        return partial(FixedScorer(scorer, weights, setup.mesh).groups, rows=config.score.batch_rows)
+        return partial(setup.under(weights).groups, rows=config.score.batch_rows)
 
     settings = {"model": source.fingerprint(), "dtype": [numbers.dtype, numbers.param_dtype], "tokens": _hash(groups)}
     return Pass("scores", settings, rows.where, groups, load)

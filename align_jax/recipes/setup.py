@@ -27,7 +27,7 @@ from align_jax.files import write_whole
 from align_jax.models.attention import BackendChoice, choose_backend, takes_no_pieces, takes_packed
 from align_jax.objectives import Objective
 from align_jax.parallel.gpu_flags import gpu_flags_in_use
-from align_jax.parallel.mesh import axis_sizes, data_shards, make_mesh, shards_of_processes
+from align_jax.parallel.mesh import axis_sizes, data_shards, idle, make_mesh, readers, shards_of_processes
 from align_jax.parallel.processes import LargestAhead, largest_anywhere, of_first
 from align_jax.parallel.stop import StoppedPass, listening
 from align_jax.parallel.tpu_flags import compiler_options
@@ -79,6 +79,8 @@ class Setup:
             trains = config.objective is not None and config.data is not None and config.data.train is not None
             config = with_mesh(config, source.shape, _use_of(source) if trains else None)
         mesh = make_mesh(*config.mesh_sizes(jax.device_count()), sequence=config.mesh.sequence)
+        if line := idle(mesh, jax.device_count()):
+            say_once(line)
         return cls(config, mesh, source)
 
     def with_data(self, data: DataConfig) -> Setup:
@@ -343,7 +345,7 @@ class Setup:
         def compute(table: Growing) -> None:
             if there := int(known(table.values)[needed].sum()):
                 say(f"reference log-probs: {there} of {len(needed)} rows are there already, from {cache.file}")
-            fill_reference(table, needed, self.under(self.load(reference)[0]).batch, batches)
+            fill_reference(table, needed, self.under(self.load(reference)[0]), batches)
 
         values, found = cached(cache, (len(dataset), dataset.slots), needed, compute)
         said = f"computed and stored in {cache.file}" if found is None else f"reused from {found}"
@@ -351,19 +353,17 @@ class Setup:
         return {"ref_logps": values}
 
 
-def fill_reference(
-    table: Growing, needed: np.ndarray, score: Callable[[GroupBatch], jax.Array], batches: Iterable[GroupBatch]
-) -> None:
+def fill_reference(table: Growing, needed: np.ndarray, scorer: FixedScorer, batches: Iterable[GroupBatch]) -> None:
     """The pass over the batches that computes what a table of reference log-probs lacks; says how far it is, and where it ends.
 
     Raises:
       StoppedPass: SIGTERM or Ctrl-C; what was computed is kept, and that was said.
     """
-    missing, processes = int((~known(table.values)[needed]).sum()), jax.process_count()
+    missing, parts = int((~known(table.values)[needed]).sum()), readers(scorer.mesh, jax.process_count())
     with listening() as stop, stop.during("this batch of reference log-probs"):
         try:
             with watching("reference log-probs", missing, "rows") as watch:
-                compute_reference(score, batches, table, stop, lambda rows: watch.add(rows * processes))
+                compute_reference(scorer.batch, batches, table, stop, lambda rows: watch.add(rows * parts))
         except StoppedPass:
             kept = int(known(table.values)[needed].sum())
             say(

@@ -358,7 +358,8 @@ def for_length(source: ModelSource, longest: int) -> ModelSource:
 
 def check_same_shape(source: ModelSource, start: ModelSource) -> None:
     """UserError where a model cannot take the place of the starting model."""
-    if dataclasses.replace(source.shape.base, rope_length=None) != dataclasses.replace(start.shape.base, rope_length=None):
+    alike = lambda shape: dataclasses.replace(shape.base, rope_length=None)  # noqa: E731
+    if alike(source.shape) != alike(start.shape):
         raise UserError(
             f"{source.key}: {source.describe()} has another shape than the starting model: {source.shape} != {start.shape}"
         )

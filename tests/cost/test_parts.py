@@ -10,6 +10,7 @@ from align_jax.cost.parts import parts_of
 from align_jax.data import RowLayout, Segment, TokenGroup, pack_groups
 from align_jax.models import ModelConfig, init_weights
 from align_jax.models.attention import xla
+from align_jax.parallel.mesh import make_mesh
 from align_jax.scoring.scorer import Scorer
 
 MODEL = ModelConfig(vocab_size=40, width=16, mlp_width=24, layers=3, heads=4, kv_heads=2, head_size=8)
@@ -46,3 +47,17 @@ def test_every_operation_is_explained(options, monkeypatch):
     assert (parts.row_chunks > 0) == ("rows_per_chunk" in options)
     assert (parts.logits_again > 0) == ("head_chunk" in options)
     assert abs(parts.other) < 0.002 * done  # products of other things than weights and attention: none
+
+
+@pytest.mark.slow
+def test_operations_over_rows_that_a_mesh_cuts_are_explained():
+    """Each device has all keys for its part of the queries, and the backward pass makes each block again."""
+    scorer, batch = Scorer(MODEL, dtype="float32", attention="xla", sequence=2), a_batch()
+    inner = jax.tree.map(lambda x: x[0], batch)
+    with jax.set_mesh(make_mesh(devices=jax.devices()[:2], sequence=2)):
+        gradient = jax.jit(jax.grad(lambda params: jax.numpy.sum(scorer(params, inner) ** 2)))
+        text = gradient.lower(init_weights(MODEL, jax.random.key(0))).compile().as_text()
+    done = 2 * count(text).flops
+    parts = parts_of(scorer, batch, batch_flops(MODEL, batch), done)
+    assert parts.pairs > parts_of(Scorer(MODEL, attention="xla"), batch, batch_flops(MODEL, batch), done).pairs
+    assert abs(parts.other) < 0.002 * done, parts

@@ -2,6 +2,8 @@
 
 import dataclasses
 import json
+import types
+from pathlib import Path
 
 import pytest
 
@@ -83,6 +85,7 @@ def test_the_report_can_be_read(reports):
         ("v5p", "is no TPU and its size"),
         ("v5p:4x4x", "is no TPU and its size"),
         ("v5p:3x3x3", "libtpu cannot describe it: .*chips come by the host"),
+        ("v5p:4x4", "v5p is a network of three axes, such as v5p:4x4x1 or v5p:4x4x4"),
     ],
 )
 def test_unknown_topologies_are_named(name, said):
@@ -99,6 +102,21 @@ def test_meshes_that_split_an_axis_of_the_torus_are_arranged():
     devices = tpu.topology_devices("v5p:4x4x4")
     assert make_mesh(2, 32, 1, devices=devices).devices.shape == (2, 32, 1)
     assert make_mesh(1, 32, 2, devices=devices).devices.shape == (1, 32, 2)
+
+
+def test_three_of_four_chips_are_no_ring(devices):
+    with pytest.raises(UserError, match=r"3 chips of a TPU v5 lite network of 2 x 2 cannot be arranged so; choose sizes"):
+        make_mesh(1, 1, 1, devices=devices, sequence=3)
+
+
+def test_a_program_without_text_is_named(monkeypatch, tmp_path):
+    """What JAX's cache had, or a folder that was cleaned up, leaves none."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    lowered = types.SimpleNamespace(
+        compile=lambda compiler_options: types.SimpleNamespace(memory_analysis=lambda: Path(compiler_options["xla_dump_to"]))
+    )
+    with pytest.raises(UserError, match=f"left no text of the program in {tmp_path}/align_jax/dumps/.* .nothing is there"):
+        tpu.program_text(lowered)
 
 
 def test_two_cores_of_a_v4_chip_are_one_device():

@@ -102,6 +102,17 @@ def test_pairs_are_counted_by_whole_blocks():
     assert prompt < full[0]
 
 
+@pytest.mark.usefixtures("small_blocks")
+def test_pairs_of_rows_that_a_mesh_cuts():
+    """Each of two devices has an early and a late quarter of a row, and all keys up to its own."""
+    made = packed.batch(shards=1, prompt_length=32, length=32, count=2)
+    full = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), made)
+    (_, m, p), (_, n, r) = made.prompt_tokens.shape, made.tokens.shape
+    assert (p, r) == (32, 32) and r // 4 == 8  # a piece is a block of 8
+    triangle = 4 * 5 // 2
+    assert computed_pairs(full, parts=2) == (64 * m * triangle, 64 * n * (triangle + 4 * 4)) == computed_pairs(full)
+
+
 CASES = {
     "beliefs": ({"shards": 2}, {}, None),
     "window": ({"shards": 2}, {}, 3),

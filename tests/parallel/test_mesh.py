@@ -10,8 +10,9 @@ from jax.sharding import PartitionSpec as P
 
 from align_jax.errors import UserError
 from align_jax.models import ModelConfig, weight_shardings
+from align_jax.parallel import mesh as meshes
 from align_jax.parallel.axes import constrain, partition_spec
-from align_jax.parallel.mesh import data_shards, make_mesh, put_batch, shards_of_processes
+from align_jax.parallel.mesh import data_shards, idle, make_mesh, put_batch, readers, shards_of_processes
 
 CONFIG = ModelConfig(vocab_size=32, width=16, mlp_width=24, layers=2, heads=4, kv_heads=2, head_size=4)
 
@@ -27,6 +28,28 @@ def test_mesh_sizes_and_rest():
 def test_impossible_meshes_are_refused_by_name(sizes):
     with pytest.raises(UserError, match=f"mesh.data={sizes[0]} x mesh.fsdp={sizes[1]}"):
         make_mesh(*sizes)
+
+
+def test_devices_without_work_are_said():
+    assert idle(make_mesh(1, -1, 2), 8) is None
+    said = "mesh: data 1 x fsdp 2 x tensor 2 uses 4 of 8 devices, and the others are idle"
+    assert idle(make_mesh(1, 2, 2), 8).startswith(said)
+
+
+def test_chips_that_cannot_be_arranged_are_named(monkeypatch):
+    """JAX's own words speak of an algorithm of which its users know nothing, or there are none."""
+    chips = [
+        types.SimpleNamespace(coords=(i % 2, i // 2, 0), id=i, platform="tpu", device_kind="TPU v5 lite", slice_index=0)
+        for i in range(4)
+    ]
+    for error in (NotImplementedError("Failed to find assignment for logical_axis_index 2"), AssertionError()):
+
+        def refuse(*_, error=error, **__):
+            raise error
+
+        monkeypatch.setattr(meshes.mesh_utils, "create_device_mesh", refuse)
+        with pytest.raises(UserError, match=r"sequence=3 x .*: 3 chips of a TPU v5 lite network of 2 x 2 cannot be arranged"):
+            make_mesh(1, 1, 1, devices=chips, sequence=3)
 
 
 def test_weights_are_split_by_their_axes():
@@ -81,6 +104,7 @@ def test_what_processes_hold_follows_their_devices():
     assert shards_of_processes(apart, 2) == {0: (0, 2), 1: (1, 3)}
     shared = _mesh_of_processes((1, 2, 4, 1), [0, 0, 1, 1, 2, 2, 3, 3])
     assert shards_of_processes(shared, 4) == {0: (0,), 1: (0,), 2: (1,), 3: (1,)}
+    assert readers(apart, 2) == readers(shared, 4) == 2 and readers(make_mesh(1, 8), 1) == 1
     for odd in (_mesh_of_processes((1, 3, 2, 1), [0, 0, 0, 1, 1, 1]), _mesh_of_processes((1, 2, 1, 1), [0, 0])):
         with pytest.raises(UserError, match=r"2 processes do not hold whole parts of a batch.*make data x fsdp a multiple"):
             shards_of_processes(odd, 2)

@@ -13,6 +13,7 @@ from align_jax.cost.flops import batch_flops, forward_flops, keys_per_position, 
 from align_jax.data import make_groups
 from align_jax.errors import UserError
 from align_jax.models import ModelConfig
+from align_jax.recipes import bench as recipe
 
 CONFIG = """
 model:
@@ -52,6 +53,25 @@ def test_json_has_what_other_tools_read(config, capsys):
     assert values["useful_tokens_per_second"] * np.mean(values["step_seconds_all"]) == pytest.approx(120, rel=0.01)
     assert values["remat_recommended"] == "none"
     assert values["compilations"] + values["compilations_cached"] >= 1
+
+
+@pytest.mark.slow
+def test_numbers_are_printed_before_other_policies_are_compiled(config, capsys, monkeypatch):
+    before = []
+
+    def recommendation(self, state, batch):
+        before.append(capsys.readouterr().out)
+        chosen = {"remat": "full", "remat_recommended": "none"}
+        return {"remat_memory_bytes": {"none": 1 << 20}, "memory_limit_bytes": 4 << 20, **chosen}
+
+    monkeypatch.setattr(recipe._Bench, "recommendation", recommendation)
+    assert main(["bench", config, "--bench.recommend", "true"]) == 0
+    (table,) = before
+    assert "useful tokens" in table and "rematerialization" not in table
+    shares = re.search(r"beside the least +(.*) of the least FLOPs, in the largest shape", table)[1]
+    assert "0.0% of computed positions" in table and "padding" not in shares
+    after = capsys.readouterr().out
+    assert re.fullmatch(r"rematerialization +none 1 MiB, of 4 MiB; recommended model.remat: none \(now full\)\n", after)
 
 
 LENGTHS = [(9, (6, 3)), (4, (5, 1)), (7, (2, 2)), (3, (8, 40)), (5, (1, 1)), (2, (4, 3))]

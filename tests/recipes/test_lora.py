@@ -150,6 +150,10 @@ def test_a_model_of_few_bits_is_its_own_reference_and_learns(world, kind, capsys
     assert found[0] == pytest.approx(np.log(2), abs=1e-6) and found[-1] < 0.6
     assert main(["export", str(world / kind), str(world / f"{kind}-adapter")]) == 0
     assert "logits differ by at most 0 " in capsys.readouterr().err
+    assert main(["export", str(world / kind), str(world / f"{kind}-whole"), "--merge"]) == 0
+    said = capsys.readouterr().err
+    assert f"merged into the weights as {kind} has them" in said
+    assert float(said.partition("differ by at most ")[2].split()[0]) < 1e-5
 
 
 def test_a_reward_model_trains_its_score_whole(world):

@@ -8,8 +8,11 @@ import time
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 
 from align_jax import terminal
+from align_jax.parallel.mesh import make_mesh
+from align_jax.recipes import say as saying
 from align_jax.recipes.announced import AnnouncedStep
 from align_jax.recipes.say import (
     compiling,
@@ -49,14 +52,17 @@ class Batch:
         self.rows = np.asarray(rows)
 
 
-def test_batches_are_counted_when_they_are_done(capsys, monkeypatch):
+@pytest.mark.parametrize("parts, said", [(1, "2 of 3 rows"), (2, "4 of 3 rows")])
+def test_batches_are_counted_when_they_are_done(parts, said, capsys, monkeypatch):
+    """As often as processes read other parts of them: two that hold the same shards count their rows once."""
     monkeypatch.setattr(terminal, "PLAIN_SECONDS", 0.01)
-    batches = watched("scoring", iter([Batch([0, 1, -1]), Batch([2, -1, -1])]), 3)
+    monkeypatch.setattr(saying, "readers", lambda mesh, processes: parts)
+    batches = watched("scoring", iter([Batch([0, 1, -1]), Batch([2, -1, -1])]), 3, make_mesh())
     next(batches)
     next(batches)
     time.sleep(0.1)
     assert list(batches) == []
-    assert "align-jax: scoring: 2 of 3 rows" in capsys.readouterr().err
+    assert f"align-jax: scoring: {said}" in capsys.readouterr().err
     with speaking(False, bars=False), watching("scoring"):
         time.sleep(0.05)
     assert capsys.readouterr().err == ""

@@ -49,9 +49,10 @@ def row_spans(
     """The runs of keys that tokens see; arguments as of `visibility`."""
     before = 0 if prompt is None else prompt.segments.shape[-1]
     spans = spans_of(tokens, window, prompt, prompt_row, (0, before))
-    of_parts = jnp.stack([part_of_devices(x) for run in spans for x in run], axis=-1)
+    parts = sequence.pieces()
+    of_parts = jnp.stack([part_of_devices(x, parts) for run in spans for x in run], axis=-1)
     where = None if prompt is None else jnp.asarray(prompt_row)
-    return RowSpans(of_parts.reshape(-1, *of_parts.shape[2:]), where, sequence.pieces())
+    return RowSpans(of_parts.reshape(-1, *of_parts.shape[2:]), where, parts)
 
 
 def attend_blockwise(q, k, v, seen: RowSpans, prefix_k=None, prefix_v=None, cap=None) -> jax.Array:
@@ -82,11 +83,27 @@ def _run(parts, cap, q, *arrays):
     return jax.vmap(of_shard)(*rows, *keys[2:], prompt_row)
 
 
+def computed_pairs(length: int, before: int, parts: int, heads: int) -> int:
+    """(query, key) pairs of a head that a device computes for its part of a row of a length.
+
+    Args:
+      before: of the prompt row. parts: S. heads: of a device.
+    """
+    length, before = (-(-x // (2 * parts)) * 2 * parts for x in (length, before))
+    size, blocks = _blocks(length // parts, heads, before + length)
+    return size * blocks * (before + length)
+
+
+def _blocks(count: int, heads: int, keys: int) -> tuple[int, int]:
+    """Queries of a block, and how many blocks so many queries are."""
+    size = max(1, min(count, _BLOCK_BYTES // (4 * heads * keys)))
+    return size, -(-count // size)
+
+
 def _of_row(cap, q, k, v, spans):
     """A row's queries `[T, H, E]` over keys and values `[keys, Hk, E]`, spans `[T, 6]`; like q."""
     count, heads = q.shape[:2]
-    size = max(1, min(count, _BLOCK_BYTES // (4 * heads * k.shape[0])))
-    blocks = -(-count // size)
+    size, blocks = _blocks(count, heads, k.shape[0])
     # In float32 for what comes back: each block adds to it.
     keys = k.astype(jnp.float32), v.astype(jnp.float32)
 

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from functools import partial
-
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -13,25 +11,31 @@ from align_jax.models.attention.runs import NOTHING, kind_of, runs_of
 from align_jax.models.attention.tokens import Tokens
 
 
-def computed_pairs(batch: GroupBatch, window: int | None = None) -> tuple[int, int]:
+def computed_pairs(batch: GroupBatch, window: int | None = None, parts: int = 1) -> tuple[int, int]:
     """(query, key) pairs of a head for all prompt rows, and for all response rows: whole blocks where anything is visible.
 
     Args:
       batch: any number of axes before those of a shard. Of shapes alone (`jax.ShapeDtypeStruct`) all rows are full: one
         prompt, one response.
-      window: the model's sliding window.
+      window: the model's sliding window. parts: S, devices that share the positions of a row.
     """
-    prompt = Tokens(*(_shards(batch, name) for name in ("prompt_positions", "prompt_segments")))
-    rows = Tokens(*(_shards(batch, name) for name in ("positions", "segments", "parents", "groups")))
-    return _pairs(prompt, window), _pairs(rows, window, prompt, _shards(batch, "prompt_row", axes=1))
+    prompt = Tokens(*(_cut(_shards(batch, name), parts) for name in ("prompt_positions", "prompt_segments")))
+    rows = Tokens(*(_cut(_shards(batch, name), parts) for name in ("positions", "segments", "parents", "groups")))
+    return _pairs(prompt, window, parts), _pairs(rows, window, parts, prompt, _shards(batch, "prompt_row", axes=1))
 
 
-_runs_of = jax.jit(partial(runs_of, parts=1), static_argnums=1)  # of whole rows, on whatever mesh they are computed
+_runs_of = jax.jit(runs_of, static_argnames=("window", "parts"))  # on whatever mesh they are computed
 
 
-def _pairs(tokens: Tokens, window: int | None, *prompt) -> int:
-    seen = _runs_of(tokens, window, *prompt)
+def _pairs(tokens: Tokens, window: int | None, parts: int, *prompt) -> int:
+    seen = _runs_of(tokens, window, *prompt, parts=parts)
     return int(jnp.sum(kind_of(seen.by_token) != NOTHING)) * seen.blocks.size**2
+
+
+def _cut(array: np.ndarray, parts: int) -> np.ndarray:
+    """Rows with padding, so that their positions can be dealt to devices."""
+    more = -array.shape[-1] % (2 * parts) if parts > 1 else 0
+    return np.pad(array, ((0, 0), (0, 0), (0, more)))
 
 
 def _shards(batch: GroupBatch, name: str, axes: int = 2) -> np.ndarray:

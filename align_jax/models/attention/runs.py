@@ -120,7 +120,7 @@ def runs_of(
     before = None if prompt is None else jnp.asarray(prompt_row)[..., None] * prompt_size[1]
     spans = spans_of(tokens, window, prompt, prompt_row, (before, row))
     own = rows * length // parts
-    own_parts = [part_of_devices(x) if parts > 1 else x for run in spans for x in run]
+    own_parts = [part_of_devices(x, parts) for run in spans for x in run]
     flat = [constrain(x.reshape(shards * parts, own), "shard_pieces", None) for x in own_parts]
     # Tokens of padding see nothing: first 0, last -1.
     padding = ((0, 0), (0, blocks.tokens - own))
@@ -147,9 +147,13 @@ def kind_of(item: jax.Array) -> jax.Array:
     return item & ((1 << _KIND_BITS) - 1)
 
 
-def part_of_devices(x: jax.Array) -> jax.Array:
-    """`[D, N, R]` by natural position -> `[D, S, N, R / S]`, what each of the S devices of a row has; itself where S is 1."""
-    return x if sequence.pieces() == 1 else sequence.by_device(sequence.dealt(x, 2), 2, 1)
+def part_of_devices(x: jax.Array, parts: int) -> jax.Array:
+    """`[D, N, R]` by natural position -> `[D, S, N, R / S]`, what each of the S devices of a row has; itself where S is 1.
+
+    Args:
+      parts: S.
+    """
+    return x if parts == 1 else sequence.by_device(sequence.dealt(x, 2, parts), 2, 1, parts)
 
 
 def spans_of(tokens, window, prompt, prompt_row, at):
