@@ -63,6 +63,7 @@ class Result:
 
 
 def columns_of(results: Sequence[Result], data: EvalData) -> dict[str, dict[str, Estimate]]:
+    """The estimates of every model on one set: model -> metric -> estimate."""
     return {result.name: result.estimates_of(data) for result in results}
 
 
@@ -141,4 +142,5 @@ def _settings(job: EvaluationJob, result: Result) -> dict[str, Any]:
 
 
 def file_name(model: str) -> str:
+    """A model's name as a part of that of a file."""
     return re.sub(r"[^\w.-]+", "_", model)
