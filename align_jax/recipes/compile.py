@@ -140,8 +140,12 @@ class AutoMesh:
         say("mesh: auto, by formula:")
         for line in auto_mesh.shown(found, chip_of(self.devices[0].device_kind).memory).splitlines():
             say(line)
-        tried = [(each, self._compiled(config, each.plan)) for each in found[: self.asked.candidates]]
-        fitting = [(each, shape) for each, shape in tried if shape is not None and shape.fits]
+        tried, fitting = [], []
+        for each in found:  # formulas of memory are rough: where those asked for do not fit, the next ones are tried
+            if len(tried) >= self.asked.candidates and fitting:
+                break
+            tried.append((each, self._compiled(config, each.plan)))
+            fitting += [pair for pair in tried[-1:] if pair[1] is not None and pair[1].fits]
         if not fitting:
             raise UserError(f"mesh: auto: none of the {len(tried)} best meshes fits when compiled; raise --candidates")
         best = min(fitting, key=lambda pair: pair[1].seconds.serial + pair[1].seconds.bound)

@@ -123,7 +123,8 @@ def test_memory_that_holds_not_even_the_model_is_told_from_memory_that_holds_som
     values = {"model": {"config": SHAPE, "dtype": "float32"}, "objective": {"name": "mpo"}, "mesh": {"memory_gib": gib}}
     with speaking(quiet=False):
         Setup.of(Config.of(values)).say_chunks(batch)
-    err = capsys.readouterr().err
+    idle, _, err = capsys.readouterr().err.partition("\n")
+    assert idle.startswith("align-jax: mesh: data 1 x fsdp 1 x tensor 1 uses 1 of 8 devices, and the others are idle")
     assert said in err and (said or not err) and err.count("at a time") == bool(said)
 
 
