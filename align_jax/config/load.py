@@ -256,6 +256,13 @@ def _cross_check(source: ConfigValues, config: Config) -> None:
         raise source.error(
             "optimizer.name", "muon is for the matrices of layers, and with `lora` their factors are trained; take adamw"
         )
+    decay = getattr(config.optimizer, "weight_decay", 0)
+    if config.lora is not None and decay and not config.lora.modules_to_save and config.optimizer.decayed != "all":
+        raise source.error(
+            "optimizer.weight_decay",
+            f"{decay:g} has no effect with `lora`, whose factors have no weight decay; leave it out, or set "
+            "optimizer.decayed: all",
+        )
     if config.reference.adapter is not None and config.lora is None:
         raise source.error("reference.adapter", f"{config.reference.adapter} is used with `lora` alone; see reference.path")
     if mesh.memory_gib is not None and "auto" not in (model.rows_per_chunk, model.head_chunk):
@@ -427,7 +434,15 @@ def _with_folder(config: Config) -> Config:
 
 
 def _drop_other_options(given: dict[str, Any], options: Mapping[str, Any]) -> None:
-    """Takes out the options of an objective or optimizer that another one, which takes its place, does not have."""
+    """Takes out the options of an objective or optimizer that another one, which takes its place, does not have.
+
+    Where an adapter comes in, also what nobody chose and what is otherwise with one.
+    """
+    if "lora" not in given and any(key.startswith("lora.") for key in options):
+        if "objective" in given and _has_usual_rate(given):
+            del given["optimizer"]["learning_rate"]
+        if given["model"]["param_dtype"] == "float32":
+            del given["model"]["param_dtype"]
     if "objective" in options and "objective" in given and _has_usual_rate(given):
         del given["optimizer"]["learning_rate"]  # nobody chose it
     for section, choice in _schema().choices.items():

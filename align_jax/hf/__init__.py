@@ -1,6 +1,6 @@
 """Hugging Face checkpoints: import into (sharded) device arrays, and export."""
 
-from align_jax.hf.adapter import adapter_config, load_adapter, read_adapter, save_adapter, saved_weights
+from align_jax.hf.adapter import adapter_config, adapter_files, load_adapter, read_adapter, save_adapter, saved_weights
 from align_jax.hf.config import hf_config_from_model, model_config_from_hf, stored_head
 from align_jax.hf.files import ADAPTER, TOKENIZER_FILES, resolve_folder, split_revision
 from align_jax.hf.load import check_weights, load_config, load_generation_config, load_model, load_weights
@@ -9,6 +9,7 @@ from align_jax.hf.save import save_model
 __all__ = [
     "ADAPTER",
     "adapter_config",
+    "adapter_files",
     "load_adapter",
     "read_adapter",
     "save_adapter",

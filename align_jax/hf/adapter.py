@@ -18,17 +18,20 @@ from typing import Any
 import jax
 import numpy as np
 from flax.traverse_util import flatten_dict, unflatten_dict
+from jax.experimental import multihost_utils
+from jax.sharding import NamedSharding, PartitionSpec
 
 from align_jax.errors import UserError
 from align_jax.hf import names
 from align_jax.hf.dtypes import resolve_dtype
-from align_jax.hf.files import ADAPTER, ADAPTER_WEIGHTS, Checkpoint, read_json
+from align_jax.hf.files import ADAPTER, ADAPTER_WEIGHTS, Checkpoint, read_json, split_revision
 from align_jax.hf.folder import check_target, check_tokenizer, save_tokenizer, written_whole
 from align_jax.hf.writer import write_json, write_safetensors
 from align_jax.models import Decoder, ModelConfig, weight_shapes
 from align_jax.models.adapter import MAGNITUDE, TARGETS, A, Adapter, B
 from align_jax.models.adapting import trained_paths
 from align_jax.models.weights import Weight, rows
+from align_jax.parallel.processes import on_first
 
 _PREFIX = "base_model.model."
 _KINDS = {".lora_A.weight": A, ".lora_B.weight": B, ".lora_magnitude_vector": MAGNITUDE}
@@ -74,6 +77,7 @@ def read_adapter(folder: str | os.PathLike, config: ModelConfig) -> Adapter:
     rank = max(max(ranks) for ranks in shape.values())
     alpha = float(values.get("lora_alpha", 8))
     saved = tuple(dict.fromkeys(tensor.weight.name for tensor in found if tensor.weight.stored is not None))
+    _check_whole(checkpoint, config, found, bool(values.get("use_dora")))
     check_saved(config, saved, f"{folder}")
     return Adapter(
         targets=tuple(target for target in TARGETS if target in shape),
@@ -139,20 +143,29 @@ def save_adapter(
     check_tokenizer(tokenizer)
     flat, dtype = flatten_dict(weights), resolve_dtype("float32" if dtype is None else dtype, "dtype")
     listed = list(_written(config))
-    arrays = [np.asarray(_theirs(tensor, flat[tensor.weight.path], config)).astype(dtype) for tensor in listed]
-    check_target(out, sum(array.nbytes for array in arrays))
+    arrays = [np.asarray(_whole(_theirs(tensor, flat[tensor.weight.path], config))).astype(dtype) for tensor in listed]
+    on_first(lambda: check_target(out, sum(array.nbytes for array in arrays)), "export")
     with written_whole(out) if jax.process_index() == 0 else contextlib.nullcontext() as folder:
-        if folder is None:
-            return
-        shapes = [(tensor.name, array.shape) for tensor, array in zip(listed, arrays, strict=True)]
-        write_safetensors(folder / ADAPTER_WEIGHTS, shapes, dtype, arrays)
-        write_json(folder / ADAPTER, adapter_config(config, None if base is None else os.fspath(base)))
-        save_tokenizer(tokenizer, folder)
+        if folder is not None:
+            shapes = [(tensor.name, array.shape) for tensor, array in zip(listed, arrays, strict=True)]
+            write_safetensors(folder / ADAPTER_WEIGHTS, shapes, dtype, arrays)
+            write_json(folder / ADAPTER, adapter_config(config, None if base is None else os.fspath(base)))
+            save_tokenizer(tokenizer, folder)
+    if jax.process_count() > 1:
+        multihost_utils.sync_global_devices(f"align_jax.save_adapter {out}")
+
+
+def _whole(array: jax.Array) -> jax.Array:
+    """All of an array on every process; all must call."""
+    sharding = getattr(array, "sharding", None)
+    if not isinstance(sharding, NamedSharding):
+        return array
+    return jax.jit(lambda x: x, out_shardings=NamedSharding(sharding.mesh, PartitionSpec()))(array)
 
 
 def adapter_config(config: ModelConfig, base: str | None) -> dict[str, Any]:
     """The dict of `adapter_config.json` that PEFT reads."""
-    adapter = config.lora
+    adapter, (name, revision) = config.lora, (None, None) if base is None else split_revision(base)
     layers, everywhere = range(config.layers), True
     ranks, alphas, full = {}, {}, []
     for target in adapter.targets:
@@ -168,7 +181,8 @@ def adapter_config(config: ModelConfig, base: str | None) -> dict[str, Any]:
     return {
         "peft_type": "LORA",
         "task_type": "SEQ_CLS" if config.head == "score" else "CAUSAL_LM",
-        "base_model_name_or_path": base,
+        "base_model_name_or_path": name,
+        "revision": revision,
         "r": adapter.rank,
         "lora_alpha": _number(adapter.alpha),
         "lora_dropout": adapter.dropout,
@@ -212,6 +226,15 @@ def check_saved(config: ModelConfig, saved: tuple[str, ...], key: str) -> None:
         )
     if both := [name for name in saved if name.removeprefix("layers.") in TARGETS]:
         raise UserError(f"{key}: {both[0]} has low-rank factors; it is not trained whole, too")
+
+
+def adapter_files(folder: str | os.PathLike) -> list[Path]:
+    """The files that say what an adapter is: its config and its weights.
+
+    Raises:
+      UserError: there is none.
+    """
+    return [_folder(folder) / name for name in (ADAPTER, ADAPTER_WEIGHTS)]
 
 
 def _folder(given: str | os.PathLike) -> Path:
@@ -264,6 +287,25 @@ def _tensors(checkpoint: Checkpoint, base: ModelConfig) -> Iterator[_Found]:
                 f"tensor {name!r} in {checkpoint.file(name)} belongs to nothing that has an adapter here (attention's and the "
                 "MLP's projections, and whole modules): is it for another model, or for embeddings?"
             )
+
+
+def _check_whole(checkpoint: Checkpoint, config: ModelConfig, found: list[_Found], dora: bool) -> None:
+    """UserError for a weight that is there for some layers only, and for magnitudes that lack or are too many."""
+    modules: dict[str, set] = {A: set(), B: set(), MAGNITUDE: set()}
+    layers: dict[str, set] = {}
+    for tensor in found:
+        target, _, kind = tensor.weight.path[-1].partition("_")
+        if tensor.weight.stored is None:
+            modules[kind].add((target, tensor.layer))
+        elif tensor.layer is not None:
+            layers.setdefault(tensor.weight.name, set()).add(tensor.layer)
+    for name, there in layers.items():
+        if missing := sorted(set(range(config.layers)) - there):
+            raise UserError(f"{checkpoint.folder}: {name} is saved whole, but not that of layer {missing[0]}; save all layers")
+    if odd := sorted(modules[MAGNITUDE] ^ (modules[A] if dora else set())):
+        module = _module(config, *odd[0])
+        has = "has no magnitude, though use_dora is true" if dora else "has a magnitude, though use_dora is not true"
+        raise UserError(f"{checkpoint.folder}: {module} {has}")
 
 
 def _ranks(checkpoint: Checkpoint, config: ModelConfig, found: list[_Found]) -> dict[str, tuple[int, ...]]:

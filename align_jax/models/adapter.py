@@ -39,6 +39,14 @@ class Adapter:
     layer_ranks: tuple[tuple[str, tuple[int, ...]], ...] = ()
     layer_alphas: tuple[tuple[str, tuple[float, ...]], ...] = ()
 
+    def __post_init__(self):
+        ours = tuple(name.removesuffix("_proj") for name in self.targets)
+        object.__setattr__(self, "targets", tuple(name for name in TARGETS if name in ours))
+        if unknown := [name for name in ours if name not in TARGETS]:
+            raise ValueError(f"an adapter's target is {unknown[0]!r}; known: {', '.join(TARGETS)}")
+        if not self.targets or self.rank < 1 or not 0 <= self.dropout < 1 or self.init not in ("default", "gaussian"):
+            raise ValueError(f"an adapter needs targets, a rank of at least 1, a dropout below 1 and a known init: {self}")
+
     def ranks(self, target: str, layers: int) -> tuple[int, ...]:
         """The rank of a target in each layer."""
         return dict(self.layer_ranks).get(target, (self.rank,) * layers)

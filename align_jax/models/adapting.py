@@ -28,6 +28,9 @@ def trained_paths(config: ModelConfig) -> set[Path] | None:
     """What training changes: the adapter and what is saved whole beside it; None: everything, without an adapter."""
     if config.lora is None:
         return None
+    names = {weight.name for weight in rows(config)}
+    if unknown := [name for name in config.lora.saved if name not in names]:
+        raise ValueError(f"the adapter saves {unknown[0]!r} whole, which the model has not; it has {', '.join(sorted(names))}")
     return {weight.path for weight in rows(config) if weight.stored is None or weight.name in config.lora.saved}
 
 
@@ -94,17 +97,21 @@ def merged(config: ModelConfig, weights: dict) -> tuple[ModelConfig, dict]:
     Products and sums are float32, and each weight is rounded to its type once.
 
     Returns:
-      The config of the model alone, and its weights.
+      The config of the model alone, and its weights; those of few bits are float32 now.
     """
     if config.lora is None:
         return config, weights
     flat, scales = flatten_dict(weights), stacked_scales(config.lora, config.layers)
     own = {weight.path for weight in adapter_rows(config)}
-    result = {path: value for path, value in flat.items() if path not in own}
+    result = {path: _numbers(value) for path, value in flat.items() if path not in own}
     for name in config.lora.targets:
         parts = [flat.get(("layers", f"{name}_{kind}")) for kind in (A, B, MAGNITUDE)]
         result["layers", name] = _merge(name, result["layers", name], *parts, scales[f"{name}_{SCALE}"])
-    return config.base, unflatten_dict(result)
+    return config.plain, unflatten_dict(result)
+
+
+def _numbers(weight: jax.Array | Quantized) -> jax.Array:
+    return weight.astype(jnp.float32) if isinstance(weight, Quantized) else weight
 
 
 @partial(jax.jit, static_argnums=0)
@@ -115,7 +122,7 @@ def _merge(name: str, weight: jax.Array, a: jax.Array, b: jax.Array, magnitude: 
         if m is not None:
             norm = jnp.sqrt(jnp.sum(jnp.square(whole), axis=range(TARGETS[name])))
             whole = jnp.where(s > 0, m / norm, 1.0) * whole
-        return whole.astype(jnp.float32 if isinstance(w, Quantized) else w.dtype)
+        return whole.astype(w.dtype)
 
     return jax.lax.map(one, (weight, a, b, magnitude, scale))
 

@@ -37,10 +37,11 @@ def adapted(y: jax.Array, x: jax.Array, w: dict, name: str, dropout: float = 0.0
     low = linear(linear(seen, a, axes) * scale.astype(x.dtype), b)
     if f"{name}_{MAGNITUDE}" not in w:
         return y + low
-    gain = _gain(w, name).astype(y.dtype)
+    # In float32: a gain of 1.003 would be 1 in bfloat16.
+    gain, y32, low = _gain(w, name), y.astype(jnp.float32), low.astype(jnp.float32)
     if seen is x:
-        return gain * (y + low)
-    return y + (gain - 1) * linear(seen, w[name], axes) + gain * low
+        return (gain * (y32 + low)).astype(y.dtype)
+    return (y32 + (gain - 1) * linear(seen, w[name], axes).astype(jnp.float32) + gain * low).astype(y.dtype)
 
 
 def _gain(w: dict, name: str) -> jax.Array:

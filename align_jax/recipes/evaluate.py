@@ -21,7 +21,7 @@ from align_jax.recipes.evaluated import EvaluationJob, Result, columns_of, evalu
 from align_jax.recipes.evaluation import eval_sets, judge_of
 from align_jax.recipes.say import say, speaking, watching
 from align_jax.recipes.setup import Setup
-from align_jax.recipes.source import ModelSource, TrainedModel, check_same_shape, model_at, trained_model
+from align_jax.recipes.source import ModelSource, TrainedModel, as_program, model_at, trained_model
 
 REQUIRED = JOBS["evaluate"].requires
 
@@ -179,8 +179,7 @@ def models_of(setup: Setup) -> dict[str, ModelSource]:
 
 def _model(setup: Setup, name: str, path: str) -> ModelSource:
     source = model_at(path, setup.source.shape.head, f"evaluate.models: {name}")
-    check_same_shape(source, setup.source)
-    return source
+    return as_program(source, setup.source)
 
 
 def say_leaks(config: Config, models: dict[str, ModelSource]) -> None:

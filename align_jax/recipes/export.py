@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import dataclasses
 import os
 from pathlib import Path
 from typing import Any, Literal
@@ -127,8 +126,7 @@ def _whole(source: TrainedModel, weights: dict, mesh: Mesh | None) -> tuple[Mode
             f"merged into the weights as {source.shape.quantize} has them, over which the adapter was trained; "
             f"align_jax.load_model({source.run.config.model.at!r}, adapter=...) takes them as they were"
         )
-        config, whole = merged(source.shape, weights)
-        return dataclasses.replace(config, quantize=None), whole
+        return merged(source.shape, weights)
     trained = trained_paths(source.shape)
     own = {path: value for path, value in flatten_dict(weights).items() if path in trained}
     exact, _ = source.under.load(mesh, "float32")

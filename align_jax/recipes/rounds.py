@@ -38,7 +38,7 @@ from align_jax.recipes.round_job import EVAL_PROMPTS, LINES, Job, read_rows, wri
 from align_jax.recipes.round_steps import steps_of
 from align_jax.recipes.say import say, say_plainly, speaking
 from align_jax.recipes.setup import Setup, on_its_day
-from align_jax.recipes.source import model_at
+from align_jax.recipes.source import model_at, starting_model
 from align_jax.recipes.summary import rounds_table, with_interval
 from align_jax.recipes.train import REQUIRED
 from align_jax.terminal import plural
@@ -135,6 +135,8 @@ def _prepare(config: Config, stop: StopSignal) -> Job:
         if (given := getattr(config.rounds, key)) is not None:
             model_at(given, "score", f"rounds.{key}")
     prompts, held_out = (_read_prompts(config, which) for which in ("train", "eval"))
+    if config.lora is not None and starting_model(config).shape.fused:  # before hours of sampling
+        raise UserError("lora: a round hands its adapter on in PEFT's format, which is not written for this model (Phi)")
     rounds = config.rounds
     for key, wanted, there, where in (
         ("prompts_per_round", rounds.prompts_per_round, len(prompts), config.data.train),

@@ -79,7 +79,8 @@ class Setup:
             trains = config.objective is not None and config.data is not None and config.data.train is not None
             config = with_mesh(config, source.shape, _use_of(source) if trains else None)
         mesh = make_mesh(*config.mesh_sizes(jax.device_count()), sequence=config.mesh.sequence)
-        if line := idle(mesh, jax.device_count()):
+        # Devices of a CPU share its cores: idle ones cost nothing.
+        if (line := idle(mesh, jax.device_count())) and jax.default_backend() != "cpu":
             say_once(line)
         return cls(config, mesh, source)
 

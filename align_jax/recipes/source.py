@@ -9,6 +9,7 @@ Policy, reference, reward model, the models of an evaluation and what is exporte
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import functools
 import os
@@ -137,7 +138,10 @@ class StoredModel(ModelSource):
         fresh = () if self.stored.head == self.shape.head else _HEADS
         stored = dataclasses.replace(self.stored, quantize=self.shape.quantize)
         where = None if mesh is None else weight_shardings(stored, mesh)
-        weights = hf.load_weights(self.folder, stored, where, dtype, skip=fresh)
+        # What few bits say is made by the kind of device that trained over it: another may divide otherwise in the last digit.
+        host = jax.default_device(jax.local_devices(backend="cpu")[0]) if mesh is None and stored.quantize is None else None
+        with host or contextlib.nullcontext():
+            weights = hf.load_weights(self.folder, stored, where, dtype, skip=fresh)
         if fresh:
             weights[self.shape.head] = _drawn(self, mesh, dtype, self.shape.head)(jax.random.key(self.seed))
         return weights, None
@@ -180,7 +184,7 @@ class AdaptedModel(ModelSource):
         under = self.under.fingerprint()
         if self.folder is None:
             return under
-        return [under, fingerprint_files(Path(self.folder).expanduser().glob("*.safetensors"))]
+        return [under, fingerprint_files(hf.adapter_files(self.folder))]
 
     def describe(self) -> str:
         return self.under.describe() + ("" if self.folder is None else f" with {self.folder}")
@@ -331,19 +335,55 @@ def reference_model(config: Config, start: ModelSource) -> ModelSource:
     if config.reference.path is None:
         return start
     source = model_at(config.reference.path, start.shape.head, "reference.path")
+    return as_program(source, start)
+
+
+def as_program(source: ModelSource, start: ModelSource) -> ModelSource:
+    """A model whose weights the program of the starting model takes: with the same adapter and as many bits, if any.
+
+    An adapter that the starting model lacks, or has in another shape, is merged into the weights.
+
+    Raises:
+      UserError: another shape beneath.
+    """
+    if isinstance(source, StoredModel):
+        source = dataclasses.replace(source, shape=dataclasses.replace(source.shape, quantize=start.shape.quantize))
     check_same_shape(source, start)
     return _of_same_program(source, start)
 
 
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class MergedModel(ModelSource):
+    """A model whose adapter is merged into its weights."""
+
+    under: ModelSource
+
+    @property
+    def generation_config(self) -> dict[str, Any] | None:
+        return self.under.generation_config
+
+    def load(self, mesh: Mesh | None, dtype: str) -> tuple[dict, int | None]:
+        weights, step = self.under.load(mesh, dtype)
+        return merged(self.under.shape, weights)[1], step
+
+    def fingerprint(self) -> Any:
+        return ["merged", self.under.fingerprint()]
+
+    def describe(self) -> str:
+        return self.under.describe()
+
+
 def _of_same_program(source: ModelSource, start: ModelSource) -> ModelSource:
-    if start.shape.lora is None or source.shape == start.shape:
+    if _program(source.shape) == _program(start.shape):
         return source
     if source.shape.lora is not None and source.shape.quantize is not None:
         raise UserError(
-            f"reference: {source.describe()} has an adapter of another shape than the one that is trained, which would have to "
+            f"{source.key}: {source.describe()} has an adapter of another shape than the trained one, which would have to "
             f"be merged into weights of model.quantize: {source.shape.quantize}; give one of the same shape, or leave that out"
         )
     common = {name: getattr(source, name) for name in ("tokenizer_at", "key", "chat_template", "hf_config")}
+    if start.shape.lora is None:
+        return MergedModel(shape=source.shape.plain, under=source, **common) if source.shape.lora is not None else source
     return AdaptedModel(shape=start.shape, under=source, **common)
 
 
@@ -356,9 +396,15 @@ def for_length(source: ModelSource, longest: int) -> ModelSource:
     return dataclasses.replace(source, shape=dataclasses.replace(source.shape, rope_length=length))
 
 
+def _program(shape: ModelConfig) -> ModelConfig:
+    """The shape without what changes no program of given weights."""
+    lora = shape.lora and dataclasses.replace(shape.lora, init="default", dropout=0.0)
+    return dataclasses.replace(shape, lora=lora, rope_length=None)
+
+
 def check_same_shape(source: ModelSource, start: ModelSource) -> None:
     """UserError where a model cannot take the place of the starting model."""
-    alike = lambda shape: dataclasses.replace(shape.base, rope_length=None)  # noqa: E731
+    alike = lambda shape: dataclasses.replace(shape.plain, rope_length=None)  # noqa: E731
     if alike(source.shape) != alike(start.shape):
         raise UserError(
             f"{source.key}: {source.describe()} has another shape than the starting model: {source.shape} != {start.shape}"

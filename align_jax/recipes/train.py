@@ -204,7 +204,9 @@ class Training:
           UserError: an adapter is trained, and the reference has another model beneath, which would be a second one in memory.
         """
         setup = self.setup
-        if setup.source.shape.lora is not None and getattr(setup.reference, "under", None) != setup.source.under:
+        under, own = getattr(setup.reference, "under", None), getattr(setup.source, "under", None)
+        same = under is own or (under is not None and under.shape == own.shape and under.fingerprint() == own.fingerprint())
+        if setup.source.shape.lora is not None and not same:
             raise UserError(
                 "reference.live: with `lora`, policy and reference share the model beneath, and "
                 f"{setup.reference.describe()} has another one; leave reference.live out, or reference.path"
@@ -224,7 +226,8 @@ class Training:
         where = self.where if self.live_moves else dataclasses.replace(self.where, reference={})
         abstract = jax.tree.map(lambda s, w: jax.ShapeDtypeStruct(s.shape, s.dtype, sharding=w), shapes, where)
         trained = trained_paths(shape)
-        frozen = {} if trained is None else split(self.setup.weights(), trained)[1]
+        weights = None if trained is None else self.setup.weights()
+        frozen = {} if weights is None else split(weights, trained)[1]
         found = restore_state(checkpoints, abstract, frozen)
         if found is None:
             return None
@@ -232,7 +235,8 @@ class Training:
         if extra.get("rows", self.dataset.fingerprint) != self.dataset.fingerprint:
             raise UserError(_other_rows(self.setup.folder, self.dataset.path))
         if self.setup.live is not None and not self.live_moves:
-            own = self.setup.load(self.setup.reference)[0]
+            start = self.setup.reference is self.setup.source and weights is not None
+            own = weights if start else self.setup.load(self.setup.reference)[0] if trained is None else self.live_reference()
             state = dataclasses.replace(state, reference=split(own, trained)[0])
         self.loader.restore(extra["data"], extra.get("shapes"))
         say(f"resumed from the checkpoint of step {int(state.step)}")

@@ -88,14 +88,16 @@ def train_step(
 def dropout_keys(config: ModelConfig, seed: int, step: jax.Array) -> Callable[[dict, GroupBatch], dict]:
     """(weights, microbatch) -> weights with the keys of this step's dropout; as they are where there is none.
 
-    The key of a microbatch is that of the rows in it, so that it does not depend on how the step is cut.
+    The key of a microbatch is that of the rows in it. Masks depend on how rows are packed and cut: chunks of
+    `model.rows_per_chunk` share them.
     """
     if config.lora is None or not config.lora.dropout:
         return lambda weights, micro: weights
     key = jax.random.fold_in(jax.random.fold_in(jax.random.key(seed), 0x10A), step)
 
     def with_keys(weights, micro):
-        own = jax.random.fold_in(key, jnp.sum(micro.rows, dtype=jnp.uint32))
+        rows = (micro.rows.astype(jnp.uint32) + 1) * jnp.uint32(2654435761)  # scattered, so that other rows have other sums
+        own = jax.random.fold_in(key, jnp.sum(rows ^ (rows >> 15), dtype=jnp.uint32))
         keys = jax.random.key_data(jax.random.split(own, config.layers))
         return {**weights, "layers": {**weights["layers"], KEY: keys}}
 

@@ -141,3 +141,26 @@ def test_from_python_a_fresh_adapter_is_written_read_and_merged(base, tmp_path):
     assert np.abs(np.asarray(moved(TOKENS)) - plain).max() > 1e-3
     with pytest.raises(UserError, match="less than they were"):
         align_jax.save_model(hf.load_model(base, quantize="int8"), tmp_path / "few")
+
+
+def cut(folder, drop):
+    """The adapter without the tensors whose names have `drop` in them."""
+    from safetensors.numpy import load_file, save_file
+
+    file = folder / "adapter_model.safetensors"
+    save_file({name: value for name, value in load_file(file).items() if drop not in name}, file, {"format": "pt"})
+
+
+@pytest.mark.parametrize(
+    ("kind", "drop", "message"),
+    [
+        ("saved", "layers.0.input_layernorm", "layers.attn_norm is saved whole, but not that of layer 0"),
+        ("dora", "layers.1.self_attn.q_proj.lora_magnitude", "layers.1.self_attn.q_proj has no magnitude"),
+        ("lora", "layers.1.self_attn.q_proj.lora_B", "factor A of rank 4 and a factor B of rank 0"),
+    ],
+)
+def test_an_adapter_that_lacks_a_tensor_is_refused(kind, drop, message, base, tmp_path):
+    theirs(base, tmp_path / "a", **KINDS[kind])
+    cut(tmp_path / "a", drop)
+    with pytest.raises(UserError, match=message):
+        hf.load_model(base, adapter=tmp_path / "a")

@@ -97,3 +97,21 @@ def test_only_the_adapter_and_what_is_saved_is_trained():
     assert weights["layers"]["q_lora_b"].shape == (2, 2, 4, 4) and not np.any(weights["layers"]["q_lora_b"])
     assert np.any(weights["layers"]["q_lora_a"])
     assert trained_paths(CONFIG) is None
+
+
+def test_a_gain_below_the_digits_of_bfloat16_counts():
+    a, b = jnp.zeros((4, 2), jnp.bfloat16), jnp.zeros((2, 4), jnp.bfloat16)
+    w = {"q": jnp.eye(4, dtype=jnp.bfloat16), "q_lora_a": a, "q_lora_b": b}
+    w |= {"q_lora_scale": jnp.float32(1), "q_lora_magnitude": jnp.full(4, 1.003)}
+    x = jnp.full((1, 4), 255, jnp.bfloat16)  # the next number above is 256
+    assert adapted(linear(x, w["q"]), x, w, "q").tolist() == [[256.0] * 4]
+
+
+@pytest.mark.parametrize(
+    "bad",
+    [{"targets": ("w_proj",)}, {"targets": ()}, {"dropout": 1.0}, {"init": "guassian"}, {"rank": 0}],
+)
+def test_an_adapter_that_cannot_be_is_refused(bad):
+    with pytest.raises(ValueError, match="an adapter"):
+        Adapter(**bad)
+    assert Adapter(targets=("v_proj", "q")).targets == ("q", "v")

@@ -164,9 +164,25 @@ def test_a_reward_model_trains_its_score_whole(world):
     assert (world / "reward-whole" / "model.safetensors").exists()
 
 
+def test_runs_with_adapters_of_different_shapes_share_a_table(world, trained):
+    train(world, "wide", "--lora.rank", 3, "--train.steps", 1)
+    config = {"evaluate": {"samples": 0, "resamples": 0, "plots": False}, "data": {"eval": str(world / "rows.jsonl")}}
+    runs = {name: str(world / name) for name in ("run", "wide", "base")}
+    values = yaml.safe_load((world / "config.yaml").read_text())
+    values["data"] |= config["data"]
+    values |= {"evaluate": config["evaluate"] | {"models": runs}, "run": {"dir": str(world / "table"), "seed": 1}}
+    found = {(row["model"], row["metric"]): row["value"] for row in align_jax.evaluate(align_jax.Config.of(values))}
+    del values["lora"]
+    plain = {(row["model"], row["metric"]): row["value"] for row in align_jax.evaluate(align_jax.Config.of(values))}
+    margins = {name: found[name, "rewards/margins"] for name in runs}
+    assert margins["run"] > margins["wide"] > margins["base"] == 0
+    assert plain["run", "rewards/margins"] == pytest.approx(margins["run"], rel=1e-3)
+
+
 @pytest.mark.parametrize(
     ("more", "message"),
     [
+        (("--optimizer.weight_decay", "0.1"), "optimizer.weight_decay: 0.1 has no effect with `lora`"),
         (("--lora.targets", "[q_proj,embed_tokens]"), "lora.targets: 'embed_tokens'"),
         (("--lora.modules_to_save", "[lm_tail]"), "no module 'lm_tail'"),
         (("--lora.path", "nowhere", "--lora.rank", "null", "--lora.alpha", "null"), "lora.path: nowhere: no adapter there"),

@@ -110,6 +110,17 @@ def test_a_job_says_once_why_it_is_slower(gpu, capsys):
     assert capsys.readouterr().err == ""
 
 
+def test_idle_devices_are_told_but_not_those_of_a_cpu(monkeypatch, capsys):
+    config = Config.of({"model": {"config": SHAPE, "dtype": "float32"}, "objective": {"name": "mpo"}})
+    with speaking(quiet=False):
+        Setup.of(config)
+        assert capsys.readouterr().err == ""
+        monkeypatch.setattr("jax.default_backend", lambda: "tpu")
+        Setup.of(config)
+    said = "align-jax: mesh: data 1 x fsdp 1 x tensor 1 uses 1 of 8 devices, and the others are idle"
+    assert capsys.readouterr().err.startswith(said)
+
+
 @pytest.mark.parametrize(
     "gib, said",
     [
@@ -123,8 +134,7 @@ def test_memory_that_holds_not_even_the_model_is_told_from_memory_that_holds_som
     values = {"model": {"config": SHAPE, "dtype": "float32"}, "objective": {"name": "mpo"}, "mesh": {"memory_gib": gib}}
     with speaking(quiet=False):
         Setup.of(Config.of(values)).say_chunks(batch)
-    idle, _, err = capsys.readouterr().err.partition("\n")
-    assert idle.startswith("align-jax: mesh: data 1 x fsdp 1 x tensor 1 uses 1 of 8 devices, and the others are idle")
+    err = capsys.readouterr().err
     assert said in err and (said or not err) and err.count("at a time") == bool(said)
 
 
