@@ -165,5 +165,5 @@ def test_the_best_of_those_compiled_is_taken_and_the_rest_are_shown(monkeypatch,
         ("none", 4, True),
     ]
     monkeypatch.setattr(AutoMesh, "_compiled", lambda *_: None)
-    with pytest.raises(UserError, match="none of the 2 best meshes fits when compiled; raise --candidates"):
+    with pytest.raises(UserError, match="none of the 3 best meshes fits when compiled; raise --candidates"):
         AutoMesh(source, devices, CompileRequest("v5p:2x2x1")).chosen(config(tmp_path))

@@ -29,6 +29,8 @@ class Watched:
             real = under(setup, weights)
 
             class Scorer:
+                mesh = real.mesh
+
                 @staticmethod
                 def batch(batch):
                     self.batches += 1
