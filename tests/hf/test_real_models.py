@@ -14,6 +14,14 @@ _MODELS = {"ALIGN_JAX_SMOLLM2": "SmolLM2-135M-Instruct", "ALIGN_JAX_GEMMA3": "Ge
 _PROMPTS = ("Name three colours.", "Why do people disagree about taxes? Answer in one sentence.")
 
 
+def _ids(tokenizer, text: str) -> list[int]:
+    """The tokens of a question; a converted tokenizer may have lost its chat template."""
+    if tokenizer.chat_template is None:
+        return tokenizer(text)["input_ids"]
+    chat = [{"role": "user", "content": text}]
+    return tokenizer.apply_chat_template(chat, add_generation_prompt=True, return_dict=True)["input_ids"]
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("variable", _MODELS)
 def test_greedy_text_equals_transformers(variable):
@@ -24,8 +32,7 @@ def test_greedy_text_equals_transformers(variable):
 
     folder = os.environ[variable]
     tokenizer = transformers.AutoTokenizer.from_pretrained(folder)
-    chats = [[{"role": "user", "content": text}] for text in _PROMPTS]
-    prompts = [tokenizer.apply_chat_template(chat, add_generation_prompt=True, return_dict=True)["input_ids"] for chat in chats]
+    prompts = [_ids(tokenizer, text) for text in _PROMPTS]
     model, sampling = load_model(folder, dtype="float32"), Sampling(temperature=0)
     ours = generate(model, prompts, max_new_tokens=24, sampling=sampling, eos_ids=[])
     theirs = transformers.AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, attn_implementation="eager").eval()
