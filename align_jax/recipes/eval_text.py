@@ -30,7 +30,7 @@ class EvalText:
         text/loss       = - log pi(tokens) / tokens,  nats per token; text/perplexity = exp(text/loss)
         text/forgotten  = (log pi_ref(tokens) - log pi(tokens)) / tokens
         """
-        batches = watched("evaluating texts", self.loader.eval_batches(), len(self.pieces))
+        batches = watched("evaluating texts", self.loader.eval_batches(), len(self.pieces), self.setup.mesh)
         found = collect(self.setup.under(params).batch, batches)
         logps, reference = found.logps[:, 0], found.labels["ref_logps"][:, 0]
         tokens = found.lengths[:, 0]
