@@ -83,7 +83,8 @@ def test_host_memory_holds_one_tensor_at_a_time(sharded, mesh, monkeypatch):
 def test_compilations_do_not_grow_with_depth(tmp_path, caplog):
     counts = []
     for layers in (3, 7):
-        folder = models.save(models.torch_model("llama2", num_hidden_layers=layers), tmp_path / str(layers))
+        own = {"hidden_size": 40, "intermediate_size": 56, "vocab_size": 70}  # a shape whose programs no other test has made
+        folder = models.save(models.torch_model("llama2", num_hidden_layers=layers, **own), tmp_path / str(layers))
         config, _ = load_config(folder)
         caplog.clear()
         with jax.log_compiles(True):
