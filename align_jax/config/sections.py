@@ -45,7 +45,7 @@ class ModelSection:
       dtype: type of activations.
       param_dtype: type of the trained parameters; bfloat16 takes less memory, and is rounded at random after an update, since
         to the nearest most updates would be lost.
-      quantize: keep the projections of all layers in few bits, int8 (0.6% off), int4 or nf4 (10% and 9%), with `lora` alone:
+      quantize: keep the projections of all layers in few bits, int8 (0.6% off), int4 or nf4 (11% and 9%), with `lora` alone:
         they are not trained. The reference is the same model.
       attention: xla, pallas (TPU, also packed rows), splash (TPU), cudnn (GPU), or triton (GPU, also packed rows; it has never
         run on a card, and `auto` leaves it out); auto is what suits the devices and `data.pack`, or xla where that cannot

@@ -1,4 +1,7 @@
-"""Shapes of well-known models by name, so that a step can be planned where nothing can be downloaded."""
+"""Shapes of well-known models by name, so that a step can be planned where nothing can be downloaded.
+
+Those of Qwen and Gemma are written from memory, and were not compared with the published `config.json`.
+"""
 
 from __future__ import annotations
 
