@@ -193,10 +193,11 @@ class GDPO(Objective):
         if self.preference == "mpo":
             scores = jnp.broadcast_to(jnp.asarray(batch.labels["text_scores"])[:, None], texts.shape)
             values = losses.mpo_loss(texts, ref.texts, scores, parts.text_mask, beta=self.beta, alpha=self.alpha)
-            metrics = set_metrics(flat(texts), flat(rewards), flat(scores), flat(parts.text_mask))
+            metrics = set_metrics(flat(texts), flat(rewards), flat(scores), flat(parts.text_mask), self.beta)
             metrics |= set_signatures(moved, lengths, flat(scores), flat(parts.text_mask), self.beta)
         else:
-            metrics = pair_metrics(flat(texts), flat(rewards), there) | pair_drift(moved, lengths, there)
+            metrics = pair_metrics(flat(texts), flat(rewards), flat(self.beta * texts), there)
+            metrics |= pair_drift(moved, lengths, there)
             if self.preference == "dpo":
                 pair = [x[:, :, i] for x in (texts, ref.texts) for i in (0, 1)]
                 values = losses.dpo_loss(*pair, beta=self.beta)

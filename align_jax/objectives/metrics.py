@@ -9,23 +9,23 @@ from align_jax import losses
 from align_jax.objectives.base import Metrics, weighted
 
 
-def set_metrics(logps: jax.Array, rewards: jax.Array, scores: jax.Array, mask: jax.Array) -> Metrics:
+def set_metrics(logps: jax.Array, rewards: jax.Array, scores: jax.Array, mask: jax.Array, beta: float) -> Metrics:
     """Rewards and log-probs of the accepted (`S_i > mean`) and the rejected responses of each group, TRL's names.
 
     Args:
       logps, rewards: float32 `[G, K]`, log-probs and implicit rewards `beta * r`.
-      scores: `[G, K]`. mask: bool `[G, K]`.
+      scores: `[G, K]`. mask: bool `[G, K]`. beta: the rewards' scale.
     """
     accepted, rejected, contrast = losses.partition(scores, mask)
     clean = jnp.where(mask, logps, 0.0)
     return {
-        **reward_metrics(rewards, scores, mask, logps),
+        **reward_metrics(rewards, scores, mask, beta * logps),
         "logps/chosen": weighted(_masked_mean(clean, accepted & contrast[:, None]), contrast),
         "logps/rejected": weighted(_masked_mean(clean, rejected & contrast[:, None]), contrast),
     }
 
 
-def reward_metrics(rewards: jax.Array, scores: jax.Array, mask: jax.Array, logps: jax.Array) -> Metrics:
+def reward_metrics(rewards: jax.Array, scores: jax.Array, mask: jax.Array, sizes: jax.Array) -> Metrics:
     """Rewards of the accepted (`S_i > mean`) and the rejected responses of each group, TRL's names.
 
     `rewards/accuracies` is over all accepted-rejected pairs: the fraction whose accepted response has the larger reward,
@@ -34,15 +34,15 @@ def reward_metrics(rewards: jax.Array, scores: jax.Array, mask: jax.Array, logps
     Args:
       rewards: float32 `[G, K]`.
       scores: `[G, K]`. mask: bool `[G, K]`.
-      logps: what the rewards were computed from, `[G, K]`: how much they round, see `wins`.
+      sizes: what the rewards are a difference of, `[G, K]`: how much they round, see `wins`.
     """
     accepted, rejected, contrast = losses.partition(scores, mask)
     accepted, rejected = accepted & contrast[:, None], rejected & contrast[:, None]
-    clean_rewards, clean_logps = jnp.where(mask, rewards, 0.0), jnp.where(mask, logps, 0.0)
+    clean, clean_sizes = jnp.where(mask, rewards, 0.0), jnp.where(mask, sizes, 0.0)
     pairs = accepted[:, :, None] & rejected[:, None, :]
-    right = wins(clean_rewards[:, :, None], clean_rewards[:, None, :], clean_logps[:, :, None], clean_logps[:, None, :])
-    chosen = _masked_mean(clean_rewards, accepted)
-    lost = _masked_mean(clean_rewards, rejected)
+    right = wins(clean[:, :, None], clean[:, None, :], clean_sizes[:, :, None], clean_sizes[:, None, :])
+    chosen = _masked_mean(clean, accepted)
+    lost = _masked_mean(clean, rejected)
     return {
         "rewards/chosen": weighted(chosen, contrast),
         "rewards/rejected": weighted(lost, contrast),
@@ -51,27 +51,31 @@ def reward_metrics(rewards: jax.Array, scores: jax.Array, mask: jax.Array, logps
     }
 
 
-def wins(reward: jax.Array, other: jax.Array, logp: jax.Array, other_logp: jax.Array) -> jax.Array:
+def wins(reward: jax.Array, other: jax.Array, size: jax.Array, other_size: jax.Array) -> jax.Array:
     """1 where a reward is above another, 0 where it is below, 1/2 where they differ by no more than rounding.
 
     At the first step policy and reference agree, and every difference of rewards is rounding of the log-probs: without the
     tie the accuracy would be noise that changes with the devices.
+
+    Args:
+      reward, other: of any shape. size, other_size: what each is a small difference of, in its unit: `beta * log pi(y|x)` for
+        `beta * log-ratio`.
     """
-    rounding = 2e-7 * (jnp.abs(logp) + jnp.abs(other_logp))
+    rounding = 2e-7 * (jnp.abs(size) + jnp.abs(other_size))
     return jnp.where(jnp.abs(reward - other) <= rounding, 0.5, (reward > other).astype(jnp.float32))
 
 
-def pair_metrics(logps: jax.Array, rewards: jax.Array, exists: jax.Array) -> Metrics:
+def pair_metrics(logps: jax.Array, rewards: jax.Array, sizes: jax.Array, exists: jax.Array) -> Metrics:
     """Rewards of the chosen (slot 0) and the rejected (slot 1) response of each pair, TRL's names.
 
     Args:
-      logps, rewards: float32 `[G, 2]`. exists: bool `[G]`, False for a padding group.
+      logps, rewards: float32 `[G, 2]`. sizes: `[G, 2]`, see `wins`. exists: bool `[G]`, False for a padding group.
     """
     return {
         "rewards/chosen": weighted(rewards[:, 0], exists),
         "rewards/rejected": weighted(rewards[:, 1], exists),
         "rewards/margins": weighted(rewards[:, 0] - rewards[:, 1], exists),
-        "rewards/accuracies": weighted(wins(rewards[:, 0], rewards[:, 1], logps[:, 0], logps[:, 1]), exists),
+        "rewards/accuracies": weighted(wins(rewards[:, 0], rewards[:, 1], sizes[:, 0], sizes[:, 1]), exists),
         "logps/chosen": weighted(logps[:, 0], exists),
         "logps/rejected": weighted(logps[:, 1], exists),
     }

@@ -49,7 +49,7 @@ class Pairwise(Objective):
         return {
             "loss": weighted(values, exists),
             **metrics,
-            **pair_metrics(logps, self.rewards(logps, ref, lengths), exists),
+            **pair_metrics(logps, self.rewards(logps, ref, lengths), self.rewards(logps, jnp.zeros_like(ref), lengths), exists),
             **(pair_drift(logps - ref, lengths, exists) if self.needs_reference else {}),
             **(cancelled_pairs(logps, lengths, self.pull(*inputs), exists) if self.of_margin else {}),
         }
@@ -200,4 +200,4 @@ class SimPO(Objective):
         means = per_token(logps, batch)
         options = {"beta": self.beta, "gamma": self.gamma, "label_smoothing": self.label_smoothing}
         values = losses.simpo_loss(means[:, 0], means[:, 1], **options)
-        return {"loss": weighted(values, exists), **pair_metrics(logps, self.beta * means, exists)}
+        return {"loss": weighted(values, exists), **pair_metrics(logps, self.beta * means, self.beta * means, exists)}

@@ -42,7 +42,7 @@ class SetObjective(Objective):
         exists = jnp.any(mask, axis=-1)
         scores = jnp.asarray(batch.scores)
         contrast = self.contrast(scores, mask)
-        metrics = set_metrics(logps, self.beta * (logps - ref), scores, mask)
+        metrics = set_metrics(logps, self.beta * (logps - ref), scores, mask, self.beta)
         values, counted = self.loss(logps, ref, scores, mask), self.counted(exists, contrast)
         return {
             "loss": weighted(values, counted),

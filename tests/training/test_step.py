@@ -98,6 +98,25 @@ def test_accumulation_gives_the_same_update():
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("accumulation", [1, 2])
+def test_an_update_is_by_the_gradient_of_the_mean_loss(accumulation):
+    items, scorer, objective = make_items(6, 4, scores=scores), Scorer(CONFIG, dtype="float32"), MPO(beta=0.5)
+    before = jax.tree.map(np.asarray, jax.jit(partial(init_weights, CONFIG, param_dtype=jnp.float32))(jax.random.key(0)))
+    whole = with_reference(scorer, before, stacked(items, 1, 1))
+    micro = jax.tree.map(lambda x: x[0], whole)
+
+    def mean_loss(weights):
+        total, weight = objective(scorer(weights, micro), micro.group_labels)["loss"]
+        return jnp.sum(total) / jnp.sum(weight)
+
+    expected = jax.jit(jax.grad(mean_loss))(before)
+    after, metrics = one_step(stacked(items, accumulation, 1), objective, optimizer=optax.sgd(1.0))
+    moved = jax.tree.map(lambda a, b: a - b, before, after.weights)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-6), moved, expected)
+    assert metrics["grad_norm"] == pytest.approx(float(optax.tree.norm(expected)), rel=1e-4) and metrics["grad_norm"] > 1e-3
+
+
+@pytest.mark.slow
 def test_accumulation_of_kto_uses_the_kl_of_the_whole_batch():
     items = make_items(8, 2, desirable=lambda rng, k: np.asarray(bool(rng.integers(2))))
     rng = np.random.default_rng(1)

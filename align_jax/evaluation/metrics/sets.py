@@ -48,7 +48,7 @@ def set_agreement(responses: Responses, beta: float) -> Sums:
     accepted, rejected, contrast = (np.asarray(part) for part in losses.partition(scores, mask))
     ratios, logps = responses.log_ratios, responses.logps
     likelihood = -np.asarray(losses.mpo_loss(ratios, np.zeros_like(ratios), scores, mask, beta=beta))
-    beats = _between(lambda a, b, x, y: np.asarray(wins(a, b, x, y)), beta * ratios, logps)
+    beats = _between(lambda a, b, x, y: np.asarray(wins(a, b, x, y)), beta * ratios, beta * logps)
     beats_score, beats_length = (_between(_order, np.where(mask, values, 0)) for values in (scores, lengths))
     ranks, score_ranks, length_ranks = (_ranks(b, mask) for b in (beats, beats_score, beats_length))
     best = mask & ((beats_score >= 0.5) | ~mask[:, None, :]).all(-1)
