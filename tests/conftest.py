@@ -16,6 +16,14 @@ os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
 
 @pytest.fixture(autouse=True, scope="session")
+def _eight_devices():
+    """They are made here, before a test changes the flags that JAX reads once."""
+    import jax
+
+    assert jax.device_count() == 8
+
+
+@pytest.fixture(autouse=True, scope="session")
 def _own_cache(tmp_path_factory):
     """Reference log-probs that tests compute are not the user's; what was compiled is."""
     before = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "align_jax" / "xla"
