@@ -436,12 +436,14 @@ def _with_folder(config: Config) -> Config:
 def _drop_other_options(given: dict[str, Any], options: Mapping[str, Any]) -> None:
     """Takes out the options of an objective or optimizer that another one, which takes its place, does not have.
 
-    Where an adapter comes in, also what nobody chose and what is otherwise with one.
+    Where an adapter comes in or goes out, also what nobody chose and what is otherwise with one.
     """
-    if "lora" not in given and any(key.startswith("lora.") for key in options):
+    comes = "lora" not in given and any(key.partition(".")[0] == "lora" and options[key] is not None for key in options)
+    goes = "lora" in given and "lora" in options and options["lora"] is None
+    if comes or goes:
         if "objective" in given and _has_usual_rate(given):
             del given["optimizer"]["learning_rate"]
-        if given["model"]["param_dtype"] == "float32":
+        if given["model"]["param_dtype"] == ("bfloat16" if goes else "float32"):
             del given["model"]["param_dtype"]
     if "objective" in options and "objective" in given and _has_usual_rate(given):
         del given["optimizer"]["learning_rate"]  # nobody chose it

@@ -22,7 +22,8 @@ from align_jax.config.rivals import displaced
 from align_jax.errors import UserError
 
 Override = tuple[str, Any]  # ("train.steps", 10)
-WHOLE = ("objective",)  # sections that an option may give whole: --objective '[{name: dpo}, {name: sft, weight: 0.1}]'
+# sections that an option may give whole: --objective '[{name: dpo}, {name: sft, weight: 0.1}]', --lora {} or null
+WHOLE = ("objective", "lora")
 
 
 def parse_overrides(argv: Sequence[str]) -> list[Override]:

@@ -193,6 +193,18 @@ class Decoder(nnx.Module):
         return x, partial(_layer, config=self.config, cos=cos, sin=sin, dropout=self._dropout)
 
     @property
+    def drops(self) -> bool:
+        """Whether the weights hold the keys of an adapter's dropout."""
+        return hasattr(self.layers, KEY)
+
+    def of_part(self, part: jax.Array) -> Decoder:
+        """The model for a part of a batch, an integer: its adapter's dropout draws other masks for other parts."""
+        weights, fold = self.weights(), lambda key: jax.random.key_data(jax.random.fold_in(jax.random.wrap_key_data(key), part))
+        layers = weights["layers"] | {KEY: jax.vmap(fold)(weights["layers"][KEY])}
+        how = {"dtype": self.dtype, "remat": self.remat, "attention": self.attention}
+        return Decoder(self.config, weights | {"layers": layers}, **how)
+
+    @property
     def _dropout(self) -> float:
         return 0.0 if self.config.lora is None else self.config.lora.dropout
 

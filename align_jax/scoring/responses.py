@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import warnings
 from collections.abc import Callable
-from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -58,11 +57,14 @@ def sum_over_responses(
     whole = rows_per_chunk is None or rows_per_chunk >= count
     kv = None if whole and _pays_together() else prompt_kv(model, batch)
     rows = {name: getattr(batch, name) for name in _ROW_FIELDS}
-    read_rows = partial(_read_rows, model, batch, kv, read)
     if whole:
-        sums = read_rows(rows)
+        sums = _read_rows(model, batch, kv, read, rows)
     else:
-        sums = _scan_chunks(read_rows, rows, count, rows_per_chunk, batch)
+
+        def read_rows(part: jax.Array | None, own: dict[str, jax.Array]) -> jax.Array:
+            return _read_rows(model if part is None else model.of_part(part), batch, kv, read, own)
+
+        sums = _scan_chunks(read_rows, rows, rows_per_chunk, batch, model.drops)
     if batch.spread > 1:
         # Every response stands in one shard, and is 0 in the others: between devices goes one number a response.
         return constrain(sums.sum(0).reshape(batch.mask.shape), "shards", None)
@@ -177,8 +179,9 @@ def _sum_into_slots(values, slots, count):
     return jax.vmap(one_shard)(values, slots)
 
 
-def _scan_chunks(read_rows, rows, count, size, batch):
+def _scan_chunks(read_rows, rows, size, batch, dropout):
     """Sums over chunks of rows; the checkpoint makes the backward pass hold one chunk's activations at a time."""
+    count = batch.tokens.shape[1]
     chunks = -(-count // size)
 
     def split(name, x):
@@ -189,9 +192,10 @@ def _scan_chunks(read_rows, rows, count, size, batch):
         return jnp.moveaxis(x.reshape(x.shape[:1] + (chunks, size) + x.shape[2:]), 1, 0)
 
     def body(sums, chunk):
-        return sums + read_rows(chunk), None
+        return sums + read_rows(*chunk), None
 
     shards = batch.tokens.shape[0]
     zero = jnp.zeros((shards, _slots(batch)), jnp.float32)
-    sums, _ = jax.lax.scan(jax.checkpoint(body, prevent_cse=False), zero, {name: split(name, x) for name, x in rows.items()})
+    parts = jnp.arange(chunks) if dropout else None, {name: split(name, x) for name, x in rows.items()}
+    sums, _ = jax.lax.scan(jax.checkpoint(body, prevent_cse=False), zero, parts)
     return sums

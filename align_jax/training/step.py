@@ -88,8 +88,8 @@ def train_step(
 def dropout_keys(config: ModelConfig, seed: int, step: jax.Array) -> Callable[[dict, GroupBatch], dict]:
     """(weights, microbatch) -> weights with the keys of this step's dropout; as they are where there is none.
 
-    The key of a microbatch is that of the rows in it. Masks depend on how rows are packed and cut: chunks of
-    `model.rows_per_chunk` share them.
+    The key of a microbatch is that of the rows in it, and each chunk of `model.rows_per_chunk` has one of its own
+    (`Decoder.of_part`), so that masks depend on how rows are packed and cut.
     """
     if config.lora is None or not config.lora.dropout:
         return lambda weights, micro: weights

@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+import align_jax
 from align_jax.models import Decoder, ModelConfig, init_weights
 from align_jax.models.adapter import KEY, Adapter
 from align_jax.models.adapting import fresh_adapter, merged, trained_paths, with_adapter
@@ -88,6 +89,21 @@ def test_dropout_is_of_the_adapter_alone_and_on_the_average_nothing():
     plain = Decoder(fresh_config, {**fresh, "layers": {**fresh["layers"], **keys}}, dtype="float32")(TOKENS)
     np.testing.assert_allclose(plain, Decoder(fresh_config, fresh, dtype="float32")(TOKENS), atol=1e-6)
     assert np.isfinite(without).all()
+
+
+def test_each_chunk_of_rows_draws_its_own_masks():
+    config, weights = start(Adapter(rank=3, dropout=0.5))
+    weights = moved(config, weights)
+    batch = align_jax.make_groups([[1, 2, 3]], [[[4, 5, 6, 7]] * 3])
+    keys = {KEY: jax.random.key_data(jax.random.split(jax.random.key(0), config.layers))}
+
+    def says(keys):
+        model = Decoder(config, {**weights, "layers": {**weights["layers"], **keys}}, dtype="float32")
+        return np.asarray(jax.jit(lambda model: align_jax.response_logps(model, batch, rows_per_chunk=1))(model)[0])
+
+    found = says(keys)
+    assert np.abs(np.diff(found)).min() > 1e-3 and abs(found[0] - found[2]) > 1e-3
+    np.testing.assert_allclose(np.ptp(says({})), 0, atol=1e-5)
 
 
 def test_only_the_adapter_and_what_is_saved_is_trained():

@@ -52,8 +52,10 @@ def test_values_and_gradients_equal_the_plain_form(name):
     cotangent = rng.normal(size=expected.shape).astype(np.float32)
     out, ours_pull = jax.vjp(jax.jit(ours), *arrays)
     np.testing.assert_allclose(out, expected, rtol=2e-5, atol=2e-5)
+    # By float32's tanh alone: the plain form rounds it elsewhere.
+    near = 1e-3 if "gelu" in name else 2e-4
     for grad, wanted in zip(ours_pull(cotangent), pull(cotangent), strict=True):
-        np.testing.assert_allclose(grad, wanted, rtol=2e-4, atol=1e-3)
+        np.testing.assert_allclose(grad, wanted, rtol=2e-4, atol=near)
 
 
 def test_large_gates_have_finite_gradients():

@@ -144,6 +144,17 @@ def test_training_goes_on_with_an_adapter_whose_model_is_the_reference(world, tr
     assert first["off"] < losses(trained)[-1]  # one step further on
 
 
+@pytest.mark.slow
+def test_a_live_reference_is_the_model_without_its_adapter_until_it_moves_to_the_policy(world, trained):
+    live = ("--reference.live", "true")
+    np.testing.assert_allclose(losses(train(world, "live", *live)), losses(trained), rtol=1e-5)
+    found = losses(train(world, "moving", *live, "--reference.sync_every", 2))
+    assert found[:2] == pytest.approx(losses(trained)[:2], rel=1e-5)
+    assert found[2] == pytest.approx(np.log(2), abs=1e-6)  # the reference has become the policy of step 2
+    train(world, "moving-stopped", *live, "--reference.sync_every", 2, "--train.steps", 3)
+    assert losses(train(world, "moving-stopped", *live, "--reference.sync_every", 2)) == found
+
+
 @pytest.mark.parametrize("kind", ["int8", "nf4"])
 def test_a_model_of_few_bits_is_its_own_reference_and_learns(world, kind, capsys):
     found = losses(train(world, kind, "--model.quantize", kind, "--lora.dora", "true"))
