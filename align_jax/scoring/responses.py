@@ -44,22 +44,17 @@ def sum_over_responses(model: Decoder, batch: GroupBatch, read: Read, rows_per_c
     Raises:
       ValueError: `rows_per_chunk` below 1.
     """
-    return _sums(model, batch, read, rows_per_chunk, False)[0]
+    return sums_and_load(model, batch, read, rows_per_chunk, False)[0]
 
 
 def sums_and_load(
-    model: Decoder, batch: GroupBatch, read: Read, rows_per_chunk: int | None = None
+    model: Decoder, batch: GroupBatch, read: Read, rows_per_chunk: int | None = None, counted: bool = True
 ) -> tuple[jax.Array, Load | None]:
     """`sum_over_responses`, and how the batch's tokens are spread over experts: of prompts (once) and responses, no padding.
 
-    None for a model that is no mixture.
+    The load is None where it is not `counted`, and for a model that is no mixture.
     """
-    return _sums(model, batch, read, rows_per_chunk, model.config.experts is not None)
-
-
-def _sums(
-    model: Decoder, batch: GroupBatch, read: Read, rows_per_chunk: int | None, counted: bool
-) -> tuple[jax.Array, Load | None]:
+    counted = counted and model.config.experts is not None
     if rows_per_chunk is not None and rows_per_chunk < 1:
         raise ValueError(f"chunk sizes must be at least 1, got {rows_per_chunk=}")
     if batch.spread > 1 and batch.tokens.shape[0] != batch.spread:
