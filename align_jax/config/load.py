@@ -187,13 +187,13 @@ class Config:
             raise self.source.error("train.patience", f"{train.patience} evaluations are waited for; set train.eval_every, too")
 
     def mesh_sizes(self, devices: int) -> tuple[int, int, int]:
-        """(data, fsdp, tensor) on this many devices, beside `mesh.sequence`.
+        """(data, fsdp, tensor) on this many devices, beside `mesh.sequence` and `mesh.expert`.
 
         Raises:
           UserError: the mesh or `train.groups_per_step` do not fit them.
         """
         data, fsdp, tensor = self.mesh.sizes(devices)
-        _check_groups(self.train, data, fsdp)
+        _check_groups(self.train, data, fsdp, self.mesh.expert)
         return data, fsdp, tensor
 
 
@@ -233,12 +233,12 @@ def _without_evaluations(config: Config) -> tuple[Config, list[str]]:
     return config, lines
 
 
-def _check_groups(train: TrainConfig, data: int, fsdp: int) -> None:
-    shards = train.accumulation_steps * data * fsdp
+def _check_groups(train: TrainConfig, data: int, fsdp: int, expert: int) -> None:
+    shards = train.accumulation_steps * data * fsdp * expert
     if train.groups_per_step % shards:
         raise UserError(
             f"train.groups_per_step: {train.groups_per_step} is not a multiple of {shards} = accumulation_steps "
-            f"{train.accumulation_steps} x mesh.data {data} x mesh.fsdp {fsdp}"
+            f"{train.accumulation_steps} x mesh.data {data} x mesh.fsdp {fsdp}" + (f" x mesh.expert {expert}" if expert > 1 else "")
         )
 
 
@@ -282,7 +282,7 @@ def _cross_check(source: ConfigValues, config: Config) -> None:
         raise source.error("reference.live", f"objective {name_of(config.objective)} has no reference; leave it out")
     if mesh.data > 0 and mesh.fsdp > 0:
         try:
-            _check_groups(train, mesh.data, mesh.fsdp)
+            _check_groups(train, mesh.data, mesh.fsdp, mesh.expert)
         except UserError as error:
             raise UserError(f"{source.where('train.groups_per_step')}: {error}") from error
 

@@ -6,7 +6,7 @@ import dataclasses
 from typing import Literal
 
 from align_jax.errors import UserError, check_range
-from align_jax.models.adapter import TARGETS, Adapter
+from align_jax.models.adapter import MLP_TARGETS, TARGETS, Adapter
 
 LEARNING_RATE = 5e-6  # where neither config nor objective asks for another: ten times that of all weights
 _RANK, _ALPHA = 16, 32.0
@@ -24,7 +24,7 @@ class LoraConfig:
       rank: of each product's two factors; None is 16, or that of `path`.
       alpha: the adapter's part is scaled by alpha / rank; None is 32, or that of `path`.
       targets: projections that have one, as Hugging Face calls them: q_proj, k_proj, v_proj, o_proj, gate_proj, up_proj,
-        down_proj; None is all seven, or those of `path`.
+        down_proj; None is all seven, or those of `path`. Experts of a mixture have none: there it is the first four.
       dropout: share of an input that the adapter does not see in training.
       rslora: scale by alpha / sqrt(rank) (arXiv 2312.03732).
       dora: train the norm of each output's weights apart from their direction (arXiv 2402.09353).
@@ -60,9 +60,19 @@ class LoraConfig:
         if self.path is not None and self.init != "default":
             raise UserError(f"lora.init: {self.init} is not used with lora.path: {self.path}, whose adapter is trained already")
 
-    def adapter(self, saved: tuple[str, ...]) -> Adapter:
-        """The adapter that the keys describe; `saved` are the names of the weights of `modules_to_save`."""
-        wanted = set(TARGETS) if self.targets in (None, [_ALL]) else {_ours(name) for name in self.targets}
+    def adapter(self, saved: tuple[str, ...], mixture: bool = False) -> Adapter:
+        """The adapter that the keys describe; `saved` are the names of the weights of `modules_to_save`.
+
+        Raises:
+          UserError: targets that a mixture of experts has once for each expert.
+        """
+        known = [name for name in TARGETS if not mixture or name not in MLP_TARGETS]
+        wanted = set(known) if self.targets in (None, [_ALL]) else {_ours(name) for name in self.targets}
+        if refused := sorted(wanted - set(known)):
+            raise UserError(
+                f"lora.targets: {refused[0]}_proj is once for each expert in this model, and experts have no adapters here; "
+                f"take those of attention: {', '.join(f'{name}_proj' for name in known)}"
+            )
         rank, alpha = self.rank or _RANK, _ALPHA if self.alpha is None else self.alpha
         options = {name: getattr(self, name) for name in ("rslora", "dora", "dropout", "init")}
         targets = tuple(name for name in TARGETS if name in wanted)

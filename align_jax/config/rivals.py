@@ -32,8 +32,8 @@ NO_USE = (
             ("prompt_tokens", ("bench.lengths",)),
         )
     ),
-    ("mesh.auto", lambda value: value is True, ("mesh.data", "mesh.fsdp", "mesh.tensor", "mesh.sequence")),
-    *((f"mesh.{axis}", lambda value: True, ("mesh.auto",)) for axis in ("data", "fsdp", "tensor", "sequence")),
+    ("mesh.auto", lambda value: value is True, ("mesh.data", "mesh.fsdp", "mesh.tensor", "mesh.sequence", "mesh.expert")),
+    *((f"mesh.{axis}", lambda value: True, ("mesh.auto",)) for axis in ("data", "fsdp", "tensor", "sequence", "expert")),
 )
 
 

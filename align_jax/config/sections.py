@@ -56,6 +56,9 @@ class ModelSection:
         (`mesh.memory_gib`), None is all.
       head_chunk: positions of a device whose logits exist at one time; auto is all where they fit by an estimate, since they
         are then computed once and not twice, else as many as fit; None is 1024.
+      router_aux_weight: of the load-balancing loss of a mixture of experts, beside the objective's; 0 only measures it. It is
+        taken of all layers at once, of the real tokens of a microbatch, as transformers does, and k (experts of a token) where
+        all experts have as many.
     """
 
     path: str | None = None
@@ -70,6 +73,7 @@ class ModelSection:
     remat: Literal["none", "dots", "full", "offload"] = "none"
     rows_per_chunk: int | Literal["auto"] | None = "auto"
     head_chunk: int | Literal["auto"] | None = "auto"
+    router_aux_weight: float = 0.0
 
     def __post_init__(self):
         if self.path is not None and self.config is not None:
@@ -85,6 +89,7 @@ class ModelSection:
             check_range("model.rows_per_chunk", self.rows_per_chunk, 1, hint="or auto")
         if self.head_chunk != "auto":
             check_range("model.head_chunk", self.head_chunk, 1, hint="or auto")
+        check_range("model.router_aux_weight", self.router_aux_weight, 0)
 
     @property
     def at(self) -> str | None:
@@ -145,6 +150,8 @@ class MeshConfig:
       tensor: devices that share the heads, the MLP and the vocabulary of each layer.
       sequence: devices that share the positions of each row, and the weights, too: for rows longer than one device holds. It is
         no -1, and not chosen by `auto`.
+      expert: devices that share the experts of a mixture, and the batch and all other weights, as those of fsdp do; it divides
+        the number of experts. It is no -1, and not chosen by `auto`.
       auto: choose these, and with them `model.remat` and `train.accumulation_steps`, by what a step is
         predicted to take (docs/performance.md); written `mesh: auto`, too. A run that was begun keeps its choice.
       memory_gib: what a device may hold, for `model.rows_per_chunk` and `model.head_chunk: auto`; None is what there is.
@@ -154,13 +161,14 @@ class MeshConfig:
     fsdp: int = 1
     tensor: int = 1
     sequence: int = 1
+    expert: int = 1
     auto: bool = False
     memory_gib: float | None = None
 
     def __post_init__(self):
         check_range("mesh.memory_gib", self.memory_gib, 0, open_low=True)
-        check_range("mesh.sequence", self.sequence, 1)
-        sizes = {axis: getattr(self, axis) for axis in ("data", "fsdp", "tensor", "sequence")}
+        check_fields("mesh", self, "sequence", "expert", low=1)
+        sizes = {axis: getattr(self, axis) for axis in ("data", "fsdp", "tensor", "sequence", "expert")}
         if self.auto and (given := {axis: size for axis, size in sizes.items() if size != 1}):
             axis, size = next(iter(given.items()))
             raise UserError(f"mesh.auto: true chooses the sizes; leave out mesh.{axis}: {size}")
@@ -173,13 +181,13 @@ class MeshConfig:
             raise UserError(f"mesh.{rest[1]}: only one axis may be -1, and mesh.{rest[0]} is")
 
     def sizes(self, devices: int) -> tuple[int, int, int]:
-        """(data, fsdp, tensor) on this many devices, beside `sequence`; UserError unless they divide."""
+        """(data, fsdp, tensor) on this many devices, beside `sequence` and `expert`; UserError unless they divide."""
         sizes = [self.data, self.fsdp, self.tensor]
-        product = abs(self.data * self.fsdp * self.tensor) * self.sequence
+        product = abs(self.data * self.fsdp * self.tensor) * self.sequence * self.expert
         if devices % product if -1 in sizes else devices < product:
-            cut = self.sequence > 1
-            names = "data x fsdp x tensor" + (" x sequence" if cut else "")
-            written = f"{self.data} x {self.fsdp} x {self.tensor}" + (f" x {self.sequence}" if cut else "")
+            cut = [axis for axis in ("sequence", "expert") if getattr(self, axis) > 1]
+            names = " x ".join(("data", "fsdp", "tensor", *cut))
+            written = " x ".join(str(size) for size in (*sizes, *(getattr(self, axis) for axis in cut)))
             raise UserError(f"mesh: {names} = {written} does not fit {devices} devices")
         data, fsdp, tensor = (devices // product if size == -1 else size for size in sizes)
         return data, fsdp, tensor

@@ -85,6 +85,8 @@ SAME = {
     "stop_strings": "generate.stop",
     "metric_for_best_model": "checkpoint.best_metric",
     "tensor_parallel_size": "mesh.tensor",
+    **dict.fromkeys(("expert_parallel_size", "expert_model_parallel_size"), "mesh.expert"),
+    **dict.fromkeys(("router_aux_loss_coef", "moe_aux_loss_coeff"), "model.router_aux_weight"),
     **dict.fromkeys(("lora_r", "lora_rank", "r"), "lora.rank"),
     "lora_alpha": "lora.alpha",
     "lora_dropout": "lora.dropout",
@@ -104,7 +106,7 @@ _EVAL_BATCH = "an evaluation takes as many prompts at a time as a microbatch of 
 _LENGTH = "prompt and response have a length each: data.max_prompt_tokens and data.max_response_tokens"
 _LORA = "an adapter is a section of its own: `lora: {}` takes the defaults, lora.path goes on with one of PEFT's"
 _QUANTIZED = "model.quantize: int8, int4 or nf4 keeps the model's projections in few bits, with an adapter (`lora: {}`)"
-_SHARDED = "devices are laid out by mesh.data, mesh.fsdp, mesh.tensor and mesh.sequence"
+_SHARDED = "devices are laid out by mesh.data, mesh.fsdp, mesh.tensor, mesh.sequence and mesh.expert"
 _HALF = "the type of activations is model.dtype (bfloat16 by default), that of trained parameters model.param_dtype"
 _HUB = "nothing is uploaded: `align-jax export RUN_DIR OUT_DIR` writes a Hugging Face folder, and `hf upload` takes it"
 _STOPPING = (

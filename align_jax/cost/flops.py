@@ -1,11 +1,12 @@
 """Floating-point operations of a training step by formula: the least possible, and what rematerialization adds.
 
 A multiply and an add are two operations; only matrix products count. With L layers, width W, H query and Hk key/value
-heads of size E, MLP width F, vocabulary V:
+heads of size E, MLP width F (of a mixture that of a token's k experts together, and not of all X), vocabulary V:
 
     layer products of a token    2 L (2 W H E + 2 W Hk E + 3 W F)
     attention of a visible pair  4 L H E                            (logits, and values weighted by them)
     head of a scored position    2 W V                              (a reward model's, of a response: 2 W)
+    routing of a token           2 L W X                            (of a mixture)
 
 The prompt counts once for all its responses, and only visible pairs count: `m (m + 1) / 2` in a prompt of m tokens,
 `n m + n (n + 1) / 2` for its response of n tokens. The gradient of a product is two products, so a step is at least
@@ -101,8 +102,8 @@ def batch_flops(config: ModelConfig, batch: GroupBatch) -> Forward:
 def forward_of(config: ModelConfig, tokens: int, pairs: int, scored: int) -> Forward:
     """Operations of a forward pass over so many tokens, visible pairs of a query and a key, and scored positions."""
     c = config
-    down = 2 * c.layers * c.width * c.mlp_width * tokens
-    projections = 2 * c.layers * 2 * c.width * c.head_size * (c.heads + c.kv_heads) * tokens
+    down = 2 * c.layers * c.width * c.computed_mlp_width * tokens
+    projections = 2 * c.layers * c.width * (2 * c.head_size * (c.heads + c.kv_heads) + (c.experts or 0)) * tokens
     attention = 4 * c.layers * c.heads * c.head_size * pairs
     outputs = c.vocab_size if c.head == "lm_head" else 1
     layers, head = projections + 3 * down, 2 * c.width * outputs * scored

@@ -193,7 +193,8 @@ class Planner:
         """The part of the weights whose gradients the compiler reduce-scatters."""
         part, model = self.model.width // plan.fsdp, self.model
         heads = model.heads * model.head_size
-        last = model.layers * (heads + model.mlp_width) * model.width / self.weights  # o and down: their width is the last axis
+        hidden = model.mlp_width * (model.experts or 1)
+        last = model.layers * (heads + hidden) * model.width / self.weights  # o and down: their width is the last axis
         return 1.0 if part >= _NARROW else 1 - last if part >= _NARROW_ROWS else 0.0
 
     def _traffic(self, plan: MeshPlan, use: ShapeUse) -> float:

@@ -28,7 +28,7 @@ from align_jax.hf.files import ADAPTER, ADAPTER_WEIGHTS, Checkpoint, read_json, 
 from align_jax.hf.folder import check_target, check_tokenizer, save_tokenizer, written_whole
 from align_jax.hf.writer import write_json, write_safetensors
 from align_jax.models import Decoder, ModelConfig, weight_shapes
-from align_jax.models.adapter import MAGNITUDE, TARGETS, A, Adapter, B
+from align_jax.models.adapter import MAGNITUDE, MLP_TARGETS, TARGETS, A, Adapter, B
 from align_jax.models.adapting import trained_paths
 from align_jax.models.weights import Weight, rows
 from align_jax.parallel.processes import on_first
@@ -224,6 +224,8 @@ def check_saved(config: ModelConfig, saved: tuple[str, ...], key: str) -> None:
             f"{key}: {tied[0]} is both the embedding and the output layer of this model (tied), and PEFT would make them two; "
             "leave it out"
         )
+    if sparse := [name for name in saved if name.startswith(("layers.expert_", "layers.router"))]:
+        raise UserError(f"{key}: {sparse[0]} is of a mixture of experts, whose experts and routers are not trained beside an adapter")
     if both := [name for name in saved if name.removeprefix("layers.") in TARGETS]:
         raise UserError(f"{key}: {both[0]} has low-rank factors; it is not trained whole, too")
 
@@ -271,8 +273,9 @@ def _check_kind(file: Path, values: Mapping[str, Any]) -> None:
 def _tensors(checkpoint: Checkpoint, base: ModelConfig) -> Iterator[_Found]:
     """Every tensor of the file, and what it is here; UserError for one that is nothing."""
     whole = {t.name: t for t in names.tensors(base)}
-    table = {weight.path: weight for weight in rows(dataclasses.replace(base, lora=Adapter(dora=True)))}
-    modules = {_module(base, target, layer): (target, layer) for target in TARGETS for layer in range(base.layers)}
+    targets = [target for target in TARGETS if base.experts is None or target not in MLP_TARGETS]
+    table = {weight.path: weight for weight in rows(dataclasses.replace(base, lora=Adapter(tuple(targets), dora=True)))}
+    modules = {_module(base, target, layer): (target, layer) for target in targets for layer in range(base.layers)}
     for name in sorted(checkpoint.shapes):
         inner = name.removeprefix(_PREFIX).replace(".lora_magnitude_vector.weight", ".lora_magnitude_vector")
         kind = next((kind for kind in _KINDS if inner.endswith(kind)), None)
@@ -282,6 +285,8 @@ def _tensors(checkpoint: Checkpoint, base: ModelConfig) -> Iterator[_Found]:
             yield _Found(name, table["layers", f"{target}_{_KINDS[kind]}"], layer)
         elif inner in whole:
             yield _Found(name, whole[inner].weight, whole[inner].layer)
+        elif base.experts is not None and ".experts." in inner:
+            raise UserError(f"tensor {name!r} in {checkpoint.file(name)}: experts of a mixture have no adapters here, attention has")
         else:
             raise UserError(
                 f"tensor {name!r} in {checkpoint.file(name)} belongs to nothing that has an adapter here (attention's and the "

@@ -257,6 +257,56 @@ def _write_granite(config: ModelConfig) -> Fields:
     }
 
 
+# Mixtures of experts.
+
+
+def _read_mixtral(hf: Fields, where: str) -> Fields:
+    return {
+        "experts": integer(hf, "num_local_experts", where, 8),
+        "active_experts": integer(hf, "num_experts_per_tok", where, 2),
+    }
+
+
+def _write_mixtral(config: ModelConfig) -> Fields:
+    return {"num_local_experts": config.experts, "num_experts_per_tok": config.active_experts}
+
+
+def _read_qwen3_moe(hf: Fields, where: str) -> Fields:
+    layers, every = integer(hf, "num_hidden_layers", where), integer(hf, "decoder_sparse_step", where, 1)
+    dense = {i for i in range(layers) if (i + 1) % every} | set(hf.get("mlp_only_layers") or ()) & set(range(layers))
+    if dense:
+        raise UserError(
+            f"{where}: layer {min(dense)} has one MLP and not experts (decoder_sparse_step {every}, mlp_only_layers "
+            f"{hf.get('mlp_only_layers') or []}); only models are supported of which every layer has experts"
+        )
+    # transformers 5 may write num_local_experts.
+    experts = integer(hf, "num_experts", where, hf.get("num_local_experts", 128))
+    window = hf.get("sliding_window", 4096) if boolean(hf, "use_sliding_window", where) else None
+    return {
+        "mlp_width": integer(hf, "moe_intermediate_size", where, 768),
+        "experts": experts,
+        "active_experts": integer(hf, "num_experts_per_tok", where, 8),
+        "norm_expert_weights": boolean(hf, "norm_topk_prob", where),
+        "sliding_window": None if window is None else integer({"sliding_window": window}, "sliding_window", where),
+    }
+
+
+def _write_qwen3_moe(config: ModelConfig) -> Fields:
+    return {
+        # Of the layers with one MLP, of which there are none.
+        "intermediate_size": config.computed_mlp_width,
+        "moe_intermediate_size": config.mlp_width,
+        "num_experts": config.experts,
+        "num_experts_per_tok": config.active_experts,
+        "norm_topk_prob": config.norm_expert_weights,
+        "decoder_sparse_step": 1,
+        "mlp_only_layers": [],
+        "sliding_window": config.sliding_window,
+        "use_sliding_window": config.sliding_window is not None,
+        "attention_bias": False,
+    }
+
+
 _QWEN = {"max_position_embeddings": 32768}
 _GEMMA = {
     "head_dim": 256,
@@ -358,6 +408,26 @@ _ALL = (
         read=_everywhere(None),
         write=lambda config: {**_write_window(config), **longrope_of_phi(config)},
         rotates_a_part=True,
+    ),
+    Family(
+        "mixtral",
+        "Mixtral",
+        absent={
+            "max_position_embeddings": 131072,
+            "rope_theta": 1e6,
+            "num_key_value_heads": 8,
+            "rms_norm_eps": 1e-5,
+        },
+        read=_both(_everywhere(None), _read_mixtral),
+        write=_both(_write_window, _write_mixtral),
+    ),
+    Family(
+        "qwen3_moe",
+        "Qwen3Moe",
+        pieces={"qk_norm": True},
+        absent={**_QWEN, "num_key_value_heads": 4, "rms_norm_eps": 1e-6},
+        read=_both(_unmixed, _read_qwen3_moe),
+        write=_write_qwen3_moe,
     ),
 )
 FAMILIES: dict[str, Family] = {family.kind: family for family in _ALL}

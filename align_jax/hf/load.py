@@ -215,7 +215,7 @@ def _load(
             whole, wrong = _convert(layout, shape, dtype, sharding)(piece)
             _check_finite(checkpoint, tensor.name, dtype, wrong)
             return whole
-        stacked, wrong = _write(layout, sharding, few, shape[1:])(stacked, piece, np.int32(tensor.layer))
+        stacked, wrong = _write(layout, sharding, few, shape[len(tensor.place) :])(stacked, piece, np.array(tensor.place, np.int32))
         # The next piece is read only when this one has left the host.
         _check_finite(checkpoint, tensor.name, dtype, wrong)
         jax.block_until_ready(stacked)
@@ -238,9 +238,8 @@ def _stored_sharding(
     """The sharding of one stored tensor, such that turning it into ours moves nothing between devices."""
     if sharding is None:
         return None
-    spec, ndim = tuple(sharding.spec), len(shape)
-    if weight.stacked:
-        spec, ndim = spec[1:], ndim - 1
+    leading = weight.stacked + weight.by_expert
+    spec, ndim = tuple(sharding.spec)[leading:], len(shape) - leading
     return NamedSharding(sharding.mesh, weight.stored.layout.their_spec(PartitionSpec(*spec), ndim))
 
 
@@ -281,16 +280,21 @@ def _convert(layout: Layout, shape: tuple[int, ...], dtype: np.dtype, sharding: 
 
 @functools.lru_cache(maxsize=256)
 def _write(layout: Layout, sharding: Sharding | Quantized | None, few: tuple[str, int] | None, shape: tuple[int, ...]):
-    """The program that writes a piece into layer `layer` of a stacked array, in place, and counts what is not finite.
+    """The program that writes a piece into a layer, or an expert of one, of an array, in place, and counts what is not finite.
 
     Args:
-      few: what `quantize` takes, of a weight that is kept in few bits. shape: of one layer.
+      few: what `quantize` takes, of a weight that is kept in few bits. shape: of the piece.
     """
 
-    def write(stacked: jax.Array | Quantized, piece: jax.Array, layer: jax.Array) -> tuple[jax.Array | Quantized, jax.Array]:
+    def write(stacked: jax.Array | Quantized, piece: jax.Array, place: jax.Array) -> tuple[jax.Array | Quantized, jax.Array]:
         ours = layout.to_ours(piece, shape)
         ours = ours.astype(stacked.dtype) if few is None else ours
-        put = lambda all_, one: jax.lax.dynamic_update_index_in_dim(all_, one, layer, axis=0)  # noqa: E731
+        count = place.shape[0]
+
+        def put(all_, one):
+            start = (*(place[n] for n in range(count)), *(0,) * one.ndim)
+            return jax.lax.dynamic_update_slice(all_, one.reshape((1,) * count + one.shape), start)
+
         return jax.tree.map(put, stacked, ours if few is None else quantized.quantize(ours, *few)), _not_finite(ours)
 
     return jax.jit(write, donate_argnums=0, out_shardings=_beside_count(sharding))

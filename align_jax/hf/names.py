@@ -21,6 +21,7 @@ class Tensor:
       shape: of what is ours in it.
       weight: ours.
       layer: which layer of our array it is; None is all of it.
+      expert: which expert of that layer it is; None is all of the layer.
       start: the first of its rows that is ours; 0 but where a tensor holds several weights (`ModelConfig.fused`).
     """
 
@@ -29,6 +30,12 @@ class Tensor:
     weight: Weight
     layer: int | None
     start: int = 0
+    expert: int | None = None
+
+    @property
+    def place(self) -> tuple[int, ...]:
+        """Where it stands on the leading axes of our array."""
+        return tuple(n for n in (self.layer, self.expert) if n is not None)
 
 
 def tensors_of(weight: Weight, config: ModelConfig) -> Iterator[Tensor]:
@@ -43,20 +50,22 @@ def tensors_of(weight: Weight, config: ModelConfig) -> Iterator[Tensor]:
         yield Tensor(weight.stored.name, shape, weight, None, start)
         return
     for layer in range(config.layers):
-        yield Tensor(weight.stored.name.format(layer=layer), shape, weight, layer, start)
+        for expert in range(config.experts) if weight.by_expert else (None,):
+            yield Tensor(weight.stored.name.format(layer=layer, expert=expert), shape, weight, layer, start, expert)
 
 
 def _their_shape(weight: Weight, config: ModelConfig) -> tuple[int, ...]:
-    return weight.stored.layout.their_shape(weight.shape_of_one(config))
+    return weight.stored.layout.their_shape(weight.shape_of_one(config)[int(weight.by_expert) :])
 
 
 def tensors(config: ModelConfig) -> list[Tensor]:
     """What of every tensor that a checkpoint with this config holds is ours, in the table's order, each layer's together."""
     present = rows(config)
     first = next(place for place, weight in enumerate(present) if weight.stacked)
+    places = {weight.path: place for place, weight in enumerate(present)}
 
     def position(tensor: Tensor) -> tuple[int, int, int]:
-        place = present.index(tensor.weight)
+        place = places[tensor.weight.path]
         return (first if tensor.weight.stacked else place), tensor.layer or 0, place
 
     return sorted((t for weight in present for t in tensors_of(weight, config)), key=position)

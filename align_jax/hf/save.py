@@ -157,18 +157,18 @@ def _fetch_part(model: Decoder, tensor: names.Tensor, dtype: np.dtype, wanted: b
     ours = functools.reduce(getattr, tensor.weight.path, model)[...]
     sharding = getattr(ours, "sharding", None)  # none: a NumPy array
     replicated = NamedSharding(sharding.mesh, PartitionSpec()) if isinstance(sharding, NamedSharding) else None
-    take = _take(tensor.weight.stored.layout, tensor.layer is not None, dtype, replicated)
-    piece = take(ours, np.int32(tensor.layer or 0))
+    take = _take(tensor.weight.stored.layout, len(tensor.place), dtype, replicated)
+    piece = take(ours, np.array(tensor.place, np.int32))
     return np.asarray(piece) if wanted else None
 
 
 @functools.lru_cache(maxsize=256)
-def _take(layout: Layout, stacked: bool, dtype: np.dtype, sharding: Sharding | None):
-    """The program that takes one layer out of a stacked array and turns it into the stored tensor."""
+def _take(layout: Layout, leading: int, dtype: np.dtype, sharding: Sharding | None):
+    """The program that takes one layer, or one expert of it, out of an array and turns it into the stored tensor."""
 
-    def take(ours: jax.Array, layer: jax.Array) -> jax.Array:
-        if stacked:
-            ours = jax.lax.dynamic_index_in_dim(ours, layer, axis=0, keepdims=False)
+    def take(ours: jax.Array, place: jax.Array) -> jax.Array:
+        start = (*(place[n] for n in range(leading)), *(0,) * (ours.ndim - leading))
+        ours = jax.lax.dynamic_slice(ours, start, (1,) * leading + ours.shape[leading:]).reshape(ours.shape[leading:])
         return layout.to_theirs(ours).astype(dtype)
 
     return jax.jit(take, out_shardings=sharding)

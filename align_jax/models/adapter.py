@@ -7,6 +7,7 @@ import math
 
 # What may have an adapter, and over how many axes its product sums.
 TARGETS = {"q": 1, "k": 1, "v": 1, "o": 2, "gate": 1, "up": 1, "down": 1}
+MLP_TARGETS = ("gate", "up", "down")
 # The names of an adapter's arrays, behind that of the projection; the scale is no weight, the key is of dropout's mask.
 A, B, MAGNITUDE, SCALE, KEY = "lora_a", "lora_b", "lora_magnitude", "lora_scale", "lora_key"
 

@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 from flax.traverse_util import flatten_dict, unflatten_dict
 
-from align_jax.models.adapter import MAGNITUDE, SCALE, TARGETS, A, Adapter, B
+from align_jax.models.adapter import MAGNITUDE, MLP_TARGETS, SCALE, TARGETS, A, Adapter, B
 from align_jax.models.config import ModelConfig
 from align_jax.models.decoder import Decoder
 from align_jax.models.lora import adapted_norm, stacked_scales
@@ -69,7 +69,7 @@ def add_adapter(model: Decoder, rank: int = 16, alpha: float = 32.0, *, seed: in
 
     Args:
       rank, alpha: see `Adapter`. seed: of the factor that is not zero.
-      options: other fields of `Adapter`: `targets`, `rslora`, `dora`, `dropout`, `init`, `saved`.
+      options: other fields of `Adapter`: `targets` (of a mixture of experts attention's, by default), `rslora`, `dora`, `dropout`, `init`, `saved`.
 
     Returns:
       The model, whose adapter alone `TrainState.of(model.weights(), optimizer, trained_paths(model.config))` trains.
@@ -79,6 +79,8 @@ def add_adapter(model: Decoder, rank: int = 16, alpha: float = 32.0, *, seed: in
     """
     if model.config.lora is not None:
         raise ValueError("the model has an adapter already; merge it first (align_jax.models.adapting.merged)")
+    if model.config.experts is not None:
+        options = {"targets": tuple(name for name in TARGETS if name not in MLP_TARGETS), **options}
     config = dataclasses.replace(model.config, lora=Adapter(rank=rank, alpha=alpha, **options))
     weights = model.weights()
     adapter = jax.jit(partial(fresh_adapter, config))(weights, jax.random.key(seed))

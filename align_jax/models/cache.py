@@ -19,7 +19,7 @@ import jax
 import jax.numpy as jnp
 
 from align_jax.models.attention import Tokens, visibility_by_kind
-from align_jax.models.decoder import Decoder
+from align_jax.models.decoder import Decoder, Inputs
 from align_jax.models.kinds import kinds_of
 from align_jax.models.ops import precision, soft_cap
 from align_jax.parallel.axes import constrain, parts
@@ -100,7 +100,7 @@ def write_prompts(
     positions = jnp.broadcast_to(jnp.arange(tokens.shape[-1], dtype=jnp.int32), tokens.shape)
     segments = (positions < lengths[..., None]).astype(jnp.int32)
     seen = visibility_by_kind(kinds_of(model.config).windows, "xla", Tokens(positions, segments))
-    _, (k, v) = model.run(tokens, positions, seen, keep_kv=True)
+    k, v = model.run(Inputs(tokens, positions, seen), keep_kv=True).kv
 
     def put_k(cached, new, slot, prompt):  # new: [R, length, Hk, E]; indices apart from one another put R first
         new = jnp.transpose(new.astype(cached.dtype), (0, 2, 3, 1))
@@ -148,7 +148,7 @@ def decode_step(model: Decoder, cache: KVCache, rows: DecodeRows, clock: jax.Arr
             kept = _write(past_k, k, clock, -1), _write(past_v, v, clock, -2)
             return _attend_cached(q, *prompt, *kept, *visible, model.config.attention_softcap), kept
 
-        x, kept = layer(x, {name: weight[i] for name, weight in stacked.items()}, attention, kind)
+        x, (kept, _) = layer(x, {name: weight[i] for name, weight in stacked.items()}, attention, kind)
         ring.append(kept)
     k, v = zip(*ring, strict=True)
     return model.finish(x)[:, :, 0], _lay_out(dataclasses.replace(cache, k=k, v=v))

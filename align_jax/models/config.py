@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 from typing import Any
 
-from align_jax.models.adapter import Adapter
+from align_jax.models.adapter import MLP_TARGETS, Adapter
 
 ROPES = ("linear", "llama3", "dynamic", "yarn", "longrope")
 HEADS = ("lm_head", "score")
@@ -32,6 +32,9 @@ LATER = {
     "logit_softcap": None,
     "logit_divisor": 1.0,
     "fused": False,
+    "experts": None,
+    "active_experts": None,
+    "norm_expert_weights": True,
     "lora": None,
     "quantize": None,
 }
@@ -136,6 +139,9 @@ class ModelConfig:
         is none (Gemma 2).
       logit_divisor: what logits of the vocabulary are divided by (Granite).
       fused: a checkpoint holds q, k, v as one tensor, and gate and up (Phi-3).
+      experts: how many MLPs of `mlp_width` each layer has, of which a token takes a few (Mixtral, Qwen3-MoE); None: one MLP.
+      active_experts: how many a token takes: those that its router gives the largest probabilities.
+      norm_expert_weights: the probabilities that weigh the outputs of a token's experts are divided by their sum.
       quantize: few bits for the projections of all layers, see `models.quantized.KINDS`; None: as they were stored.
       lora: the adapter on top of it, whose weights are rows of the table, too; None: none.
     """
@@ -173,6 +179,9 @@ class ModelConfig:
     logit_softcap: float | None = None
     logit_divisor: float = 1.0
     fused: bool = False
+    experts: int | None = None
+    active_experts: int | None = None
+    norm_expert_weights: bool = True
     quantize: str | None = None
     lora: Adapter | None = None
 
@@ -193,8 +202,25 @@ class ModelConfig:
                 raise ValueError(f"{name} must be even for rotary embeddings, got {getattr(self, name)}")
         if self.qk_norm and self.qk_norm_whole:
             raise ValueError("qk_norm and qk_norm_whole exclude each other")
+        self._check_experts()
         if self.sliding_window is not None and self.sliding_window < 1:
             raise ValueError(f"sliding_window must be at least 1 or None, got {self.sliding_window}")
+
+    def _check_experts(self) -> None:
+        if self.experts is None and self.active_experts is None:
+            return
+        if self.experts is None or self.active_experts is None or not 1 <= self.active_experts <= self.experts:
+            raise ValueError(f"active_experts is {self.active_experts}, which must be 1 to experts ({self.experts})")
+        if self.lora is not None and (targets := [name for name in self.lora.targets if name in MLP_TARGETS]):
+            raise ValueError(
+                f"an adapter's target is {targets[0]}_proj, which this model has once for each of {self.experts} experts: those "
+                "have no adapters here; give it targets of attention (q_proj, k_proj, v_proj, o_proj)"
+            )
+
+    @property
+    def computed_mlp_width(self) -> int:
+        """Hidden columns of MLPs that are computed for a token: of its experts, or of the one MLP."""
+        return self.mlp_width * (self.active_experts or 1)
 
     def fields(self) -> dict[str, Any]:
         """Name -> value; without later fields that are as they always were, so that what is kept by them keeps its name."""

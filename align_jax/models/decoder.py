@@ -17,6 +17,8 @@ from flax import nnx
 from align_jax.models.adapter import KEY, MAGNITUDE, SCALE, TARGETS, A
 from align_jax.models.attention import Seen, Tokens, attend, choose_backend, visibility_by_kind
 from align_jax.models.config import ModelConfig
+from align_jax.models.experts import WEIGHTS as EXPERTS
+from align_jax.models.experts import Load, sparse_mlp
 from align_jax.models.kinds import kinds_of
 from align_jax.models.lora import adapted, stacked_scales
 from align_jax.models.ops import (
@@ -41,6 +43,7 @@ from align_jax.parallel.axes import constrain
 _AS_KEPT = ("norm", "bias", MAGNITUDE, SCALE, KEY)
 # The logical axes of projections.
 _AXES = {weight.path[1]: weight.axes for weight in TABLE if weight.stacked and weight.path[1] in TARGETS}
+_Pair = tuple[jax.Array, jax.Array]
 
 
 class Layers(nnx.Module):
@@ -55,11 +58,22 @@ class Layers(nnx.Module):
 
 
 class Inputs(NamedTuple):
-    """What layers run over: tokens and positions, int32 `[D, N, R]`, and what each token sees, from `visibility`."""
+    """What layers run over: tokens and positions, int32 `[D, N, R]`, what each token sees, from `visibility`, and, bool
+    `[D, N, R]`, which tokens are counted in the load of experts (None: it is not wanted)."""
 
     tokens: jax.Array
     positions: jax.Array
     seen: Seen
+    real: jax.Array | None = None
+
+
+class Ran(NamedTuple):
+    """What layers made of `Inputs`: normalized hidden states `[D, N, R, W]`, keys and values `[L, D, N, R, Hk, E]` where they
+    are kept, and the load of experts where a mixture has counted tokens."""
+
+    hidden: jax.Array
+    kv: _Pair | None = None
+    load: Load | None = None
 
 
 class Decoder(nnx.Module):
@@ -104,31 +118,23 @@ class Decoder(nnx.Module):
         rows = jnp.pad(tokens, ((0, 0), (0, sequence.padded(length) - length)))[:, None]
         positions = jnp.broadcast_to(jnp.arange(rows.shape[-1], dtype=jnp.int32), rows.shape)
         seen = visibility_by_kind(kinds_of(self.config).windows, self.backend, Tokens(positions, jnp.ones_like(positions)))
-        hidden, _ = self.run(sequence.dealt(rows, 2), sequence.dealt(positions, 2), seen, length=length)
-        return sequence.natural(hidden, 2)[:, 0, :length]
+        inputs = Inputs(sequence.dealt(rows, 2), sequence.dealt(positions, 2), seen)
+        return sequence.natural(self.run(inputs, length=length).hidden, 2)[:, 0, :length]
 
     def run(
-        self,
-        tokens: jax.Array,
-        positions: jax.Array,
-        seen: Seen,
-        prefix: tuple[jax.Array, jax.Array] | None = None,
-        keep_kv: bool = False,
-        length: int | None = None,
-    ) -> tuple[jax.Array, tuple[jax.Array, jax.Array] | None]:
+        self, rows: Inputs, prefix: _Pair | None = None, keep_kv: bool = False, length: int | None = None
+    ) -> Ran:
         """Runs all layers over rows of tokens, each row seeing its prompt's keys and values.
 
         Args:
-          tokens, positions: int32 `[D, N, R]`; where a mesh cuts rows, as `align_jax.parallel.sequence` deals them.
-          seen: what each token sees, from `align_jax.models.attention.visibility_by_kind`.
+          rows: where a mesh cuts rows, as `align_jax.parallel.sequence` deals them; what each token sees is from
+            `align_jax.models.attention.visibility_by_kind`.
           prefix: keys and values of the prompt rows, each `[L, D, M, P, Hk, E]`; None for rows without a prompt.
           keep_kv: also return this call's own keys and values, each `[L, D, N, R, Hk, E]`.
           length: tokens of the longest text, where rotary frequencies depend on it; None is the config's `rope_length`.
-
-        Returns:
-          The normalized hidden states `[D, N, R, W]`, and the keys and values or None.
         """
-        x, layer = self.begin(tokens, positions, length)
+        seen = rows.seen
+        x, layer = self.begin(rows.tokens, rows.positions, length, rows.real)
 
         def body(x, inputs):
             weights, kind, of_prompt = inputs
@@ -139,20 +145,22 @@ class Decoder(nnx.Module):
 
             return layer(x, weights, attention, kind)
 
-        x, kv = jax.lax.scan(rematerialize(body, self.remat), x, (self.stacked(), self.kinds(), prefix))
-        return self.finish(x), kv
+        x, (kv, loads) = jax.lax.scan(rematerialize(body, self.remat), x, (self.stacked(), self.kinds(), prefix))
+        return Ran(self.finish(x), kv, _load(loads, rows.real))
 
-    def run_together(self, prompts: Inputs, rows: Inputs) -> jax.Array:
+    def run_together(self, prompts: Inputs, rows: Inputs) -> Ran:
         """Runs all layers over prompt rows and the rows that see them at once: what `run` gives for one after the other.
 
         Every product of a weight is over the tokens of both. Where weights are cut over devices, a layer's are brought together
         once instead of twice, and so are their gradients.
 
         Returns:
-          The normalized hidden states of the rows `[D, N, R, W]`.
+          The normalized hidden states of the rows `[D, N, R, W]`, and the load of experts by both.
         """
-        flat = [(x.reshape(x.shape[0], 1, -1), y.reshape(x.shape[0], 1, -1)) for x, y, _ in (prompts, rows)]
-        x, layer = self.begin(*(jnp.concatenate(each, axis=2) for each in zip(*flat, strict=True)))
+        flat = [[x.reshape(x.shape[0], 1, -1) for x in each[:2]] for each in (prompts, rows)]
+        one, other = ([] if each.real is None else [each.real.reshape(x[0].shape)] for each, x in zip((prompts, rows), flat, strict=True))
+        real = jnp.concatenate(one + other, axis=2) if one and other else None
+        x, layer = self.begin(*(jnp.concatenate(each, axis=2) for each in zip(*flat, strict=True)), real=real)
         shapes, at = (prompts.tokens.shape, rows.tokens.shape), flat[0][0].shape[2]
 
         def apart(x):
@@ -170,27 +178,29 @@ class Decoder(nnx.Module):
 
             return layer(x, weights, attention, kind)
 
-        x, _ = jax.lax.scan(rematerialize(body, self.remat), x, (self.stacked(), self.kinds()))
-        return self.finish(apart(x)[1])
+        x, (_, loads) = jax.lax.scan(rematerialize(body, self.remat), x, (self.stacked(), self.kinds()))
+        return Ran(self.finish(apart(x)[1]), load=_load(loads, real))
 
     def kinds(self) -> jax.Array | None:
         """The number of each layer's kind, int32 `[L]`; None where all layers are of one kind."""
         kinds = kinds_of(self.config)
         return jnp.asarray(kinds.of_layers, jnp.int32) if len(kinds.kinds) > 1 else None
 
-    def begin(self, tokens: jax.Array, positions: jax.Array, length: int | None = None) -> tuple[jax.Array, Callable]:
+    def begin(
+        self, tokens: jax.Array, positions: jax.Array, length: int | None = None, real: jax.Array | None = None
+    ) -> tuple[jax.Array, Callable]:
         """Embeddings `[D, N, R, W]` of tokens `[D, N, R]`, and the function that applies one layer to them.
 
-        The function is `layer(x, weights of the layer, attention, kind) -> (x, what attention keeps)`, where
+        The function is `layer(x, weights of the layer, attention, kind) -> (x, (what attention keeps, load of experts))`, where
         `attention(q, k, v)` returns the mixed values `[D, N, R, H, E]` and anything else, and `kind` is the layer's number in
-        `kinds`.
+        `kinds`; the load is of the tokens in `real`, and None without it.
         """
         x = lookup(self.embed[...], tokens, self.dtype)
         if self.config.embed_scale != 1:
             x = x * jnp.asarray(self.config.embed_scale, self.dtype)
         x = constrain(x, "shards", None, "positions", "act_embed")
         cos, sin = rotations(self.config, kinds_of(self.config).ropes, positions, length)
-        return x, partial(_layer, config=self.config, cos=cos, sin=sin, dropout=self._dropout)
+        return x, partial(_layer, config=self.config, cos=cos, sin=sin, dropout=self._dropout, real=real)
 
     @property
     def drops(self) -> bool:
@@ -273,8 +283,16 @@ def _norm(config: ModelConfig, axes: int = 1) -> Norm:
     return Norm(config.norm_eps, config.norm_offset, axes, config.norm_float32)
 
 
-def _layer(x, weights, attention, kind=None, *, config, cos, sin, dropout):
-    """One decoder layer; attention and a gated MLP, each added to the residual, with norms before, after or both."""
+def _load(loads: _Pair | None, real: jax.Array | None) -> Load | None:
+    """The load of experts, of what layers counted on each device."""
+    if loads is None:
+        return None
+    chosen, probs = (jnp.sum(each, axis=(1, 2)) for each in loads)
+    return Load(chosen, probs, jnp.sum(real, dtype=jnp.float32))
+
+
+def _layer(x, weights, attention, kind=None, *, config, cos, sin, dropout, real=None):
+    """One decoder layer; attention and a gated MLP or several experts, each added to the residual, with norms before, after or both."""
     w = {name: _ready(name, value, x.dtype) for name, value in weights.items()}
     norm = _norm(config)
 
@@ -293,10 +311,14 @@ def _layer(x, weights, attention, kind=None, *, config, cos, sin, dropout):
     out = constrain(_project(mixed, w, "o", dropout), "shards", None, "positions", "act_embed")
     x = _added(x, out, w, "attn_post_norm", config)
 
-    h = _normed(x, w, "mlp_norm", norm)
-    gate, up = (constrain(_project(h, w, name, dropout), "shards", None, "positions", "mlp") for name in ("gate", "up"))
-    down = _down(gate, up, w, dropout, config.activation)
-    return _added(x, constrain(down, "shards", None, "positions", "act_embed"), w, "mlp_post_norm", config), kept
+    h, loads = _normed(x, w, "mlp_norm", norm), None
+    if config.experts is None:
+        gate, up = (constrain(_project(h, w, name, dropout), "shards", None, "positions", "mlp") for name in ("gate", "up"))
+        down = _down(gate, up, w, dropout, config.activation)
+    else:
+        down, loads = sparse_mlp(h, w, config, real)
+    x = _added(x, constrain(down, "shards", None, "positions", "act_embed"), w, "mlp_post_norm", config)
+    return x, (kept, loads)
 
 
 def _by_kind(kind, x, cos, sin, scale=None):
@@ -318,6 +340,8 @@ def _added(x, branch, w, name, config):
 def _ready(name, value, dtype):
     """A weight as products take it: in the compute type, or as it is kept."""
     if isinstance(value, Quantized):
+        if name in EXPERTS:
+            return value
         return value.gathered(*(None if axis == "embed" else axis for axis in _AXES[name]))
     return value if name.endswith(_AS_KEPT) else value.astype(dtype)
 

@@ -1,6 +1,6 @@
 """Shapes of well-known models by name, so that a step can be planned where nothing can be downloaded.
 
-Those of Qwen and Gemma are written from memory, and were not compared with the published `config.json`.
+Those of Qwen, Gemma and Mixtral are written from memory, and were not compared with the published `config.json`.
 """
 
 from __future__ import annotations
@@ -46,6 +46,9 @@ _QWEN2_SMALL = {**_QWEN2, "tied_embeddings": True}
 _QWEN2_LARGE = {**_QWEN2, "vocab_size": 152064}
 _QWEN3 = {"qk_norm": True, "max_length": 40960}
 _QWEN3_SMALL = {**_QWEN3, "tied_embeddings": True}
+# The width is that of one expert.
+_QWEN3_MOE = {**_QWEN3, "experts": 128, "active_experts": 8}
+_MIXTRAL = {"vocab_size": 32000, "rope_theta": 1e6, "max_length": 32768, "experts": 8, "active_experts": 2}
 _GEMMA2 = {"vocab_size": 256000, "rope_theta": 1e4, "sliding_window": 4096, "full_every": 2}
 _GEMMA2 |= {"attention_softcap": 50.0, "logit_softcap": 30.0}
 _GEMMA3 = {"qk_norm": True, "rope_theta": 1e6, "local_rope_theta": 1e4, "full_every": 6}
@@ -78,6 +81,10 @@ KNOWN = {
     "qwen3-8b": _qwen(4096, 12288, 36, 32, 8, **_QWEN3),
     "qwen3-14b": _qwen(5120, 17408, 40, 40, 8, **_QWEN3),
     "qwen3-32b": _qwen(5120, 25600, 64, 64, 8, **_QWEN3),
+    "qwen3-30b-a3b": _qwen(2048, 768, 48, 32, 4, **_QWEN3_MOE),
+    "qwen3-235b-a22b": _qwen(4096, 1536, 94, 64, 4, **_QWEN3_MOE),
+    "mixtral-8x7b": _llama(4096, 14336, 32, 32, 8, **_MIXTRAL),
+    "mixtral-8x22b": _llama(6144, 16384, 56, 48, 8, **_MIXTRAL | {"vocab_size": 32768, "max_length": 65536}),
     "gemma-2-2b": _gemma(2304, 9216, 26, 8, 4, **_GEMMA2),
     "gemma-2-9b": _gemma(3584, 14336, 42, 16, 8, **_GEMMA2),
     "gemma-2-27b": _gemma(4608, 36864, 46, 32, 16, 144, head_size=128, **_GEMMA2),

@@ -112,6 +112,12 @@ def _gated_forward(gate, up, weight, activation):
 def _gated_backward(activation, saved, d_out):
     gate, up, weight = saved
     d_unit, d_weight = _linear_backward(1, (activate(gate, activation) * up, weight), d_out)
+    return *gate_gradients(gate, up, d_unit, activation), d_weight
+
+
+def gate_gradients(gate: jax.Array, up: jax.Array, d_unit: jax.Array, activation: str) -> tuple[jax.Array, jax.Array]:
+    """The gradients of gate and up from that of `act(gate) * up`, computed in float32."""
+    dtype = d_unit.dtype
     gate, up, d = (x.astype(_FLOAT32) for x in (gate, up, d_unit))
     if activation == "silu":
         s = jax.nn.sigmoid(gate)
@@ -119,7 +125,7 @@ def _gated_backward(activation, saved, d_out):
     else:
         value, slope = jax.jvp(_gelu, (gate,), (jnp.ones_like(gate),))
         d_gate, d_up = d * up * slope, d * value
-    return d_gate.astype(d_out.dtype), d_up.astype(d_out.dtype), d_weight
+    return d_gate.astype(dtype), d_up.astype(dtype)
 
 
 gated_linear.defvjp(_gated_forward, _gated_backward)

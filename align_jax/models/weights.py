@@ -58,7 +58,7 @@ class Stored:
     """How a Hugging Face checkpoint holds a weight, one tensor (of each layer).
 
     Attributes:
-      name: of the tensor; `{layer}` is the layer's number.
+      name: of the tensor; `{layer}` is the layer's number, `{expert}` the expert's.
       layout: how that tensor becomes ours.
     """
 
@@ -100,6 +100,11 @@ class Weight:
         """The path in errors: `layers.q`."""
         return ".".join(self.path)
 
+    @property
+    def by_expert(self) -> bool:
+        """True where a checkpoint has a tensor for each expert, and the array all of them behind the layers' axis."""
+        return self.dims[0] == "experts"
+
     def shape_of_one(self, config: ModelConfig) -> tuple[int, ...]:
         """Its shape, without the layers' axis."""
         of = {int: lambda dim: dim, str: lambda dim: getattr(config, dim)}
@@ -112,16 +117,17 @@ class Weight:
     @property
     def outputs(self) -> int:
         """How many of its axes a projection's outputs have."""
-        return len(self.dims) - lora.TARGETS[self.path[1]]
+        return len(self.dims) - lora.TARGETS.get(self.path[1], 2)  # an expert's: experts and inputs stand before them
 
     def few_bits(self, config: ModelConfig) -> bool:
         """Whether a model with this config has it as `Quantized`: the projections of its layers."""
-        return config.quantize is not None and self.stacked and self.path[1] in lora.TARGETS
+        return config.quantize is not None and self.stacked and (self.path[1] in lora.TARGETS or self.by_expert)
 
     @property
     def matrix_axes(self) -> tuple[tuple[int, ...], tuple[int, ...]] | None:
         """Axes of its array that a product in a layer sums over, and those that it makes; None where it is no such matrix."""
-        layout, first, end = self.stored and self.stored.layout, int(self.stacked), self.stacked + len(self.dims)
+        layout, end = self.stored and self.stored.layout, self.stacked + len(self.dims)
+        first = self.stacked + self.by_expert
         if not self.stacked or not self.decay or layout not in (SPLIT_INPUTS, SPLIT_OUTPUTS):
             return None
         cut = end - 1 if layout is SPLIT_INPUTS else first + 1
@@ -150,11 +156,37 @@ def _projection(name: str, stored: str, inputs: str, outputs: tuple[str, ...], f
     """A projection under its own name in a checkpoint, and as a part of another tensor's rows, in the order of this table."""
     dims, axes = (inputs, *outputs), ("embed", *(("mlp",) if outputs == ("mlp_width",) else outputs))
     own, part = (Stored(_in_layer(n), SPLIT_OUTPUTS) for n in (stored, fused))
-    path = ("layers", name)
+    path, has = ("layers", name), _has_one_mlp if outputs == ("mlp_width",) else always
     return (
-        Weight(path, dims, axes, own, present=lambda config: not config.fused),
-        Weight(path, dims, axes, part, present=lambda config: config.fused),
+        Weight(path, dims, axes, own, present=lambda config: has(config) and not config.fused),
+        Weight(path, dims, axes, part, present=lambda config: has(config) and config.fused),
     )
+
+
+def _has_one_mlp(config: ModelConfig) -> bool:
+    return config.experts is None
+
+
+# What tells the two apart that name experts: Mixtral's heads have no norms, Qwen's have.
+_EXPERTS = (
+    ("block_sparse_moe", {"gate": "w1", "up": "w3", "down": "w2"}, False),
+    ("mlp", {"gate": "gate_proj", "up": "up_proj", "down": "down_proj"}, True),
+)
+
+
+def _experts() -> list[Weight]:
+    """The router and the experts of a sparse layer, under the names of either family."""
+    found = []
+    for module, parts, normed in _EXPERTS:
+        has = lambda config, normed=normed: config.experts is not None and config.qk_norm == normed  # noqa: E731
+        router = Stored(_in_layer(f"{module}.gate"), SPLIT_OUTPUTS)
+        found.append(Weight(("layers", "router"), ("width", "experts"), ("embed", None), router, present=has))
+        for name, dims in (("gate", ("width", "mlp_width")), ("up", ("width", "mlp_width")), ("down", ("mlp_width", "width"))):
+            axes = ("experts", *({"width": "expert_embed", "mlp_width": "mlp"}[dim] for dim in dims))
+            stored = Stored(_in_layer(f"{module}.experts.{{expert}}.{parts[name]}"), SPLIT_OUTPUTS)
+            init = normal_to_residual if name == "down" else normal
+            found.append(Weight(("layers", f"expert_{name}"), ("experts", *dims), axes, stored, init=init, present=has))
+    return found
 
 
 def _bias(name: str, heads: str) -> Weight:
@@ -235,7 +267,9 @@ BASE = (
         ("mlp", "embed"),
         Stored(_in_layer("mlp.down_proj"), SPLIT_OUTPUTS),
         init=normal_to_residual,
+        present=_has_one_mlp,
     ),
+    *_experts(),
     _layer_norm("mlp_post_norm", "post_feedforward_layernorm", "both", "after"),
     _norm(("norm",), "model.norm.weight"),
     Weight(

@@ -9,10 +9,12 @@ import jax
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 RULES: dict[str, tuple[str, ...]] = {
-    "shards": ("data", "fsdp"),  # D, the blocks of a batch
+    "shards": ("data", "fsdp", "expert"),  # D, the blocks of a batch
     "positions": ("sequence",),  # of a row
-    "shard_pieces": ("data", "fsdp", "sequence"),  # D S: for every shard, the S parts of its rows' positions
-    "embed": ("fsdp", "sequence"),
+    "shard_pieces": ("data", "fsdp", "expert", "sequence"),  # D S: for every shard, the S parts of its rows' positions
+    "embed": ("fsdp", "expert", "sequence"),
+    "experts": ("expert",),
+    "expert_embed": ("fsdp", "sequence"),  # the width of an expert's weights
     "vocab": ("tensor",),
     "heads": ("tensor",),
     "kv_heads": ("tensor",),
@@ -71,23 +73,23 @@ def constrain(x: jax.Array, *axes: str | None) -> jax.Array:
 
     Mesh axes that shard_map or pmap hold are left alone, so the same model code runs under every kind of parallelism.
     """
-    sizes = _auto_sizes()
+    sizes = auto_sizes()
     return jax.lax.with_sharding_constraint(x, partition_spec(axes, x.shape, sizes)) if sizes else x
 
 
 def parts(axis: str, dim: int) -> int:
     """Into how many parts `constrain` splits a dimension of this size and logical axis."""
-    sizes = _auto_sizes()
+    sizes = auto_sizes()
     count = math.prod(sizes.get(name, 1) for name in RULES[axis])
     return 1 if dim % count else count
 
 
 def mesh_size(axis: str) -> int:
     """The size of a mesh axis in context that the partitioner may use; 1 where there is none."""
-    return _auto_sizes().get(axis, 1)
+    return auto_sizes().get(axis, 1)
 
 
-def _auto_sizes() -> dict[str, int]:
+def auto_sizes() -> dict[str, int]:
     """Mesh axes in context that the partitioner may use, and their sizes."""
     mesh = jax.sharding.get_abstract_mesh()
     if mesh.empty:

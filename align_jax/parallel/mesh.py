@@ -10,12 +10,19 @@ from jax.experimental import mesh_utils
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from align_jax.errors import UserError
+from align_jax.parallel.axes import RULES
 
 
 def make_mesh(
-    data: int = 1, fsdp: int = 1, tensor: int = 1, devices: Sequence[jax.Device] | None = None, sequence: int = 1
+    data: int = 1,
+    fsdp: int = 1,
+    tensor: int = 1,
+    devices: Sequence[jax.Device] | None = None,
+    sequence: int = 1,
+    expert: int = 1,
 ) -> Mesh:
-    """A mesh `data x fsdp x tensor`, or `data x fsdp x sequence x tensor`; one of the sizes may be -1: the devices left.
+    """A mesh `data x fsdp x tensor`, with `expert` and `sequence` before `tensor` where they are cut; one of the sizes may be
+    -1: the devices left.
 
     Args:
       data: copies of the weights, each with its own part of the batch.
@@ -24,14 +31,16 @@ def make_mesh(
       devices: the devices to use; all of them where None. Fewer than there are may be asked for.
       sequence: parts that the positions of long rows, weights and optimizer are cut into; without it, 1, the mesh has no such
         axis.
+      expert: parts that the experts of a mixture, all other weights and the batch are cut into; without it, 1, no such axis.
 
     Raises:
       UserError: sizes that do not fit the devices.
     """
     available = list(jax.devices() if devices is None else devices)
-    sizes = {"data": data, "fsdp": fsdp, "sequence": sequence, "tensor": tensor}
-    if sequence == 1:
-        del sizes["sequence"]
+    sizes = {"data": data, "fsdp": fsdp, "expert": expert, "sequence": sequence, "tensor": tensor}
+    for axis in ("expert", "sequence"):
+        if sizes[axis] == 1:
+            del sizes[axis]
     where = " x ".join(f"mesh.{k}={v}" for k, v in sizes.items())
     if any(v == 0 or v < -1 for v in sizes.values()) or sum(v == -1 for v in sizes.values()) > 1:
         raise UserError(f"{where}: sizes must be positive, and at most one may be -1 (the devices that are left)")
@@ -107,7 +116,7 @@ def axis_sizes(mesh: Mesh) -> dict[str, int]:
 def data_shards(mesh: Mesh) -> int:
     """D: how many blocks a batch is cut into on this mesh."""
     sizes = axis_sizes(mesh)
-    return sizes.get("data", 1) * sizes.get("fsdp", 1)
+    return int(np.prod([sizes.get(axis, 1) for axis in RULES["shards"]]))
 
 
 def shards_of_processes(mesh: Mesh, processes: int) -> dict[int, tuple[int, ...]]:
@@ -132,7 +141,7 @@ def shards_of_processes(mesh: Mesh, processes: int) -> dict[int, tuple[int, ...]
         written = " x ".join(f"{name} {size}" for name, size in axis_sizes(mesh).items())
         raise UserError(
             f"mesh: on {written}, {processes} processes do not hold whole parts of a batch, each as large as the others'; make "
-            "data x fsdp a multiple of their number, or a divisor of it, and use all devices"
+            "data x fsdp (x expert) a multiple of their number, or a divisor of it, and use all devices"
         )
     return found
 
@@ -143,8 +152,9 @@ def readers(mesh: Mesh, processes: int) -> int:
 
 
 def batch_sharding(mesh: Mesh, leading: int = 0) -> NamedSharding:
-    """Sharding of batch arrays: axis D (or G, which is shard-major) over `data` and `fsdp`, after `leading` whole axes."""
-    return NamedSharding(mesh, PartitionSpec(*(None,) * leading, ("data", "fsdp")))
+    """Sharding of batch arrays: axis D (or G, which is shard-major) over its mesh axes, after `leading` whole axes."""
+    axes = tuple(axis for axis in RULES["shards"] if axis != "expert" or axis in mesh.axis_names)
+    return NamedSharding(mesh, PartitionSpec(*(None,) * leading, axes))
 
 
 def replicated(mesh: Mesh) -> NamedSharding:

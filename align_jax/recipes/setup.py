@@ -6,6 +6,7 @@ import dataclasses
 import datetime
 import functools
 import json
+import math
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
@@ -32,6 +33,7 @@ from align_jax.parallel.processes import LargestAhead, largest_anywhere, of_firs
 from align_jax.parallel.stop import StoppedPass, listening
 from align_jax.parallel.tpu_flags import compiler_options
 from align_jax.recipes.auto_mesh import with_mesh
+from align_jax.recipes.experts import check_experts
 from align_jax.recipes.folder import RunFolder
 from align_jax.recipes.row_layout import estimated, layout_for, usually_pays
 from align_jax.recipes.say import say, say_once, watching
@@ -78,7 +80,7 @@ class Setup:
         if config.mesh.auto:
             trains = config.objective is not None and config.data is not None and config.data.train is not None
             config = with_mesh(config, source.shape, _use_of(source) if trains else None)
-        mesh = make_mesh(*config.mesh_sizes(jax.device_count()), sequence=config.mesh.sequence)
+        mesh = make_mesh(*config.mesh_sizes(jax.device_count()), sequence=config.mesh.sequence, expert=config.mesh.expert)
         # Devices of a CPU share its cores: idle ones cost nothing.
         if (line := idle(mesh, jax.device_count())) and jax.default_backend() != "cpu":
             say_once(line)
@@ -167,8 +169,13 @@ class Setup:
 
     @functools.cached_property
     def scorer(self) -> Scorer:
-        """How responses are scored."""
+        """How responses are scored.
+
+        Raises:
+          UserError: keys for a mixture of experts that do not fit the model.
+        """
         model = self.config.model
+        check_experts(self.config, self.source.shape)
         return Scorer(
             self.source.shape,
             dtype=model.dtype,
@@ -179,6 +186,8 @@ class Setup:
             memory=self._activations() if "auto" in (model.rows_per_chunk, model.head_chunk) else None,
             tensor=axis_sizes(self.mesh).get("tensor", 1),
             sequence=self.config.mesh.sequence,
+            expert=self.config.mesh.expert,
+            router_aux_weight=model.router_aux_weight,
         )
 
     def _activations(self) -> int | None:
@@ -199,7 +208,7 @@ class Setup:
     def _state(self) -> int:
         """Bytes of a device that weights, gradients and moments take; with `lora`, the frozen ones that are gathered, too."""
         sizes = axis_sizes(self.mesh)
-        shards = sizes.get("fsdp", 1) * sizes.get("tensor", 1) * sizes.get("sequence", 1)
+        shards = math.prod(sizes.get(axis, 1) for axis in ("fsdp", "tensor", "sequence", "expert"))
         model, train, live = self.config.model, self.config.train, self.live is not None
         shape, tensor = self.source.shape, sizes.get("tensor", 1)
         gathered = gathered_bytes(shape, model.dtype, tensor) if shape.lora is not None and shards > tensor else 0

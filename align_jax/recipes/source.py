@@ -257,7 +257,9 @@ def _adapted(under: ModelSource, folder: str | None, config: Config, key: str) -
     """A model with the adapter in a folder, or with the fresh one that the `lora` section describes."""
     try:
         if folder is None:
-            adapter = config.lora.adapter(hf.saved_weights(under.shape, config.lora.modules_to_save))
+            adapter = config.lora.adapter(
+                hf.saved_weights(under.shape, config.lora.modules_to_save), under.shape.experts is not None
+            )
         else:
             adapter = dataclasses.replace(hf.read_adapter(folder, under.shape), dropout=config.lora.dropout)
     except UserError as error:

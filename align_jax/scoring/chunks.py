@@ -42,21 +42,27 @@ def gathered_bytes(config: ModelConfig, dtype: str, tensor: int) -> int:
     return count * jnp.dtype(dtype).itemsize // tensor
 
 
-def position_bytes(config: ModelConfig, dtype: str, remat: str, tensor: int = 1, sequence: int = 1) -> int:
+def position_bytes(
+    config: ModelConfig, dtype: str, remat: str, tensor: int = 1, sequence: int = 1, expert: int = 1
+) -> int:
     """Bytes that one position takes at the peak of a backward pass over all layers, apart from the head.
 
     With `remat: none` each layer keeps its input and those of its norms and products,
     `4 W + (3 H E + 4 Hk E + 3 F) / tensor` values; with `dots` its input and what products and attention give,
-    `2 W + (2 H E + 2 Hk E + 2 F) / tensor`; else its input, W. The rest is there for one layer.
+    `2 W + (2 H E + 2 Hk E + 2 F) / tensor`; else its input, W. The rest is there for one layer. Of a mixture F is that of a
+    token's k experts, whose inputs and outputs are k W more each; and a device has rows for the tokens of all devices that
+    share experts with it, as any of them may be its experts'.
 
     Args:
       config: the model. dtype: of activations. remat: a key of `align_jax.models.remat.POLICIES`.
       tensor: devices that share heads and MLP.
       sequence: devices that share the positions of a row, whose keys and values each brings together, and their gradients.
+      expert: devices that share experts.
     """
-    heads = (3 * config.heads + 4 * config.kv_heads) * config.head_size
-    layer = 4 * config.width + (heads + 3 * config.mlp_width) / tensor
-    products = 2 * config.width + 2 * ((config.heads + config.kv_heads) * config.head_size + config.mlp_width) / tensor
+    heads, mlp = (3 * config.heads + 4 * config.kv_heads) * config.head_size, config.computed_mlp_width * expert
+    routed = config.width * (config.active_experts or 0) * expert
+    layer = 4 * config.width + 2 * routed + (heads + 3 * mlp) / tensor
+    products = 2 * config.width + routed + 2 * ((config.heads + config.kv_heads) * config.head_size + mlp) / tensor
     kept = {"none": layer, "dots": products}.get(remat, config.width)
     together = 0 if sequence == 1 else 4 * config.kv_heads * config.head_size * sequence / tensor
     return math.ceil((config.layers * kept + TRANSIENT * layer + together) * jnp.dtype(dtype).itemsize)

@@ -9,10 +9,11 @@ import jax.numpy as jnp
 
 from align_jax.batch import GroupBatch
 from align_jax.models.decoder import Decoder, head_logits, head_slope
+from align_jax.models.experts import Load
 from align_jax.models.ops import precision
 from align_jax.parallel import sequence
 from align_jax.parallel.axes import constrain
-from align_jax.scoring.responses import one_slot_per_token, sum_over_responses
+from align_jax.scoring.responses import one_slot_per_token, sums_and_load
 
 HEAD_CHUNK = 1024  # positions of a shard whose logits exist at one time
 
@@ -45,6 +46,21 @@ def response_logps(
     Raises:
       ValueError: a chunk size below 1, or a batch that is laid out for scores.
     """
+    slots = one_slot_per_token(batch) if per_token else batch
+    how = {"rows_per_chunk": rows_per_chunk, "head_chunk": head_chunk}
+    logps, _ = logps_and_load(model, slots, counted=False, **how)
+    return logps.reshape(*batch.mask.shape, -1) if per_token else logps
+
+
+def logps_and_load(
+    model: Decoder,
+    batch: GroupBatch,
+    *,
+    rows_per_chunk: int | None = None,
+    head_chunk: int = HEAD_CHUNK,
+    counted: bool = True,
+) -> tuple[jax.Array, Load | None]:
+    """`response_logps`, and how the tokens of a mixture are spread over its experts: None if not `counted`, or no mixture."""
     if head_chunk < 1:
         raise ValueError(f"chunk sizes must be at least 1, got {head_chunk=}")
     if batch.ends:
@@ -53,10 +69,7 @@ def response_logps(
     def read(hidden: jax.Array, rows: dict[str, jax.Array]) -> jax.Array:
         return target_logps(model, hidden, rows["targets"], head_chunk)
 
-    if not per_token:
-        return sum_over_responses(model, batch, read, rows_per_chunk)
-    each = sum_over_responses(model, one_slot_per_token(batch), read, rows_per_chunk)
-    return each.reshape(*batch.mask.shape, -1)
+    return sums_and_load(model, batch, read, rows_per_chunk, counted)
 
 
 def target_logps(model: Decoder, hidden: jax.Array, targets: jax.Array, head_chunk: int = HEAD_CHUNK) -> jax.Array:

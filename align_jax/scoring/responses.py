@@ -14,6 +14,7 @@ from align_jax.errors import UserError
 from align_jax.models.attention import Tokens, resolve_backend, takes_no_pieces, takes_packed, visibility_by_kind
 from align_jax.models.config import ModelConfig
 from align_jax.models.decoder import Decoder, Inputs
+from align_jax.models.experts import Load
 from align_jax.models.kinds import kinds_of
 from align_jax.parallel import sequence
 from align_jax.parallel.axes import constrain, mesh_size
@@ -22,12 +23,10 @@ _PROMPT_FIELDS = ("prompt_tokens", "prompt_segments", "prompt_positions")
 _ROW_FIELDS = ("tokens", "targets", "positions", "segments", "parents", "groups", "slots", "prompt_row")
 
 
-def sum_over_responses(
-    model: Decoder,
-    batch: GroupBatch,
-    read: Callable[[jax.Array, dict[str, jax.Array]], jax.Array],
-    rows_per_chunk: int | None = None,
-) -> jax.Array:
+Read = Callable[[jax.Array, dict[str, jax.Array]], jax.Array]
+
+
+def sum_over_responses(model: Decoder, batch: GroupBatch, read: Read, rows_per_chunk: int | None = None) -> jax.Array:
     """Sums, for every response, what `read` says of the positions that `batch.slots` marks.
 
     Args:
@@ -44,6 +43,17 @@ def sum_over_responses(
     Raises:
       ValueError: `rows_per_chunk` below 1.
     """
+    return sums_and_load(model, batch, read, rows_per_chunk, False)[0]
+
+
+def sums_and_load(
+    model: Decoder, batch: GroupBatch, read: Read, rows_per_chunk: int | None = None, counted: bool = True
+) -> tuple[jax.Array, Load | None]:
+    """`sum_over_responses`, and how the batch's tokens are spread over experts: of prompts (once) and responses, no padding.
+
+    The load is None where it is not `counted`, and for a model that is no mixture.
+    """
+    counted = counted and model.config.experts is not None
     if rows_per_chunk is not None and rows_per_chunk < 1:
         raise ValueError(f"chunk sizes must be at least 1, got {rows_per_chunk=}")
     if batch.spread > 1 and batch.tokens.shape[0] != batch.spread:
@@ -55,20 +65,23 @@ def sum_over_responses(
     batch = _in_pieces(_aligned(batch, _backend(model, batch)))
     count = batch.tokens.shape[1]
     whole = rows_per_chunk is None or rows_per_chunk >= count
-    kv = None if whole and _pays_together() else prompt_kv(model, batch)
+    kv = load = None
+    if not (whole and _pays_together()):
+        _, kv, load = model.run(_prompts(model, batch, counted), keep_kv=True)
     rows = {name: getattr(batch, name) for name in _ROW_FIELDS}
     if whole:
-        sums = _read_rows(model, batch, kv, read, rows)
+        sums, more = _read_rows(model, batch, kv, read, counted, rows)
     else:
 
-        def read_rows(part: jax.Array | None, own: dict[str, jax.Array]) -> jax.Array:
-            return _read_rows(model if part is None else model.of_part(part), batch, kv, read, own)
+        def read_rows(part: jax.Array | None, own: dict[str, jax.Array]):
+            return _read_rows(model if part is None else model.of_part(part), batch, kv, read, counted, own)
 
-        sums = _scan_chunks(read_rows, rows, rows_per_chunk, batch, model.drops)
+        sums, more = _scan_chunks(read_rows, rows, rows_per_chunk, batch, model.drops)
+    load = more if load is None else jax.tree.map(jnp.add, load, more)
     if batch.spread > 1:
         # Every response stands in one shard, and is 0 in the others: between devices goes one number a response.
-        return constrain(sums.sum(0).reshape(batch.mask.shape), "shards", None)
-    return sums.reshape(batch.mask.shape)
+        return constrain(sums.sum(0).reshape(batch.mask.shape), "shards", None), load
+    return sums.reshape(batch.mask.shape), load
 
 
 def _warn_of_length(config: ModelConfig, batch: GroupBatch) -> None:
@@ -98,21 +111,19 @@ def one_slot_per_token(batch: GroupBatch) -> GroupBatch:
     return dataclasses.replace(batch, slots=jnp.where(slots < 0, -1, slots * length + at - first), mask=mask)
 
 
-def prompt_kv(model: Decoder, batch: GroupBatch) -> tuple[jax.Array, jax.Array]:
-    """Keys and values of the prompt rows in every layer: two `[L, D, M, P, Hk, E]`, positions as they were dealt."""
-    _, kv = model.run(*_prompts(model, batch), keep_kv=True)
-    return kv
-
-
-def _prompts(model: Decoder, batch: GroupBatch) -> Inputs:
+def _prompts(model: Decoder, batch: GroupBatch, counted: bool = False) -> Inputs:
     own = Tokens(batch.prompt_positions, batch.prompt_segments)
     seen = visibility_by_kind(kinds_of(model.config).windows, _backend(model, batch), own)
-    return Inputs(*(sequence.dealt(jnp.asarray(x), 2) for x in (batch.prompt_tokens, batch.prompt_positions)), seen)
+    real = jnp.asarray(batch.prompt_segments) > 0 if counted else None
+    if counted and batch.repeated is not None:
+        real &= ~jnp.asarray(batch.repeated)
+    tokens, positions = (sequence.dealt(jnp.asarray(x), 2) for x in (batch.prompt_tokens, batch.prompt_positions))
+    return Inputs(tokens, positions, seen, real if real is None else sequence.dealt(real, 2))
 
 
 def _pays_together() -> bool:
     """Whether prompts and rows run in one scan: where weights are gathered, and the positions of rows are not cut."""
-    return mesh_size("fsdp") > 1 and sequence.pieces() == 1
+    return max(mesh_size("fsdp"), mesh_size("expert")) > 1 and sequence.pieces() == 1
 
 
 def _backend(model: Decoder, batch: GroupBatch) -> str:
@@ -152,17 +163,17 @@ def _in_pieces(batch: GroupBatch) -> GroupBatch:
     return dataclasses.replace(batch, **{name: grown(name) for name in (*_PROMPT_FIELDS, *_ROW_FIELDS[:-1])})
 
 
-def _read_rows(model, batch, kv, read, rows):
-    """What is read of some of the batch's response rows, summed into response slots, `[D, slots]`."""
+def _read_rows(model, batch, kv, read, counted, rows):
+    """What is read of some of the batch's response rows, summed into response slots, `[D, slots]`, and the load of experts."""
     windows = kinds_of(model.config).windows
     own = Tokens(rows["positions"], rows["segments"], rows["parents"] if batch.packed else None, rows["groups"])
     prompt = Tokens(batch.prompt_positions, batch.prompt_segments)
     uniform = batch.uniform and rows["tokens"].shape == batch.tokens.shape
     seen = visibility_by_kind(windows, _backend(model, batch), own, prompt, rows["prompt_row"], uniform)
     rows = {name: sequence.dealt(jnp.asarray(x), 2) if x.ndim > 2 else x for name, x in rows.items()}
-    inputs = Inputs(rows["tokens"], rows["positions"], seen)
-    hidden = model.run_together(_prompts(model, batch), inputs) if kv is None else model.run(*inputs, kv)[0]
-    return _sum_into_slots(read(hidden, rows), rows["slots"], _slots(batch))
+    inputs = Inputs(rows["tokens"], rows["positions"], seen, rows["segments"] > 0 if counted else None)
+    ran = model.run_together(_prompts(model, batch, counted), inputs) if kv is None else model.run(inputs, kv)
+    return _sum_into_slots(read(ran.hidden, rows), rows["slots"], _slots(batch)), ran.load
 
 
 def _slots(batch: GroupBatch) -> int:
@@ -192,10 +203,9 @@ def _scan_chunks(read_rows, rows, size, batch, dropout):
         return jnp.moveaxis(x.reshape(x.shape[:1] + (chunks, size) + x.shape[2:]), 1, 0)
 
     def body(sums, chunk):
-        return sums + read_rows(*chunk), None
+        return jax.tree.map(jnp.add, sums, read_rows(*chunk)), None
 
-    shards = batch.tokens.shape[0]
-    zero = jnp.zeros((shards, _slots(batch)), jnp.float32)
     parts = jnp.arange(chunks) if dropout else None, {name: split(name, x) for name, x in rows.items()}
-    sums, _ = jax.lax.scan(jax.checkpoint(body, prevent_cse=False), zero, parts)
-    return sums
+    shapes = jax.eval_shape(lambda each: read_rows(*jax.tree.map(lambda x: x[0], each)), parts)
+    zero = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)
+    return jax.lax.scan(jax.checkpoint(body, prevent_cse=False), zero, parts)[0]

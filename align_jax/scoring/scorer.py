@@ -16,11 +16,12 @@ from align_jax.batch import GroupBatch
 from align_jax.data.packing.lengths import length_batches
 from align_jax.data.records import TokenGroup
 from align_jax.models import Decoder, ModelConfig
+from align_jax.models.experts import Load
 from align_jax.parallel.mesh import batch_sharding, data_shards, put_batch, put_whole_batch, replicated
 from align_jax.parallel.tpu_flags import compiler_options
 from align_jax.scoring.chunks import head_that_fits, position_bytes, rows_that_fit
-from align_jax.scoring.logps import HEAD_CHUNK, response_logps
-from align_jax.scoring.scores import response_scores
+from align_jax.scoring.logps import HEAD_CHUNK, logps_and_load
+from align_jax.scoring.scores import scores_and_load
 
 
 @dataclasses.dataclass(frozen=True)
@@ -32,6 +33,7 @@ class Scorer:
         is all.
       memory: bytes of a device that activations may take; None where that is not known. tensor: devices that share heads, MLP
         and vocabulary. sequence: devices that share the positions of a row.
+      expert: devices that share experts. router_aux_weight: of the load-balancing loss in training, for a mixture.
     """
 
     config: ModelConfig
@@ -43,6 +45,8 @@ class Scorer:
     memory: int | None = None
     tensor: int = 1
     sequence: int = 1
+    expert: int = 1
+    router_aux_weight: float = 0.0
 
     def chunk(self, batch: GroupBatch) -> int | None:
         """Response rows of a shard that are computed at one time for a batch of this shape; None: all."""
@@ -74,7 +78,7 @@ class Scorer:
         return found[0], found[1]
 
     def _each(self) -> int:
-        return position_bytes(self.config, self.dtype, self.remat, self.tensor, self.sequence)
+        return position_bytes(self.config, self.dtype, self.remat, self.tensor, self.sequence, self.expert)
 
     def _vocabulary(self) -> int:
         whole = self.config.vocab_size % self.tensor  # as `parallel.axes` leaves what does not divide
@@ -82,10 +86,15 @@ class Scorer:
 
     def __call__(self, params: dict, batch: GroupBatch) -> jax.Array:
         """What the model's head says of the responses, `[G, K]`: log-probs (of policy and reference both), or scores."""
+        return self.with_load(params, batch, counted=False)[0]
+
+    def with_load(self, params: dict, batch: GroupBatch, counted: bool = True) -> tuple[jax.Array, Load | None]:
+        """The same, and how the tokens of a mixture are spread over its experts (None for other models, or not `counted`)."""
         model = Decoder(self.config, params, dtype=self.dtype, remat=self.remat, attention=self.attention)
+        how = {"rows_per_chunk": self.chunk(batch), "counted": counted}
         if self.config.head == "score":
-            return response_scores(model, batch, rows_per_chunk=self.chunk(batch))
-        return response_logps(model, batch, rows_per_chunk=self.chunk(batch), head_chunk=self.head(batch))
+            return scores_and_load(model, batch, **how)
+        return logps_and_load(model, batch, head_chunk=self.head(batch), **how)
 
 
 @dataclasses.dataclass(frozen=True, eq=False)

@@ -6,7 +6,8 @@ import jax
 
 from align_jax.batch import GroupBatch
 from align_jax.models.decoder import Decoder
-from align_jax.scoring.responses import sum_over_responses
+from align_jax.models.experts import Load
+from align_jax.scoring.responses import sums_and_load
 
 
 def response_scores(model: Decoder, batch: GroupBatch, *, rows_per_chunk: int | None = None) -> jax.Array:
@@ -32,6 +33,13 @@ def response_scores(model: Decoder, batch: GroupBatch, *, rows_per_chunk: int | 
       >>> batch = align_jax.make_groups([[1, 5, 7]], [[[8, 9, 2], [4, 2]]], ends=True)
       >>> align_jax.response_scores(model, batch)  # doctest: +SKIP
     """
+    return scores_and_load(model, batch, rows_per_chunk=rows_per_chunk, counted=False)[0]
+
+
+def scores_and_load(
+    model: Decoder, batch: GroupBatch, *, rows_per_chunk: int | None = None, counted: bool = True
+) -> tuple[jax.Array, Load | None]:
+    """`response_scores`, and how the tokens of a mixture are spread over its experts: None if not `counted`, or no mixture."""
     if not batch.ends:
         raise ValueError("the batch is laid out for log-probs: a response's last token is no input; make it with ends=True")
-    return sum_over_responses(model, batch, lambda hidden, rows: model.scores(hidden), rows_per_chunk)
+    return sums_and_load(model, batch, lambda hidden, rows: model.scores(hidden), rows_per_chunk, counted)

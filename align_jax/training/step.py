@@ -14,6 +14,7 @@ from jax.sharding import Mesh
 from align_jax.batch import GroupBatch, GroupLabels
 from align_jax.models import ModelConfig
 from align_jax.models.adapter import KEY
+from align_jax.models.experts import Load, balance_loss, busiest
 from align_jax.objectives import Metrics, Objective
 from align_jax.objectives.signature_metrics import with_spread
 from align_jax.parallel.mesh import replicated
@@ -49,6 +50,9 @@ def train_step(
       live: where the reference's log-probs are those of the state's own reference, and how that moves; None: `ref_logps` come
         with the batch, where the objective needs any.
 
+    Of a mixture of experts the loss is that and `scorer.router_aux_weight` times the load-balancing loss of a microbatch, in the
+    mean over microbatches.
+
     Returns:
       The next state, and the metrics as scalars: `loss`, `grad_norm`, what the objective reports, and the counts of
       `token_counts`.
@@ -60,9 +64,11 @@ def train_step(
     drop = dropout_keys(scorer.config, seed, state.step)
 
     def loss(trainable, micro):
-        logps = scorer(drop(merge(trainable, state.frozen), micro), micro)
+        logps, load = scorer.with_load(drop(merge(trainable, state.frozen), micro), micro)
         metrics = _metrics(logps, micro.group_labels, objective, statistic)
         sums = {name: (jnp.sum(total), jnp.sum(weight)) for name, (total, weight) in metrics.items()}
+        if load is not None:
+            sums = _balanced(sums, load, scorer.router_aux_weight)
         return sums["loss"][0], sums
 
     def grad(trainable, micro):
@@ -135,6 +141,15 @@ def _metrics(logps: jax.Array, labels: GroupLabels, objective: Objective, statis
         own = objective.statistics(logps, labels)
         statistic = None if own is None else own[0] / jnp.maximum(own[1], 1)
     return objective(logps, labels, statistic)
+
+
+def _balanced(sums: dict, load: Load, weight: float) -> dict:
+    """Sums with the balance of a mixture's experts: a metric of each microbatch, and a part of the loss where it has a weight."""
+    loss, count = sums["loss"]
+    aux = balance_loss(load)
+    found = {name: (jax.lax.stop_gradient(x) * count, count) for name, x in (("aux_loss", aux), ("busiest", busiest(load)))}
+    sums = {**sums, **{f"router/{name}": entry for name, entry in found.items()}}
+    return {**sums, "loss": (loss + weight * aux * count, count)} if weight else sums
 
 
 def _over_microbatches(add, grad: Callable, trainable: dict, batch: GroupBatch):

@@ -121,8 +121,18 @@ VARIANTS |= {
         },
     ),
 }
+_EXPERTS = {"num_experts": 6, "num_experts_per_tok": 3, "moe_intermediate_size": 20, "head_dim": 16}
+VARIANTS |= {
+    "mixtral": ("mixtral", {"num_local_experts": 4, "num_experts_per_tok": 2}),
+    "mixtral_window": ("mixtral", {"num_local_experts": 4, "num_experts_per_tok": 3, "sliding_window": 5}),
+    "qwen3_moe": ("qwen3_moe", {**_EXPERTS, "norm_topk_prob": True}),
+    "qwen3_moe_not_normed": ("qwen3_moe", _EXPERTS),
+}
 # One of each family with a piece of its own.
-FAMILIES_WITH_PIECES = ("qwen2", "qwen3", "gemma2", "gemma3", "smollm3", "granite", "olmo3", "phi4_mini_short")
+FAMILIES_WITH_PIECES = (
+    *("qwen2", "qwen3", "gemma2", "gemma3", "smollm3", "granite", "olmo3", "phi4_mini_short"),
+    *("mixtral", "qwen3_moe_not_normed"),
+)
 
 
 def torch_classifier(variant: str, *, num_labels: int = 1, **changes):
@@ -142,6 +152,24 @@ def torch_model(variant: str, dtype=torch.float32, *, head: str = "lm_head", **c
             noise = torch.randn(parameter.shape, generator=generator)
             parameter.copy_(1 - kind.pieces.get("norm_offset", 0) + 0.2 * noise if parameter.ndim == 1 else 0.2 * noise)
     return model.to(dtype)
+
+
+def stored_gradients(model) -> dict[str, np.ndarray]:
+    """The gradients of a model's parameters under the names that a checkpoint gives them, an expert's by itself."""
+    found, mixtral = {}, model.config.model_type == "mixtral"
+    for name, parameter in model.named_parameters():
+        grad, (module, _, last) = parameter.grad.numpy(), name.rpartition(".")
+        if mixtral:
+            name, module = (each.replace(".mlp.", ".block_sparse_moe.") for each in (name, module))
+        if not module.endswith(".experts"):
+            found[name] = grad
+            continue
+        parts = {"gate_up_proj": ("w1", "w3") if mixtral else ("gate_proj", "up_proj")}
+        parts["down_proj"] = ("w2",) if mixtral else ("down_proj",)
+        for expert, whole in enumerate(grad):
+            for part, of_part in zip(parts[last], np.split(whole, len(parts[last])), strict=True):
+                found[f"{module}.{expert}.{part}.weight"] = of_part
+    return found
 
 
 def save(model, folder: Path, **options) -> Path:

@@ -58,18 +58,17 @@ def test_logits_and_gradients_equal_transformers(variant, tmp_path):
     expected = expected.detach().numpy()
     assert np.abs(expected).max() > 1.0
     np.testing.assert_allclose(logits, expected, rtol=0, atol=1e-4)
-    parameters, grads, seen = dict(theirs.named_parameters()), flatten_dict(grads), set()
+    stored, grads, seen = models.stored_gradients(theirs), flatten_dict(grads), set()
     for tensor in tensors(config):
-        ours = grads[tensor.weight.path]
-        ours = ours if tensor.layer is None else ours[tensor.layer]
+        ours = grads[tensor.weight.path][tensor.place]
         seen.add(tensor.name)
-        grad = parameters[tensor.name].grad.numpy()[tensor.start : tensor.start + tensor.shape[0]]
+        grad = stored[tensor.name][tensor.start : tensor.start + tensor.shape[0]]
         scale = np.abs(grad).max()
         assert scale > 0
         np.testing.assert_allclose(
             tensor.weight.stored.layout.to_theirs(ours), grad, rtol=0, atol=1e-4 * scale, err_msg=tensor.name
         )
-    assert seen == parameters.keys()
+    assert seen == stored.keys()
 
 
 def test_window_changes_the_logits(tmp_path):

@@ -46,6 +46,21 @@ def activation(config, x):
     return x / 2 * (1 + np.tanh(np.sqrt(2 / np.pi) * (x + 0.044715 * x**3)))
 
 
+def sparse(config, h, y):
+    """The sparse layer of tokens `[T, W]`: a loop over tokens and the experts that each has."""
+    out = np.zeros_like(h)
+    for i, x in enumerate(h):
+        scores = x @ y["router"]
+        probs = np.exp(scores - scores.max())
+        probs /= probs.sum()
+        chosen = sorted(range(config.experts), key=lambda e: -probs[e])[: config.active_experts]
+        total = sum(probs[e] for e in chosen) if config.norm_expert_weights else 1
+        for e in chosen:
+            hidden = activation(config, x @ y["expert_gate"][e]) * (x @ y["expert_up"][e])
+            out[i] += probs[e] / total * (hidden @ y["expert_down"][e])
+    return out
+
+
 def logits(config, weights, tokens):
     """Next-token logits float64 `[T, V]` of one sequence of tokens `[T]`."""
     w = {k: np.asarray(v, np.float64) for k, v in weights.items() if k != "layers"}
@@ -85,7 +100,10 @@ def logits(config, weights, tokens):
                 mixed[i] += (p / p.sum()) @ v[seen] @ y["o"][head]
         x = x + config.residual_scale * normed(mixed, "attn_post_norm", y)
         h = normed(x, "mlp_norm", y)
-        out = (activation(config, h @ y["gate"]) * (h @ y["up"])) @ y["down"]
+        if config.experts is None:
+            out = (activation(config, h @ y["gate"]) * (h @ y["up"])) @ y["down"]
+        else:
+            out = sparse(config, h, y)
         x = x + config.residual_scale * normed(out, "mlp_post_norm", y)
     head = w["embed"].T if config.tied_embeddings else w["lm_head"]
     products = norm(x, w["norm"] + config.norm_offset, eps) @ head

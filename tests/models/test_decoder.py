@@ -37,6 +37,8 @@ FAMILIES = {
     "windows and rotations": dataclasses.replace(
         BASE, layers=3, sliding_window=4, layer_windows=(True, False, False), layer_ropes=(True, True, False)
     ),
+    "experts": dataclasses.replace(BASE, mlp_width=10, experts=5, active_experts=2),
+    "experts not normed": dataclasses.replace(BASE, experts=4, active_experts=3, norm_expert_weights=False, qk_norm=True),
     "a part is rotated": dataclasses.replace(BASE, head_size=8, rotary_size=6, fused=True),
 }
 VARIANTS |= FAMILIES

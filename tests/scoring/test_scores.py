@@ -18,6 +18,7 @@ from align_jax.errors import UserError
 from align_jax.hf import load_model
 from align_jax.models import Decoder, weight_shardings
 from align_jax.models.attention import Tokens, visibility
+from align_jax.models.decoder import Inputs
 from align_jax.parallel.mesh import make_mesh, put_batch
 from align_jax.scoring.logps import response_logps
 from align_jax.scoring.scores import response_scores
@@ -71,7 +72,7 @@ def _slow(config, groups, weights, signs):
         inputs = jnp.asarray(whole)[None, None]
         positions = jnp.arange(len(whole))[None, None]
         seen = visibility("xla", Tokens(positions, jnp.ones_like(positions)), config.sliding_window)
-        hidden, _ = model.run(inputs, positions, seen)
+        hidden = model.run(Inputs(inputs, positions, seen)).hidden
         total += signs[row, slot] * (hidden[0, 0, -1] @ weights["score"][:, 0])
     return total
 

@@ -1,0 +1,309 @@
+"""The sparse layer: a router that gives each token a few experts, and the products of these alone.
+
+Tokens are sorted by expert, so that every expert's are rows that follow one another, and `ragged_dot` multiplies each run of
+rows by its expert's weight. No token is dropped and none is padded, whatever the balance.
+
+On a mesh every device sorts its own tokens. `expert` cuts the experts, and the batch as `fsdp` does: the devices along it
+show each other all their tokens, each computes what its own experts make of them, and the results are summed where the tokens
+came from. That moves `2 (S - 1) T W` numbers for each device and pass, S the size of the axis, T its tokens: no more than an
+exchange of every token for its k experts does while S <= k. As any of the tokens may be an expert's, there are rows for all
+`S T k` pairs of a token and an expert on every device, of which about one of S is computed. `fsdp` gathers the weights of a
+layer's experts for each product, and `tensor` cuts their hidden columns.
+
+Axes as in `align_jax.models.decoder`; also X the experts, k those of a token, T tokens of a device.
+"""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax.ad_checkpoint import checkpoint_name
+from jax.lax import RaggedDotDimensionNumbers, ragged_dot_general
+from jax.sharding import PartitionSpec
+
+from align_jax.errors import UserError
+from align_jax.models.config import ModelConfig
+from align_jax.models.ops import activate, gate_gradients, precision
+from align_jax.models.quantized import Quantized
+from align_jax.models.remat import PRODUCT
+from align_jax.parallel.axes import auto_sizes, partition_spec
+
+# The logical axes of what the layer takes; the weights in the order in which they are used.
+_TOKENS = ("shards", None, "positions", None)
+WEIGHTS = {
+    "expert_gate": ("experts", "expert_embed", "mlp"),
+    "expert_up": ("experts", "expert_embed", "mlp"),
+    "expert_down": ("experts", "mlp", "expert_embed"),
+}
+
+
+class Load(NamedTuple):
+    """How tokens are spread over experts.
+
+    Attributes:
+      chosen: float32 `[L, X]`, how many real tokens each expert of each layer has.
+      probs: float32 `[L, X]`, the sum of the probabilities that they give it.
+      tokens: float32 scalar, how many real tokens there are.
+    """
+
+    chosen: jax.Array
+    probs: jax.Array
+    tokens: jax.Array
+
+
+def balance_loss(load: Load) -> jax.Array:
+    """The load-balancing loss (Switch Transformers, arXiv 2101.03961, Eq. 4 to 6), as transformers takes it of all layers at once:
+
+        X sum_x f_x p_x,    f_x = chosen / (L tokens),  p_x = probs / (L tokens)
+
+    It is k, the experts of a token, where all experts have as many tokens, and at most X. Only p has a gradient.
+    """
+    layers, experts = load.chosen.shape
+    total = jnp.maximum(layers * load.tokens, 1)
+    return experts * jnp.sum(load.chosen.sum(0) / total * (load.probs.sum(0) / total))
+
+
+def busiest(load: Load) -> jax.Array:
+    """The tokens of the expert with most over those that each had if all had as many; the mean over layers."""
+    return jnp.mean(load.chosen.max(-1) / jnp.maximum(load.chosen.mean(-1), 1e-9))
+
+
+def route(x: jax.Array, router: jax.Array, config: ModelConfig) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """The experts of each token: the k largest of `softmax(x router)`, in float32.
+
+    Args:
+      x: `[T, W]`. router: `[W, X]`, in the type of x.
+
+    Returns:
+      What their outputs are weighted by, float32 `[T, k]`; which they are, int32 `[T, k]`; all probabilities, float32 `[T, X]`.
+    """
+    logits = jnp.einsum("tw,wx->tx", x, router, preferred_element_type=jnp.float32, precision=precision(x.dtype))
+    probs = jax.nn.softmax(logits, axis=-1)
+    weights, chosen = jax.lax.top_k(probs, config.active_experts)
+    if config.norm_expert_weights:
+        weights = weights / jnp.sum(weights, axis=-1, keepdims=True)
+    return weights, chosen, probs
+
+
+def sparse_mlp(
+    x: jax.Array, w: dict[str, Any], config: ModelConfig, real: jax.Array | None = None
+) -> tuple[jax.Array, tuple[jax.Array, jax.Array] | None]:
+    """What the experts make of each token: `sum_x p_x down_x(act(gate_x h) * up_x h)` over the k that its router chose.
+
+    Args:
+      x: normalized hidden states `[D, N, R, W]`. w: the weights of a layer, in the type of x or `Quantized`.
+      real: bool `[D, N, R]`, which tokens are counted; None: the count is not wanted.
+
+    Returns:
+      `[D, N, R, W]`, and float32 `[D, S, X]` twice, tokens and probabilities of each expert (S the parts of positions); or None.
+    """
+    sizes = {name: size for name, size in auto_sizes().items() if size > 1}
+    weights = [w[name] for name in WEIGHTS]
+    axes = [_specs(w[name], of, sizes) for name, of in WEIGHTS.items()]
+    tokens = partition_spec(_TOKENS, x.shape, sizes)
+    counted = jnp.zeros(x.shape[:3], bool) if real is None else real
+    layer = partial(_layer, config=config, axes=axes)
+    if sizes:
+        of_loads = PartitionSpec(tokens[0], tokens[2], None)
+        specs = (tokens, PartitionSpec(*tokens[:3]), PartitionSpec(), axes)
+        # The gradients are written out, and carry no record of how they vary over the mesh.
+        mapped = {"out_specs": (tokens, (of_loads, of_loads)), "axis_names": set(auto_sizes()), "check_vma": False}
+        layer = jax.shard_map(layer, in_specs=specs, **mapped)
+    y, loads = layer(x, counted, w["router"], weights)
+    return y, None if real is None else loads
+
+
+def _specs(weight, axes, sizes):
+    """Where an expert's weight is cut: a PartitionSpec, of `Quantized` one for each of its arrays."""
+    found = jax.tree.map(lambda x: partition_spec(axes, x.shape, sizes), weight)
+    if isinstance(weight, Quantized) and ("tensor" in found.values) != ("tensor" in found.scales):
+        raise UserError(
+            f"mesh.tensor: {sizes['tensor']} would cut the {weight.scales.shape[1]} blocks in which an expert's weights are "
+            f"quantized ({weight.kind}); choose a divisor of them"
+        )
+    return found
+
+
+def _layer(x, real, router, weights, *, config, axes):
+    """`sparse_mlp` of one device, whose parts of the weights are cut along `axes`."""
+    flat = x.reshape(-1, x.shape[-1])
+    shares, chosen, probs = route(flat, router, config)
+    is_chosen = jnp.any(chosen[..., None] == jnp.arange(config.experts), axis=-2)
+    counted = real.reshape(-1, 1)
+    loads = [jnp.sum(jnp.where(counted, each, 0), axis=0, dtype=jnp.float32)[None, None] for each in (is_chosen, probs)]
+    leaves = [jax.tree.leaves(each, is_leaf=lambda s: isinstance(s, PartitionSpec))[0] for each in axes]
+    over, tensor = leaves[0][0], leaves[0][2]
+    if over is not None:
+        flat, shares, chosen = (jax.lax.all_gather(each, over, axis=0, tiled=True) for each in (flat, shares, chosen))
+    y = _experts(flat, shares, chosen, weights, config=config, axes=axes, over=over)
+    if tensor is not None:
+        y = jax.lax.psum(y, tensor)
+    if over is not None:
+        y = jax.lax.psum_scatter(y, over, scatter_dimension=0, tiled=True)
+    return y.reshape(x.shape), tuple(loads)
+
+
+def _experts(x, shares, chosen, weights, *, config, axes, over):
+    """What the experts that are here make of tokens `[T, W]`, each times its share; 0 for tokens with none of them."""
+    gate, up, down = weights
+    count = jax.tree.leaves(gate)[0].shape[0]
+    mine = None
+    if over is not None:
+        chosen = chosen - count * jax.lax.axis_index(over)
+        mine = (chosen >= 0) & (chosen < count)
+        chosen = jnp.where(mine, chosen, count)  # behind the others, where nothing is computed
+    expert = chosen.reshape(-1)
+    order = jnp.argsort(expert, stable=True)
+    places = jnp.argsort(order).reshape(chosen.shape)
+    sizes = jnp.sum(expert[:, None] == jnp.arange(count), axis=0, dtype=jnp.int32)
+    rows = _sorted_rows(x, order, places, mine)
+    hidden = [_expert_linear(rows, each, sizes, _Cut.of(axis)) for each, axis in zip((gate, up), axes[:2], strict=True)]
+    y = _gated_expert_linear(*hidden, down, sizes, _Cut.of(axes[2]), config.activation)
+    return _weighted_sum(y, shares, order, places, mine)
+
+
+@jax.custom_vjp
+def _sorted_rows(x, order, places, mine):
+    """Rows `[T k, W]` of tokens `[T, W]`, in the order of experts; the gradient is a sum over a token's rows, not a scatter."""
+    return x[order // places.shape[1]]
+
+
+def _sorted_forward(x, order, places, mine):
+    return _sorted_rows(x, order, places, mine), (places, mine)
+
+
+def _sorted_backward(saved, d_rows):
+    places, mine = saved
+    return jnp.sum(_taken(d_rows, places, mine), axis=1).astype(d_rows.dtype), None, None, None
+
+
+_sorted_rows.defvjp(_sorted_forward, _sorted_backward)
+
+
+def _taken(rows, places, mine):
+    """The rows of each token, float32 `[T, k, W]`: those that are here, since what stands in others may be anything."""
+    taken = rows[places].astype(jnp.float32)
+    return taken if mine is None else jnp.where(mine[..., None], taken, 0)
+
+
+@jax.custom_vjp
+def _weighted_sum(rows, shares, order, places, mine):
+    """`sum_k share_k row_k` of each token `[T, W]`, summed in float32 and rounded once."""
+    return jnp.einsum("tkw,tk->tw", _taken(rows, places, mine), shares, precision="highest").astype(rows.dtype)
+
+
+def _weighted_forward(rows, shares, order, places, mine):
+    return _weighted_sum(rows, shares, order, places, mine), (rows, shares, order, places, mine)
+
+
+def _weighted_backward(saved, d_out):
+    rows, shares, order, places, mine = saved
+    d = d_out.astype(jnp.float32)
+    d_shares = jnp.einsum("tkw,tw->tk", _taken(rows, places, mine), d, precision="highest")
+    share = shares if mine is None else jnp.where(mine, shares, 0)
+    d_rows = d[order // places.shape[1]] * share.reshape(-1)[order][:, None]
+    return d_rows.astype(rows.dtype), d_shares, None, None, None
+
+
+_weighted_sum.defvjp(_weighted_forward, _weighted_backward)
+
+
+class _Cut(NamedTuple):
+    """How an expert's weight is cut over mesh axes that every product brings together: pairs of a dimension and its axes.
+
+    Of `Quantized` both its arrays are; `scales` has theirs.
+    """
+
+    values: tuple[tuple[int, Any], ...]
+    scales: tuple[tuple[int, Any], ...] = ()
+
+    @classmethod
+    def of(cls, spec: PartitionSpec | Quantized) -> _Cut:
+        """The cut of this spec along the width, which stands on the axis that is not of experts or hidden columns."""
+        if isinstance(spec, Quantized):
+            return cls(*(cls.of(each).values for each in (spec.values, spec.scales)))
+        return cls(tuple((n, axes) for n, axes in enumerate(spec) if n > 0 and axes not in (None, "tensor")))
+
+    def together(self, weight: jax.Array | Quantized, dtype: Any) -> jax.Array:
+        """The weight, whole along the width."""
+        if isinstance(weight, Quantized):
+            codes, scales = _gathered(weight.values, self.values), _gathered(weight.scales, self.scales)
+            return Quantized(codes, scales, weight.kind, weight.behind).astype(dtype)
+        return _gathered(weight, self.values)
+
+    def scattered(self, gradient: jax.Array) -> jax.Array:
+        """The part of a weight's gradient that belongs here, summed over the devices of the cut."""
+        for dimension, axes in self.values:
+            gradient = jax.lax.psum_scatter(gradient, axes, scatter_dimension=dimension, tiled=True)
+        return gradient
+
+
+def _gathered(x, cut):
+    for dimension, axes in cut:
+        x = jax.lax.all_gather(x, axes, axis=dimension, tiled=True)
+    return x
+
+
+def _ragged(lhs, rhs, sizes, dims, grouped):
+    numbers = RaggedDotDimensionNumbers(
+        dot_dimension_numbers=(dims, ((), ())), lhs_ragged_dimensions=[0], rhs_group_dimensions=grouped
+    )
+    return ragged_dot_general(lhs, rhs, sizes, numbers, precision=precision(lhs.dtype))
+
+
+def _product(x, weight, sizes):
+    return _ragged(x, weight, sizes, ((1,), (1,)), [0])
+
+
+@partial(jax.custom_vjp, nondiff_argnums=(3,))
+def _expert_linear(x, weight, sizes, cut):
+    """Each expert's product of its rows, `[T k, W]`, `[X, W, F]` -> `[T k, F]`; rows behind the last expert's may be anything.
+
+        d_x = d_y weight^T,    d_weight = x^T d_y,    both by expert
+
+    What is kept of the weight is this device's part, so that a scan over layers never holds all of them whole.
+
+    Args:
+      sizes: int32 `[X]`, rows of each expert. cut: how the weight is brought together.
+    """
+    return _product(x, cut.together(weight, x.dtype), sizes)
+
+
+def _linear_forward(x, weight, sizes, cut):
+    y = checkpoint_name(_product(x, cut.together(weight, x.dtype), sizes), PRODUCT)
+    return y, (None if isinstance(weight, Quantized) else x, weight, sizes)
+
+
+def _linear_backward(cut, saved, d_y):
+    x, weight, sizes = saved
+    d_x = _ragged(d_y, cut.together(weight, d_y.dtype), sizes, ((1,), (2,)), [0])
+    if isinstance(weight, Quantized):
+        return d_x, weight.no_gradient(), None
+    return d_x, cut.scattered(_ragged(x, d_y, sizes, ((0,), (0,)), [])), None
+
+
+_expert_linear.defvjp(_linear_forward, _linear_backward)
+
+
+@partial(jax.custom_vjp, nondiff_argnums=(4, 5))
+def _gated_expert_linear(gate, up, weight, sizes, cut, activation):
+    """`(act(gate) * up) weight` by expert; the elementwise part is computed again in the backward pass, as in `gated_linear`."""
+    return _product(activate(gate, activation) * up, cut.together(weight, gate.dtype), sizes)
+
+
+def _gated_forward(gate, up, weight, sizes, cut, activation):
+    y = _product(activate(gate, activation) * up, cut.together(weight, gate.dtype), sizes)
+    return checkpoint_name(y, PRODUCT), (gate, up, weight, sizes)
+
+
+def _gated_backward(cut, activation, saved, d_y):
+    gate, up, weight, sizes = saved
+    unit = activate(gate, activation) * up
+    d_unit, d_weight, _ = _linear_backward(cut, (unit, weight, sizes), d_y)
+    return *gate_gradients(gate, up, d_unit, activation), d_weight, None
+
+
+_gated_expert_linear.defvjp(_gated_forward, _gated_backward)
