@@ -232,6 +232,7 @@ class Training:
         if found is None:
             return None
         state, extra = found
+        self.setup.folder.check_written_here(extra.get("run"), int(state.step))
         if extra.get("rows", self.dataset.fingerprint) != self.dataset.fingerprint:
             raise UserError(_other_rows(self.setup.folder, self.dataset.path))
         if self.setup.live is not None and not self.live_moves:
@@ -376,7 +377,9 @@ def _metrics_log(config: Config, steps: int, begun: int) -> MetricsLog:
 
 def _save(training: Training, checkpoints: Checkpointer):
     def save(step: int, state: TrainState, position: Any, metrics: dict[str, float]) -> None:
-        extra = {"data": position, "rows": training.dataset.fingerprint, "shapes": training.loader.shapes}
+        training.setup.folder.check_held()
+        rows, run = training.dataset.fingerprint, training.setup.folder.mark
+        extra = {"data": position, "rows": rows, "shapes": training.loader.shapes, "run": run}
         with watching(f"saving the checkpoint of step {step}"):
             kept = state if training.live_moves else dataclasses.replace(state, reference={})
             save_state(checkpoints, step, kept, extra, metrics, training.base)
