@@ -143,7 +143,7 @@ class RunFolder:
         """The checkpoints, to be written as the `checkpoint` section says."""
         options = config.checkpoint
         chosen = (options.keep, options.best_metric, options.mode)
-        return Checkpointer(self.path / "checkpoints", *chosen, every=save_every(config))
+        return Checkpointer(self.path / "checkpoints", *chosen, every=save_every(config), forever=options.keep_every)
 
     def best_step(self) -> int:
         """The step of the checkpoint with the best `checkpoint.best_metric` of the run.

@@ -283,8 +283,9 @@ def _train(training: Training, measure: InTraining | None, stop: StopSignal, tol
         )
         step = AnnouncedStep(step, len(training.loader.train_layout.shapes), setup.say_chunks)
         with _metrics_log(config, steps, begun) as log:
-            cut, minutes = CountCut(), config.checkpoint.minutes
-            timer = None if minutes is None else SaveTimer(60 * minutes)
+            cut, seconds = CountCut(), config.checkpoint.seconds
+            timer = None if seconds is None else SaveTimer(seconds)
+            every = save_every(config), config.checkpoint.keep_every
             state, _ = fit(
                 state,
                 training.loader,
@@ -302,7 +303,7 @@ def _train(training: Training, measure: InTraining | None, stop: StopSignal, tol
                     *(_watch(config, folder, steps, begun) if config.log.signatures else []),
                     cut,
                     Log(log.log),
-                    Save(_save(training, checkpoints), save_every(config), checkpoints.latest_step, timer),
+                    Save(_save(training, checkpoints), every[0], checkpoints.latest_step, timer, every[1]),
                 ],
             )
         with watching("writing the last checkpoint"):
