@@ -16,10 +16,12 @@ from typing import Any, TypeVar
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from align_jax import ranges
 from align_jax.config import words
 from align_jax.config.keys import known
 from align_jax.config.source import ConfigValues, escaped
 from align_jax.errors import UserError
+from align_jax.parsing import broken
 from align_jax.registry import suggest
 
 T = TypeVar("T")
@@ -122,15 +124,15 @@ def _lacks(values: Mapping[str, Any], key: str) -> bool:
 
 def _problems(source: ConfigValues, schema: Schema) -> Iterator[UserError]:
     values = source.values
+    yield from _broken(source, values)
     yield from _unknown(source, values, [*schema.sections, *schema.choices], "", "a config")
     for section in [name for name in values if name in schema.sections or name in schema.choices]:
         if section in schema.choices and schema.choices[section].many and isinstance(values[section], list):
             yield from _of_terms(source, schema.choices[section], section)
         elif not isinstance(values[section], dict):
             value = values[section]
-            shown = repr(value) if len(repr(value)) < 60 else f"{repr(value)[:57]}..."
             near = f"; write {section}: {{name: {value}}}" if section in schema.choices and isinstance(value, str) else ""
-            yield source.error(section, f"expected keys and values, got {shown}{near}")
+            yield source.error(section, f"expected keys and values, got {shown(value)}{near}")
         elif section in schema.sections:
             yield from _of_class(source, schema.sections[section], section, section)
         else:
@@ -138,6 +140,23 @@ def _problems(source: ConfigValues, schema: Schema) -> Iterator[UserError]:
     for key, cls in schema.nested.items():
         for place in _nested_places(source, key, cls):
             yield from _of_class(source, cls, place, place)
+
+
+def _broken(source: ConfigValues, values: Any, place: str = "") -> Iterator[UserError]:
+    """Texts and keys that no path and no file can hold."""
+    if isinstance(values, str) and (why := broken(values)):
+        yield source.error(place, f"{shown(values)} {why}")
+    pairs = values.items() if isinstance(values, Mapping) else enumerate(values) if isinstance(values, list | tuple) else ()
+    for key, value in pairs:
+        if isinstance(key, str) and (why := broken(key)):
+            yield source.error(place, f"the key {shown(key)} {why}")
+        yield from _broken(source, value, f"{place}.{key}".lstrip("."))
+
+
+def shown(value: Any) -> str:
+    """A value for an error, not all of a long one."""
+    text = repr(value)
+    return text if len(text) < 60 else f"{text[:57]}..."
 
 
 def _nested_places(source: ConfigValues, key: str, cls: type | None = None) -> list[str]:
@@ -171,8 +190,11 @@ def _of_terms(source: ConfigValues, choice: Choice, section: str) -> Iterator[Us
             near = f"; write {{name: {term}}}" if isinstance(term, str) else ""
             yield source.error(place, f"expected keys and values, got {term!r}{near}")
             continue
-        if not _is_number(term.get("weight", 1.0)):
-            yield source.error(f"{place}.weight", _is_not(f"{place}.weight", term["weight"], float))
+        weight = term.get(WEIGHT, 1.0)
+        if not _is_number(weight):
+            yield source.error(f"{place}.weight", _is_not(f"{place}.weight", weight, float))
+        elif why := ranges.refusal(f"{place}.weight", weight):
+            yield source.error(f"{place}.weight", why)
         yield from _of_choice(source, choice, section, place, (WEIGHT,))
 
 
@@ -191,6 +213,9 @@ def _of_choice(
         yield from _unknown(source, foreign, (), f"{place}.", section)
     if name is None:
         yield source.lacks(key, f"choose one of {', '.join(sorted(choice.names))}")
+        return
+    if isinstance(name, list | dict):
+        yield source.error(key, f"{shown(name)} is not text; choose one of {', '.join(sorted(choice.names))}")
         return
     if not choice.has(name):
         here = words.name_here(f"{section}.name", name)
@@ -224,6 +249,7 @@ def _drop_options_of_another(source: ConfigValues, choice: Choice, place: str, c
 
 def _of_class(source: ConfigValues, cls: type, path: str, what: str, beside: tuple[str, ...] = ()) -> Iterator[UserError]:
     """What is wrong with the values of a dataclass, nested ones too; `beside` are keys that are no fields of it."""
+    own_ranges = ":" not in what  # `package.module:Class` means by its keys what it likes
     values, prefix = source.get(path), f"{path}."
     hints = typing.get_type_hints(cls)
     fields = {field.name: hints[field.name] for field in dataclasses.fields(cls)}
@@ -237,8 +263,12 @@ def _of_class(source: ConfigValues, cls: type, path: str, what: str, beside: tup
         nested = _nested_class(fields[key])
         if nested is not None and isinstance(value, dict):
             yield from _of_class(source, nested, f"{prefix}{key}", f"{prefix}{key}")
-        elif not _fits(schema, key, value):
+        elif not (found := _converted(schema, key, value)):
             yield source.error(f"{prefix}{key}", _is_not(f"{prefix}{key}", value, fields[key]))
+        elif why := own_ranges and ranges.refusal(f"{prefix}{key}", found[0]):
+            yield source.error(f"{prefix}{key}", why)
+        elif why := own_ranges and ranges.doubt(f"{prefix}{key}", found[0]):
+            source.note(f"{prefix}{key}", why)
 
 
 def _unknown(
@@ -278,13 +308,16 @@ def _alternatives(hint: Any) -> tuple:
     return typing.get_args(hint) if typing.get_origin(hint) in (typing.Union, types.UnionType) else (hint,)
 
 
-def _fits(schema: Any, key: str, value: Any) -> bool:
+def _converted(schema: Any, key: str, value: Any) -> tuple[Any] | tuple[()]:
+    """The value as the type of its field has it; empty where it is none of that type."""
     try:
         converted = OmegaConf.to_container(OmegaConf.merge(schema, {key: escaped(value)}), resolve=True)[key]
-    except (OmegaConfBaseException, TypeError):  # a TypeError: a list where keys are wanted
-        return False
+    # a TypeError: a list where keys are wanted; a ValueError: an integer of thousands of digits; an OverflowError: infinity
+    except (OmegaConfBaseException, TypeError, ValueError, OverflowError):
+        return ()
     # OmegaConf turns 1 into True and True into 'True'
-    return isinstance(value, bool) == isinstance(converted, bool) or isinstance(value, str)
+    fits = isinstance(value, bool) == isinstance(converted, bool) or isinstance(value, str)
+    return (converted,) if fits else ()
 
 
 def _is_not(key: str, value: Any, hint: Any) -> str:
@@ -293,8 +326,8 @@ def _is_not(key: str, value: Any, hint: Any) -> str:
     wanted = " or ".join(_phrase(option) for option in options if option is not type(None))
     here = words.name_here(key, value)
     near = f"; that is {here} here" if here else ""
-    shown = {None: "null", True: "true", False: "false"}.get(value) if isinstance(value, bool | None) else None
-    return f"{shown or repr(value)} is not {wanted}{' (or null)' if type(None) in options else ''}{near}"
+    word = {None: "null", True: "true", False: "false"}.get(value) if isinstance(value, bool | None) else None
+    return f"{word or shown(value)} is not {wanted}{' (or null)' if type(None) in options else ''}{near}"
 
 
 def _phrase(hint: Any) -> str:

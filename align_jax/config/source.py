@@ -20,10 +20,12 @@ from omegaconf.errors import OmegaConfBaseException
 from align_jax.config.packaged import how_to_copy
 from align_jax.config.rivals import displaced
 from align_jax.errors import UserError
+from align_jax.parsing import check_yaml
 
 Override = tuple[str, Any]  # ("train.steps", 10)
 # sections that an option may give whole: --objective '[{name: dpo}, {name: sft, weight: 0.1}]', --lora {} or null
 WHOLE = ("objective", "lora")
+_LONGEST = 2**20  # characters of a config
 
 
 def parse_overrides(argv: Sequence[str]) -> list[Override]:
@@ -45,15 +47,22 @@ def parse_overrides(argv: Sequence[str]) -> list[Override]:
             if not rest or rest[0].startswith("--"):
                 raise UserError(f"--{key} has no value; write --{key} VALUE")
             text = rest.pop(0)
-        overrides.append((key, _parse_value(text)))
+        overrides.append((key, _parse_value(text, key)))
     return overrides
 
 
-def _parse_value(text: str) -> Any:
+def _parse_value(text: str, key: str) -> Any:
+    try:
+        check_yaml(text)
+    except yaml.YAMLError:
+        return text
+    except ValueError as error:
+        raise UserError(f"--{key}: {str(error).partition(': ')[2]}") from error
     try:
         # OmegaConf's YAML reads 1e-4 as a number, which PyYAML alone does not
         value = OmegaConf.to_container(OmegaConf.from_dotlist([f"value={text}"]))["value"]
-    except (yaml.YAMLError, OmegaConfBaseException):  # the latter for a malformed ${...}, which `resolve` names
+    # for a malformed ${...}, which `resolve` names; a ValueError: no day of the calendar
+    except (yaml.YAMLError, OmegaConfBaseException, ValueError, RecursionError):
         return text
     # prose with a colon or a hash is text, not a mapping or nothing; so is a template such as {prompt}
     prose = isinstance(value, (dict, list)) and (text[:1] not in "{[" or (isinstance(value, dict) and ":" not in text))
@@ -84,22 +93,34 @@ class ConfigValues:
     def read(cls, path: str | Path) -> ConfigValues:
         """Reads a YAML file; UserError for a missing file, bad YAML or a duplicate key."""
         try:
-            text = Path(path).read_text(encoding="utf-8")
+            with open(path, encoding="utf-8") as file:
+                text = file.read(_LONGEST + 1)
         except OSError as error:
             near = f"; did you mean {path}.yaml?" if Path(f"{path}.yaml").is_file() else how_to_copy(path)
             raise UserError(f"cannot read the config {path}: {error.strerror}{near}") from error
         except UnicodeDecodeError as error:
             raise UserError(f"cannot read the config {path}: not UTF-8 text: {error.reason} at byte {error.start}") from error
+        except ValueError as error:  # a NUL
+            raise UserError(f"cannot read the config {str(path)!r}: {error}") from error
+        if len(text) > _LONGEST:
+            raise UserError(f"cannot read the config {path}: it has more than {_LONGEST:,} characters; is it data?")
         try:
+            check_yaml(text)
             node = yaml.compose(text, Loader=yaml.SafeLoader)
             lines = dict(_key_lines(node, str(path)))
             values = OmegaConf.to_container(OmegaConf.create(text)) if node is not None else {}
         except yaml.MarkedYAMLError as error:
             line = error.problem_mark.line + 1 if error.problem_mark else 1
             raise UserError(f"{path}:{line}: not valid YAML: {error.problem}") from error
+        except yaml.YAMLError as error:
+            raise UserError(f"{path}: not valid YAML: {str(error).splitlines()[0]}") from error
         except OmegaConfBaseException as error:
             reason = str(error).splitlines()[0]
             raise UserError(f"{path}: a malformed ${{...}} (for the text itself, write \\${{): {reason}") from error
+        except UserError:
+            raise
+        except (ValueError, RecursionError) as error:  # a UserError has its place, the others begin with the line
+            raise UserError(f"{path}:{error}" if str(error)[:1].isdigit() else f"{path}: {_reason(error)}") from error
         if not isinstance(values, dict):
             raise UserError(f"{path}:1: a config is sections with keys, not {text.strip().splitlines()[0]!r}")
         return cls(str(path), _spelled_out(values), lines)
@@ -175,6 +196,12 @@ class ConfigValues:
         value = self.get(section).pop(last)
         self.notes.append(f"{self.where(key)}: {key}: {value} no longer holds, since {reason}")
 
+    def note(self, key: str, message: str) -> None:
+        """Notes a line about a key, once, with its place."""
+        line = str(self.error(key, message))
+        if line not in self.notes:
+            self.notes.append(line)
+
     def resolve(self) -> None:
         """Replaces `${oc.env:NAME}` and `${section.key}` by their values; UserError names key, place and variable."""
         try:
@@ -187,6 +214,12 @@ class ConfigValues:
                 name = variable[1]
                 reason = f"the environment variable {name} is not set; run: export {name}=..., or give --{key} VALUE"
             raise self.error(key, reason) from error
+        except (RecursionError, ValueError) as error:
+            raise UserError(f"{self.name}: values cannot be resolved: {_reason(error)}") from error
+
+
+def _reason(error: Exception) -> str:
+    return "they stand too deep in one another" if isinstance(error, RecursionError) else str(error).partition("\n")[0]
 
 
 def _spelled_out(values: dict[str, Any]) -> dict[str, Any]:

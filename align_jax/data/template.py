@@ -11,10 +11,9 @@ import re
 from collections.abc import Sequence
 from typing import Any
 
-import jinja2
-
 from align_jax.data.conversation import Conversation, Message, each_text, for_template, joined, renamed
 from align_jax.data.formats.messages import words
+from align_jax.data.guarded import SECONDS, TooMuch, bounded, check_template
 from align_jax.data.sources import RowError
 from align_jax.data.tokens import TextTokens, is_marked, marker, unmarked
 
@@ -26,7 +25,6 @@ _DAY = (
     "written out in the template: ' ~ format) }}{% endif %}{{ day_formats[format] }}{% endmacro %}{{ '' }}"
 )
 _THOUGHT = re.compile(r"[<\[|][^<>\[\]]*think", re.IGNORECASE)  # what opens one
-_REFUSALS = (jinja2.TemplateError, ValueError, TypeError, KeyError, AttributeError, IndexError)
 
 
 class ChatTemplate:
@@ -45,6 +43,8 @@ class ChatTemplate:
         template = getattr(self._tokenizer, "chat_template", None)
         self.exists = template is not None
         written = json.dumps(template, ensure_ascii=False) if self.exists else ""
+        for text in template.values() if isinstance(template, dict) else [template] if self.exists else ():
+            check_template(text)
         self._marks_generation = re.search(r"\{%-?\s*generation\s*-?%\}", written) is not None
         self._knows = {name: name in written for name in ("tools", "documents", "strftime_now")}
         # An assistant may write what opens and closes a thought or a call; what opens and closes a turn is the template's.
@@ -168,8 +168,14 @@ class ChatTemplate:
         extras = {name: list(value) for name, value in (("tools", tools), ("documents", documents)) if value}
         try:
             more = self._on_the_day(extras.get("tools"))
-            return self._tokenizer.apply_chat_template([for_template(m) for m in messages], **extras, **flags, **more)
-        except _REFUSALS as error:
+            with bounded():
+                return self._tokenizer.apply_chat_template([for_template(m) for m in messages], **extras, **flags, **more)
+        except TooMuch as error:
+            raise RowError(
+                f"the chat template does not end with this conversation: after {SECONDS:g} s, or 1 GiB of memory, it was "
+                "stopped; give another template (model.chat_template)"
+            ) from error
+        except Exception as error:  # a template may raise whatever Python does
             reason = unmarked(str(error)) or type(error).__name__
             raise RowError(f"the chat template refuses this conversation: {reason}") from error
 

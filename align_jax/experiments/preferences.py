@@ -173,9 +173,9 @@ def rivals(work: Workplace) -> dict[str, Any]:
     size = size_of(work)
 
     def make(path: Path) -> None:
-        from transformers import AutoTokenizer
+        from align_jax.hf import read_tokenizer
 
-        tokenizer, rows = AutoTokenizer.from_pretrained(str(work.model)), read_rows(held_out(work, size))
+        tokenizer, rows = read_tokenizer(str(work.model)), read_rows(held_out(work, size))
         # One more for the end of the answer.
         counts = [
             [len(tokenizer(text, add_special_tokens=False)["input_ids"]) + 1 for text in row["responses"]] for row in rows

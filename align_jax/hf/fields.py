@@ -7,13 +7,14 @@ from typing import Any
 from align_jax.errors import UserError
 
 REQUIRED = object()
+_INT32, _LARGEST = 2**31, 3.4e38
 
 
 def integer(hf: dict, key: str, where: str, default: Any = REQUIRED) -> int:
     """A positive whole number."""
     found = value(hf, key, where, default)
-    if isinstance(found, bool) or not isinstance(found, int) or found < 1:
-        raise UserError(f"{where}: {key} is {found!r}; expected a positive whole number")
+    if isinstance(found, bool) or not isinstance(found, int) or not 1 <= found < _INT32:
+        raise UserError(f"{where}: {key} is {_short(found)}; expected a positive whole number that 32 bits hold")
     return found
 
 
@@ -22,8 +23,8 @@ def number(hf: dict, key: str, where: str, default: Any = REQUIRED) -> float | N
     found = value(hf, key, where, default)
     if found is None and default is None:
         return None
-    if isinstance(found, bool) or not isinstance(found, int | float) or not found > 0:
-        raise UserError(f"{where}: {key} is {found!r}; expected a positive number")
+    if isinstance(found, bool) or not isinstance(found, int | float) or not 0 < found <= _LARGEST:
+        raise UserError(f"{where}: {key} is {_short(found)}; expected a positive number that float32 holds")
     return float(found)
 
 
@@ -31,7 +32,7 @@ def numbers(hf: dict, key: str, where: str, count: int) -> tuple[float, ...]:
     """A list of so many positive numbers."""
     found = value(hf, key, where, REQUIRED)
     if not isinstance(found, list | tuple) or len(found) != count:
-        raise UserError(f"{where}: {key} is {found!r}; expected a list of {count} numbers")
+        raise UserError(f"{where}: {key} is {_short(found)}; expected a list of {count} numbers")
     return tuple(number({key: each}, key, where) for each in found)
 
 
@@ -39,7 +40,7 @@ def boolean(hf: dict, key: str, where: str, default: bool = False) -> bool:
     """True or false."""
     found = value(hf, key, where, default)
     if not isinstance(found, bool):
-        raise UserError(f"{where}: {key} is {found!r}; expected true or false")
+        raise UserError(f"{where}: {key} is {_short(found)}; expected true or false")
     return found
 
 
@@ -51,3 +52,8 @@ def value(hf: dict, key: str, where: str, default: Any) -> Any:
             raise UserError(f"{where}: field {key!r} is missing")
         return default
     return found
+
+
+def _short(found: Any) -> str:
+    text = repr(found)
+    return text if len(text) < 80 else f"{text[:77]}..."

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 from pathlib import Path
 from typing import Any
@@ -14,6 +13,7 @@ from safetensors import SafetensorError, safe_open
 
 from align_jax.errors import UserError
 from align_jax.hf.dtypes import CODES
+from align_jax.parsing import json_of
 
 ADAPTER, ADAPTER_WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
@@ -98,10 +98,12 @@ def read_json(path: Path) -> dict[str, Any]:
       UserError: the file is absent, is not JSON, or holds no object.
     """
     try:
-        value = json.loads(path.read_text(encoding="utf-8"))
+        value = json_of(path.read_bytes())
     except FileNotFoundError:
         raise UserError(f"{path}: there is no such file") from None
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read: {error.strerror}") from error
+    except ValueError as error:
         raise UserError(f"{path}: not valid JSON: {error}") from error
     if not isinstance(value, dict):
         raise UserError(f"{path}: expected a JSON object, found {type(value).__name__}")

@@ -16,6 +16,7 @@ from safetensors import SafetensorError, safe_open
 
 from align_jax.errors import UserError
 from align_jax.hf.files import ADAPTER, INDEX, TOKENIZER_FILES
+from align_jax.hf.tokenizer import read_tokenizer
 from align_jax.hf.writer import METADATA
 
 _WEIGHTS = re.compile(r"(adapter_)?model(-\d{5}-of-\d{5})?\.safetensors")
@@ -94,9 +95,7 @@ def padding_tokenizer(tokenizer: Any) -> Any:
     One that has none, or pads with its end-of-sequence token, pads with BOS or the unknown token where these are others.
     """
     if isinstance(tokenizer, str | os.PathLike):
-        from transformers import AutoTokenizer
-
-        tokenizer = AutoTokenizer.from_pretrained(tokenizer)
+        tokenizer = read_tokenizer(tokenizer)
     if tokenizer is None or tokenizer.pad_token_id not in (None, tokenizer.eos_token_id):
         return tokenizer
     others = [t for t in (tokenizer.bos_token, tokenizer.unk_token) if t not in (None, tokenizer.eos_token)]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 from typing import Any
 
+from align_jax import ranges
 from align_jax.models.adapter import MLP_TARGETS, Adapter
 
 ROPES = ("linear", "llama3", "dynamic", "yarn", "longrope")
@@ -86,6 +87,7 @@ class RopeScaling:
             raise ValueError(f"rope_scaling.kind is {self.kind!r}; known: {', '.join(ROPES)}")
         for name in ("short_factors", "long_factors"):
             object.__setattr__(self, name, tuple(getattr(self, name)))
+        _check_numbers(self, "model.config.rope_scaling.")
 
     @property
     def depends_on_length(self) -> bool:
@@ -186,6 +188,7 @@ class ModelConfig:
     lora: Adapter | None = None
 
     def __post_init__(self):
+        _check_numbers(self, "model.config.")
         for name, known in (("head", HEADS), ("norms", NORMS), ("activation", ACTIVATIONS)):
             if getattr(self, name) not in known:
                 raise ValueError(f"{name} is {getattr(self, name)!r}; known: {', '.join(known)}")
@@ -239,6 +242,13 @@ class ModelConfig:
 
     def __repr__(self) -> str:
         return _written(self)
+
+
+def _check_numbers(config: RopeScaling | ModelConfig, prefix: str) -> None:
+    """ValueError for the first number of which no model can be made."""
+    for field in dataclasses.fields(config):
+        if why := ranges.refusal(f"{prefix}{field.name}", getattr(config, field.name)):
+            raise ValueError(f"{field.name}: {why}")
 
 
 def _without(values: dict[str, Any], defaults: dict[str, Any]) -> dict[str, Any]:

@@ -13,7 +13,6 @@ import contextlib
 import dataclasses
 import functools
 import os
-import re
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -25,6 +24,7 @@ from jax.sharding import Mesh
 
 from align_jax import hf
 from align_jax.config import Config
+from align_jax.data.guarded import plain_jinja
 from align_jax.errors import UserError
 from align_jax.files import fingerprint_files
 from align_jax.models import ModelConfig, init_weights, weight_shardings
@@ -415,15 +415,14 @@ def check_same_shape(source: ModelSource, start: ModelSource) -> None:
 
 def load_tokenizer(where: str | os.PathLike, key: str) -> Any:
     """The tokenizer of a folder or hub id (with `@REVISION`, of that); `key` is what the config calls it, for errors."""
-    from transformers import AutoTokenizer
-
     try:
         name, revision = hf.split_revision(os.path.expanduser(where))
-        return AutoTokenizer.from_pretrained(name, **({} if revision is None else {"revision": revision}))
     except UserError as error:
         raise UserError(f"{key}: {error}") from error
-    except (OSError, ValueError) as error:
-        raise UserError(f"{key}: no tokenizer can be loaded from {where}: {str(error).splitlines()[0]}") from error
+    try:
+        return hf.read_tokenizer(name, revision)
+    except UserError as error:
+        raise UserError(f"{key}: no tokenizer can be loaded from {where}: {error}") from error
 
 
 def read_template(file: str) -> str:
@@ -434,7 +433,9 @@ def read_template(file: str) -> str:
     """
     try:
         text = Path(file).expanduser().read_text(encoding="utf-8")
-        jinja2.Environment(extensions=["jinja2.ext.loopcontrols"]).parse(re.sub(r"\{%-?\s*(end)?generation\s*-?%\}", "", text))
+        jinja2.Environment(extensions=["jinja2.ext.loopcontrols"]).parse(plain_jinja(text))
+    except RecursionError as error:
+        raise UserError(f"model.chat_template: {file}: its parts stand too deep in one another") from error
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"model.chat_template: cannot read {file}: {error}") from error
     except jinja2.TemplateSyntaxError as error:

@@ -140,9 +140,7 @@ class RewardModel:
 
 
 def _tokenizer(folder: str | os.PathLike, path: str | os.PathLike):
-    from transformers import AutoTokenizer
-
     try:
-        return AutoTokenizer.from_pretrained(folder)
-    except (OSError, ValueError) as error:
-        raise UserError(f"reward model {path}: no tokenizer can be loaded: {str(error).splitlines()[0]}") from error
+        return hf.read_tokenizer(folder)
+    except UserError as error:
+        raise UserError(f"reward model {path}: no tokenizer can be loaded: {error}") from error

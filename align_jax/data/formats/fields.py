@@ -14,6 +14,8 @@ from align_jax.data.formats.messages import conversation, listed, short
 from align_jax.data.sources import RowError
 
 _LARGEST = 3.4e38  # of float32, in which scores travel
+_MOST = 1e12  # whose squares and sums float32 still holds
+_WHOLE = 2**53  # beyond it floats leave whole numbers out
 _NUMBER = re.compile(r"\s*[-+]?(\d+\.?\d*|\.\d+)([eE][-+]?\d+)?\s*", re.ASCII)
 _LABELS = {"true": True, "false": False}
 
@@ -53,16 +55,18 @@ def as_response(value: Any, name: str) -> Text:
 
 
 def number(value: Any, name: str) -> float:
-    """A finite number that float32 holds."""
+    """A finite number, with which float32 can be computed."""
     is_number = isinstance(value, numbers.Real | decimal.Decimal) and not isinstance(value, bool)
     if not is_number or not abs(value) <= _LARGEST:
-        raise RowError(f"field {name!r}: expected a finite number, got {value!r}")
+        raise RowError(f"field {name!r}: expected a finite number, got {short(value)}")
+    if abs(value) > _MOST:
+        raise RowError(f"field {name!r}: {value!r} is beyond {_MOST:g}: sums and squares of such numbers overflow")
     return float(value)
 
 
 def token_ids(value: Any, name: str) -> tuple[int, ...]:
     """The ids of a response that was sampled, at least one."""
-    if not (isinstance(value, list | tuple) and value and all(type(n) is int and n >= 0 for n in value)):
+    if not (isinstance(value, list | tuple) and value and all(type(n) is int and 0 <= n < 2**31 for n in value)):
         raise RowError(f"field {name!r}: expected token ids, at least one, got {short(value)}")
     return tuple(value)
 
@@ -77,7 +81,7 @@ def whole(value: Any) -> int | None:
     if isinstance(value, str):
         value = float(value) if _NUMBER.fullmatch(value) else None
     is_number = isinstance(value, numbers.Real) and not isinstance(value, bool)
-    return int(value) if is_number and math.isfinite(value) and value == int(value) else None
+    return int(value) if is_number and abs(value) <= _WHOLE and value == int(value) else None
 
 
 def label(row: Mapping, name: str) -> bool | None:

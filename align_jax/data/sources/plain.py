@@ -12,6 +12,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from align_jax.data.sources.base import RowError
+from align_jax.parsing import json_of
 
 
 def plain(value: Any) -> Any:
@@ -83,10 +84,7 @@ def once(pairs: Sequence[tuple[str, Any]]) -> dict[str, Any]:
 
 def parsed(text: str | bytes) -> Any:
     """A JSON value; ValueError for text that is none, and of these RowError for a key that stands twice in an object."""
-    try:
-        return json.loads(text, object_pairs_hook=once)
-    except RecursionError as error:
-        raise ValueError("lists or objects too deep in one another") from error
+    return json_of(text, once)
 
 
 def row_of(text: bytes, unit: str) -> dict[str, Any]:

@@ -72,14 +72,13 @@ def _gradients(cell: Cell, work: Workplace) -> dict[str, Any]:
     import jax
     import jax.numpy as jnp
     from flax import nnx
-    from transformers import AutoTokenizer
 
     from align_jax import losses
-    from align_jax.hf import load_model
+    from align_jax.hf import load_model, read_tokenizer
     from align_jax.scoring.texts import response_logps
 
     folder = world.base_model(work)
-    model, tokenizer = load_model(folder), AutoTokenizer.from_pretrained(folder)
+    model, tokenizer = load_model(folder), read_tokenizer(folder)
     seed = cell.settings["seed"]
     pairs = opposites(world.topics({"50/50": SHARES["50/50"]}, TOPICS, seed), seed)
 
