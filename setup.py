@@ -69,7 +69,8 @@ setup(
         "tpu": ["jax[tpu]"],
         "test": [
             *(*PLOTS, *JUDGE, *TENSORBOARD, *SMOLLM2),
-            *("pytest>=8.0", "pytest-xdist>=3.6", "hypothesis>=6.100", "ruff>=0.12", "setuptools>=77", "torch==2.13.0", "peft>=0.17"),
+            *("pytest>=8.0", "pytest-xdist>=3.6", "hypothesis>=6.100", "ruff>=0.12", "setuptools>=77"),
+            *("torch==2.13.0", "peft>=0.17"),
         ],
     },
     entry_points={"console_scripts": ["align-jax = align_jax.cli:main"]},
