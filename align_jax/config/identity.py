@@ -56,8 +56,9 @@ LATER: dict[str, Any] = {
     "rounds.beliefs_per_prompt": 1,
 } | {f"data.{key}": value for key, value in LATER_OF_DATA.items()}
 # The same of one objective's keys, whose name other objectives have for something else.
+_DIVERGENCE = {"objective.divergence": "reverse_kl", "objective.divergence_alpha": 0.5}
 _LATER_OF: dict[str, dict[str, Any]] = {
-    "dpo": {"objective.divergence": "reverse_kl", "objective.divergence_alpha": 0.5},
+    **dict.fromkeys(("dpo", "robust_dpo", "hinge", "ipo", "exo_pair", "discopop", "dpo_norm", "r_dpo"), _DIVERGENCE),
     "simpo": {"objective.label_smoothing": 0.0},
     "gdpo": {"objective.desirable_weight": 1.0, "objective.undesirable_weight": 1.0},
 }

@@ -18,6 +18,7 @@ from align_jax.data.packing.plan import GroupSize, group_size
 from align_jax.data.records import Segment, TokenGroup
 from align_jax.data.sources import Part, RowError, open_source
 from align_jax.errors import UserError
+from align_jax.terminal import plural
 
 KEY = "data.eval_text"
 _SIZES = 256  # groups whose lengths stand for those of all
@@ -67,6 +68,12 @@ class TextPieces:
         """How many are scored."""
         return sum(len(tokens) for _, tokens in self._pieces)
 
+    @property
+    def summary(self) -> str:
+        """How much there is, in words."""
+        texts = plural(len(np.unique(self.text_ids)), "text")
+        return f"{self.tokens} tokens of {texts} of {self.path}, in {plural(len(self), 'piece')}"
+
 
 def _pieces(ids: list[int], prefix: list[int], length: int) -> Iterator[tuple[list[int], list[int]]]:
     first = 0 if prefix else 1
@@ -86,7 +93,7 @@ def read_pieces(data: DataConfig, encoder: Encoder, context: int, spool_dir: Pat
     prefix = encoder.tokens.prefix
     length = min(data.max_response_tokens, context - len(prefix) - 1)
     members = members_of(data.eval_text, KEY)
-    texts = [encoder.tokens.ids(text) for member in members for text in _texts(member, data, spool_dir)]
+    texts = [encoder.tokens.ids(text) for member in members for text in texts_of(member, data, spool_dir)]
     return TextPieces(texts, prefix, length, " + ".join(_path(member) for member in members))
 
 
@@ -94,8 +101,12 @@ def _path(member: Member) -> str:
     return str(member.path) if member.path is not None else find_named(member.name, f"{KEY}.name").hub
 
 
-def _texts(member: Member, data: DataConfig, spool_dir: Path | None) -> Iterable[str]:
-    """The texts of a data set; of a .txt file all of it is one."""
+def texts_of(member: Member, data: DataConfig, spool_dir: Path | None) -> Iterable[str]:
+    """The texts of a data set of `data.eval_text`; of a .txt file all of it is one.
+
+    Raises:
+      UserError: a file that cannot be read, rows without `text`.
+    """
     path = _path(member)
     if Path(path).suffix.lower() == ".txt":
         try:

@@ -100,13 +100,20 @@ def hf_config_from_model(config: ModelConfig, base: dict[str, Any] | None = None
       dtype: the type of the exported weights.
 
     Raises:
-      UserError: a base of an unsupported architecture, or of one that this model cannot be.
+      UserError: a base of an unsupported architecture, or of one that this model cannot be, or a reward model of a family
+        without sequence classifiers.
     """
     config = dataclasses.replace(config.plain, rope_length=None)  # which are of a run, not of the model
     if base is None:
         family = _family_of(config)
     else:
         family = FAMILIES[_model_type(base, "base_config", stored_head(base))]  # a run may have put another head on it
+    if config.head == "score" and not family.classifies:
+        raise UserError(
+            f"transformers has no sequence classifier of model_type {family.kind!r}, so that nothing could load an export of "
+            "this reward model; give its run folder where a reward model is asked for (score.reward_model, "
+            "rounds.reward_model)"
+        )
     written = _written(config, family, base or {}, dtype)
     if missing := _unheld(config, written):
         raise UserError(

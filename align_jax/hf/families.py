@@ -35,6 +35,7 @@ class Family:
       classifier: what its sequence classifiers begin with, where that is another name.
       activation: the field that names the MLP's activation.
       rotates_a_part: whether a part of a head may be rotated.
+      classifies: whether transformers has a sequence classifier of it, which a reward model is written as.
     """
 
     kind: str
@@ -47,6 +48,7 @@ class Family:
     classifier: str | None = None
     activation: str = "hidden_act"
     rotates_a_part: bool = False
+    classifies: bool = True
 
     def architecture(self, head: str) -> str:
         """The class of transformers for a head."""
@@ -377,6 +379,7 @@ _ALL = (
         absent={"max_position_embeddings": 2048, "num_key_value_heads": None, "rms_norm_eps": 1e-6},
         read=_both(_unmixed, _read_granite),
         write=_write_granite,
+        classifies=False,
     ),
     Family(
         "olmo2",

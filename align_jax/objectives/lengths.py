@@ -12,11 +12,11 @@ from align_jax import losses
 from align_jax.batch import GroupLabels
 from align_jax.data.arrange import SplitPair
 from align_jax.errors import check_fields
-from align_jax.objectives.pairs import PairObjective
+from align_jax.objectives.pairs import PairObjective, WithDivergence
 
 
 @dataclasses.dataclass(frozen=True)
-class WithLengths(PairObjective):
+class WithLengths(WithDivergence):
     """Shared by objectives whose loss takes the responses' lengths, too."""
 
     def inputs(self, logps, ref, batch: GroupLabels):
@@ -59,7 +59,7 @@ class RDPO(WithLengths):
 
 @dataclasses.dataclass(frozen=True)
 class LDDPO(PairObjective):
-    """LD-DPO (arXiv 2409.06411): tokens beyond the shorter response.s length count less; rewards are of whole responses."""
+    """LD-DPO (arXiv 2409.06411): tokens beyond the shorter response's length count less; rewards are of whole responses."""
 
     name: ClassVar[str] = "ld_dpo"
     arrangement: ClassVar[SplitPair] = SplitPair()

@@ -9,11 +9,11 @@ import jax
 
 from align_jax import losses
 from align_jax.errors import check_fields
-from align_jax.objectives.pairs import PairObjective
+from align_jax.objectives.pairs import WithDivergence
 
 
 @dataclasses.dataclass(frozen=True)
-class EXOPair(PairObjective):
+class EXOPair(WithDivergence):
     """Efficient Exact Optimization on pairs (arXiv 2402.00856): the KL of the policy's preference from the smoothed label."""
 
     name: ClassVar[str] = "exo_pair"
@@ -28,7 +28,7 @@ class EXOPair(PairObjective):
 
 
 @dataclasses.dataclass(frozen=True)
-class DiscoPOP(PairObjective):
+class DiscoPOP(WithDivergence):
     """DiscoPOP (arXiv 2406.08414): a blend of the logistic and the exponential loss."""
 
     name: ClassVar[str] = "discopop"

@@ -100,17 +100,18 @@ class PairObjective(Pairwise):
 
 
 @dataclasses.dataclass(frozen=True)
-class DPO(PairObjective):
-    """Direct Preference Optimization (arXiv 2305.18290); label_smoothing > 0 makes it conservative DPO, divergence f-DPO."""
+class WithDivergence(PairObjective):
+    """Shared by losses of the margin that may take another divergence than the reverse KL.
 
-    name: ClassVar[str] = "dpo"
-    label_smoothing: float = 0.0  # probability that a preference was recorded the wrong way round
+    What pulls to the reference decides which reward a policy stands for: `beta f'(pi / pi_ref)`, up to a number of the prompt
+    (f-DPO, arXiv 2309.16240). A loss of differences of rewards is then one of `f'`, which takes the place of log-ratios.
+    """
+
     divergence: str = "reverse_kl"  # from the reference (f-DPO, arXiv 2309.16240): reverse_kl, forward_kl, js or alpha
     divergence_alpha: float = 0.5  # of divergence alpha: 1 is reverse_kl, 0 is forward_kl
 
     def __post_init__(self):
         super().__post_init__()
-        check_fields("objective", self, "label_smoothing", low=0, high=0.5, open_high=True)
         check_fields("objective", self, "divergence_alpha", low=0, high=1)
         if self.divergence not in losses.F_DIVERGENCES:
             raise UserError(f"objective.divergence: {self.divergence!r} is not one of {', '.join(losses.F_DIVERGENCES)}")
@@ -127,15 +128,30 @@ class DPO(PairObjective):
     def of_margin(self) -> bool:
         return self.divergence == "reverse_kl"
 
-    def loss(self, *logps) -> jax.Array:
-        options = {"beta": self.beta, "label_smoothing": self.label_smoothing}
-        if self.divergence == "reverse_kl":
-            return losses.dpo_loss(*logps, **options)
-        return losses.f_dpo_loss(*logps, divergence=self.divergence, alpha=self.divergence_alpha, **options)
+    def inputs(self, logps, ref, batch: GroupLabels):
+        if self.divergence != "reverse_kl":
+            logps = losses.f_divergence_score(logps - ref, divergence=self.divergence, alpha=self.divergence_alpha)
+            ref = jnp.zeros_like(logps)
+        return super().inputs(logps, ref, batch)
 
 
 @dataclasses.dataclass(frozen=True)
-class RobustDPO(PairObjective):
+class DPO(WithDivergence):
+    """Direct Preference Optimization (arXiv 2305.18290); label_smoothing > 0 makes it conservative DPO, divergence f-DPO."""
+
+    name: ClassVar[str] = "dpo"
+    label_smoothing: float = 0.0  # probability that a preference was recorded the wrong way round
+
+    def __post_init__(self):
+        super().__post_init__()
+        check_fields("objective", self, "label_smoothing", low=0, high=0.5, open_high=True)
+
+    def loss(self, *logps) -> jax.Array:
+        return losses.dpo_loss(*logps, beta=self.beta, label_smoothing=self.label_smoothing)
+
+
+@dataclasses.dataclass(frozen=True)
+class RobustDPO(WithDivergence):
     """Robust DPO (arXiv 2403.00409): unbiased under preferences that were flipped with a known probability."""
 
     name: ClassVar[str] = "robust_dpo"
@@ -150,7 +166,7 @@ class RobustDPO(PairObjective):
 
 
 @dataclasses.dataclass(frozen=True)
-class Hinge(PairObjective):
+class Hinge(WithDivergence):
     """Hinge loss on the reward margin (arXiv 2309.06657)."""
 
     name: ClassVar[str] = "hinge"
@@ -160,16 +176,19 @@ class Hinge(PairObjective):
 
 
 @dataclasses.dataclass(frozen=True)
-class IPO(PairObjective):
+class IPO(WithDivergence):
     """Identity Preference Optimization (arXiv 2310.12036)."""
 
     name: ClassVar[str] = "ipo"
     average_tokens: bool = False  # log-probs per token, as TRL does, instead of sums as in the paper
 
     def inputs(self, logps, ref, batch: GroupLabels):
-        if self.average_tokens:
-            logps, ref = per_token(logps, batch), per_token(ref, batch)
-        return super().inputs(logps, ref, batch)
+        if not self.average_tokens:
+            return super().inputs(logps, ref, batch)
+        if self.divergence == "reverse_kl":
+            return super().inputs(per_token(logps, batch), per_token(ref, batch), batch)
+        tokens = jnp.maximum(jnp.asarray(batch.lengths), 1)  # as in TRL: the score of a response, by its tokens
+        return tuple(x / tokens[:, i % 2] for i, x in enumerate(super().inputs(logps, ref, batch)))
 
     def loss(self, *logps) -> jax.Array:
         return losses.ipo_loss(*logps, beta=self.beta)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
+import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -27,11 +28,12 @@ from align_jax.data.inspect.tokens import measure, token_findings
 from align_jax.data.members import members_of
 from align_jax.data.opened import Opened, open_data
 from align_jax.data.sources import Part, open_source
+from align_jax.data.texts import KEY, read_pieces, texts_of
 from align_jax.errors import MissingPackage, UserError, optional
 from align_jax.files import write_whole
 from align_jax.objectives import Objective, find_objective
 from align_jax.recipes.source import load_tokenizer, read_template, starting_model
-from align_jax.terminal import Watch
+from align_jax.terminal import Watch, plural
 
 _GROUPS = 8  # of the first batch
 _PICTURES = (".png", ".pdf", ".svg", ".jpg")
@@ -118,7 +120,23 @@ def run(config: Config, tokenizer: Any = None) -> DataReport:
         sets.append(parts)
     _add(sets[0][0], _unread_split(config) if "train" in sections and len(sections) > 1 else None)
     _compare(sets, "train" in sections)
-    return DataReport([part for parts in sets for part in parts], lines, mixtures)
+    texts = None if data.eval_text is None else _texts(config, (known, vocabulary))
+    return DataReport([part for parts in sets for part in parts], lines, mixtures, texts)
+
+
+def _texts(config: Config, tokenizer: tuple[Any, int | None]) -> str:
+    """A line of what `data.eval_text` holds.
+
+    Raises:
+      UserError: it cannot be read.
+    """
+    data = config.data
+    if tokenizer[0] is None:
+        found = [text for member in members_of(data.eval_text, KEY) for text in texts_of(member, data, spool_of(config))]
+        return f"{KEY}: {plural(len(found), 'text')} of {sum(map(len, found))} characters"
+    # A model's context may be shorter than data.max_response_tokens; it cuts pieces, and no text.
+    pieces = read_pieces(data, Encoder(tokenizer[0], data, tokenizer[1]), sys.maxsize, spool_of(config))
+    return f"{KEY}: {pieces.summary}"
 
 
 def _add(part: DataPart, finding: Finding | None) -> None:

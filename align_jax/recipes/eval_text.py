@@ -13,7 +13,6 @@ from align_jax.evaluation import Table, collect
 from align_jax.evaluation.table import table_of
 from align_jax.recipes.say import say, watched
 from align_jax.recipes.setup import Setup
-from align_jax.terminal import plural
 
 
 @dataclasses.dataclass(frozen=True)
@@ -53,8 +52,7 @@ def eval_text(setup: Setup, passes: int) -> EvalText | None:
     if config.head == "score":
         raise UserError(f"{KEY}: {config.data.eval_text!r}, but a reward model gives no probability to texts; leave it out")
     pieces = read_pieces(config.data, setup.encoder, setup.source.shape.max_length, setup.folder.path / "spool")
-    texts = plural(len(np.unique(pieces.text_ids)), "text")
-    say(f"{KEY}: {pieces.tokens} tokens of {texts} of {pieces.path}, in {plural(len(pieces), 'piece')}")
+    say(f"{KEY}: {pieces.summary}")
     loader = setup.loader(pieces, passes + 1)
     loader.join(setup.reference_logps(pieces, np.arange(len(pieces)), loader.eval_batches()))
     return EvalText(setup, pieces, loader)

@@ -133,6 +133,8 @@ def test_patterns_of_other_families():
     assert _read({"model_type": "gemma2", **_SPARSE, "attn_logit_softcapping": None}).attention_softcap is None
     granite = {"model_type": "granite", **_SPARSE, "rms_norm_eps": 1e-6}
     assert _read(granite).attention_scale == 1.0  # and not 1 / sqrt(head_dim)
+    with pytest.raises(UserError, match="transformers has no sequence classifier of model_type 'granite'"):
+        hf_config_from_model(dataclasses.replace(_read(granite), head="score", tied_embeddings=False), granite)
     with pytest.raises(UserError, match="use_bidirectional_attention is true"):
         _read({"model_type": "gemma2", **_SPARSE, "use_bidirectional_attention": True})
     with pytest.raises(UserError, match="layer_types names 'chunked_attention'"):

@@ -70,7 +70,7 @@ def test_the_loss_of_a_batch_falls(variable, name, tmp_path):
         "reference": {"cache_dir": str(tmp_path / "reference")},
         "data": {"train": str(rows), "prompt_template": "{prompt}\n", "chat_template": "never", **lengths, **data},
         "objective": {"name": name, **objective},
-        "optimizer": {"name": "adamw", "learning_rate": 1e-5, "schedule": "constant"},
+        "optimizer": {"name": "adamw", "learning_rate": 2e-6, "schedule": "constant"},
         "train": {"steps": 4, "groups_per_step": 2},
         "log": {"progress": False, "plots": False},
     }

@@ -11,6 +11,8 @@ import numpy as np
 import pytest
 
 from align_jax import losses
+from align_jax.batch import GroupLabels
+from align_jax.objectives import OBJECTIVES
 
 BETA, EPS, ALPHA = 0.1, 0.1, 0.3
 RNG = np.random.default_rng(7)
@@ -57,6 +59,18 @@ def divergence(name, **options):
     return of_four(losses.f_dpo_loss, divergence=name, **options)
 
 
+def js(name, **options):
+    """An objective with the Jensen-Shannon divergence, of the sums of tokens."""
+    objective = OBJECTIVES[name](beta=BETA, divergence="js", **options)
+    labels = GroupLabels(jnp.ones((6, 2), bool), LENGTHS.T, {})
+
+    def loss(tokens):
+        sums = [jnp.sum(jnp.asarray(a), axis=-1).reshape(2, 6).T for a in (tokens, REF)]
+        return objective.loss(*objective.inputs(*sums, labels))
+
+    return loss
+
+
 # ours, a function of the policy's tokens; TRL's loss type; attributes of its trainer
 CASES = {
     "sigmoid": (of_four(losses.dpo_loss), "sigmoid", {}),
@@ -75,6 +89,17 @@ CASES = {
     "forward_kl": (divergence("forward_kl"), "sigmoid", {"f_divergence_type": "forward_kl"}),
     "js": (divergence("js"), "sigmoid", {"f_divergence_type": "js_divergence"}),
     "alpha": (divergence("alpha", alpha=ALPHA), "sigmoid", {"f_divergence_type": "alpha_divergence"}),
+    **{
+        f"js of {name}": (js(name, **own), of_trl, {"f_divergence_type": "js_divergence"})
+        for name, of_trl, own in (
+            ("hinge", "hinge", {}),
+            ("ipo", "ipo", {"average_tokens": True}),
+            ("robust_dpo", "robust", {"label_smoothing": EPS}),
+            ("exo_pair", "exo_pair", {"label_smoothing": EPS}),
+            ("discopop", "discopop", {}),
+            ("dpo_norm", "sigmoid_norm", {}),
+        )
+    },
     "ld": (
         lambda tokens: losses.ld_dpo_loss(*parts(tokens), *parts(REF), beta=BETA, alpha=ALPHA),
         "sigmoid",

@@ -95,6 +95,21 @@ def test_an_objective_is_its_loss_over_existing_pairs(objective, expected):
     assert objective.needs_reference == (objective.name not in ("cpo", "orpo", "simpo"))
 
 
+@pytest.mark.parametrize("name", ["dpo", "wpo", "robust_dpo", "hinge", "ipo", "exo_pair", "discopop", "dpo_norm", "r_dpo"])
+def test_a_loss_of_the_margin_takes_the_scores_of_a_divergence_for_log_ratios(name):
+    logps, batch = pairs()
+    usual, own = OBJECTIVES[name](), OBJECTIVES[name](divergence="js")
+    labelled = batch_of(batch.mask, LENGTHS, ref_logps=batch.labels["ref_logps"])
+    inputs = usual.inputs(logps, batch.labels["ref_logps"], labelled)
+    r = np.float64(logps[:4]) - batch.labels["ref_logps"][:4]
+    scores = np.float32(np.log(2 / (1 + np.exp(-r)))).T
+    wanted = usual.loss(*scores, *np.zeros((2, 4), np.float32), *(x[:4] for x in inputs[4:]))
+    found = own(logps, labelled)
+    np.testing.assert_allclose(mean(found["loss"]), np.mean(wanted), rtol=1e-5)
+    assert abs(mean(found["loss"]) - mean(usual(logps, labelled)["loss"])) > 1e-3
+    assert "gradients/cancelled" not in found
+
+
 def test_bco_can_measure_rewards_from_their_mean_over_the_step():
     logps, batch = pairs()
     shifted = objectives.BCOPair(shift="batch")

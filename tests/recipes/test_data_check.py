@@ -265,3 +265,16 @@ def test_labels_and_the_answers_of_other_rows_are_told_apart(tmp_path):
     text = check_data(write_jsonl(tmp_path / "r.jsonl", rows), "log.quiet=true", tokenizer=char_tokenizer()).text()
     assert "  1: good    [c0<EOS </s>>]\n  unrelated  [c1<EOS </s>>]" in text
     assert "  1: bad     [c1<EOS </s>>]\n  unrelated  [c0<EOS </s>>]" in text
+
+
+def test_texts_are_counted_and_one_that_cannot_be_read_is_refused(pairs, tmp_path):
+    (tmp_path / "plain.txt").write_text("abcdefghij")
+    data = {"train": pairs, "eval_text": str(tmp_path / "plain.txt"), "max_response_tokens": 4}
+    report = check_data({"data": data})
+    assert report.texts == "data.eval_text: 1 text of 10 characters" and report.texts in report.text()
+    tokenized = check_data({"data": data}, tokenizer=char_tokenizer())
+    assert re.fullmatch(r"data.eval_text: \d+ tokens of 1 text of .*plain.txt, in \d pieces", tokenized.texts)
+    assert tokenized.to_json()["eval_text"] == tokenized.texts and check_data({"data": {"train": pairs}}).texts is None
+    write_jsonl(tmp_path / "rows.jsonl", [{"words": "a"}])
+    with pytest.raises(UserError, match="rows.jsonl:1: data.eval_text reads the column `text`"):
+        check_data({"data": data | {"eval_text": str(tmp_path / "rows.jsonl")}})

@@ -72,11 +72,13 @@ class DataReport:
       parts: each of them; of a mixture, each of its data sets.
       lines: what was not checked, and why.
       mixtures: `data.train` or `data.eval` -> a line of what an epoch of that mixture has of its data sets.
+      texts: a line of the texts of `data.eval_text`; None where there are none.
     """
 
     parts: list[DataPart]
     lines: list[str]
     mixtures: dict[str, str] = dataclasses.field(default_factory=dict)
+    texts: str | None = None
 
     def __post_init__(self):
         for number, part in enumerate(self.parts):
@@ -103,6 +105,7 @@ class DataReport:
         return numbers | {
             "not_checked": self.lines,
             "mixtures": self.mixtures,
+            "eval_text": self.texts,
             "data": {part.name: part.to_json() for part in self.parts},
         }
 
@@ -123,7 +126,8 @@ class DataReport:
     def _last(self, width: int) -> str:
         counts = collections.Counter(finding.severity for finding in self.findings)
         numbers = [plural(counts[severity], severity) for severity in SEVERITIES]
-        lines = [textwrap.fill(line, width, break_on_hyphens=False) for line in (*self.mixtures.values(), *self.lines)]
+        said = (*self.mixtures.values(), *([] if self.texts is None else [self.texts]), *self.lines)
+        lines = [textwrap.fill(line, width, break_on_hyphens=False) for line in said]
         return "\n".join([*lines, ", ".join(numbers)])
 
     def __repr__(self) -> str:
