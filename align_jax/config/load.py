@@ -238,7 +238,8 @@ def _check_groups(train: TrainConfig, data: int, fsdp: int, expert: int) -> None
     if train.groups_per_step % shards:
         raise UserError(
             f"train.groups_per_step: {train.groups_per_step} is not a multiple of {shards} = accumulation_steps "
-            f"{train.accumulation_steps} x mesh.data {data} x mesh.fsdp {fsdp}" + (f" x mesh.expert {expert}" if expert > 1 else "")
+            f"{train.accumulation_steps} x mesh.data {data} x mesh.fsdp {fsdp}"
+            + (f" x mesh.expert {expert}" if expert > 1 else "")
         )
 
 

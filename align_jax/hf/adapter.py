@@ -225,7 +225,9 @@ def check_saved(config: ModelConfig, saved: tuple[str, ...], key: str) -> None:
             "leave it out"
         )
     if sparse := [name for name in saved if name.startswith(("layers.expert_", "layers.router"))]:
-        raise UserError(f"{key}: {sparse[0]} is of a mixture of experts, whose experts and routers are not trained beside an adapter")
+        raise UserError(
+            f"{key}: {sparse[0]} is of a mixture of experts, whose experts and routers are not trained beside an adapter"
+        )
     if both := [name for name in saved if name.removeprefix("layers.") in TARGETS]:
         raise UserError(f"{key}: {both[0]} has low-rank factors; it is not trained whole, too")
 
@@ -286,7 +288,9 @@ def _tensors(checkpoint: Checkpoint, base: ModelConfig) -> Iterator[_Found]:
         elif inner in whole:
             yield _Found(name, whole[inner].weight, whole[inner].layer)
         elif base.experts is not None and ".experts." in inner:
-            raise UserError(f"tensor {name!r} in {checkpoint.file(name)}: experts of a mixture have no adapters here, attention has")
+            raise UserError(
+                f"tensor {name!r} in {checkpoint.file(name)}: experts of a mixture have no adapters here, attention has"
+            )
         else:
             raise UserError(
                 f"tensor {name!r} in {checkpoint.file(name)} belongs to nothing that has an adapter here (attention's and the "

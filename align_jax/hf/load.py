@@ -215,7 +215,9 @@ def _load(
             whole, wrong = _convert(layout, shape, dtype, sharding)(piece)
             _check_finite(checkpoint, tensor.name, dtype, wrong)
             return whole
-        stacked, wrong = _write(layout, sharding, few, shape[len(tensor.place) :])(stacked, piece, np.array(tensor.place, np.int32))
+        stacked, wrong = _write(layout, sharding, few, shape[len(tensor.place) :])(
+            stacked, piece, np.array(tensor.place, np.int32)
+        )
         # The next piece is read only when this one has left the host.
         _check_finite(checkpoint, tensor.name, dtype, wrong)
         jax.block_until_ready(stacked)
@@ -232,9 +234,7 @@ def _check_finite(checkpoint: Checkpoint, name: str, dtype: np.dtype, wrong: jax
         )
 
 
-def _stored_sharding(
-    weight: Weight, sharding: NamedSharding | None, shape: tuple[int, ...]
-) -> NamedSharding | None:
+def _stored_sharding(weight: Weight, sharding: NamedSharding | None, shape: tuple[int, ...]) -> NamedSharding | None:
     """The sharding of one stored tensor, such that turning it into ours moves nothing between devices."""
     if sharding is None:
         return None

@@ -124,9 +124,7 @@ def _split(tensors: list[names.Whole], dtype: np.dtype, most: float) -> list[lis
     return shards
 
 
-def _write_weights(
-    model: Decoder, folder: Path | None, shards: list[list[names.Whole]], dtype: np.dtype, total: int
-) -> None:
+def _write_weights(model: Decoder, folder: Path | None, shards: list[list[names.Whole]], dtype: np.dtype, total: int) -> None:
     """Writes all shards and their index; with folder None only takes part in fetching."""
     weight_map: dict[str, str] = {}
     for i, shard in enumerate(shards):

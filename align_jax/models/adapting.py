@@ -69,7 +69,8 @@ def add_adapter(model: Decoder, rank: int = 16, alpha: float = 32.0, *, seed: in
 
     Args:
       rank, alpha: see `Adapter`. seed: of the factor that is not zero.
-      options: other fields of `Adapter`: `targets` (of a mixture of experts attention's, by default), `rslora`, `dora`, `dropout`, `init`, `saved`.
+      options: other fields of `Adapter`: `targets` (by default all, of a mixture of experts attention's), `rslora`, `dora`,
+        `dropout`, `init`, `saved`.
 
     Returns:
       The model, whose adapter alone `TrainState.of(model.weights(), optimizer, trained_paths(model.config))` trains.

@@ -216,7 +216,7 @@ class ModelConfig:
             raise ValueError(f"active_experts is {self.active_experts}, which must be 1 to experts ({self.experts})")
         if self.lora is not None and (targets := [name for name in self.lora.targets if name in MLP_TARGETS]):
             raise ValueError(
-                f"an adapter's target is {targets[0]}_proj, which this model has once for each of {self.experts} experts: those "
+                f"an adapter's target is {targets[0]}_proj, which this model has for each of {self.experts} experts: those "
                 "have no adapters here; give it targets of attention (q_proj, k_proj, v_proj, o_proj)"
             )
 

@@ -121,9 +121,7 @@ class Decoder(nnx.Module):
         inputs = Inputs(sequence.dealt(rows, 2), sequence.dealt(positions, 2), seen)
         return sequence.natural(self.run(inputs, length=length).hidden, 2)[:, 0, :length]
 
-    def run(
-        self, rows: Inputs, prefix: _Pair | None = None, keep_kv: bool = False, length: int | None = None
-    ) -> Ran:
+    def run(self, rows: Inputs, prefix: _Pair | None = None, keep_kv: bool = False, length: int | None = None) -> Ran:
         """Runs all layers over rows of tokens, each row seeing its prompt's keys and values.
 
         Args:
@@ -158,8 +156,8 @@ class Decoder(nnx.Module):
           The normalized hidden states of the rows `[D, N, R, W]`, and the load of experts by both.
         """
         flat = [[x.reshape(x.shape[0], 1, -1) for x in each[:2]] for each in (prompts, rows)]
-        one, other = ([] if each.real is None else [each.real.reshape(x[0].shape)] for each, x in zip((prompts, rows), flat, strict=True))
-        real = jnp.concatenate(one + other, axis=2) if one and other else None
+        counted = [each.real.reshape(each.real.shape[0], 1, -1) for each in (prompts, rows) if each.real is not None]
+        real = jnp.concatenate(counted, axis=2) if counted else None
         x, layer = self.begin(*(jnp.concatenate(each, axis=2) for each in zip(*flat, strict=True)), real=real)
         shapes, at = (prompts.tokens.shape, rows.tokens.shape), flat[0][0].shape[2]
 
@@ -292,7 +290,7 @@ def _load(loads: _Pair | None, real: jax.Array | None) -> Load | None:
 
 
 def _layer(x, weights, attention, kind=None, *, config, cos, sin, dropout, real=None):
-    """One decoder layer; attention and a gated MLP or several experts, each added to the residual, with norms before, after or both."""
+    """One decoder layer; attention and a gated MLP or experts, each added to the residual, with norms before, after or both."""
     w = {name: _ready(name, value, x.dtype) for name, value in weights.items()}
     norm = _norm(config)
 

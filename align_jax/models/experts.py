@@ -55,7 +55,7 @@ class Load(NamedTuple):
 
 
 def balance_loss(load: Load) -> jax.Array:
-    """The load-balancing loss (Switch Transformers, arXiv 2101.03961, Eq. 4 to 6), as transformers takes it of all layers at once:
+    """The load-balancing loss (Switch Transformers, arXiv 2101.03961, Eq. 4 to 6), as transformers takes it, of all layers:
 
         X sum_x f_x p_x,    f_x = chosen / (L tokens),  p_x = probs / (L tokens)
 
@@ -98,7 +98,7 @@ def sparse_mlp(
       real: bool `[D, N, R]`, which tokens are counted; None: the count is not wanted.
 
     Returns:
-      `[D, N, R, W]`, and float32 `[D, S, X]` twice, tokens and probabilities of each expert (S the parts of positions); or None.
+      `[D, N, R, W]`, and float32 `[D, S, X]` twice: tokens and probabilities of each expert (S parts of positions); or None.
     """
     sizes = {name: size for name, size in auto_sizes().items() if size > 1}
     weights = [w[name] for name in WEIGHTS]
@@ -290,7 +290,7 @@ _expert_linear.defvjp(_linear_forward, _linear_backward)
 
 @partial(jax.custom_vjp, nondiff_argnums=(4, 5))
 def _gated_expert_linear(gate, up, weight, sizes, cut, activation):
-    """`(act(gate) * up) weight` by expert; the elementwise part is computed again in the backward pass, as in `gated_linear`."""
+    """`(act(gate) * up) weight` by expert; the elementwise part is computed again going back, as in `gated_linear`."""
     return _product(activate(gate, activation) * up, cut.together(weight, gate.dtype), sizes)
 
 

@@ -88,7 +88,9 @@ def compile_step(config: Config, asked: CompileRequest) -> dict[str, Any]:
         source = starting_model(config)
         auto = AutoMesh(source, devices, asked).chosen(config) if config.mesh.auto else None
         config = config if auto is None else auto.config
-        mesh = make_mesh(*config.mesh_sizes(len(devices)), devices=devices, sequence=config.mesh.sequence, expert=config.mesh.expert)
+        mesh = make_mesh(
+            *config.mesh_sizes(len(devices)), devices=devices, sequence=config.mesh.sequence, expert=config.mesh.expert
+        )
         if line := idle(mesh, len(devices)):
             say(line)
         topology.check_groups(config.train.groups_per_step, config.train.accumulation_steps, mesh)

@@ -20,6 +20,6 @@ def check_experts(config: Config, shape: ModelConfig) -> None:
     if mesh.expert > 1 and shape.width % parts:
         raise config.source.error(
             "mesh.expert",
-            f"{mesh.expert} x mesh.fsdp {max(mesh.fsdp, 1)} x mesh.sequence {mesh.sequence} parts do not divide the model's width "
-            f"{shape.width}: every device would hold the weights of attention whole",
+            f"{mesh.expert} x mesh.fsdp {max(mesh.fsdp, 1)} x mesh.sequence {mesh.sequence} parts do not divide the model's "
+            f"width {shape.width}: every device would hold the weights of attention whole",
         )

@@ -42,16 +42,14 @@ def gathered_bytes(config: ModelConfig, dtype: str, tensor: int) -> int:
     return count * jnp.dtype(dtype).itemsize // tensor
 
 
-def position_bytes(
-    config: ModelConfig, dtype: str, remat: str, tensor: int = 1, sequence: int = 1, expert: int = 1
-) -> int:
+def position_bytes(config: ModelConfig, dtype: str, remat: str, tensor: int = 1, sequence: int = 1, expert: int = 1) -> int:
     """Bytes that one position takes at the peak of a backward pass over all layers, apart from the head.
 
     With `remat: none` each layer keeps its input and those of its norms and products,
     `4 W + (3 H E + 4 Hk E + 3 F) / tensor` values; with `dots` its input and what products and attention give,
     `2 W + (2 H E + 2 Hk E + 2 F) / tensor`; else its input, W. The rest is there for one layer. Of a mixture F is that of a
     token's k experts, whose inputs and outputs are k W more each; and a device has rows for the tokens of all devices that
-    share experts with it, as any of them may be its experts'.
+    share experts with it, as any of them may be for its own.
 
     Args:
       config: the model. dtype: of activations. remat: a key of `align_jax.models.remat.POLICIES`.

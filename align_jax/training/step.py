@@ -50,8 +50,8 @@ def train_step(
       live: where the reference's log-probs are those of the state's own reference, and how that moves; None: `ref_logps` come
         with the batch, where the objective needs any.
 
-    Of a mixture of experts the loss is that and `scorer.router_aux_weight` times the load-balancing loss of a microbatch, in the
-    mean over microbatches.
+    Of a mixture of experts the loss is that and `scorer.router_aux_weight` times the load-balancing loss of a microbatch, in
+    the mean over microbatches.
 
     Returns:
       The next state, and the metrics as scalars: `loss`, `grad_norm`, what the objective reports, and the counts of
@@ -144,7 +144,7 @@ def _metrics(logps: jax.Array, labels: GroupLabels, objective: Objective, statis
 
 
 def _balanced(sums: dict, load: Load, weight: float) -> dict:
-    """Sums with the balance of a mixture's experts: a metric of each microbatch, and a part of the loss where it has a weight."""
+    """Sums with the balance of a mixture's experts: a metric of a microbatch, and a part of the loss where it has a weight."""
     loss, count = sums["loss"]
     aux = balance_loss(load)
     found = {name: (jax.lax.stop_gradient(x) * count, count) for name, x in (("aux_loss", aux), ("busiest", busiest(load)))}

@@ -99,9 +99,7 @@ def test_transformers_computes_the_same_logits(variant, tmp_path):
 def test_import_then_export_is_bit_exact(dtype, mesh, tmp_path):
     original = models.torch_model("llama3.1", getattr(torch, dtype))
     with torch.no_grad():  # zeros of both signs, and a number too small to be normal in any of the types
-        original.model.layers[1].mlp.up_proj.weight[0, :3] = torch.tensor(
-            [-0.0, 0.0, 1e-39 if dtype != "float16" else 1e-7]
-        )
+        original.model.layers[1].mlp.up_proj.weight[0, :3] = torch.tensor([-0.0, 0.0, 1e-39 if dtype != "float16" else 1e-7])
     source = models.save(original, tmp_path / "source")
     model = load_model(source, mesh and make_mesh(*mesh), param_dtype=dtype)
     save_model(model, tmp_path / "out")

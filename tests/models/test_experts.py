@@ -1,6 +1,7 @@
 """The sparse layer: on meshes of all kinds, in few bits, and the load of its experts."""
 
 import dataclasses
+from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -10,7 +11,8 @@ import torch
 from transformers.models.mixtral.modeling_mixtral import load_balancing_loss_func
 
 from align_jax.models import ModelConfig, weight_shardings
-from align_jax.models.experts import balance_loss
+from align_jax.models.experts import Load, balance_loss, busiest, sparse_mlp
+from align_jax.models.quantized import quantize
 from align_jax.parallel.mesh import make_mesh, put_batch
 from align_jax.scoring.scorer import Scorer
 from tests.models.test_decoder import big_weights
@@ -43,11 +45,16 @@ MESHES = {
 }
 
 
+@pytest.fixture(scope="module")
+def on_one_device():
+    return _loss_and_gradients(Scorer(MIXTURE, "float32", attention="xla"), big_weights(MIXTURE), _batch(1))
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize("name", MESHES)
-def test_a_mesh_changes_no_value_and_no_gradient(name):
+def test_a_mesh_changes_no_value_and_no_gradient(name, on_one_device):
     (data, fsdp, tensor, expert, sequence), options = MESHES[name]
-    weights = big_weights(MIXTURE)
-    expected, grads = _loss_and_gradients(Scorer(MIXTURE, "float32", attention="xla"), weights, _batch(1))
+    weights, (expected, grads) = big_weights(MIXTURE), on_one_device
     mesh = make_mesh(data, fsdp, tensor, sequence=sequence, expert=expert)
     places = weight_shardings(MIXTURE, mesh)
     if name == "expert and tensor":
@@ -60,3 +67,71 @@ def test_a_mesh_changes_no_value_and_no_gradient(name):
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-4), found, expected)
     for a, b in zip(jax.tree.leaves(cut), jax.tree.leaves(grads), strict=True):
         np.testing.assert_allclose(a, b, rtol=0, atol=2e-5 * np.abs(b).max())
+
+
+def test_the_balance_is_transformers_and_counts_no_padding():
+    """Logits of two layers; the router of ours gives them where the hidden states are the identity's rows."""
+    logits = 2 * np.random.default_rng(0).standard_normal((2, 12, 5)).astype(np.float32)
+    real = np.arange(12) % 4 != 3
+    theirs = [torch.tensor(each, requires_grad=True) for each in logits]
+    expected = load_balancing_loss_func(tuple(theirs), 5, 2, torch.tensor(real[None]))
+    expected.backward()
+    config = dataclasses.replace(MIXTURE, experts=5, width=12)
+    layer = {
+        f"expert_{name}": jnp.zeros((5, *shape)) for name, shape in (("gate", (12, 8)), ("up", (12, 8)), ("down", (8, 12)))
+    }
+
+    def ours(logits):
+        found = [sparse_mlp(jnp.eye(12)[None, None], {**layer, "router": each}, config, real[None, None])[1] for each in logits]
+        chosen, probs = (jnp.stack(each).sum((1, 2)) for each in zip(*found, strict=True))
+        return balance_loss(Load(chosen, probs, jnp.sum(real)))
+
+    loss, grads = jax.value_and_grad(ours)(jnp.asarray(logits))
+    assert loss == pytest.approx(expected.item(), rel=1e-5) and loss > 2.01
+    for grad, their in zip(grads, theirs, strict=True):
+        np.testing.assert_allclose(grad, their.grad.numpy(), rtol=0, atol=1e-5 * their.grad.abs().max().item())
+
+
+def test_even_experts_have_the_least_balance_loss():
+    even = Load(jnp.full((3, 4), 6.0), jnp.full((3, 4), 3.0), jnp.asarray(12.0))
+    assert balance_loss(even) == pytest.approx(2) and busiest(even) == pytest.approx(1)
+    one = Load(jnp.asarray([[12.0, 0, 0, 0]]), jnp.asarray([[12.0, 0, 0, 0]]), jnp.asarray(12.0))
+    assert balance_loss(one) == pytest.approx(4) and busiest(one) == pytest.approx(4)
+
+
+def test_prompts_are_counted_once_and_padding_never():
+    batch = _batch(1)
+    weights = big_weights(MIXTURE)
+    _, load = jax.jit(Scorer(MIXTURE, "float32", attention="xla").with_load)(weights, batch)
+    real = (batch.prompt_segments > 0).sum() + (batch.segments > 0).sum()
+    assert real < batch.prompt_segments.size + batch.segments.size
+    assert load.tokens == real
+    np.testing.assert_array_equal(load.chosen.sum(-1), 2 * real)
+    np.testing.assert_allclose(load.probs.sum(-1), real, rtol=1e-5)
+    _, in_chunks = jax.jit(Scorer(MIXTURE, "float32", attention="xla", rows_per_chunk=1).with_load)(weights, batch)
+    jax.tree.map(partial(np.testing.assert_allclose, rtol=1e-5), in_chunks, load)
+
+
+@pytest.mark.parametrize(("kind", "expert"), [("int8", 2), ("nf4", 1)])
+def test_experts_of_few_bits_are_those_that_the_codes_mean(kind, expert):
+    config, key = dataclasses.replace(MIXTURE, mlp_width=128), jax.random.key(0)
+    layer = jax.tree.map(
+        lambda x: x[0], {k: v for k, v in big_weights(config)["layers"].items() if "expert" in k or k == "router"}
+    )
+    few = {name: x if name == "router" else quantize(x, kind, 1) for name, x in layer.items()}
+    plain = {name: x if name == "router" else x.astype(jnp.float32) for name, x in few.items()}
+    x = jax.random.normal(key, (4, 1, 3, 16))
+
+    def loss(x, w):
+        return jnp.sum(jnp.sin(sparse_mlp(x, w, config)[0]))
+
+    expected = jax.value_and_grad(loss)(x, plain)
+    with jax.set_mesh(make_mesh(1, 2, 2 // expert, expert=expert, devices=jax.devices()[:4])):
+        found = jax.jit(jax.value_and_grad(loss))(x, few)
+    jax.tree.map(partial(np.testing.assert_allclose, rtol=1e-4, atol=1e-4), found, expected)
+
+
+@pytest.mark.parametrize("bad", [dict(experts=4), dict(active_experts=2), dict(experts=2, active_experts=3)])
+def test_impossible_experts_are_refused(bad):
+    with pytest.raises(ValueError, match="active_experts is"):
+        ModelConfig(32, 16, 8, 2, 4, 2, 4, **bad)
