@@ -134,6 +134,8 @@ class Checkpointer:
         self._policy = KeepLatestAndBest(keep, best_mode, {}, every, forever)
         self._saving: int | None = None
         self._told_of_old = False
+        # Compressed, float32 weights and moments take 8 % less, and half as long again to write.
+        handler = ocp.PyTreeCheckpointHandler(use_compression=False)
         try:
             with _warnings_of_reading_left_out():
                 self._manager = ocp.CheckpointManager(
@@ -147,7 +149,7 @@ class Checkpointer:
                         lightweight_initialize=True,
                         async_options=ocp.AsyncOptions(post_finalization_callback=self._list_files),
                     ),
-                    item_handlers={_STATE: ocp.PyTreeCheckpointHandler(), _EXTRA: ocp.JsonCheckpointHandler()},
+                    item_handlers={_STATE: handler, _EXTRA: ocp.JsonCheckpointHandler()},
                 )
         except OSError as error:
             raise UserError(f"cannot open the checkpoint folder {self.directory}: {error}") from error
