@@ -21,6 +21,7 @@ FREE = (
         "train.eval_every",
         "train.eval_first",
         "train.patience",
+        "train.max_skipped",
         "data.eval",
         "data.eval_text",
         "data.eval_split",

@@ -205,6 +205,8 @@ class TrainConfig:
       eval_every: optimizer steps between evaluations; None evaluates before the first step and after the last one only.
       eval_first: evaluate before the first step, too, which later evaluations are told against.
       patience: end the run after so many evaluations in a row without a better `checkpoint.best_metric`; None never does.
+      max_skipped: how many steps of a run may have a loss or gradient that is not finite: such a step changes nothing but the
+        count of steps, its rows are kept in `skipped_rows.jsonl`, and one more ends the run; 0 ends it at the first.
     """
 
     steps: int | None = None
@@ -214,9 +216,11 @@ class TrainConfig:
     eval_every: int | None = None
     eval_first: bool = True
     patience: int | None = None
+    max_skipped: int = 3
 
     def __post_init__(self):
         check_fields("train", self, "steps", "groups_per_step", "accumulation_steps", "eval_every", "patience", low=1)
+        check_fields("train", self, "max_skipped", low=0)
         check_fields("train", self, "epochs", low=0, open_low=True)
         if self.steps is not None and self.epochs is not None:
             raise UserError("train.epochs: give train.steps or train.epochs, not both")

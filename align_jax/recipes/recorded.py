@@ -3,29 +3,74 @@
 from __future__ import annotations
 
 import collections
+import dataclasses
+import json
+from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
+import jax
+import numpy as np
 import optax
 
 from align_jax.config import Config
 from align_jax.cost.compilations import so_far
+from align_jax.data import GroupDataset
 from align_jax.errors import UserError
+from align_jax.recipes.say import say
 from align_jax.registry import suggest
 from align_jax.terminal import plural
 from align_jax.training.callbacks import Callback
+from align_jax.training.skipped import SkippedSteps
+
+SKIPPED = "skipped_rows.jsonl"
 
 
 class AddCosts(Callback):
     """Adds the learning rate of a step, and what was compiled so far, to its metrics."""
 
-    def __init__(self, schedule: optax.Schedule, before: Any):
-        self._schedule, self._before = schedule, before
+    def __init__(self, schedule: optax.Schedule, before: Any, skips: SkippedSteps | None = None):
+        self._schedule, self._before, self._skips = schedule, before, skips or SkippedSteps()
 
     def record(self, step: int, metrics: dict[str, float]) -> None:
         spent = so_far() - self._before
         metrics |= {"time/compile_seconds": spent.seconds, "time/compilations": float(spent.compiled)}
         if step:
-            metrics["learning_rate"] = float(self._schedule(step - 1))
+            metrics["learning_rate"] = float(self._schedule(self._skips.updates_before(step)))
+
+
+@dataclasses.dataclass(frozen=True)
+class KeepSkipped:
+    """Keeps the rows of steps whose loss or gradient was not finite, for a look; each process those that it read.
+
+    Attributes:
+      folder: of the run. dataset: `data.train`. most: `train.max_skipped`.
+    """
+
+    folder: Path
+    dataset: GroupDataset
+    most: int
+
+    def __call__(self, step: int, metrics: Mapping[str, float], rows: Any) -> None:
+        number = jax.process_index()
+        file = self.folder / (f"skipped_rows.{number}.jsonl" if number else SKIPPED)
+        found = {name: str(metrics[name]) for name in ("loss", "grad_norm") if name in metrics}
+        numbers = np.unique(np.asarray([] if rows is None else rows))
+        with open(file, "a", encoding="utf-8") as out:
+            for row in numbers[numbers >= 0].tolist():
+                line = {"step": step, **found, "where": self.dataset.where(row), "row": _fields(self.dataset.example_of(row))}
+                out.write(json.dumps(line, ensure_ascii=False, default=str) + "\n")
+        if self.most:
+            say(
+                f"step {step}: loss is {found.get('loss')} and gradient norm {found.get('grad_norm')}: the step is skipped, "
+                f"its rows are in {file}"
+            )
+
+
+def _fields(example: Any) -> dict[str, Any]:
+    """What an example says, without what it does not."""
+    values = dataclasses.asdict(example)
+    return {name: value for name, value in values.items() if value is not None}
 
 
 class CheckMetric(Callback):

@@ -26,6 +26,7 @@ from align_jax.data.packing.lengths import padded_length
 from align_jax.errors import UserError
 from align_jax.files import write_whole
 from align_jax.models.attention import BackendChoice, choose_backend, takes_no_pieces, takes_packed
+from align_jax.models.finite import not_finite, spelled
 from align_jax.objectives import Objective
 from align_jax.parallel.gpu_flags import gpu_flags_in_use
 from align_jax.parallel.mesh import axis_sizes, data_shards, idle, make_mesh, readers, shards_of_processes
@@ -244,9 +245,16 @@ class Setup:
         return FixedScorer(self.scorer, weights, self.mesh)
 
     def load(self, source: ModelSource) -> tuple[dict, int | None]:
-        """The weights of a model on this mesh, in `model.param_dtype`, and the step of a checkpoint."""
+        """The weights of a model on this mesh, in `model.param_dtype`, and the step of a checkpoint.
+
+        Raises:
+          UserError: they cannot be read, or are no numbers; names the tensors.
+        """
         with watching(f"loading the weights of {source.describe()}"):
-            return source.load(self.mesh, self.config.model.param_dtype)
+            weights, step = source.load(self.mesh, self.config.model.param_dtype)
+            if bad := not_finite(weights):
+                raise UserError(f"{source.describe()}: {spelled(bad)} of its weights hold NaN or infinite values; give another")
+        return weights, step
 
     def weights(self) -> dict:
         """The starting model's weights on this mesh."""

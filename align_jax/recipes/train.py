@@ -34,7 +34,7 @@ from align_jax.recipes.before import (
 )
 from align_jax.recipes.folder import RunFolder, save_every
 from align_jax.recipes.in_training import InTraining, in_training_evaluation
-from align_jax.recipes.recorded import AddCosts, CheckMetric, CountCut
+from align_jax.recipes.recorded import AddCosts, CheckMetric, CountCut, KeepSkipped
 from align_jax.recipes.say import say, speaking, watching
 from align_jax.recipes.setup import Setup, microbatches, report_data
 from align_jax.recipes.shown_samples import ShownSamples, WriteSamples
@@ -47,6 +47,7 @@ from align_jax.training.checkpoint import Checkpointer
 from align_jax.training.fit import fit
 from align_jax.training.logs import MetricsLog
 from align_jax.training.saved import restore_state, save_state
+from align_jax.training.skipped import SkippedSteps
 from align_jax.training.state import TrainState, create_state, split, state_shapes, state_shardings
 from align_jax.training.step import compile_step
 
@@ -184,6 +185,12 @@ class Training:
             return None
         return {"model": self.setup.source.describe(), "fingerprint": self.setup.source.fingerprint()}
 
+    @functools.cached_property
+    def skips(self) -> SkippedSteps:
+        """The steps that are left out, counted over all starts of the run."""
+        most = self.setup.config.train.max_skipped
+        return SkippedSteps(most, KeepSkipped(self.setup.folder.path, self.dataset, most))
+
     @property
     def live_moves(self) -> bool:
         """Whether the state has a reference that changes, and so is saved; another one is read again."""
@@ -240,6 +247,7 @@ class Training:
             own = weights if start else self.setup.load(self.setup.reference)[0] if trained is None else self.live_reference()
             state = dataclasses.replace(state, reference=split(own, trained)[0])
         self.loader.restore(extra["data"], extra.get("shapes"))
+        self.skips.before = extra.get("skipped", 0)
         say(f"resumed from the checkpoint of step {int(state.step)}")
         return state
 
@@ -280,12 +288,13 @@ def _train(training: Training, measure: InTraining | None, stop: StopSignal, tol
             seed=config.run.seed,
             horizon=optim.Horizon.of(config.optimizer, steps),
             live=setup.live,
+            skip=config.train.max_skipped > 0,
         )
         step = AnnouncedStep(step, len(training.loader.train_layout.shapes), setup.say_chunks)
         with _metrics_log(config, steps, begun) as log:
             cut, seconds = CountCut(), config.checkpoint.seconds
             timer = None if seconds is None else SaveTimer(seconds)
-            every = save_every(config), config.checkpoint.keep_every
+            every, skips = (save_every(config), config.checkpoint.keep_every), training.skips
             state, _ = fit(
                 state,
                 training.loader,
@@ -293,13 +302,14 @@ def _train(training: Training, measure: InTraining | None, stop: StopSignal, tol
                 steps=steps,
                 put=lambda batch: put_batch(batch, setup.mesh, leading=1),
                 where=training.dataset.where,
+                skips=skips,
                 callbacks=[
                     *_evaluations(config, measure, told, training.live_moves),
                     *_samples(training, measure, log),
                     *([early] if early else []),
                     StopWhen(stop.requested),
                     CheckMetric(config.checkpoint.best_metric),
-                    AddCosts(optim.make_schedule(config.optimizer, steps), before),
+                    AddCosts(optim.make_schedule(config.optimizer, steps), before, skips),
                     *(_watch(config, folder, steps, begun) if config.log.signatures else []),
                     cut,
                     Log(log.log),
@@ -380,7 +390,7 @@ def _save(training: Training, checkpoints: Checkpointer):
     def save(step: int, state: TrainState, position: Any, metrics: dict[str, float]) -> None:
         training.setup.folder.check_held()
         rows, run = training.dataset.fingerprint, training.setup.folder.mark
-        extra = {"data": position, "rows": rows, "shapes": training.loader.shapes, "run": run}
+        extra = {"data": position, "rows": rows, "shapes": training.loader.shapes, "run": run, "skipped": training.skips.count}
         with watching(f"saving the checkpoint of step {step}"):
             kept = state if training.live_moves else dataclasses.replace(state, reference={})
             save_state(checkpoints, step, kept, extra, metrics, training.base)

@@ -19,13 +19,13 @@ from pathlib import Path
 from typing import Any, Literal
 
 import jax
-import jax.numpy as jnp
 import orbax.checkpoint as ocp
-from jax.tree_util import keystr, tree_flatten_with_path
 
 from align_jax.errors import UserError
+from align_jax.models.finite import spelled
 from align_jax.training.kept import KeepLatestAndBest
 from align_jax.training.manifest import check_files, write_manifest
+from align_jax.training.tensors import flatten_names, sums_and_bad
 
 _STATE, _EXTRA = "state", "extra"
 _logger = logging.getLogger(__name__)
@@ -33,51 +33,6 @@ _logger = logging.getLogger(__name__)
 
 class DamagedCheckpointWarning(UserWarning):
     """A checkpoint could not be read, and an older one is used instead."""
-
-
-def flatten_names(tree: Any) -> tuple[dict[str, Any], Any]:
-    """A pytree as `{dotted name: leaf}` and its treedef.
-
-    An `nnx` variable has the name of its place, as in a plain dict.
-
-    Raises:
-      ValueError: two leaves have the same name.
-    """
-    leaves, treedef = tree_flatten_with_path(tree)
-    named: dict[str, Any] = {}
-    for path, leaf in leaves:
-        if len(path) > 1 and getattr(path[-1], "name", None) == "value":
-            path = path[:-1]
-        name = keystr(path, simple=True, separator=".") or "value"
-        if name in named:
-            raise ValueError(f"two tensors of the state are named {name!r}")
-        named[name] = leaf
-    return named, treedef
-
-
-@jax.jit
-def _checksums(arrays: dict[str, jax.Array]) -> dict[str, jax.Array]:
-    """One uint32 a tensor: the sum of its bits, each word times an odd weight of its place, modulo 2^32.
-
-    Integer sums do not depend on their order, so that every mesh computes the same number.
-    """
-
-    def checksum(array: jax.Array) -> jax.Array:
-        if array.dtype == jnp.bool_:
-            array = array.astype(jnp.uint8)
-        size = min(array.dtype.itemsize, 4)
-        bits = jax.lax.bitcast_convert_type(array, jnp.dtype(f"uint{8 * size}")).astype(jnp.uint32)
-        place = jnp.zeros(bits.shape, jnp.uint32)
-        for axis in range(bits.ndim):
-            place = place * jnp.uint32(2654435761) + jax.lax.broadcasted_iota(jnp.uint32, bits.shape, axis)
-        return jnp.sum(bits * (2 * place + 1), dtype=jnp.uint32)
-
-    return jax.tree.map(checksum, arrays)
-
-
-def checksums(arrays: dict[str, Any]) -> dict[str, int]:
-    """A number for the bits of each array, the same on every mesh."""
-    return {name: int(value) for name, value in jax.device_get(_checksums(arrays)).items()}
 
 
 @contextlib.contextmanager
@@ -134,6 +89,8 @@ class Checkpointer:
         self._policy = KeepLatestAndBest(keep, best_mode, {}, every, forever)
         self._saving: int | None = None
         self._told_of_old = False
+        # Compressed, float32 weights and moments take 8 % less, and half as long again to write.
+        handler = ocp.PyTreeCheckpointHandler(use_compression=False)
         try:
             with _warnings_of_reading_left_out():
                 self._manager = ocp.CheckpointManager(
@@ -147,7 +104,7 @@ class Checkpointer:
                         lightweight_initialize=True,
                         async_options=ocp.AsyncOptions(post_finalization_callback=self._list_files),
                     ),
-                    item_handlers={_STATE: ocp.PyTreeCheckpointHandler(), _EXTRA: ocp.JsonCheckpointHandler()},
+                    item_handlers={_STATE: handler, _EXTRA: ocp.JsonCheckpointHandler()},
                 )
         except OSError as error:
             raise UserError(f"cannot open the checkpoint folder {self.directory}: {error}") from error
@@ -203,7 +160,13 @@ class Checkpointer:
         self.wait()
         metrics = {name: _json_number(value) for name, value in (metrics or {}).items()}
         arrays, _ = flatten_names(state)
-        document = {"extra": dict(extra), "metrics": metrics, "checksums": checksums(arrays)}
+        sums, bad = sums_and_bad(arrays)
+        if bad:
+            raise UserError(
+                f"{spelled(bad)} of the weights after step {step} hold NaN or infinite values: no checkpoint is made of them; "
+                f"{self._safe()}; lower optimizer.learning_rate"
+            )
+        document = {"extra": dict(extra), "metrics": metrics, "checksums": sums}
         try:
             json.dumps(document, allow_nan=False)
         except (TypeError, ValueError) as error:
@@ -249,13 +212,16 @@ class Checkpointer:
         step, self._saving = self._saving, None
         if step is not None:
             self._policy.scores.pop(step, None)
-        self._manager.reload()
-        left = self.steps()
-        safe = f"the checkpoints of steps {left} are intact" if left else "there is no earlier checkpoint"
+        with contextlib.suppress(Exception):
+            self._manager.reload()
         return UserError(
-            f"writing the checkpoint of step {step} to {self.directory} failed: {_first_line(error)}; {safe}; "
+            f"writing the checkpoint of step {step} to {self.directory} failed: {_first_line(error)}; {self._safe()}; "
             "check the disk's free space and permissions, then run the same command to resume"
         )
+
+    def _safe(self) -> str:
+        left = self.steps()
+        return f"the checkpoints of steps {left} are intact" if left else "there is no earlier checkpoint"
 
     def wait(self) -> None:
         """Blocks until the last save is complete.
@@ -337,9 +303,12 @@ class Checkpointer:
         items = ocp.args.Composite(**{_STATE: args, _EXTRA: ocp.args.JsonRestore()})
         restored = self._manager.restore(step, args=items)
         arrays, document = restored[_STATE], restored[_EXTRA]
-        for name, checksum in checksums(arrays).items():
+        sums, bad = sums_and_bad(arrays)
+        for name, checksum in sums.items():
             if checksum != document["checksums"][name]:
                 raise ValueError(f"tensor {name!r} is not what was saved (its checksum differs)")
+        if bad:
+            raise ValueError(f"{spelled(bad)} of its weights hold NaN or infinite values, as the run had them then")
         state = jax.tree.unflatten(treedef, [arrays[name].astype(leaf.dtype) for name, leaf in wanted.items()])
         return state, document["extra"]
 

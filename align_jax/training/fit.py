@@ -12,6 +12,7 @@ from align_jax.data import ahead
 from align_jax.errors import UserError
 from align_jax.training.callbacks import Callback
 from align_jax.training.loop import Loop
+from align_jax.training.skipped import SkippedSteps
 from align_jax.training.state import TrainState
 
 
@@ -24,6 +25,7 @@ def fit(
     callbacks: Sequence[Callback] = (),
     put: Callable[[Any], Any] | None = None,
     where: Callable[[int], str] | None = None,
+    skips: SkippedSteps | None = None,
 ) -> tuple[TrainState, list[dict[str, float]]]:
     """Trains from `state.step` to `steps`.
 
@@ -40,15 +42,16 @@ def fit(
       put: host batch -> device batch, one batch ahead; None leaves it to `step`. An iterator has then handed out one batch more
         than steps were made, where a callback ended the loop early.
       where: number of a group (`batch.rows`) -> the place of its data row, for errors; None gives the number.
+      skips: counts steps that `step` leaves out, as `train_step(skip=True)` does; None: it leaves none out.
 
     Returns:
       The last state, and the record `{"step": n, ...}` of every step (what callbacks added, evaluations too).
 
     Raises:
-      UserError: a loss or gradient norm that is not finite, with the step, the rows of its batch and the last good checkpoint;
-        or batches that end before the steps do.
+      UserError: a loss or gradient norm that is not finite, and not skipped, with the step, the rows of its batch and the last
+        good checkpoint; or batches that end before the steps do.
     """
-    loop = Loop(state, steps, callbacks, where or str)
+    loop = Loop(state, steps, callbacks, where or str, skips or SkippedSteps())
     for callback in callbacks:
         callback.begin(loop)
     loop.recorded()

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import math
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
@@ -12,6 +11,8 @@ import jax
 import numpy as np
 
 from align_jax.errors import UserError
+from align_jax.models.finite import not_finite, spelled
+from align_jax.training.skipped import SkippedSteps
 
 
 @dataclasses.dataclass
@@ -36,12 +37,12 @@ class Loop:
       history: `{"step": n, ...}` of every step that is complete.
     """
 
-    def __init__(self, state: Any, steps: int, callbacks: Sequence[Any], where: Callable[[int], str]):
+    def __init__(self, state: Any, steps: int, callbacks: Sequence[Any], where: Callable[[int], str], skips: SkippedSteps):
         self.state, self.steps, self.step = state, steps, int(state.step)
         self.position: Any = None
         self.stop = False
         self.history: list[dict[str, float]] = []
-        self.callbacks, self._where = callbacks, where
+        self.callbacks, self._where, self._skips = callbacks, where, skips
         self._current = _Step(self.step)
         self._arrived, self._waited = time.perf_counter(), 0.0
 
@@ -54,7 +55,7 @@ class Loop:
         """Waits for the metrics of `step` and checks them; what is added to them becomes part of its record.
 
         Raises:
-          UserError: loss or gradient norm is not finite.
+          UserError: loss or gradient norm is not finite, and the step was not skipped.
         """
         return self._read(self._current)
 
@@ -111,18 +112,22 @@ class Loop:
             step.on_device, self._arrived, self._waited = None, now, 0.0
         return step.values
 
-    def _check_finite(self, step: _Step, metrics: Mapping[str, float]) -> None:
-        loss, norm = metrics.get("loss", 0.0), metrics.get("grad_norm", 0.0)
-        if math.isfinite(loss) and math.isfinite(norm):
+    def _check_finite(self, step: _Step, metrics: dict[str, float]) -> None:
+        if self._skips.see(step.number, metrics, step.rows):
             return
+        # A step that was left out has not touched them; one that was not has.
+        bad = not_finite(self.state.weights) if self._skips.most and hasattr(self.state, "weights") else []
+        others = f"The weights themselves ({spelled(bad)}) hold NaN or infinite values. " if bad else ""
+        loss, norm = metrics.get("loss", 0.0), metrics.get("grad_norm", 0.0)
         rows = np.asarray([] if step.rows is None else step.rows)
         named = ", ".join(map(self._where, sorted(rows[rows >= 0].tolist())))
         saved = max((n for n in (callback.last_saved() for callback in self.callbacks) if n is not None), default=None)
         raise UserError(
-            f"step {step.number}: loss is {loss} and gradient norm {norm}. "
-            + (f"Rows of the batch: {named}. " if named else "")
+            f"step {step.number}: loss is {loss} and gradient norm {norm}.{self._skips.why_ended} "
+            + others
+            + (f"Rows of the batch: {named}. " if named and not bad else "")
             + (f"Last good checkpoint: step {saved}." if saved is not None else "No checkpoint was written yet.")
-            + " Look at those rows, or lower optimizer.learning_rate."
+            + (" Lower optimizer.learning_rate." if bad else " Look at those rows, or lower optimizer.learning_rate.")
         )
 
 

@@ -14,8 +14,9 @@ from align_jax.errors import UserError
 from align_jax.models import ModelConfig
 from align_jax.models.weights import weight_structs
 from align_jax.parallel.mesh import replicated
-from align_jax.training.checkpoint import Checkpointer, checksums, flatten_names
+from align_jax.training.checkpoint import Checkpointer
 from align_jax.training.state import TrainState, merge, split
+from align_jax.training.tensors import checksums, flatten_names
 
 _FROZEN = "frozen"  # the key in a checkpoint's `extra`
 

@@ -36,6 +36,7 @@ def train_step(
     seed: int = 0,
     horizon: Horizon | None = None,
     live: LiveReference | None = None,
+    skip: bool = False,
 ) -> tuple[TrainState, dict[str, jax.Array]]:
     """Gradients of all microbatches, one update.
 
@@ -49,6 +50,7 @@ def train_step(
       horizon: the run's length for the schedule; None is the one that the optimizer was made for.
       live: where the reference's log-probs are those of the state's own reference, and how that moves; None: `ref_logps` come
         with the batch, where the objective needs any.
+      skip: a loss or a gradient that is not finite leaves weights and optimizer (and so its schedule) as they are.
 
     Of a mixture of experts the loss is that and `scorer.router_aux_weight` times the load-balancing loss of a microbatch, in
     the mean over microbatches.
@@ -87,6 +89,10 @@ def train_step(
     updates, opt_state = update(grads, state.opt_state, state.trainable, **length)
     trainable = apply_updates(state.trainable, updates, seed, state.step)
     metrics = {**means(sums), "grad_norm": optax.tree.norm(grads), **token_counts(batch)}
+    if skip:
+        good = jnp.isfinite(metrics["loss"]) & jnp.isfinite(metrics["grad_norm"])
+        before = state.trainable, state.opt_state
+        trainable, opt_state = jax.tree.map(lambda new, old: jnp.where(good, new, old), (trainable, opt_state), before)
     reference = state.reference if live is None else live.moved(state.reference, trainable, state.step + 1, seed)
     return TrainState(state.step + 1, trainable, state.frozen, opt_state, reference), metrics
 
@@ -199,18 +205,19 @@ def compile_step(
     seed: int = 0,
     horizon: Horizon | None = None,
     live: LiveReference | None = None,
+    skip: bool = False,
 ) -> JittedStep:
     """`train_step` jitted for a mesh: the state is donated, but for its frozen part, and comes back where it was.
 
     Args:
       horizon: the run's length for the schedule, an input of the program; None compiles the optimizer's own into it.
-      live: as in `train_step`.
+      live, skip: as in `train_step`.
     """
 
     def train_step_in_parts(state, frozen, horizon, batch):
         whole = dataclasses.replace(state, frozen=frozen)
         how = {"scorer": scorer, "objective": objective, "optimizer": optimizer, "seed": seed}
-        how |= {"horizon": horizon, "live": live}
+        how |= {"horizon": horizon, "live": live, "skip": skip}
         after, metrics = train_step(whole, batch, **how)
         return dataclasses.replace(after, frozen={}), metrics
 

@@ -377,6 +377,13 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_says_where(world, capsys):
     said = capsys.readouterr().err
     assert "loss is" in said and "checkpoint" in said
     assert f"Rows of the batch: {folder / 'train.jsonl'}:" in said
+    assert "It is skipped step 4 of the run, more than train.max_skipped=3." in said
+    kept = [json.loads(line) for line in (folder / "nan" / "skipped_rows.jsonl").read_text().splitlines()]
+    first = kept[0]["step"]
+    assert {line["step"] for line in kept} == set(range(first, first + 4)) and len(kept) >= 4 * 8
+    assert kept[0]["where"].startswith(f"{folder / 'train.jsonl'}:") and kept[0]["row"]["prompt"]
+    lines = read_metrics(folder / "nan" / "metrics.jsonl")
+    assert lines[-1]["skipped"] == 3 and lines[-1]["loss"] is None
 
 
 def test_a_best_metric_that_no_checkpoint_has_is_refused(world, capsys):

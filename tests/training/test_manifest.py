@@ -115,3 +115,18 @@ def test_steps_that_stay_for_ever(tmp_path):
         for step in range(1, 9):
             checkpointer.save(step, {"w": jnp.ones(2)}, {})
     assert checkpointer.steps() == [3, 6, 8]
+
+
+def test_weights_that_are_no_numbers_are_neither_saved_nor_used(folder, monkeypatch):
+    bad = {"w": jnp.arange(3000.0).at[7].set(jnp.nan)}
+    with Checkpointer(folder) as checkpointer:
+        with pytest.raises(UserError, match=r"tensor .w. of the weights after step 3 .*of steps \[1, 2\] are intact"):
+            checkpointer.save(3, bad, {})
+        monkeypatch.setattr("align_jax.training.tensors.all_finite", lambda array: jnp.bool_(True))
+        jax.clear_caches()  # as an earlier version wrote it
+        checkpointer.save(3, bad, {})
+    monkeypatch.undo()
+    jax.clear_caches()
+    checkpointer = Checkpointer(folder)
+    with pytest.warns(DamagedCheckpointWarning, match="/3 is damaged and not used: .*tensor 'w' of its weights hold NaN"):
+        assert float(checkpointer.restore(WANTED)[0]["w"][0]) == 2
