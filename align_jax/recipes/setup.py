@@ -32,6 +32,7 @@ from align_jax.parallel.processes import LargestAhead, largest_anywhere, of_firs
 from align_jax.parallel.stop import StoppedPass, listening
 from align_jax.parallel.tpu_flags import compiler_options
 from align_jax.recipes.auto_mesh import with_mesh
+from align_jax.recipes.fits import check_batches_fit
 from align_jax.recipes.folder import RunFolder
 from align_jax.recipes.row_layout import estimated, layout_for, usually_pays
 from align_jax.recipes.say import say, say_once, watching
@@ -290,6 +291,7 @@ class Setup:
         """
         if not self._loaded:
             self._loaded.append(dataset)
+        check_batches_fit(self.config, dataset)
         config, processes, own = self.config, jax.process_count(), tuple(range(data_shards(self.mesh)))
         readers = [own]
         if processes > 1:
