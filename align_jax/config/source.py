@@ -108,6 +108,8 @@ class ConfigValues:
             check_yaml(text)
             node = yaml.compose(text, Loader=yaml.SafeLoader)
             lines = dict(_key_lines(node, str(path)))
+            if isinstance(node, yaml.ScalarNode | yaml.SequenceNode):
+                raise UserError(f"{path}:1: a config is sections with keys, not {text.strip().splitlines()[0]!r:.80}")
             values = OmegaConf.to_container(OmegaConf.create(text)) if node is not None else {}
         except yaml.MarkedYAMLError as error:
             line = error.problem_mark.line + 1 if error.problem_mark else 1
@@ -121,8 +123,6 @@ class ConfigValues:
             raise
         except (ValueError, RecursionError) as error:  # a UserError has its place, the others begin with the line
             raise UserError(f"{path}:{error}" if str(error)[:1].isdigit() else f"{path}: {_reason(error)}") from error
-        if not isinstance(values, dict):
-            raise UserError(f"{path}:1: a config is sections with keys, not {text.strip().splitlines()[0]!r}")
         return cls(str(path), _spelled_out(values), lines)
 
     @classmethod

@@ -212,10 +212,10 @@ def device_memory(given: float | None) -> int:
     stats = jax.local_devices()[0].memory_stats() or {}
     if "bytes_limit" in stats:
         return stats["bytes_limit"]
-    return _host_memory() // jax.local_device_count()
+    return host_memory() // jax.local_device_count()
 
 
-def _host_memory() -> int:
+def host_memory() -> int:
     """Bytes of this host, or fewer where its container may have no more."""
     whole = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
     for file in _CONTAINER_LIMITS:

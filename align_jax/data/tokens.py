@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import itertools
 import json
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 from align_jax.errors import UserError
@@ -89,7 +90,8 @@ class TextTokens:
         return tuple(t for t in self._added if t not in self._special and t in template)
 
     def _own_ids(self, text: str, add_special_tokens: bool = False) -> list[int]:
-        return list(self.tokenizer(text, add_special_tokens=add_special_tokens, split_special_tokens=False)["input_ids"])
+        with _named(text):
+            return list(self.tokenizer(text, add_special_tokens=add_special_tokens, split_special_tokens=False)["input_ids"])
 
     def _behind_anchor(self, text: str, ids: Any) -> list[int]:
         if not self._marks_texts:
@@ -143,9 +145,10 @@ class TextTokens:
 
     def _text_ids(self, text: str) -> list[int]:
         """Ids of a text in which nothing is a control token."""
-        if self._text_only is None:
-            return list(self.tokenizer(text, add_special_tokens=False, split_special_tokens=True)["input_ids"])
-        found = self._text_only.encode(text, add_special_tokens=False).ids
+        with _named(text):
+            if self._text_only is None:
+                return list(self.tokenizer(text, add_special_tokens=False, split_special_tokens=True)["input_ids"])
+            found = self._text_only.encode(text, add_special_tokens=False).ids
         if self._ends_of_text.isdisjoint(found):
             return found
         # A vocabulary may hold a control token as an ordinary piece, too: then its first letter is a piece of its own.
@@ -171,6 +174,20 @@ class TextTokens:
         from tokenizers import Tokenizer
 
         return Tokenizer.from_str(json.dumps({**json.loads(backend.to_str()), "added_tokens": [], "post_processor": None}))
+
+
+@contextlib.contextmanager
+def _named(text: str) -> Iterator[None]:
+    """A UserError for whatever a tokenizer raises, also a panic of Rust: its own file may be at odds with itself."""
+    try:
+        yield
+    except BaseException as error:
+        if not isinstance(error, Exception) and type(error).__name__ != "PanicException":
+            raise
+        said = (str(error).strip().splitlines() or [""])[0]
+        raise UserError(
+            f"the tokenizer cannot tell the tokens of {text[:40]!r}: {type(error).__name__}: {said}; is its file whole?"
+        ) from error
 
 
 def marker(tokens: Sequence[str]) -> Any:

@@ -12,6 +12,7 @@ from typing import Any
 from align_jax.data.sources import broken_text
 from align_jax.errors import UserError
 from align_jax.files import INDEX
+from align_jax.parsing import json_of
 
 
 @dataclasses.dataclass(frozen=True)
@@ -40,11 +41,13 @@ def read_prompts(path: str | os.PathLike) -> list[PromptRow]:
 
 def _row(where: str, line: bytes) -> PromptRow:
     try:
-        values = json.loads(line.decode("utf-8"))
+        values = json_of(line.decode("utf-8"))
     except UnicodeDecodeError as error:
         raise UserError(f"{where}: not UTF-8 text: {error.reason} at byte {error.start} of the line") from error
     except json.JSONDecodeError as error:
         raise UserError(f"{where}: not valid JSON: {error.msg} at column {error.colno}") from error
+    except ValueError as error:
+        raise UserError(f"{where}: {error}") from error
     if problem := broken_text(values):
         raise UserError(f"{where}: {problem}")
     if not isinstance(values, dict):

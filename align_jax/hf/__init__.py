@@ -2,7 +2,7 @@
 
 from align_jax.hf.adapter import adapter_config, adapter_files, load_adapter, read_adapter, save_adapter, saved_weights
 from align_jax.hf.config import hf_config_from_model, model_config_from_hf, stored_head
-from align_jax.hf.files import ADAPTER, TOKENIZER_FILES, resolve_folder, split_revision
+from align_jax.hf.files import ADAPTER, TOKENIZER_FILES, read_json, resolve_folder, split_revision
 from align_jax.hf.load import check_weights, load_config, load_generation_config, load_model, load_weights
 from align_jax.hf.save import save_model
 from align_jax.hf.tokenizer import read_tokenizer
@@ -13,6 +13,7 @@ __all__ = [
     "adapter_files",
     "load_adapter",
     "read_adapter",
+    "read_json",
     "read_tokenizer",
     "save_adapter",
     "saved_weights",

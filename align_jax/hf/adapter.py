@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import functools
 import os
 import re
 from collections.abc import Iterator, Mapping
@@ -24,6 +25,7 @@ from jax.sharding import NamedSharding, PartitionSpec
 from align_jax.errors import UserError
 from align_jax.hf import names
 from align_jax.hf.dtypes import resolve_dtype
+from align_jax.hf.fields import number
 from align_jax.hf.files import ADAPTER, ADAPTER_WEIGHTS, Checkpoint, read_json, split_revision
 from align_jax.hf.folder import check_target, check_tokenizer, save_tokenizer, written_whole
 from align_jax.hf.writer import write_json, write_safetensors
@@ -65,17 +67,18 @@ def read_adapter(folder: str | os.PathLike, config: ModelConfig) -> Adapter:
     """
     folder = _folder(folder)
     _check_apart(config)
-    values, checkpoint = read_json(folder / ADAPTER), Checkpoint(folder, ADAPTER_WEIGHTS)
-    _check_kind(folder / ADAPTER, values)
+    file = folder / ADAPTER
+    values, checkpoint = read_json(file), Checkpoint(folder, ADAPTER_WEIGHTS)
+    _check_kind(file, values)
     found = list(_tensors(checkpoint, config))
     shape = _ranks(checkpoint, config, found)
     alphas = {
-        target: tuple(_pattern(values, "alpha", _module(config, target, layer)) for layer in range(config.layers))
+        target: tuple(_pattern(file, values, "alpha", _module(config, target, layer)) for layer in range(config.layers))
         for target in shape
     }
-    _check_ranks(folder / ADAPTER, values, config, shape)
+    _check_ranks(file, values, config, shape)
     rank = max(max(ranks) for ranks in shape.values())
-    alpha = float(values.get("lora_alpha", 8))
+    alpha = number(values, "lora_alpha", str(file), 8.0)
     saved = tuple(dict.fromkeys(tensor.weight.name for tensor in found if tensor.weight.stored is not None))
     _check_whole(checkpoint, config, found, bool(values.get("use_dora")))
     check_saved(config, saved, f"{folder}")
@@ -343,16 +346,30 @@ def _check_ranks(file: Path, values: Mapping[str, Any], config: ModelConfig, sha
     for target, ranks in shape.items():
         for layer, rank in enumerate(ranks):
             module = _module(config, target, layer)
-            if rank and rank != (said := _pattern(values, "rank", module)):
+            if rank and rank != (said := _pattern(file, values, "rank", module)):
                 raise UserError(f"{file} gives {module} rank {said:g}, but its factors have rank {rank}")
 
 
-def _pattern(values: Mapping[str, Any], what: str, module: str) -> float:
+def _pattern(file: Path, values: Mapping[str, Any], what: str, module: str) -> float:
     """Rank or alpha of a module: the first pattern that fits its name, or what holds for all."""
-    for key, value in (values.get(f"{what}_pattern") or {}).items():
-        if re.match(rf"(.*\.)?({key})$", module):
-            return float(value)
-    return float(values.get({"rank": "r", "alpha": "lora_alpha"}[what], 8))
+    patterns = values.get(f"{what}_pattern") or {}
+    if not isinstance(patterns, Mapping):
+        raise UserError(f"{file}: {what}_pattern is {patterns!r:.80}; expected patterns of modules' names with a number each")
+    for key in patterns:
+        if _compiled(key, f"{file}: {what}_pattern").match(module):
+            return number(patterns, key, f"{file}: {what}_pattern", 8.0)
+    return number(values, {"rank": "r", "alpha": "lora_alpha"}[what], str(file), 8.0)
+
+
+@functools.cache
+def _compiled(key: str, where: str) -> re.Pattern:
+    """A pattern of modules' names; UserError for one that no name needs, and that could take for ever to fit."""
+    try:
+        if len(key) > 200 or len(re.findall(r"[*+{]", key)) > 4 or re.search(r"\)\s*[*+{]", key):
+            raise UserError(f"{where}: {key[:80]!r} repeats too much; write the name of a module, or with .* for a part of it")
+        return re.compile(rf"(.*\.)?({key})$")
+    except (re.error, OverflowError, RecursionError) as error:
+        raise UserError(f"{where}: {key[:80]!r} is no pattern: {error}") from error
 
 
 def _module(config: ModelConfig, target: str, layer: int) -> str:

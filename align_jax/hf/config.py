@@ -14,7 +14,25 @@ from align_jax.hf.rope import RopeContext, read_rope, read_rope_by_kind, rope_fi
 from align_jax.models import ModelConfig
 
 _KINDS = {"lm_head": "language model", "score": "reward model (a sequence classifier with one label)"}
+_KINDS_OF_FIELDS = (
+    ("architectures", list, "a list of names"),
+    ("layer_types", list, "a list of names"),
+    ("model_type", str, "a name"),
+    ("id2label", dict | list, "a name for each output"),
+    ("quantization_config", dict, "an object"),
+)
 _THETA = 10000.0
+# What our fields are called there, for errors.
+_THEIRS = {
+    "layers": "num_hidden_layers",
+    "width": "hidden_size",
+    "mlp_width": "intermediate_size",
+    "heads": "num_attention_heads",
+    "kv_heads": "num_key_value_heads",
+    "head_size": "head_dim",
+    "norm_eps": "rms_norm_eps",
+    "max_length": "max_position_embeddings",
+}
 # Fields of a base config that must not survive into an export, because they are written anew or not at all.
 _REWRITTEN = {
     "rope_theta",
@@ -46,6 +64,7 @@ def model_config_from_hf(hf: dict[str, Any], where: str, head: str | None = "lm_
     Raises:
       UserError: an unsupported architecture, activation, bias, rope type or quantization; a missing or malformed field.
     """
+    _check_kinds(hf, where)
     head = stored_head(hf) if head is None else head
     family = FAMILIES[_model_type(hf, where, head)]
     _reject_unsupported(hf, where, family)
@@ -85,7 +104,10 @@ def model_config_from_hf(hf: dict[str, Any], where: str, head: str | None = "lm_
     except UserError:
         raise
     except ValueError as error:
-        raise UserError(f"{where}: {error}") from error
+        ours, colon, said = str(error).partition(":")
+        raise UserError(f"{where}: {_THEIRS.get(ours, ours)}{colon}{said}") from error
+    except (TypeError, AttributeError, KeyError, OverflowError, ZeroDivisionError) as error:
+        raise UserError(f"{where}: a field has a value of a kind that is not understood: {error}") from error
 
 
 def hf_config_from_model(config: ModelConfig, base: dict[str, Any] | None = None, dtype="float32") -> dict[str, Any]:
@@ -174,6 +196,16 @@ def _family_of(config: ModelConfig) -> Family:
 def stored_head(hf: dict[str, Any]) -> str:
     """The head that the architecture of a `config.json` has; `lm_head` where it names none that is known."""
     return ARCHITECTURES.get((hf.get("architectures") or [None])[0], (None, "lm_head"))[1]
+
+
+def _check_kinds(hf: dict, where: str) -> None:
+    """UserError for a field that is not of its kind; null is always one."""
+    for key, kind, what in _KINDS_OF_FIELDS:
+        if not isinstance(hf.get(key), kind | None):
+            raise UserError(f"{where}: {key} is {hf[key]!r:.80}; expected {what}")
+    for key in ("architectures", "layer_types"):
+        if not all(isinstance(name, str) for name in hf.get(key) or []):
+            raise UserError(f"{where}: {key} is {hf[key]!r:.80}; expected a list of names")
 
 
 def _model_type(hf: dict, where: str, head: str) -> str:

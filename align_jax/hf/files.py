@@ -13,7 +13,7 @@ from safetensors import SafetensorError, safe_open
 
 from align_jax.errors import UserError
 from align_jax.hf.dtypes import CODES
-from align_jax.parsing import json_of
+from align_jax.parsing import broken, json_of
 
 ADAPTER, ADAPTER_WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
@@ -194,8 +194,8 @@ def _weight_map(folder: Path) -> dict[str, str] | None:
     if not isinstance(listed, dict) or not listed:
         raise UserError(f"{folder / INDEX}: 'weight_map' is missing or empty")
     for name, file in listed.items():
-        if not isinstance(file, str) or Path(file).name != file:
-            raise UserError(f"{folder / INDEX}: tensor {name!r} is in {file!r}; expected a file beside the index")
+        if not isinstance(file, str) or Path(file).name != file or not file.strip(". ") or len(file) > 255 or broken(file):
+            raise UserError(f"{folder / INDEX}: tensor {name!r:.200} is in {file!r:.200}; expected a file beside the index")
     return listed
 
 

@@ -26,6 +26,7 @@ from align_jax.models import ModelConfig
 from align_jax.models.adapter import Adapter
 from align_jax.parallel.processes import on_first
 from align_jax.parallel.stop import cleaned_up
+from align_jax.parsing import json_of
 from align_jax.recipes.onpolicy import best_round
 from align_jax.recipes.say import say
 from align_jax.training.checkpoint import Checkpointer
@@ -86,7 +87,10 @@ class RunFolder:
         file, rounds = self.path / "rounds.jsonl", self.config.rounds if self.is_run else None
         if rounds is None or rounds.best == "last" or not file.exists():
             return self.newest
-        lines = [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()]
+        try:
+            lines = [json_of(line) for line in file.read_bytes().splitlines()]
+        except ValueError as error:
+            raise UserError(f"{file}: a line is no JSON: {error}") from error
         number = best_round(lines, rounds.best)
         folder = RunFolder(self.path / "rounds" / str(number)) if number else self.newest
         if number and not folder.steps:
@@ -283,7 +287,7 @@ class RunFolder:
 
     def _json(self, name: str) -> dict[str, Any] | None:
         file = self.path / name
-        return json.loads(file.read_text(encoding="utf-8")) if file.exists() else None
+        return hf.read_json(file) if file.exists() else None
 
 
 def save_every(config: Config) -> int | None:

@@ -35,6 +35,7 @@ from align_jax.parallel.stop import StoppedPass, listening
 from align_jax.parallel.tpu_flags import compiler_options
 from align_jax.recipes.auto_mesh import with_mesh
 from align_jax.recipes.experts import check_experts
+from align_jax.recipes.fits import check_batches_fit
 from align_jax.recipes.folder import RunFolder
 from align_jax.recipes.row_layout import estimated, layout_for, usually_pays
 from align_jax.recipes.say import say, say_once, watching
@@ -307,6 +308,7 @@ class Setup:
         """
         if not self._loaded:
             self._loaded.append(dataset)
+        check_batches_fit(self.config, dataset)
         config, processes, own = self.config, jax.process_count(), tuple(range(data_shards(self.mesh)))
         readers = [own]
         if processes > 1:

@@ -30,6 +30,7 @@ from align_jax.files import fingerprint_files
 from align_jax.models import ModelConfig, init_weights, weight_shardings
 from align_jax.models.adapting import adapter_of, fresh_adapter, merged, trained_paths, with_adapter
 from align_jax.objectives import name_of
+from align_jax.recipes.fits import check_weights_fit
 from align_jax.recipes.folder import RunFolder
 from align_jax.training.checkpoint import Checkpointer
 from align_jax.training.saved import restore_weights
@@ -107,6 +108,7 @@ class FreshModel(ModelSource):
     seed: int
 
     def load(self, mesh: Mesh | None, dtype: str) -> tuple[dict, None]:
+        check_weights_fit(self.shape, mesh, dtype, "model.config")
         return _drawn(self, mesh, dtype)(jax.random.key(self.seed)), None
 
     def fingerprint(self) -> str:
@@ -135,6 +137,7 @@ class StoredModel(ModelSource):
         return hf.load_generation_config(self.folder)
 
     def load(self, mesh: Mesh | None, dtype: str) -> tuple[dict, None]:
+        check_weights_fit(self.shape, mesh, dtype, self.key)
         fresh = () if self.stored.head == self.shape.head else _HEADS
         stored = dataclasses.replace(self.stored, quantize=self.shape.quantize)
         where = None if mesh is None else weight_shardings(stored, mesh)

@@ -9,10 +9,10 @@ def test_a_container_with_less_memory_than_its_host_has_that(tmp_path, monkeypat
     limits = [tmp_path / "memory.max", tmp_path / "memory.limit_in_bytes"]
     monkeypatch.setattr(benchmark, "_CONTAINER_LIMITS", limits)
     host = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    assert benchmark._host_memory() == host
+    assert benchmark.host_memory() == host
     limits[1].write_text("8192\n")
-    assert benchmark._host_memory() == 8192
+    assert benchmark.host_memory() == 8192
     limits[1].write_text("9223372036854771712\n")  # cgroups 1: no limit
-    assert benchmark._host_memory() == host
+    assert benchmark.host_memory() == host
     limits[0].write_text("max\n")  # cgroups 2
-    assert benchmark._host_memory() == host
+    assert benchmark.host_memory() == host
