@@ -48,6 +48,7 @@ setup(
         "datasets>=4.0",
         "huggingface_hub>=1.0",
         "safetensors>=0.6",
+        "xxhash>=3.0",
         "jinja2>=3.1",
         "omegaconf>=2.4",
         "pyyaml>=6.0",

@@ -9,23 +9,17 @@ import functools
 import hashlib
 import json
 import os
-import socket
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 import jax
 import numpy as np
 from jax.experimental import multihost_utils
 
 from align_jax.errors import UserError
+from align_jax.lock import held
 from align_jax.parallel.processes import on_first
-from align_jax.parallel.stop import cleaned_up
-
-try:
-    import fcntl
-except ImportError:  # Windows
-    fcntl = None
 
 INDEX = "_index"  # of an unfinished file's rows: which prompt; taken out when the file is complete
 
@@ -62,49 +56,6 @@ def check_apart(paths: dict[str, str | None]) -> None:
     for key, path in paths.items():
         if path is not None and (other := seen.setdefault(Path(path).resolve(), key)) != key:
             raise UserError(f"{key}: {path} is {other}, too, and would be overwritten; give another file")
-
-
-@contextlib.contextmanager
-def held(lock: Path, what: str, remedy: str) -> Iterator[None]:
-    """Holds a lock file while the block runs; it is free again when the process ends, however it ends.
-
-    On a file system without locks nothing is held, and nothing refused.
-
-    Args:
-      lock: the file, which is there only while it is held. what, remedy: begin and end of the error.
-
-    Raises:
-      UserError: another process holds it; names that process and its machine.
-    """
-    def remove() -> None:
-        with contextlib.suppress(OSError):
-            lock.unlink()
-
-    with _locked(lock, what, remedy) as file, cleaned_up(remove):
-        file.write(f"process {os.getpid()} on {socket.gethostname()}")
-        file.flush()
-        yield
-
-
-def _locked(lock: Path, what: str, remedy: str) -> IO[str]:
-    """The lock file, open and held."""
-    while True:
-        file = open(lock, "a+", encoding="utf-8")
-        try:
-            if fcntl is not None:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            with file:
-                file.seek(0)
-                holder = file.read() or "another process"
-            raise UserError(f"{what} is in use by {holder}; {remedy}") from error
-        except OSError:
-            return file  # no locks here
-        with contextlib.suppress(FileNotFoundError):
-            if os.path.samestat(os.fstat(file.fileno()), os.stat(lock)):
-                file.truncate(0)
-                return file
-        file.close()  # who held it before has removed it meanwhile
 
 
 class ResultsFile:

@@ -22,7 +22,7 @@ from align_jax.errors import UserError
 
 ROOT = Path(__file__).parent.parent
 NAMES = (
-    *("train", "evaluate", "export", "generate", "score", "bench", "compile", "data check", "data convert"),
+    *("train", "evaluate", "export", "checkpoints", "generate", "score", "bench", "compile", "data check", "data convert"),
     *("data beliefs", "experiment", "config", "configs"),
 )
 TINY = """\
@@ -152,7 +152,7 @@ def test_what_computes_nothing_prepares_nothing(monkeypatch, no_preparation):
     _command(monkeypatch, lambda request: 0, computes=False)
     assert cli.main(["try", "a"]) == 0 and no_preparation == []
     light = [name for name, command in cli.COMMANDS.items() if not command.computes]
-    assert light == ["data check", "config", "configs", "try"]
+    assert light == ["checkpoints", "data check", "config", "configs", "try"]
 
 
 @pytest.mark.parametrize(

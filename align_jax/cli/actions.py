@@ -64,6 +64,16 @@ def export(request: Invocation) -> int:
     return 0
 
 
+def checkpoints(request: Invocation) -> int:
+    import dataclasses
+
+    from align_jax.recipes import checkpoints as recipe
+
+    found = recipe.checkpoints(request.given["run_dir"])
+    print(json.dumps([dataclasses.asdict(one) for one in found]) if request.given["json"] else recipe.table(found))
+    return 0 if recipe.newest_is_whole(found) else 1
+
+
 def generate(request: Invocation) -> int:
     from tqdm import tqdm
 

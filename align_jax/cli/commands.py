@@ -49,6 +49,14 @@ COMMANDS = {
             Argument("--merge", "of a run with `lora`: the whole model; without, the adapter alone, in PEFT's format"),
         ),
     ),
+    "checkpoints": Command(
+        actions.checkpoints,
+        "list a run's checkpoints: step, age, size, whole or damaged, metrics",
+        "align-jax checkpoints runs/mine",
+        (Argument("RUN_DIR", "the folder of a run"), Argument("--json", "print one JSON list instead of a table")),
+        "Reads every file. Exits with 0 where the newest is whole, 1 where it is damaged, 2 where there is none.",
+        computes=False,
+    ),
     "generate": Command(
         actions.generate,
         "sample responses to prompts",

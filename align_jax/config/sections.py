@@ -233,7 +233,9 @@ class CheckpointConfig:
       every: optimizer steps between checkpoints; None saves by `minutes`, and at every evaluation where `best_metric` is one of
         these.
       minutes: minutes of training between checkpoints, also beside `every`; None saves none by the clock.
+      max_age_s: the same in seconds: what a kill may cost; of `minutes` and it, the sooner one decides.
       keep: how many of the newest stay; where `every` is set, those of the clock go first.
+      keep_every: steps that are multiples of it are saved, and stay, beside those of `keep`; None: no others stay.
       best_metric: a name in metrics.jsonl; the checkpoint where it was best stays, too. None: the newest only.
       best_mode: whether a small or a large value of `best_metric` is the better one; None: small for losses, distances, gaps
         and the KL, large for all others.
@@ -241,7 +243,9 @@ class CheckpointConfig:
 
     every: int | None = None
     minutes: float | None = 10.0
+    max_age_s: float | None = None
     keep: int = 2
+    keep_every: int | None = None
     best_metric: str | None = None
     best_mode: Literal["min", "max"] | None = None
 
@@ -253,9 +257,15 @@ class CheckpointConfig:
         )
         return self.best_mode or ("min" if small else "max")
 
+    @property
+    def seconds(self) -> float | None:
+        """Of training between checkpoints by the clock; None: the clock does not count."""
+        asked = (None if self.minutes is None else 60 * self.minutes, self.max_age_s)
+        return min((seconds for seconds in asked if seconds is not None), default=None)
+
     def __post_init__(self):
-        check_fields("checkpoint", self, "every", "keep", low=1)
-        check_fields("checkpoint", self, "minutes", low=0, open_low=True)
+        check_fields("checkpoint", self, "every", "keep", "keep_every", low=1)
+        check_fields("checkpoint", self, "minutes", "max_age_s", low=0, open_low=True)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -28,7 +28,8 @@ from align_jax.experiments import module_of
 from align_jax.experiments.claim import Cell, Experiment, Measurement, Options, Verdict
 from align_jax.experiments.models import model_folder
 from align_jax.experiments.work import Workplace, data_root
-from align_jax.files import held, write_whole
+from align_jax.files import write_whole
+from align_jax.lock import held
 from align_jax.terminal import plural, spell_seconds
 from align_jax.version import __version__
 

@@ -46,7 +46,7 @@ class StopSignal:
     """
 
     def __init__(self, after: str = "what is in the making", tell: Callable[[str], Any] | None = None):
-        self._after, self._tell = after, tell or _print
+        self._after, self._tell = after, tell or tell_stderr
         self._context = contextvars.copy_context()  # another thread may tell it
         self._received, self._interrupted, self._asked, self._previous = False, False, 0, {}
         self._waits = self._told = False
@@ -225,11 +225,12 @@ def leave(line: str = "interrupted", status: int = INTERRUPTED) -> None:
         with contextlib.suppress(Exception):
             work()
     if line:
-        _print(line)
+        tell_stderr(line)
     with contextlib.suppress(Exception):
         sys.stdout.flush()
     os._exit(status)
 
 
-def _print(line: str) -> None:
+def tell_stderr(line: str) -> None:
+    """A line for the user, where nobody else takes it."""
     print(f"align-jax: {line}", file=sys.stderr, flush=True)

@@ -7,7 +7,9 @@ import dataclasses
 import functools
 import json
 import os
+import secrets
 import shutil
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -18,20 +20,23 @@ from align_jax import hf
 from align_jax.config import Config, load_config
 from align_jax.config.identity import FREE, difference
 from align_jax.errors import UserError
-from align_jax.files import held, write_whole
+from align_jax.files import write_whole
+from align_jax.lock import check_held, held
 from align_jax.models import ModelConfig
 from align_jax.models.adapter import Adapter
 from align_jax.parallel.processes import on_first
 from align_jax.parallel.stop import cleaned_up
 from align_jax.recipes.onpolicy import best_round
+from align_jax.recipes.say import say
 from align_jax.training.checkpoint import Checkpointer
 from align_jax.training.logs import read_metrics
 
 CONFIG, METRICS, MODEL_CONFIG, GENERATION_CONFIG = "config.yaml", "metrics.jsonl", "model_config.json", "generation_config.json"
 ADAPTER = "adapter.json"  # the shape of the adapter that is trained
 LOCK = ".lock"
+MARK = "run.json"  # which run this is: its checkpoints say the same
 # What a start leaves before its first step.
-_BEGUN = (CONFIG, METRICS, MODEL_CONFIG, GENERATION_CONFIG, ADAPTER, "tokenizer", "checkpoints", "tensorboard",
+_BEGUN = (CONFIG, METRICS, MARK, MODEL_CONFIG, GENERATION_CONFIG, ADAPTER, "tokenizer", "checkpoints", "tensorboard",
           "samples.jsonl", "bad_rows.*.jsonl", "*.tmp", "spool/*.tmp", "spool/rendered-*.json")  # fmt: skip
 
 
@@ -138,7 +143,7 @@ class RunFolder:
         """The checkpoints, to be written as the `checkpoint` section says."""
         options = config.checkpoint
         chosen = (options.keep, options.best_metric, options.mode)
-        return Checkpointer(self.path / "checkpoints", *chosen, every=save_every(config))
+        return Checkpointer(self.path / "checkpoints", *chosen, every=save_every(config), forever=options.keep_every)
 
     def best_step(self) -> int:
         """The step of the checkpoint with the best `checkpoint.best_metric` of the run.
@@ -165,6 +170,36 @@ class RunFolder:
                 "run.dir, or give the same value to resume"
             )
 
+    @property
+    def mark(self) -> str | None:
+        """The id of the run, which its checkpoints have, too; None before its first step, and of earlier versions."""
+        return (self._json(MARK) or {}).get("id")
+
+    def check_written_here(self, mark: str | None, step: int) -> None:
+        """Takes the id of a checkpoint of the folder for the folder's own where it has none; all processes must call.
+
+        Raises:
+          UserError: the folder is another run's.
+        """
+
+        def compare() -> None:
+            if mark is not None and self.mark is None:
+                self._write_mark(mark)
+            elif mark is not None and self.mark != mark:
+                raise UserError(
+                    f"{self.path / 'checkpoints' / str(step)} was written by run {mark}, and {self.path} is the folder of run "
+                    f"{self.mark} ({MARK}): another run's checkpoint was put there; move it away, or choose another run.dir"
+                )
+
+        on_first(compare, str(self.path))
+
+    def _write_mark(self, mark: str) -> None:
+        write_whole(self.path / MARK, json.dumps({"id": mark, "since": time.strftime("%Y-%m-%dT%H:%M:%S%z")}) + "\n")
+
+    def check_held(self) -> None:
+        """UserError where another process took the folder over; all processes must call."""
+        on_first(lambda: check_held(self.path / LOCK), str(self.path))
+
     def check(self, config: Config) -> None:
         """UserError where the folder holds checkpoints of another run: a key that decides its weights differs."""
         if self.is_run and self.newest.steps:
@@ -186,12 +221,13 @@ class RunFolder:
     @contextlib.contextmanager
     def _claimed(self) -> Iterator[None]:
         made = [path for path in (self.path, *self.path.parents) if not path.exists()]
-        try:
-            self.path.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise UserError(f"run.dir: cannot write to {self.path}: {error}") from error
-        lock = held(self.path / LOCK, f"run.dir: {self.path}", "wait for it, stop it, or choose another run.dir")
-        with cleaned_up(lambda: _remove_empty(made)), lock:
+        lock = held(self.path / LOCK, f"run.dir: {self.path}", "wait for it, stop it, or choose another run.dir", say)
+        with cleaned_up(lambda: _remove_empty(made)), contextlib.ExitStack() as stack:
+            try:
+                self.path.mkdir(parents=True, exist_ok=True)
+                stack.enter_context(lock)
+            except OSError as error:
+                raise UserError(f"run.dir: cannot write to {self.path}: {error.strerror}") from error
             there = set(self._begun())
             with cleaned_up(lambda: self._forget(there)):
                 yield
@@ -226,6 +262,8 @@ class RunFolder:
             return
         self.path.mkdir(parents=True, exist_ok=True)
         write_whole(self.path / CONFIG, config.to_yaml())
+        if self.mark is None:
+            self._write_mark(secrets.token_hex(4))
         source.tokenizer.save_pretrained(self.tokenizer)
         adapter = None if source.shape.lora is None else dataclasses.asdict(source.shape.lora)
         files = ((MODEL_CONFIG, source.hf_config), (GENERATION_CONFIG, source.generation_config), (ADAPTER, adapter))

@@ -232,6 +232,7 @@ class Training:
         if found is None:
             return None
         state, extra = found
+        self.setup.folder.check_written_here(extra.get("run"), int(state.step))
         if extra.get("rows", self.dataset.fingerprint) != self.dataset.fingerprint:
             raise UserError(_other_rows(self.setup.folder, self.dataset.path))
         if self.setup.live is not None and not self.live_moves:
@@ -282,8 +283,9 @@ def _train(training: Training, measure: InTraining | None, stop: StopSignal, tol
         )
         step = AnnouncedStep(step, len(training.loader.train_layout.shapes), setup.say_chunks)
         with _metrics_log(config, steps, begun) as log:
-            cut, minutes = CountCut(), config.checkpoint.minutes
-            timer = None if minutes is None else SaveTimer(60 * minutes)
+            cut, seconds = CountCut(), config.checkpoint.seconds
+            timer = None if seconds is None else SaveTimer(seconds)
+            every = save_every(config), config.checkpoint.keep_every
             state, _ = fit(
                 state,
                 training.loader,
@@ -301,7 +303,7 @@ def _train(training: Training, measure: InTraining | None, stop: StopSignal, tol
                     *(_watch(config, folder, steps, begun) if config.log.signatures else []),
                     cut,
                     Log(log.log),
-                    Save(_save(training, checkpoints), save_every(config), checkpoints.latest_step, timer),
+                    Save(_save(training, checkpoints), every[0], checkpoints.latest_step, timer, every[1]),
                 ],
             )
         with watching("writing the last checkpoint"):
@@ -376,7 +378,9 @@ def _metrics_log(config: Config, steps: int, begun: int) -> MetricsLog:
 
 def _save(training: Training, checkpoints: Checkpointer):
     def save(step: int, state: TrainState, position: Any, metrics: dict[str, float]) -> None:
-        extra = {"data": position, "rows": training.dataset.fingerprint, "shapes": training.loader.shapes}
+        training.setup.folder.check_held()
+        rows, run = training.dataset.fingerprint, training.setup.folder.mark
+        extra = {"data": position, "rows": rows, "shapes": training.loader.shapes, "run": run}
         with watching(f"saving the checkpoint of step {step}"):
             kept = state if training.live_moves else dataclasses.replace(state, reference={})
             save_state(checkpoints, step, kept, extra, metrics, training.base)

@@ -82,9 +82,10 @@ class Save(Callback):
 
     Args:
       save: (step, state, position of the data, metrics) -> None.
-      every: steps between checkpoints; None: steps do not count.
+      every: steps between checkpoints, None: steps do not count.
       last_saved: () -> the step of the newest complete checkpoint, or None.
       timer: also saves when it says so; None: time does not count.
+      also: saves at steps that are multiples of it, too.
     """
 
     def __init__(
@@ -93,12 +94,14 @@ class Save(Callback):
         every: int | None = None,
         last_saved: Callable[[], int | None] = lambda: None,
         timer: SaveTimer | None = None,
+        also: int | None = None,
     ):
-        self._save, self._every, self._last_saved, self._timer = save, every, last_saved, timer
+        self._save, self._last_saved, self._timer = save, last_saved, timer
+        self._every = [number for number in (every, also) if number]
 
     def before_next(self, loop: Loop) -> None:
         """Saves where it is time to, after the step was recorded: a log never lacks a step that a checkpoint has."""
-        by_step = loop.last or (self._every and loop.step % self._every == 0)
+        by_step = loop.last or any(loop.step % every == 0 for every in self._every)
         if by_step or (self._timer is not None and self._timer.due(loop.step)):
             metrics = loop.recorded()
             self._save(loop.step, loop.state, loop.position, metrics)

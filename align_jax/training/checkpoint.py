@@ -2,19 +2,19 @@
 
 A checkpoint is a folder named by its step. Orbax writes it under a temporary name and renames it when it is complete,
 so that a killed process leaves the last complete checkpoint as the newest. Tensors are stored under dotted names
-(`trainable.layers.q`), which is what errors show, each with a checksum, since the storage does not notice a flipped bit.
+(`trainable.layers.q`), which is what errors show, each with a checksum, since the storage does not notice a flipped bit; and
+each file has one in `manifest.json`, which is written last and read first.
 """
 
 from __future__ import annotations
 
 import contextlib
-import dataclasses
 import json
 import logging
 import math
 import re
 import warnings
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
 from typing import Any, Literal
 
@@ -24,6 +24,8 @@ import orbax.checkpoint as ocp
 from jax.tree_util import keystr, tree_flatten_with_path
 
 from align_jax.errors import UserError
+from align_jax.training.kept import KeepLatestAndBest
+from align_jax.training.manifest import check_files, write_manifest
 
 _STATE, _EXTRA = "state", "extra"
 _logger = logging.getLogger(__name__)
@@ -78,29 +80,6 @@ def checksums(arrays: dict[str, Any]) -> dict[str, int]:
     return {name: int(value) for name, value in jax.device_get(_checksums(arrays)).items()}
 
 
-@dataclasses.dataclass
-class _KeepLatestAndBest:
-    """Orbax preservation policy: the newest, others up to `keep` (those of `every` first), and the best by the metric."""
-
-    keep: int
-    mode: str
-    scores: dict[int, float]
-    every: int | None = None
-
-    def should_preserve(self, checkpoints: Sequence[Any], *, context: Any) -> list[bool]:
-        steps = [info.step for info in checkpoints]
-        older, newest = sorted(steps)[:-1], max(steps, default=None)
-        older.sort(key=lambda step: (self.every is None or step % self.every == 0, step))
-        kept = {newest, *older[max(len(older) - self.keep + 1, 0) :], self.best(steps)}
-        return [step in kept for step in steps]
-
-    def best(self, steps: Sequence[int]) -> int | None:
-        """The step with the best metric, a tie goes to the later one; None where none has it."""
-        sign = 1 if self.mode == "max" else -1
-        scored = [step for step in steps if step in self.scores]
-        return max(scored, key=lambda step: (sign * self.scores[step], step), default=None)
-
-
 @contextlib.contextmanager
 def _warnings_of_reading_left_out() -> Iterator[None]:
     """Orbax warns of what was asked for: a folder that is opened for reading only."""
@@ -125,6 +104,7 @@ class Checkpointer:
       best_metric: also keep the checkpoint with the best value of this metric; None keeps only the newest.
       best_mode: whether `min` or `max` is best.
       every: steps that are multiples of it stay rather than others; None: the newest.
+      forever: steps that are multiples of it stay whatever else goes; None: none do.
       read_only: neither make, clean nor write anything: safe on the folder of a run that is training.
 
     Raises:
@@ -139,6 +119,7 @@ class Checkpointer:
         best_mode: Literal["min", "max"] = "min",
         *,
         every: int | None = None,
+        forever: int | None = None,
         read_only: bool = False,
     ):
         if keep < 1:
@@ -150,8 +131,11 @@ class Checkpointer:
             raise UserError(f"no checkpoints: {self.directory} does not exist")
         self._best_metric = best_metric
         self._damaged: dict[int, str] = {}
-        self._policy = _KeepLatestAndBest(keep, best_mode, {}, every)
+        self._policy = KeepLatestAndBest(keep, best_mode, {}, every, forever)
         self._saving: int | None = None
+        self._told_of_old = False
+        # Compressed, float32 weights and moments take 8 % less, and half as long again to write.
+        handler = ocp.PyTreeCheckpointHandler(use_compression=False)
         try:
             with _warnings_of_reading_left_out():
                 self._manager = ocp.CheckpointManager(
@@ -163,8 +147,9 @@ class Checkpointer:
                         cleanup_tmp_directories=not read_only,
                         # our own metrics are in the JSON, so that opening a folder never fails on a damaged checkpoint
                         lightweight_initialize=True,
+                        async_options=ocp.AsyncOptions(post_finalization_callback=self._list_files),
                     ),
-                    item_handlers={_STATE: ocp.PyTreeCheckpointHandler(), _EXTRA: ocp.JsonCheckpointHandler()},
+                    item_handlers={_STATE: handler, _EXTRA: ocp.JsonCheckpointHandler()},
                 )
         except OSError as error:
             raise UserError(f"cannot open the checkpoint folder {self.directory}: {error}") from error
@@ -237,6 +222,13 @@ class Checkpointer:
         except Exception as error:  # Orbax raises whatever its storage does
             raise self._failed_write(error) from error
 
+    def _list_files(self) -> None:
+        """Before the folder gets its name: Orbax calls it on the first process, in the thread that writes."""
+        step = self._saving
+        for folder in (self.directory / str(step), *self.directory.glob(f"{step}.orbax-checkpoint-tmp*")):
+            if folder.is_dir():
+                write_manifest(folder)
+
     def _set_damaged_aside(self) -> None:
         """Renames checkpoints found damaged, so that their steps can be saved again; nothing is deleted."""
         if not self._damaged:
@@ -307,6 +299,7 @@ class Checkpointer:
         for candidate in [step] if step is not None else steps[::-1]:
             folder = self.directory / str(candidate)
             try:
+                self._check_files(folder)
                 return self._read(candidate, abstract_state, subset)
             except UserError:
                 raise
@@ -322,6 +315,12 @@ class Checkpointer:
             reason = self._damaged[steps[-1]]
             raise UserError(f"none of the checkpoints {steps} in {self.directory} can be read: {reason}")
         return None
+
+    def _check_files(self, folder: Path) -> None:
+        """Each process checks its share, before anything is read; DamagedFileError names the file."""
+        if not check_files(folder, jax.process_index(), jax.process_count()) and not self._told_of_old:
+            self._told_of_old = True
+            _logger.warning("%s has no list of its files (an earlier version wrote it): only its tensors are checked", folder)
 
     def _read(self, step: int, abstract_state: Any, subset: bool) -> tuple[Any, dict[str, Any]]:
         leaves, treedef = flatten_names(abstract_state)

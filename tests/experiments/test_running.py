@@ -25,7 +25,7 @@ from align_jax.experiments.claim import (
     values_of,
 )
 from align_jax.experiments.work import JobStopped, write_rows
-from align_jax.files import held
+from align_jax.lock import held
 
 pytest.importorskip("matplotlib")
 

@@ -7,7 +7,7 @@ import json
 import pytest
 
 from align_jax.errors import UserError
-from align_jax.files import ResultsFile, held
+from align_jax.files import ResultsFile
 from align_jax.generation.prompts import read_prompts
 
 
@@ -109,33 +109,3 @@ def test_two_jobs_do_not_write_one_file(tmp_path):
         results.write(1, {"a": 2})
     assert [path.name for path in tmp_path.glob("*.lock")] == []
     assert ResultsFile(path, {"seed": 1}, 2).done == {0, 1}  # nobody holds it any more
-
-
-def test_a_lock_that_was_removed_by_who_held_it_is_made_anew(tmp_path, monkeypatch):
-    """Another process opened the file before its holder removed it, and locks what nobody else can see."""
-    lock = tmp_path / "lock"
-    opened, true = [], open
-
-    def slow(*args, **more):
-        file = true(*args, **more)
-        if not opened:
-            lock.unlink()
-        opened.append(file)
-        return file
-
-    monkeypatch.setattr("builtins.open", slow)
-    with held(lock, "it", "wait"):
-        monkeypatch.undo()
-        assert len(opened) == 2 and lock.exists()
-        with pytest.raises(UserError, match="it is in use by process"), held(lock, "it", "wait"):
-            pass
-    assert not lock.exists()
-
-
-def test_without_locks_nothing_is_refused(tmp_path, monkeypatch):
-    def none(*_):
-        raise OSError(95, "Operation not supported")
-
-    monkeypatch.setattr("align_jax.files.fcntl.flock", none)
-    with held(tmp_path / "lock", "it", "wait"), held(tmp_path / "lock", "it", "wait"):
-        pass

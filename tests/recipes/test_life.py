@@ -1,5 +1,6 @@
 """The life of a run: stopped, saved, refused, resumed with more steps, ended early; and what its folder holds then."""
 
+import dataclasses
 import shutil
 import signal
 import subprocess
@@ -12,6 +13,7 @@ import align_jax
 from align_jax.cli import main
 from align_jax.cost.compilations import so_far
 from align_jax.errors import UserError
+from align_jax.lock import Holder
 from align_jax.recipes.folder import RunFolder
 from align_jax.training.logs import read_metrics
 from align_jax.training.logs.sink import Sink
@@ -80,7 +82,8 @@ with RunFolder(Path(sys.argv[1])).claimed():
         assert f"run.dir: {run} is in use by process {first.pid} on " in capsys.readouterr().err
         first.kill()
     assert train(config, "--run.dir", run, "--train.steps", 1, *NO_EVAL) == 0
-    assert "in use" not in capsys.readouterr().err and not (run / ".lock").exists()
+    assert f"process {first.pid} on " in (said := capsys.readouterr().err) and "is gone: its lock is taken over" in said
+    assert not (run / ".lock").exists()
 
 
 @pytest.mark.parametrize(
@@ -240,3 +243,37 @@ def test_bad_rows_are_listed_once_the_run_has_begun(world):  # noqa: F811
     assert not (folder / "mixed").exists()
     assert train(config, *mixed, "--train.steps", 1, *NO_EVAL) == 0
     assert len((folder / "mixed" / "bad_rows.train.jsonl").read_text().splitlines()) == 1
+
+
+def test_a_checkpoint_of_another_run_is_refused(world, whole, tmp_path, capsys):  # noqa: F811
+    _, config = world
+    run = tmp_path / "run"
+    shutil.copytree(whole, run)
+    mark = RunFolder(run).mark
+    (run / "run.json").write_text('{"id": "0badcafe"}')
+    assert train(config, "--run.dir", run, "--train.steps", STEPS + 1, *NO_EVAL) == 2
+    said = capsys.readouterr().err
+    assert f"checkpoints/{STEPS} was written by run {mark}, and {run} is the folder of run 0badcafe" in said
+    (run / "run.json").unlink()  # of an earlier version
+    RunFolder(run).check_written_here(None, STEPS)
+    assert RunFolder(run).mark is None
+    RunFolder(run).check_written_here(mark, STEPS)
+    assert RunFolder(run).mark == mark
+
+
+def test_a_run_whose_folder_was_taken_over_saves_nothing_more(world, tmp_path, capsys):  # noqa: F811
+    _, config = world
+    run = tmp_path / "run"
+    taken = align_jax.Config.of(config, f"run.dir={run}", "data.eval=null", f"log.sinks=[{__name__}:TakeOver]")
+    with pytest.raises(UserError, match="was taken over by process 7 on other"):
+        align_jax.train(taken)
+    assert RunFolder(run).steps == [2]
+
+
+class TakeOver(Sink):
+    """Another machine takes the folder after step 3."""
+
+    def write(self, step, metrics):
+        if step == 3:
+            holder = dataclasses.replace(Holder.own(), host="other", process=7, token="theirs")
+            (self.context.run_dir / ".lock").write_bytes(holder.as_line())
