@@ -29,6 +29,8 @@ ENTRIES = {
     "cudnn layouts": Private(_ATTENTION, "AttentionLayout", _NO_CUDNN),
     "started": Private("xla_bridge", "backends_are_initialized", "set XLA_FLAGS yourself"),
     "processes": Private("distributed", "global_state", "train with one process"),
+    "clients": Private("distributed", "_jax", "train with one process"),
+    "clusters": Private("clusters", "ClusterEnv", "train with one process"),
 }
 
 

@@ -37,7 +37,7 @@ train: {steps: 9}
 def no_preparation(monkeypatch):
     """Counts preparations of the process, and keeps the settings of this one."""
     done = []
-    monkeypatch.setattr("align_jax.parallel.distributed.prepare_process", lambda: done.append(1))
+    monkeypatch.setattr("align_jax.parallel.distributed.prepare_process", lambda *_: done.append(1))
     return done
 
 

@@ -5,11 +5,14 @@ Help and what a typo is answered with need no JAX, which is imported when a comm
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import importlib
 import os
+import shlex
 import sys
 from collections.abc import Sequence
+from typing import Any
 
 from align_jax.cli.actions import USAGE_ERROR
 from align_jax.cli.arguments import Given, asks_for_help, parse
@@ -21,6 +24,7 @@ from align_jax.config.packaged import packaged_configs
 from align_jax.config.source import ConfigValues, parse_overrides
 from align_jax.errors import UserError
 from align_jax.experiments import ALL, LIST, about_experiment, check_experiment, claims, experiments, seconds_of
+from align_jax.parallel.launched import launched_on_several_hosts
 from align_jax.registry import suggest
 
 __all__ = ["COMMANDS", "Command", "Invocation", "main"]
@@ -40,8 +44,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # nothing to flush at the end
         return PIPE_CLOSED
     except (UserError, OSError) as error:  # an OSError: a folder that cannot be written, a full disk
-        print(f"align-jax{f' {name}' if name in COMMANDS else ''}: {error}", file=sys.stderr)
-        return USAGE_ERROR
+        print(f"align-jax{f' {name}' if name in COMMANDS else ''}: {error}", file=sys.stderr, flush=True)
+        if name in COMMANDS and COMMANDS[name].computes and launched_on_several_hosts():
+            _tell_others(str(error))
+        return getattr(error, "status", USAGE_ERROR)
     except KeyboardInterrupt:
         print(f"align-jax {name}: interrupted", file=sys.stderr)
         return INTERRUPTED
@@ -84,16 +90,57 @@ def _run(name: str, rest: list[str]) -> int:
     from align_jax.terminal import Watch
 
     with Watch("starting", show=_shows_progress(request)):  # JAX and what reads models take seconds to import
-        from align_jax.parallel.distributed import prepare_compiler, prepare_process
+        from align_jax.parallel.distributed import prepare_compiler, prepare_process, wait_for_all
         from align_jax.parallel.stop import interruptible
 
+    several = launched_on_several_hosts()
     with interruptible():
         with Watch("starting", show=_shows_progress(request), at_once=True):
             if command.compiles:
                 prepare_compiler()
-            prepare_process()
+            company = prepare_process(_job(name, rest, request)) if several else prepare_process()
             importlib.import_module("align_jax.recipes.jobs")
-        return command.run(request)
+        with contextlib.nullcontext() if company is None else company.guarding(name, wait_for_all):
+            return command.run(request)
+
+
+def _tell_others(error: str) -> None:
+    """Of several processes, this one failed, perhaps before it met the others."""
+    from align_jax.parallel.distributed import fail_early
+
+    fail_early(error)
+
+
+def _job(name: str, rest: list[str], request: Invocation) -> Any:
+    """What this process was told, for the others to compare."""
+    from align_jax.config.identity import flat
+    from align_jax.parallel.distributed import JobFacts
+
+    facts: dict[str, Any] = {"command": name}
+    facts |= {f"argument {key}": value for key, value in request.given.values.items() if value is not None}
+    wait_s = None
+    for i, values in enumerate(_given_values(request)):
+        which = "config" if len(request.read) == 1 else f"config {i + 1}"
+        facts |= {f"{which} {key}": value for key, value in flat(values).items() if not _is_own(key)}
+        wait_s = (values.get("run") or {}).get("wait_s") if wait_s is None else wait_s
+    own = {} if not isinstance(wait_s, (int, float)) or not wait_s > 0 else {"wait_s": float(wait_s)}
+    return JobFacts(facts, again=shlex.join(["align-jax", *name.split(), *rest]), **own)
+
+
+def _is_own(key: str) -> bool:
+    """Whether processes may have different values of a key: what is shown, and how each reads."""
+    return key.startswith("log.") or key in ("data.workers", "data.prefetch", "reference.cache_dir", "run.wait_s")
+
+
+def _given_values(request: Invocation) -> list[dict[str, Any]]:
+    """The values of each config, as files and options give them."""
+    found = []
+    for source, follows in request.read:
+        asked = copy.deepcopy(source)
+        asked.override([*follows, *request.given.overrides])
+        asked.resolve()
+        found.append(asked.values)
+    return found
 
 
 def _beginning(word: str) -> list[str]:

@@ -21,15 +21,18 @@ class RunConfig:
       dir: folder of config.yaml, metrics.jsonl and checkpoints/; None is a folder in `runs/` for every run that differs in what
         decides its weights.
       seed: of everything random: fresh weights, the order of rows, samples.
+      wait_s: seconds that a process waits at most for others to come, or to have read their data.
     """
 
     dir: str | None = None
     seed: int = 0
+    wait_s: float = 300.0
 
     def __post_init__(self):
         if self.dir is not None and not self.dir.strip():
             raise UserError(f"run.dir: {self.dir!r} is blank; an environment variable that is not set?")
         check_range("run.seed", self.seed, 0, 2**32, open_high=True)
+        check_range("run.wait_s", self.wait_s, 0, 1e6, open_low=True)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -73,7 +73,7 @@ class StopSignal:
         for number, handler in self._previous.items():
             signal.signal(number, handler)
         if self._interrupted and (kind is None or issubclass(kind, StoppedPass)):
-            raise KeyboardInterrupt from None
+            raise KeyboardInterrupt(f"stopped after {self._after}") from None
 
     @property
     def cause(self) -> str:
@@ -200,7 +200,7 @@ def interruptible() -> Iterator[None]:
         thread.join()
         _listening, sys.unraisablehook = False, hook
         if interrupted and deadlines:
-            _leave()  # threads that write would complain of the interpreter's end
+            leave()  # threads that write would complain of the interpreter's end
         for deadline in deadlines:
             deadline.cancel()
 
@@ -210,21 +210,22 @@ def _listen(reader: socket.socket, deadlines: list[threading.Timer]) -> None:
     with reader:
         while number := reader.recv(1):
             if number[0] == signal.SIGINT and not (_active is not None and _active.hear()):
-                deadlines.append(threading.Timer(GRACE_SECONDS, _leave))
+                deadlines.append(threading.Timer(GRACE_SECONDS, leave))
             elif number[0] == signal.SIGTERM and _active is not None and not _active.waits:
-                deadlines.append(threading.Timer(GRACE_SECONDS, _leave, ("stopped by SIGTERM", STOPPED)))
+                deadlines.append(threading.Timer(GRACE_SECONDS, leave, ("stopped by SIGTERM", STOPPED)))
             else:
                 continue
             deadlines[-1].daemon = True
             deadlines[-1].start()
 
 
-def _leave(line: str = "interrupted", status: int = INTERRUPTED) -> None:
-    """Ends the process, whatever its other threads do."""
+def leave(line: str = "interrupted", status: int = INTERRUPTED) -> None:
+    """Ends the process, whatever its other threads do, after the work of `cleaned_up`; an empty line is not printed."""
     for work in reversed(_cleanups):
         with contextlib.suppress(Exception):
             work()
-    tell_stderr(line)
+    if line:
+        tell_stderr(line)
     with contextlib.suppress(Exception):
         sys.stdout.flush()
     os._exit(status)
