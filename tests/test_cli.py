@@ -7,6 +7,7 @@ import re
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import jax
 import pytest
@@ -167,7 +168,7 @@ def test_keys_stand_before_or_behind_the_config(tmp_path, monkeypatch, argv):
     monkeypatch.chdir(tmp_path)
     Path("c.yaml").write_text(TINY)
     found = []
-    monkeypatch.setattr("align_jax.recipes.jobs.train", found.append)
+    monkeypatch.setattr("align_jax.recipes.jobs.train", lambda config: found.append(config) or SimpleNamespace(finished=True))
     monkeypatch.setattr("align_jax.recipes.bench.bench", lambda config, measured: found.append(config) or {})
     assert cli.main(["train", *argv]) == cli.main(["bench", *argv]) == 0
     assert [(config.train.steps, config.run.seed) for config in found] == [(5, 3)] * 2
@@ -176,7 +177,7 @@ def test_keys_stand_before_or_behind_the_config(tmp_path, monkeypatch, argv):
 def test_what_an_option_displaces_is_said(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     Path("c.yaml").write_text(TINY)
-    monkeypatch.setattr("align_jax.recipes.jobs.train", lambda config: None)
+    monkeypatch.setattr("align_jax.recipes.jobs.train", lambda config: SimpleNamespace(finished=True))
     assert cli.main(["train", "c.yaml", "--train.epochs", "1"]) == 0
     said = "align-jax: c.yaml:4: train.steps: 9 no longer holds, since --train.epochs 1 is given\n"
     assert capsys.readouterr().err == said
@@ -330,3 +331,11 @@ def test_an_unknown_command_of_two_words(capsys):
     assert capsys.readouterr().err == f"{said}\n"
     assert cli.main(["data", "check"]) == 2
     assert capsys.readouterr().err.startswith("align-jax data check: give DATA: align-jax data check DATA [--tokenizer PATH]")
+
+
+@pytest.mark.parametrize("finished, given, status", [(True, 143, 0), (False, 143, 143), (False, None, 0)])
+def test_a_run_that_sigterm_ended_has_the_status_asked_for(tmp_path, monkeypatch, finished, given, status):
+    (tmp_path / "mine.yaml").write_text(TINY)
+    monkeypatch.setattr("align_jax.recipes.jobs.train", lambda config: SimpleNamespace(finished=finished))
+    options = [] if given is None else ["--run.stopped_status", str(given)]
+    assert cli.main(["train", str(tmp_path / "mine.yaml"), *options]) == status

@@ -23,8 +23,9 @@ USAGE_ERROR = 2  # what the user can mend
 def train(request: Invocation) -> int:
     from align_jax.recipes.jobs import train as recipe
 
-    recipe(request.config())
-    return 0  # also when SIGTERM ended the run, after a checkpoint; Ctrl-C raises after it
+    config = request.config()
+    done = recipe(config)
+    return 0 if done.finished else config.run.stopped_status  # SIGTERM, after a checkpoint; Ctrl-C raises after it
 
 
 def evaluate(request: Invocation) -> int:

@@ -13,7 +13,8 @@ from align_jax.data.formats import AUTO
 from align_jax.data.members import KEYS
 
 FREE = (
-    *("mesh", "log", "checkpoint", "generate", "score", "evaluate", "bench", "reference.cache_dir", "run.dir", "run.wait_s"),
+    *("mesh", "log", "checkpoint", "generate", "score", "evaluate", "bench", "reference.cache_dir", "run.dir"),
+    *("run.wait_s", "run.stopped_status"),
     "reference.live",  # the same reference, scored at another time
     *("train.steps", "train.epochs"),
     *("model.remat", "model.rows_per_chunk", "model.head_chunk", "model.attention", "train.accumulation_steps"),

@@ -22,17 +22,21 @@ class RunConfig:
         decides its weights.
       seed: of everything random: fresh weights, the order of rows, samples.
       wait_s: seconds that a process waits at most for others to come, or to have read their data.
+      stopped_status: exit status of `train` where SIGTERM ended it before its work was done, after it saved. 0, or 143 for
+        launchers that take 0 for done and start again what fails (docs/pods.md).
     """
 
     dir: str | None = None
     seed: int = 0
     wait_s: float = 300.0
+    stopped_status: int = 0
 
     def __post_init__(self):
         if self.dir is not None and not self.dir.strip():
             raise UserError(f"run.dir: {self.dir!r} is blank; an environment variable that is not set?")
         check_range("run.seed", self.seed, 0, 2**32, open_high=True)
         check_range("run.wait_s", self.wait_s, 0, 1e6, open_low=True)
+        check_range("run.stopped_status", self.stopped_status, 0, 255)
 
 
 @dataclasses.dataclass(frozen=True)

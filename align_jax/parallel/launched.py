@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
+import functools
 import os
+import urllib.request
 from collections.abc import Mapping
+from pathlib import Path
 
 from align_jax.errors import UserError
 from align_jax.private import changed, private
 
 ADDRESS, NUMBER, INDEX = "JAX_COORDINATOR_ADDRESS", "JAX_NUM_PROCESSES", "JAX_PROCESS_ID"
+METADATA = "http://metadata.google.internal/computeMetadata/v1/instance/attributes/worker-network-endpoints"
 _EXAMPLE = f"{ADDRESS}=HOST:PORT, {NUMBER}=N and {INDEX}=0 ... N-1"
 
 
@@ -38,9 +43,26 @@ class Launch:
 
 def launched_on_several_hosts() -> bool:
     """Whether a launcher that JAX knows started this process as one of several."""
-    several = (os.environ.get(name, "1") for name in ("SLURM_NTASKS", "OMPI_COMM_WORLD_SIZE"))
-    hosts = os.environ.get("TPU_WORKER_HOSTNAMES", "")
-    return ADDRESS in os.environ or "," in hosts or any(n.isdigit() and int(n) > 1 for n in several)
+    several = (os.environ.get(name, "1") for name in ("SLURM_NTASKS", "OMPI_COMM_WORLD_SIZE", "MEGASCALE_NUM_SLICES"))
+    if ADDRESS in os.environ or any(n.isdigit() and int(n) > 1 for n in several):
+        return True
+    hosts = os.environ.get("TPU_WORKER_HOSTNAMES")
+    return "," in (_hosts_of_tpu_vm() if hosts is None else hosts)
+
+
+@functools.cache
+def _hosts_of_tpu_vm() -> str:
+    """The hosts of the slice that this virtual machine is one of, which Google's metadata server alone knows; else nothing.
+
+    Asked on machines with a TPU only, and not where `TPU_SKIP_MDS_QUERY` is set, as JAX does it.
+    """
+    tpu = any(Path("/dev").glob("accel[0-9]*")) or any(Path("/dev/vfio").glob("[0-9]*"))
+    if not tpu or "TPU_SKIP_MDS_QUERY" in os.environ:
+        return ""
+    request = urllib.request.Request(METADATA, headers={"Metadata-Flavor": "Google"})
+    with contextlib.suppress(OSError), urllib.request.urlopen(request, timeout=3) as answer:
+        return answer.read(2**20).decode(errors="replace")
+    return ""
 
 
 def find_launch(environ: Mapping[str, str] = os.environ) -> Launch | None:
