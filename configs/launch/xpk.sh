@@ -5,7 +5,7 @@
 set -euo pipefail
 : "${PROJECT:?}" "${ZONE:?}" "${CLUSTER:?}" "${IMAGE:?}" "${BUCKET:?}"
 name="${1:?a name for the workload}"
-run="align-jax train mpo-llama-3-8b-ultrafeedback --mesh.data 2 --run.stopped_status 143 --run.dir /bucket/runs/$name"
+run="align-jax train mpo-llama-3-8b-ultrafeedback --run.stopped_status 143 --run.dir /bucket/runs/$name"
 xpk workload create --project "$PROJECT" --zone "$ZONE" --cluster "$CLUSTER" --workload "$name" \
   --tpu-type "${TYPE:-v5p-128}" --num-slices "${SLICES:-2}" --docker-image "$IMAGE" \
   --max-restarts "${RESTARTS:-50}" --termination-grace-period-seconds 120 \
