@@ -41,6 +41,7 @@ LATER: dict[str, Any] = {
     "model.revision": None,
     "model.quantize": None,
     "reference.adapter": None,
+    "reference.quantize": None,
     "optimizer.decayed": None,
     "objective.sft_weight": 0.0,
     "objective.divergence": "kl",

@@ -279,6 +279,13 @@ def _cross_check(source: ConfigValues, config: Config) -> None:
             f"{config.reference.mix}: with `lora` the reference can become the policy (1), but not go a part of the way: the "
             "mean of two adapters' factors is not that of what they add",
         )
+    if config.reference.quantize is not None and config.lora is not None:
+        raise source.error(
+            "reference.quantize",
+            f"{config.reference.quantize}: with `lora` the reference is the model beneath the adapter; see model.quantize",
+        )
+    if config.reference.quantize is not None and config.objective is not None and not config.objective.needs_reference:
+        raise source.error("reference.quantize", f"objective {name_of(config.objective)} has no reference; leave it out")
     if config.reference.live and config.objective is not None and not config.objective.needs_reference:
         raise source.error("reference.live", f"objective {name_of(config.objective)} has no reference; leave it out")
     if mesh.data > 0 and mesh.fsdp > 0:
@@ -320,6 +327,7 @@ def _check_rounds(source: ConfigValues, config: Config) -> None:
         ),
         ("reference.path", config.reference.path is not None, "is not used in rounds; see rounds.reference"),
         ("reference.adapter", config.reference.adapter is not None, "is not used in rounds; see rounds.reference"),
+        ("reference.quantize", config.reference.quantize is not None, "is not used in rounds"),
         ("generate.temperature", config.generate.temperature == 0, "0 gives the same sample every time; rounds need contrast"),
         ("generate.beliefs", config.generate.beliefs, "is not used in rounds"),
         ("train.eval_every", config.train.eval_every is not None, "is not used in rounds: each ends with an evaluation"),

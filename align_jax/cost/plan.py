@@ -219,7 +219,7 @@ class Planner:
 
     def _without_logits(self, plan: MeshPlan, use: ShapeUse) -> float:
         model, parts = self.model, plan.fsdp * plan.tensor
-        state = state_bytes(model, self.param_dtype, parts, live=self.live)
+        state = state_bytes(model, self.param_dtype, parts, live=model if self.live else None)
         state += 4 * self.trained // parts if plan.accumulation > 1 else 0
         outer = model.vocab_size * model.width * (1 if model.tied_embeddings else 2)
         whole = (4 * 2 * (self.weights - outer) / model.layers + 4 * outer / 2) / plan.tensor if plan.fsdp > 1 else 0

@@ -179,11 +179,10 @@ def compiled_text(what: StepCompiler, batch: GroupBatch) -> tuple[Any, str]:
       UserError: the program does not fit the device's memory.
     """
     config, mesh = what.scorer.config, what.mesh
-    live = what.live is not None
-    where = state_shardings(config, what.optimizer, mesh, what.param_dtype, live=live)
+    where = state_shardings(config, what.optimizer, mesh, what.param_dtype, live=what.live)
     state = jax.tree.map(
         lambda s, w: jax.ShapeDtypeStruct(s.shape, s.dtype, sharding=w),
-        state_shapes(config, what.optimizer, what.param_dtype, live=live),
+        state_shapes(config, what.optimizer, what.param_dtype, live=what.live),
         where,
     )
     with jax.set_mesh(mesh):

@@ -129,6 +129,12 @@ def quantize(weight: jax.Array, kind: str, behind: int) -> Quantized:
     return Quantized(low | (high << 4), scales, kind, behind)
 
 
+def kind_of(weights: dict) -> str | None:
+    """The kind of few bits that a model's weights are in; None: they are as they were."""
+    layers = weights["layers"].values()
+    return next((weight.kind for weight in layers if isinstance(weight, Quantized)), None)
+
+
 def structs(shape: tuple[int, ...], kind: str, behind: int) -> Quantized:
     """What `quantize` makes of a weight of this shape, as `jax.ShapeDtypeStruct`s."""
     return jax.eval_shape(lambda w: quantize(w, kind, behind), jax.ShapeDtypeStruct(shape, jnp.float32))

@@ -70,7 +70,7 @@ class _Bench:
     def of(cls, setup: Setup) -> _Bench:
         config = setup.config
         optimizer = optim.make_optimizer(config.optimizer, config.train.steps or 1000)
-        how = {"live": setup.live is not None}
+        how = {"live": setup.live}
         where = state_shardings(setup.source.shape, optimizer, setup.mesh, config.model.param_dtype, **how)
         return cls(setup, optimizer, where, *batches_of(setup))
 
@@ -88,7 +88,8 @@ class _Bench:
             partial(init_weights, shape, param_dtype=config.model.param_dtype), out_shardings=weight_shardings(shape, mesh)
         )
         weights = make(jax.random.key(config.run.seed))
-        reference = None if self.setup.live is None else weights
+        live = self.setup.live
+        reference = None if live is None else weights if live.quantize is None else self.setup.load(self.setup.reference)[0]
         return create_state(shape, weights, self.optimizer, mesh, config.model.param_dtype, reference=reference)
 
     def program(self, remat: str, state: TrainState, batch: GroupBatch) -> benchmark.CompiledStep:

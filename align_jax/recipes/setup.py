@@ -211,8 +211,8 @@ class Setup:
         """Bytes of a device that weights, gradients and moments take; with `lora`, the frozen ones that are gathered, too."""
         sizes = axis_sizes(self.mesh)
         shards = math.prod(sizes.get(axis, 1) for axis in ("fsdp", "tensor", "sequence", "expert"))
-        model, train, live = self.config.model, self.config.train, self.live is not None
-        shape, tensor = self.source.shape, sizes.get("tensor", 1)
+        model, train, shape, tensor = self.config.model, self.config.train, self.source.shape, sizes.get("tensor", 1)
+        live = None if self.live is None else dataclasses.replace(shape, quantize=self.live.quantize or shape.quantize)
         gathered = gathered_bytes(shape, model.dtype, tensor) if shape.lora is not None and shards > tensor else 0
         return gathered + state_bytes(shape, model.param_dtype, shards, train.accumulation_steps, live)
 
@@ -270,7 +270,9 @@ class Setup:
     def live(self) -> LiveReference | None:
         """How the reference is kept in the state of training; None where its log-probs are a table, or none are needed."""
         reference = self.config.reference
-        return LiveReference(reference.sync_every, reference.mix) if self.config.has_live_reference else None
+        return (
+            LiveReference(reference.sync_every, reference.mix, reference.quantize) if self.config.has_live_reference else None
+        )
 
     def opened(self, which: str) -> Opened:
         """`data.train` or `data.eval`, opened."""

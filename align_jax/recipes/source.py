@@ -331,8 +331,21 @@ def reference_model(config: Config, start: ModelSource) -> ModelSource:
     where the reference has none, or has one of another shape, which is then merged into its weights.
 
     Raises:
-      UserError: another shape than the starting model's, or an adapter without `lora`.
+      UserError: another shape than the starting model's, an adapter without `lora`, or few bits of the checkpoint of a run.
     """
+    found, kind = _reference_model(config, start), config.reference.quantize
+    if kind is None:
+        return found
+    if not isinstance(found, StoredModel | FreshModel):
+        raise UserError(
+            f"reference.quantize: {kind}: {found.describe()} is a run; weights in few bits are read from Hugging Face's "
+            "format: export it (align-jax export), and give that folder"
+        )
+    return dataclasses.replace(found, shape=dataclasses.replace(found.shape, quantize=kind))
+
+
+def _reference_model(config: Config, start: ModelSource) -> ModelSource:
+    """The reference in as many bits as the starting model."""
     if config.reference.adapter is not None:
         if not isinstance(start, AdaptedModel):
             raise UserError(f"reference.adapter: {config.reference.adapter} is used with `lora` alone; see reference.path")

@@ -162,7 +162,7 @@ class Training:
         if (adapter := trained_weights(setup.source.shape)) is not None:
             say(adapter)
         optimizer = optim.make_optimizer(config.optimizer, steps)
-        how = {"live": setup.live is not None}
+        how = {"live": setup.live}
         where = state_shardings(setup.source.shape, optimizer, setup.mesh, config.model.param_dtype, **how)
         return cls(setup, dataset, loader, steps, optimizer, where)
 
@@ -171,6 +171,7 @@ class Training:
         config, dataset, loader, live = self.setup.config, self.dataset, self.loader, self.setup.live
         if live is not None:
             moves = "" if live.sync_every is None else f", and moves every {plural(live.sync_every, 'step')} (mix {live.mix:g})"
+            moves = moves if live.quantize is None else f", in {live.quantize}"
             say(f"reference: {self.setup.reference.describe()} is in memory beside the policy{moves}")
         elif config.objective.needs_reference:
             # The batches of the first epoch are the run's own, so at its first step policy and reference agree exactly.
@@ -229,7 +230,9 @@ class Training:
         config, shape = self.setup.config, self.setup.source.shape
         if checkpoints.latest_step() is None:
             return None
-        shapes = state_shapes(shape, self.optimizer, config.model.param_dtype, live=self.live_moves)
+        shapes = state_shapes(
+            shape, self.optimizer, config.model.param_dtype, live=self.setup.live if self.live_moves else None
+        )
         where = self.where if self.live_moves else dataclasses.replace(self.where, reference={})
         abstract = jax.tree.map(lambda s, w: jax.ShapeDtypeStruct(s.shape, s.dtype, sharding=w), shapes, where)
         trained = trained_paths(shape)

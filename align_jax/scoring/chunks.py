@@ -20,17 +20,22 @@ UNKNOWN = 1 << 30  # bytes of logits that are kept where a device's memory is no
 LOGITS = 10  # bytes for a logit that exists: float32, its gradient, and half of one more
 
 
-def state_bytes(config: ModelConfig, param_dtype: str, shards: int, microbatches: int = 1, live: bool = False) -> int:
+def state_bytes(
+    config: ModelConfig, param_dtype: str, shards: int, microbatches: int = 1, live: ModelConfig | None = None
+) -> int:
     """Bytes on a device of parameters, gradients and two moments, divided over `shards` devices.
 
     With several microbatches there are two sets of gradients: those of one, and the sum, which is float32. What is beneath an
-    adapter has neither gradients nor moments. A `live` reference is one more set of what is trained.
+    adapter has neither gradients nor moments. A live reference, of shape `live`, is one more set of what is trained.
     """
     weights, trained = flatten_dict(weight_structs(config, param_dtype)), trained_paths(config)
     total = sum(part.size * part.dtype.itemsize for one in weights.values() for part in jax.tree.leaves(one))
     for path, one in weights.items():
         if trained is None or path in trained:
-            total += one.size * ((1 + live) * one.dtype.itemsize + STATE_BYTES + (SUM_BYTES if microbatches > 1 else 0))
+            total += one.size * (one.dtype.itemsize + STATE_BYTES + (SUM_BYTES if microbatches > 1 else 0))
+    beside = {} if live is None else flatten_dict(weight_structs(live, param_dtype))
+    kept = [part for path, one in beside.items() if trained is None or path in trained for part in jax.tree.leaves(one)]
+    total += sum(part.size * part.dtype.itemsize for part in kept)
     return total // shards
 
 

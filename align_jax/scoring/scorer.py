@@ -17,6 +17,7 @@ from align_jax.data.packing.lengths import length_batches
 from align_jax.data.records import TokenGroup
 from align_jax.models import Decoder, ModelConfig
 from align_jax.models.experts import Load
+from align_jax.models.quantized import kind_of
 from align_jax.parallel.mesh import batch_sharding, data_shards, put_batch, put_whole_batch, replicated
 from align_jax.parallel.tpu_flags import compiler_options
 from align_jax.scoring.chunks import head_that_fits, position_bytes, rows_that_fit
@@ -85,12 +86,17 @@ class Scorer:
         return self.config.vocab_size if whole else self.config.vocab_size // self.tensor
 
     def __call__(self, params: dict, batch: GroupBatch) -> jax.Array:
-        """What the model's head says of the responses, `[G, K]`: log-probs (of policy and reference both), or scores."""
+        """What the model's head says of the responses, `[G, K]`: log-probs (of policy and reference both), or scores.
+
+        Weights of few bits are taken for what they are, whatever the config says: a reference may have fewer than the policy.
+        """
         return self.with_load(params, batch, counted=False)[0]
 
     def with_load(self, params: dict, batch: GroupBatch, counted: bool = True) -> tuple[jax.Array, Load | None]:
         """The same, and how the tokens of a mixture are spread over its experts (None for other models, or not `counted`)."""
-        model = Decoder(self.config, params, dtype=self.dtype, remat=self.remat, attention=self.attention)
+        kind = kind_of(params)
+        config = self.config if kind == self.config.quantize else dataclasses.replace(self.config, quantize=kind)
+        model = Decoder(config, params, dtype=self.dtype, remat=self.remat, attention=self.attention)
         how = {"rows_per_chunk": self.chunk(batch), "counted": counted}
         if self.config.head == "score":
             return scores_and_load(model, batch, **how)

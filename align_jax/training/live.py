@@ -20,10 +20,12 @@ class LiveReference:
 
     Attributes:
       sync_every: updates; None: the reference stays what it is. mix: alpha in (0, 1]; 1 copies the policy.
+      quantize: the kind of few bits that it is kept in, where it stays; None: as the policy.
     """
 
     sync_every: int | None = None
     mix: float = 1.0
+    quantize: str | None = None
 
     def moved(self, reference: dict, policy: dict, updates: jax.Array, seed: int = 0) -> dict:
         """The reference's weights after an update of the policy.

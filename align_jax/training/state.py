@@ -16,6 +16,7 @@ from align_jax.models import ModelConfig, weight_shardings
 from align_jax.models.adapting import trained_paths
 from align_jax.models.weights import Path, weight_structs
 from align_jax.parallel.mesh import replicated
+from align_jax.training.live import LiveReference
 
 # Which weights are trained: paths such as ("layers", "q"), or a predicate on them; None is the adapter, without one all.
 Trainable = Callable[[Path], bool] | Collection[Path] | None
@@ -105,12 +106,22 @@ def _trained(config: ModelConfig, trainable: Trainable) -> Trainable:
 
 
 def state_shapes(
-    config: ModelConfig, optimizer: optax.GradientTransformation, param_dtype, trainable: Trainable = None, live: bool = False
+    config: ModelConfig,
+    optimizer: optax.GradientTransformation,
+    param_dtype,
+    trainable: Trainable = None,
+    live: LiveReference | None = None,
 ) -> TrainState:
-    """The state as `jax.ShapeDtypeStruct`s: nothing is allocated; `live`: with a live reference."""
-    trained, frozen = split(weight_structs(config, param_dtype), _trained(config, trainable))
+    """The state as `jax.ShapeDtypeStruct`s: nothing is allocated; `live`: the live reference that it has."""
+    wanted = _trained(config, trainable)
+    trained, frozen = split(weight_structs(config, param_dtype), wanted)
+    reference = {} if live is None else split(weight_structs(_of_reference(config, live), param_dtype), wanted)[0]
     step, opt_state = jax.ShapeDtypeStruct((), jnp.int32), jax.eval_shape(optimizer.init, trained)
-    return TrainState(step, trained, frozen, opt_state, trained if live else {})
+    return TrainState(step, trained, frozen, opt_state, reference)
+
+
+def _of_reference(config: ModelConfig, live: LiveReference) -> ModelConfig:
+    return config if live.quantize is None else dataclasses.replace(config, quantize=live.quantize)
 
 
 def state_shardings(
@@ -119,11 +130,13 @@ def state_shardings(
     mesh: Mesh,
     param_dtype,
     trainable: Trainable = None,
-    live: bool = False,
+    live: LiveReference | None = None,
 ) -> TrainState:
     """Where every array of the state lives: moments and a live reference with their weights, the rest on every device."""
     shapes = state_shapes(config, optimizer, param_dtype, trainable)
-    trained, frozen = split(weight_shardings(config, mesh), _trained(config, trainable))
+    wanted = _trained(config, trainable)
+    trained, frozen = split(weight_shardings(config, mesh), wanted)
+    reference = {} if live is None else split(weight_shardings(_of_reference(config, live), mesh), wanted)[0]
 
     def like_weight(moment, shape, sharding):
         if isinstance(moment, optax.MaskedNode):  # a weight of another optimizer, where one does not do all
@@ -140,7 +153,7 @@ def state_shardings(
         transform_non_params=lambda _: replicated(mesh),
         is_leaf=lambda node: isinstance(node, optax.MaskedNode),
     )
-    return TrainState(replicated(mesh), trained, frozen, opt_state, trained if live else {})
+    return TrainState(replicated(mesh), trained, frozen, opt_state, reference)
 
 
 def create_state(
@@ -171,4 +184,5 @@ def _beside(trained: dict, reference: dict | None, trainable: Trainable) -> dict
     if reference is None:
         return {}
     own = split(reference, trainable)[0]
-    return jax.tree.map(lambda ours, theirs: jnp.copy(theirs) if theirs is ours else theirs, trained, own)
+    ours = set(map(id, jax.tree.leaves(trained)))
+    return jax.tree.map(lambda one: jnp.copy(one) if id(one) in ours else one, own)

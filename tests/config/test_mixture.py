@@ -101,6 +101,8 @@ def test_mistakes_in_a_list_are_named_with_their_place(load, text, argv, said):
         ("reference: {live: true, mix: 0.5}\n", "c.yaml:8: reference.mix: 0.5 has no effect .* set reference.sync_every"),
         ("reference: {live: true, sync_every: 0}\n", "c.yaml:8: reference.sync_every: 0 must be at least 1"),
         ("reference: {live: true, sync_every: 1, mix: 0}\n", "c.yaml:8: reference.mix: 0.0 must be above 0"),
+        ("reference: {live: true, sync_every: 1, quantize: int8}\n", "c.yaml:8: reference.quantize: int8: weights of few bits"),
+        ("reference: {quantize: nf4}\nlora: {}\n", "c.yaml:8: reference.quantize: nf4: with `lora` the reference is"),
         ("reference: {live: true, sync_every: 1, mix: 0.5}\nlora: {}\n", "c.yaml:8: reference.mix: 0.5: with `lora`"),
     ],
 )

@@ -69,3 +69,21 @@ def test_a_reference_that_moves_resumes_bit_for_bit(world, whole):  # noqa: F811
     other = Config.of(RunFolder(folder / "moving").config, "reference.mix=0.5", f"run.dir={folder / 'moving'}")
     with pytest.raises(UserError, match="reference.mix=0.6, but reference.mix=0.5 was given"):
         RunFolder(folder / "moving").check(other)
+
+
+@pytest.mark.slow
+def test_a_reference_of_few_bits_is_near_the_policy_and_the_same_live_and_as_a_table(world, whole, capsys):  # noqa: F811
+    folder, config = world
+    few = ("--reference.quantize", "int8", "--data.eval", "null", "--train.steps", 3)
+    for name, more in (("few", ()), ("few-live", LIVE)):
+        assert train(config, "--run.dir", folder / name, *few, *more) == 0
+    assert "is in memory beside the policy, in int8" in capsys.readouterr().err
+    found = [[line["loss"] for line in read_metrics(folder / name / "metrics.jsonl")] for name in ("few", "few-live")]
+    plain = [line["loss"] for line in read_metrics(whole / "metrics.jsonl")[1:4]]
+    np.testing.assert_allclose(found[1], found[0], rtol=1e-5)
+    np.testing.assert_allclose(found[0], plain, rtol=1e-2)
+    margins = [read_metrics(folder / name / "metrics.jsonl")[0]["rewards/margins"] for name in ("few", "few-live")]
+    assert margins[0] != 0 and margins[1] == pytest.approx(margins[0], rel=1e-3)  # of a reference that were the policy, 0
+    assert train(config, "--run.dir", folder / "few-live", *few[:4], *LIVE) == 0  # goes on from step 3
+    assert train(config, "--run.dir", folder / "refused", "--reference.path", folder / "few", *few) == 2
+    assert "is a run; weights in few bits are read from Hugging Face's format" in capsys.readouterr().err

@@ -26,7 +26,7 @@ class Run:
 
     def __init__(self, live, objective=None, axes=(1, 1, 1)):
         self.live, self.mesh, self.objective = live, make_mesh(*axes), objective or DPO(beta=0.5)
-        self.where = state_shardings(CONFIG, OPTIMIZER, self.mesh, jnp.float32, live=live is not None)
+        self.where = state_shardings(CONFIG, OPTIMIZER, self.mesh, jnp.float32, live=live)
         self.step = compile_step(self.mesh, self.where, SCORER, self.objective, OPTIMIZER, live=live)
         self.weights = jax.device_put(init_weights(CONFIG, jax.random.key(0), jnp.float32), self.where.trainable)
 
@@ -122,7 +122,7 @@ def test_a_moving_reference_is_saved_and_goes_on_exactly(tmp_path):
     whole, _ = run.run(run.start(), [0, 1, 2, 3, 4])
     half, _ = run.run(run.start(), [0, 1, 2])
     assert half.reference["layers"]["q"].sharding == half.trainable["layers"]["q"].sharding
-    shapes = state_shapes(CONFIG, OPTIMIZER, jnp.float32, live=True)
+    shapes = state_shapes(CONFIG, OPTIMIZER, jnp.float32, live=LiveReference())
     abstract = jax.tree.map(lambda s, w: jax.ShapeDtypeStruct(s.shape, s.dtype, sharding=w), shapes, run.where)
     with Checkpointer(tmp_path) as checkpoints:
         save_state(checkpoints, 3, half, {})
