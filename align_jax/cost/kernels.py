@@ -1,4 +1,5 @@
-"""Operations of attention kernels, which a compiled program's text does not say: by the blocks of pairs that they compute.
+"""Operations of kernels, which a compiled program's text does not say: of attention, by the blocks of pairs that they compute,
+and on TPU those of the products of experts, by the rows that tokens have there.
 
 A pair of blocks costs 2 products in the forward kernel, 3 in that of the queries' gradient and 4 in that of the keys' and
 values', each of `2 E` operations for each of its pairs and query heads.
@@ -40,6 +41,28 @@ def kernel_flops(scorer: Scorer, batch: GroupBatch) -> int:
     backward, (prompt, response) = backward_products(scorer), computed(scorer, batch)
     products = prompt * (FORWARD * (1 + again) + backward) + response * (FORWARD * (1 + again + chunked) + backward)
     return scorer.config.layers * scorer.config.heads * 2 * scorer.config.head_size * products
+
+
+def expert_flops(scorer: Scorer, batch: GroupBatch) -> int:
+    """Operations of the products of a mixture's experts in a step on a (host) batch, all devices together: three a row, their
+    gradients, and what is repeated; 0 for other models.
+
+    A TPU has a kernel for them, of which only rows with a token cost anything. Elsewhere XLA may multiply all rows by all
+    experts, which then stands in the program's text.
+    """
+    c = scorer.config
+    if c.experts is None:
+        return 0
+    rows, prompts, (chunk, count) = math.prod(batch.tokens.shape), math.prod(batch.prompt_tokens.shape), _chunks(scorer, batch)
+    rows = rows // count * (chunk * -(-count // chunk))
+    products = (rows + prompts) * (9 + 2 * (scorer.remat == "full")) + rows * 3 * (scorer.chunk(batch) is not None)
+    return 2 * c.layers * c.width * c.computed_mlp_width * products
+
+
+def _chunks(scorer: Scorer, batch: GroupBatch) -> tuple[int, int]:
+    """Response rows of a shard that are computed at one time, and all of them."""
+    count = batch.tokens.shape[-2]
+    return scorer.chunk(batch) or count, count
 
 
 def computed(scorer: Scorer, batch: GroupBatch) -> tuple[int, int]:

@@ -23,7 +23,7 @@ from align_jax.cost.epoch import ShapeUse, Step
 from align_jax.cost.estimate import CompiledShape, Memory, collective_costs, repeated
 from align_jax.cost.flops import forward_flops
 from align_jax.cost.hlo import count
-from align_jax.cost.kernels import kernel_flops
+from align_jax.cost.kernels import expert_flops, kernel_flops
 from align_jax.cost.network import Places
 from align_jax.cost.parts import parts_of
 from align_jax.errors import UserError
@@ -156,7 +156,8 @@ class StepCompiler:
         begun = time.perf_counter()
         analysis, text = compiled_text(self, placed(use.batch, self.mesh))
         counts, devices = count(text), list(self.mesh.devices.flat)
-        chip, scorer, kernels = chip_of(devices[0].device_kind), self.scorer, kernel_flops(self.scorer, use.batch)
+        chip, scorer = chip_of(devices[0].device_kind), self.scorer
+        kernels = kernel_flops(scorer, use.batch) + expert_flops(scorer, use.batch)
         chunks = scorer.chunk(use.batch) is not None
         return CompiledShape(
             use,

@@ -157,58 +157,47 @@ def _experts(x, shares, chosen, weights, *, config, axes, over):
         chosen = jnp.where(mine, chosen, count)  # behind the others, where nothing is computed
     expert = chosen.reshape(-1)
     order = jnp.argsort(expert, stable=True)
-    places = jnp.argsort(order).reshape(chosen.shape)
+    rows = _Rows(order, jnp.argsort(order).reshape(chosen.shape), mine)
     sizes = jnp.sum(expert[:, None] == jnp.arange(count), axis=0, dtype=jnp.int32)
-    rows = _sorted_rows(x, order, places, mine)
-    hidden = [_expert_linear(rows, each, sizes, _Cut.of(axis)) for each, axis in zip((gate, up), axes[:2], strict=True)]
-    y = _gated_expert_linear(*hidden, down, sizes, _Cut.of(axes[2]), config.activation)
-    return _weighted_sum(y, shares, order, places, mine)
+    x = _sorted_rows(x, rows)
+    hidden = [_expert_linear(x, each, sizes, _Cut.of(axis)) for each, axis in zip((gate, up), axes[:2], strict=True)]
+    return _outputs(*hidden, down, shares, rows, sizes, _Cut.of(axes[2]), config.activation)
+
+
+class _Rows(NamedTuple):
+    """Where rows stand: their order, the places `[T, k]` of each token's, and which of these are here (None: all)."""
+
+    order: jax.Array
+    places: jax.Array
+    mine: jax.Array | None
+
+    def of_tokens(self, x: jax.Array) -> jax.Array:
+        """Rows `[T k, W]` of tokens `[T, W]`."""
+        return x[self.order // self.places.shape[1]]
+
+    def by_token(self, rows: jax.Array) -> jax.Array:
+        """The rows of each token, float32 `[T, k, ...]`: those that are here, since what stands in others may be anything."""
+        taken = rows[self.places].astype(jnp.float32)
+        if self.mine is None:
+            return taken
+        return jnp.where(self.mine.reshape(*self.mine.shape, *(1,) * (taken.ndim - 2)), taken, 0)
 
 
 @jax.custom_vjp
-def _sorted_rows(x, order, places, mine):
+def _sorted_rows(x, rows):
     """Rows `[T k, W]` of tokens `[T, W]`, in the order of experts; the gradient is a sum over a token's rows, not a scatter."""
-    return x[order // places.shape[1]]
+    return rows.of_tokens(x)
 
 
-def _sorted_forward(x, order, places, mine):
-    return _sorted_rows(x, order, places, mine), (places, mine)
+def _sorted_forward(x, rows):
+    return rows.of_tokens(x), rows
 
 
-def _sorted_backward(saved, d_rows):
-    places, mine = saved
-    return jnp.sum(_taken(d_rows, places, mine), axis=1).astype(d_rows.dtype), None, None, None
+def _sorted_backward(rows, d_rows):
+    return jnp.sum(rows.by_token(d_rows), axis=1).astype(d_rows.dtype), None
 
 
 _sorted_rows.defvjp(_sorted_forward, _sorted_backward)
-
-
-def _taken(rows, places, mine):
-    """The rows of each token, float32 `[T, k, W]`: those that are here, since what stands in others may be anything."""
-    taken = rows[places].astype(jnp.float32)
-    return taken if mine is None else jnp.where(mine[..., None], taken, 0)
-
-
-@jax.custom_vjp
-def _weighted_sum(rows, shares, order, places, mine):
-    """`sum_k share_k row_k` of each token `[T, W]`, summed in float32 and rounded once."""
-    return jnp.einsum("tkw,tk->tw", _taken(rows, places, mine), shares, precision="highest").astype(rows.dtype)
-
-
-def _weighted_forward(rows, shares, order, places, mine):
-    return _weighted_sum(rows, shares, order, places, mine), (rows, shares, order, places, mine)
-
-
-def _weighted_backward(saved, d_out):
-    rows, shares, order, places, mine = saved
-    d = d_out.astype(jnp.float32)
-    d_shares = jnp.einsum("tkw,tw->tk", _taken(rows, places, mine), d, precision="highest")
-    share = shares if mine is None else jnp.where(mine, shares, 0)
-    d_rows = d[order // places.shape[1]] * share.reshape(-1)[order][:, None]
-    return d_rows.astype(rows.dtype), d_shares, None, None, None
-
-
-_weighted_sum.defvjp(_weighted_forward, _weighted_backward)
 
 
 class _Cut(NamedTuple):
@@ -288,22 +277,42 @@ def _linear_backward(cut, saved, d_y):
 _expert_linear.defvjp(_linear_forward, _linear_backward)
 
 
-@partial(jax.custom_vjp, nondiff_argnums=(4, 5))
-def _gated_expert_linear(gate, up, weight, sizes, cut, activation):
-    """`(act(gate) * up) weight` by expert; the elementwise part is computed again going back, as in `gated_linear`."""
-    return _product(activate(gate, activation) * up, cut.together(weight, gate.dtype), sizes)
+@partial(jax.custom_vjp, nondiff_argnums=(6, 7))
+def _outputs(gate, up, weight, shares, rows, sizes, cut, activation):
+    """What the experts make of each token `[T, W]`, summed in float32 and rounded once:
+
+        y = sum_k share_k u_k weight,   u = act(gate) up
+        v = d_y weight^T by row,   d_share = <u, v>,   d_u = share v,   d_weight = (share u)^T d_y
+
+    No gradient needs the product itself, so that it is neither kept nor made again; the elementwise part is, as in
+    `align_jax.models.ops.gated_linear`.
+    """
+    return _summed(gate, up, weight, shares, rows, sizes, cut, activation)
 
 
-def _gated_forward(gate, up, weight, sizes, cut, activation):
+def _summed(gate, up, weight, shares, rows, sizes, cut, activation):
     y = _product(activate(gate, activation) * up, cut.together(weight, gate.dtype), sizes)
-    return checkpoint_name(y, PRODUCT), (gate, up, weight, sizes)
+    return jnp.einsum("tkw,tk->tw", rows.by_token(y), shares, precision="highest").astype(y.dtype)
 
 
-def _gated_backward(cut, activation, saved, d_y):
-    gate, up, weight, sizes = saved
-    unit = activate(gate, activation) * up
-    d_unit, d_weight, _ = _linear_backward(cut, (unit, weight, sizes), d_y)
-    return *gate_gradients(gate, up, d_unit, activation), d_weight, None
+def _outputs_forward(gate, up, weight, shares, rows, sizes, cut, activation):
+    y = _summed(gate, up, weight, shares, rows, sizes, cut, activation)
+    return checkpoint_name(y, PRODUCT), (gate, up, weight, shares, rows, sizes)
 
 
-_gated_expert_linear.defvjp(_gated_forward, _gated_backward)
+def _outputs_backward(cut, activation, saved, d_y):
+    gate, up, weight, shares, rows, sizes = saved
+    unit, d_rows = activate(gate, activation) * up, rows.of_tokens(d_y)
+    v = _ragged(d_rows, cut.together(weight, d_y.dtype), sizes, ((1,), (2,)), [0]).astype(jnp.float32)
+    share = shares.reshape(-1)[rows.order][:, None]
+    d_shares = rows.by_token(jnp.sum(v * unit.astype(jnp.float32), axis=-1))
+    if isinstance(weight, Quantized):
+        d_weight = weight.no_gradient()
+    else:
+        scaled = (share * unit.astype(jnp.float32)).astype(unit.dtype)
+        d_weight = cut.scattered(_ragged(scaled, d_rows, sizes, ((0,), (0,)), []))
+    d_gate, d_up = gate_gradients(gate, up, (share * v).astype(d_y.dtype), activation)
+    return d_gate, d_up, d_weight, d_shares, None, None
+
+
+_outputs.defvjp(_outputs_forward, _outputs_backward)

@@ -18,7 +18,7 @@ from align_jax.config.jobs import JOBS
 from align_jax.cost import benchmark
 from align_jax.cost.compilations import so_far
 from align_jax.cost.flops import batch_flops
-from align_jax.cost.kernels import kernel_flops
+from align_jax.cost.kernels import expert_flops, kernel_flops
 from align_jax.cost.length_data import LengthData, read_lengths
 from align_jax.cost.parts import parts_of
 from align_jax.data import DataConfig, GroupDataset
@@ -135,6 +135,8 @@ class _Bench:
         largest = max(counted, key=counted.get)
         batch, scorer = shapes[largest], dataclasses.replace(self.setup.scorer, attention=self.setup.backend)
         done = counted[largest] + kernel_flops(scorer, batch)
+        if self.setup.mesh.devices.flat[0].platform == "tpu":
+            done += expert_flops(scorer, batch)
         return {"flops_parts": parts_of(scorer, batch, batch_flops(scorer.config, batch), done).values()}
 
     def recommendation(self, state: TrainState, batch: GroupBatch) -> dict[str, Any]:

@@ -66,8 +66,7 @@ def test_keys_that_do_not_fit_the_experts_are_refused(folder, tmp_path):
             align_jax.train(_config(folder, tmp_path / "run", *overrides, **sections))
         return str(caught.value)
 
-    said = refused("mesh.expert=8", "train.groups_per_step=8")
-    assert "mesh.expert: 8 devices cannot share the model's 4 experts evenly" in said
+    assert "8 devices cannot share the model's 4 experts evenly" in refused("mesh.expert=8", "train.groups_per_step=8")
     assert "q_proj, k_proj, v_proj, o_proj" in refused(lora={"targets": ["up_proj"]})
     dense = {"vocab_size": 128, "width": 16, "mlp_width": 12, "layers": 1, "heads": 4, "kv_heads": 2, "head_size": 4}
     model = {"config": dense, "tokenizer": str(folder), "dtype": "float32"}
