@@ -16,6 +16,7 @@ from align_jax.config.jobs import JOBS
 from align_jax.data import DataConfig
 from align_jax.errors import MissingPackage, UserError, optional
 from align_jax.evaluation import Estimate, target_lines
+from align_jax.parallel.stop import StoppedPass, listening
 from align_jax.recipes.eval_text import eval_text
 from align_jax.recipes.evaluated import EvaluationJob, Result, columns_of, evaluate_models, file_name
 from align_jax.recipes.evaluation import eval_sets, judge_of
@@ -75,7 +76,7 @@ class Report:
 def report_of(config: Config) -> Report:
     """What `evaluate` does, with what there is to say of it."""
     config.require(*REQUIRED)
-    with speaking(config.log.quiet, config.log.progress):
+    with speaking(config.log.quiet, config.log.progress), listening():
         with watching("starting: devices, model and tokenizer"):
             setup = Setup.of(config)
         models = models_of(setup)
@@ -93,7 +94,7 @@ def report_of(config: Config) -> Report:
             results = []
             try:
                 evaluate_models(job, models, results)
-            except KeyboardInterrupt:
+            except (KeyboardInterrupt, StoppedPass):
                 if results:
                     say(f"{setup.folder.path / 'evaluation.json'} has {', '.join(r.name for r in results)}")
                 raise

@@ -25,7 +25,7 @@ from align_jax.generation import Sample, Sampling, StopStrings, absent_ids, end_
 from align_jax.generation.prompts import PromptRow, read_prompts, write_model_outputs
 from align_jax.models import Decoder
 from align_jax.objectives import name_of
-from align_jax.parallel.stop import StopSignal
+from align_jax.parallel.stop import StoppedPass, StopSignal
 from align_jax.recipes.prompt_rows import Encoded, by_group, encode, prompt_of
 from align_jax.recipes.say import say, speaking, watching
 from align_jax.recipes.setup import Setup
@@ -215,6 +215,8 @@ def _run(task: _Task, stop: Callable[[], bool]) -> bool:
                     results.write(todo[i], {**rows[todo[i]].values, **columns})
                     if stop():
                         break
+            except StoppedPass:  # within the texts of a prompt, which are lost
+                pass
             except BaseException:
                 _say_how_far(results, len(rows))
                 raise
