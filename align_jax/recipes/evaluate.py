@@ -20,6 +20,7 @@ from align_jax.parallel.stop import StoppedPass, listening
 from align_jax.recipes.eval_text import eval_text
 from align_jax.recipes.evaluated import EvaluationJob, Result, columns_of, evaluate_models, file_name
 from align_jax.recipes.evaluation import eval_sets, judge_of
+from align_jax.recipes.memory import memory_explained, of_pass
 from align_jax.recipes.say import say, speaking, watching
 from align_jax.recipes.setup import Setup
 from align_jax.recipes.source import ModelSource, TrainedModel, as_program, model_at, trained_model
@@ -76,7 +77,10 @@ class Report:
 def report_of(config: Config) -> Report:
     """What `evaluate` does, with what there is to say of it."""
     config.require(*REQUIRED)
-    with speaking(config.log.quiet, config.log.progress), listening():
+    rows, tokens = config.train.groups_per_step, config.generate.rows
+    further = f"model.rows_per_chunk (now {config.model.rows_per_chunk})", f"generate.rows, where it samples (now {tokens})"
+    explained = memory_explained(lambda: of_pass("train.groups_per_step", rows, *further))
+    with speaking(config.log.quiet, config.log.progress), listening(), explained:
         with watching("starting: devices, model and tokenizer"):
             setup = Setup.of(config)
         models = models_of(setup)

@@ -35,6 +35,7 @@ from align_jax.recipes.before import (
 )
 from align_jax.recipes.folder import RunFolder, save_every
 from align_jax.recipes.in_training import InTraining, in_training_evaluation
+from align_jax.recipes.memory import memory_explained, of_training
 from align_jax.recipes.recorded import AddCosts, CheckMetric, CountCut, KeepSkipped
 from align_jax.recipes.say import say, speaking, watching
 from align_jax.recipes.setup import Setup, microbatches, report_data
@@ -115,6 +116,7 @@ def train(config: Config, stop: StopSignal | None = None) -> Run:
         with watching("starting: devices, model and tokenizer"):
             setup = Setup.of(config)
         stack.enter_context(jax.set_mesh(setup.mesh))
+        stack.enter_context(memory_explained(lambda: of_training(config, None, "")))
         training = Training.of(setup)
         measure = in_training_evaluation(setup, training.steps)
         training.join_reference()
@@ -281,7 +283,8 @@ def _train(training: Training, measure: InTraining | None, stop: StopSignal, tol
             skip=config.train.max_skipped > 0,
         )
         step = AnnouncedStep(step, len(training.loader.train_layout.shapes), setup.say_chunks)
-        with _metrics_log(config, steps, begun) as log:
+        explained = memory_explained(lambda: of_training(config, step.tokens, step.planned()))
+        with _metrics_log(config, steps, begun) as log, explained:
             cut, seconds = CountCut(), config.checkpoint.seconds
             timer = None if seconds is None else SaveTimer(seconds)
             every, skips = (save_every(config), config.checkpoint.keep_every), training.skips
