@@ -9,7 +9,7 @@ import functools
 import hashlib
 import json
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -25,10 +25,30 @@ INDEX = "_index"  # of an unfinished file's rows: which prompt; taken out when t
 
 
 def write_whole(path: Path, text: str) -> None:
-    """Writes a file by way of another, so that a kill leaves the old or the new one."""
+    """Writes a file by way of another, so that a kill leaves the old or the new one.
+
+    Raises:
+      OSError: it cannot be written; names it.
+    """
     temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")  # several processes may write the same
-    temporary.write_text(text, encoding="utf-8")
-    os.replace(temporary, path)
+    with naming(path):
+        try:
+            temporary.write_text(text, encoding="utf-8")
+            os.replace(temporary, path)
+        except OSError:
+            temporary.unlink(missing_ok=True)
+            raise
+
+
+@contextlib.contextmanager
+def naming(path: Path) -> Iterator[None]:
+    """An OSError within it names the file: the system does not, where a disk is full."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno is None:
+            raise
+        raise OSError(error.errno, f"cannot write: {os.strerror(error.errno)}", str(path)) from error
 
 
 def fingerprint_files(paths: Iterable[Path]) -> str:
@@ -136,8 +156,9 @@ class ResultsFile:
         if self._file is None:  # another process writes
             return
         line = json.dumps({INDEX: index, **row}, ensure_ascii=False) + "\n"
-        self._file.write(line.encode("utf-8"))
-        self._file.flush()
+        with naming(self.path):
+            self._file.write(line.encode("utf-8"))
+            self._file.flush()
 
     def close(self) -> None:
         """Closes the file, and orders it where it is complete; again, it does nothing."""

@@ -18,6 +18,7 @@ from align_jax.generation.sampling import Sampling
 from align_jax.generation.slots import Request, Sample, Slots, Stop
 from align_jax.models import Decoder
 from align_jax.parallel.mesh import data_shards
+from align_jax.parallel.stop import leave_if_asked
 
 STEPS = 16  # decoding steps between two looks of the host
 ROWS = 256  # samples in flight
@@ -114,6 +115,7 @@ class _Run:
             if not self.slots.busy:
                 return
             tokens, logps = self._decode()
+            leave_if_asked()
             yield from self.slots.collect(tokens, logps, self.program.eos_ids, stop)
 
     def _decode(self) -> tuple[np.ndarray, np.ndarray]:

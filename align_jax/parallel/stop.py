@@ -87,6 +87,13 @@ class StopSignal:
             self._received = multihost_utils.reached_preemption_sync_point(self._asked)
         return self._received
 
+    def leave(self) -> None:
+        """StoppedPass where to stop now; unlike `requested` it lets the first Ctrl-C stop at once where it did before."""
+        waits = self._waits
+        if self.requested():
+            raise StoppedPass
+        self._waits = waits
+
     def idle(self) -> None:
         """Until the next question there is nothing to lose: the first Ctrl-C stops at once."""
         self._waits = jax.process_count() > 1
@@ -152,6 +159,12 @@ def listening() -> Iterator[StopSignal]:
         return
     with StopSignal() as own:
         yield own
+
+
+def leave_if_asked() -> None:
+    """StoppedPass where the work around is to stop: asked between the batches of a pass that keeps nothing of its own."""
+    if _active is not None and threading.current_thread() is threading.main_thread():
+        _active.leave()
 
 
 @contextlib.contextmanager

@@ -57,7 +57,8 @@ def with_its_decay(config: Config, folder: RunFolder) -> Config:
 def made_already(folder: RunFolder, config: Config) -> int | None:
     """The steps of a run that has all that `train.steps` asks for, so that neither model nor data are needed; else None."""
     made, asked = folder.steps[-1:] if folder.is_run else [], config.train.steps
-    return made[0] if made and asked is not None and made[0] >= asked else None
+    due = folder.is_due(made[0] if made else -1)
+    return made[0] if made and asked is not None and made[0] >= asked and not due else None
 
 
 def nothing_to_do(folder: RunFolder, begun: int, steps: int, early: StopEarly | None) -> str:
@@ -106,3 +107,16 @@ def why_ended(config: Config, early: StopEarly) -> str:
     best = f"step {early.best[0]} ({early.best[1]:.4g})" if early.best else "no step"
     kind = "smallest" if config.checkpoint.mode == "min" else "largest"
     return f"{config.checkpoint.best_metric} was {kind} at {best}, and no better in {early.waited} evaluations since"
+
+
+def other_rows(folder: RunFolder, path: str) -> str:
+    """Why a run cannot go on with the rows that it is given."""
+    if folder.config.data.date is None:  # which every run has since
+        return (
+            f"data.train: the run in {folder.path} began with an align_jax that tokenized prompt and answer apart; {path} "
+            "becomes other tokens now (docs/data.md, Tokens); evaluate or export it, or choose another run.dir"
+        )
+    return (
+        f"data.train: {path} holds other rows than when the run in {folder.path} began, or they become other tokens; put rows "
+        "and tokenizer back to resume it, or choose another run.dir"
+    )

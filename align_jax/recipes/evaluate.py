@@ -16,9 +16,11 @@ from align_jax.config.jobs import JOBS
 from align_jax.data import DataConfig
 from align_jax.errors import MissingPackage, UserError, optional
 from align_jax.evaluation import Estimate, target_lines
+from align_jax.parallel.stop import StoppedPass, listening
 from align_jax.recipes.eval_text import eval_text
 from align_jax.recipes.evaluated import EvaluationJob, Result, columns_of, evaluate_models, file_name
 from align_jax.recipes.evaluation import eval_sets, judge_of
+from align_jax.recipes.memory import memory_explained, of_pass
 from align_jax.recipes.say import say, speaking, watching
 from align_jax.recipes.setup import Setup
 from align_jax.recipes.source import ModelSource, TrainedModel, as_program, model_at, trained_model
@@ -75,7 +77,10 @@ class Report:
 def report_of(config: Config) -> Report:
     """What `evaluate` does, with what there is to say of it."""
     config.require(*REQUIRED)
-    with speaking(config.log.quiet, config.log.progress):
+    rows, tokens = config.train.groups_per_step, config.generate.rows
+    further = f"model.rows_per_chunk (now {config.model.rows_per_chunk})", f"generate.rows, where it samples (now {tokens})"
+    explained = memory_explained(lambda: of_pass("train.groups_per_step", rows, *further))
+    with speaking(config.log.quiet, config.log.progress), listening(), explained:
         with watching("starting: devices, model and tokenizer"):
             setup = Setup.of(config)
         models = models_of(setup)
@@ -93,7 +98,7 @@ def report_of(config: Config) -> Report:
             results = []
             try:
                 evaluate_models(job, models, results)
-            except KeyboardInterrupt:
+            except (KeyboardInterrupt, StoppedPass):
                 if results:
                     say(f"{setup.folder.path / 'evaluation.json'} has {', '.join(r.name for r in results)}")
                 raise

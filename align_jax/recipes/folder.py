@@ -24,7 +24,7 @@ from align_jax.files import write_whole
 from align_jax.lock import check_held, held
 from align_jax.models import ModelConfig
 from align_jax.models.adapter import Adapter
-from align_jax.parallel.processes import on_first
+from align_jax.parallel.processes import of_first, on_first
 from align_jax.parallel.stop import cleaned_up
 from align_jax.parsing import json_of
 from align_jax.recipes.onpolicy import best_round
@@ -35,6 +35,7 @@ from align_jax.training.logs import read_metrics
 CONFIG, METRICS, MODEL_CONFIG, GENERATION_CONFIG = "config.yaml", "metrics.jsonl", "model_config.json", "generation_config.json"
 ADAPTER = "adapter.json"  # the shape of the adapter that is trained
 LOCK = ".lock"
+DUE = "evaluation_due.json"  # the step whose evaluation was stopped
 MARK = "run.json"  # which run this is: its checkpoints say the same
 # What a start leaves before its first step.
 _BEGUN = (CONFIG, METRICS, MARK, MODEL_CONFIG, GENERATION_CONFIG, ADAPTER, "tokenizer", "checkpoints", "tensorboard",
@@ -199,6 +200,17 @@ class RunFolder:
 
     def _write_mark(self, mark: str) -> None:
         write_whole(self.path / MARK, json.dumps({"id": mark, "since": time.strftime("%Y-%m-%dT%H:%M:%S%z")}) + "\n")
+
+    def evaluation_due(self, step: int | None) -> None:
+        """Notes that the evaluation of a step was left out for a stop, to be made by the next start; None: it was made."""
+        if jax.process_index() == 0 and step:
+            write_whole(self.path / DUE, json.dumps({"step": step}))
+        elif jax.process_index() == 0:
+            (self.path / DUE).unlink(missing_ok=True)
+
+    def is_due(self, step: int) -> bool:
+        """Whether the evaluation of a step was left out; all processes must call."""
+        return bool(of_first((self._json(DUE) or {}).get("step") == step))
 
     def check_held(self) -> None:
         """UserError where another process took the folder over; all processes must call."""

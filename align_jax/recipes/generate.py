@@ -25,7 +25,8 @@ from align_jax.generation import Sample, Sampling, StopStrings, absent_ids, end_
 from align_jax.generation.prompts import PromptRow, read_prompts, write_model_outputs
 from align_jax.models import Decoder
 from align_jax.objectives import name_of
-from align_jax.parallel.stop import StopSignal
+from align_jax.parallel.stop import StoppedPass, StopSignal
+from align_jax.recipes.memory import memory_explained, of_pass
 from align_jax.recipes.prompt_rows import Encoded, by_group, encode, prompt_of
 from align_jax.recipes.say import say, speaking, watching
 from align_jax.recipes.setup import Setup
@@ -118,7 +119,9 @@ def run(
       UserError: anything wrong with the prompts (file and line), the stop tokens or the files, before sampling starts.
     """
     config.require(*REQUIRED if prompts is None else (key for key in REQUIRED if key != "generate.prompts"))
-    with speaking(config.log.quiet, config.log.progress):
+    longest = f"generate.max_new_tokens (now {config.generate.max_new_tokens})"
+    explained = memory_explained(lambda: of_pass("generate.rows", config.generate.rows, longest))
+    with speaking(config.log.quiet, config.log.progress), explained:
         check_apart({f"generate.{key}": getattr(config.generate, key) for key in ("prompts", "output", "alpaca_eval")})
         most = sys.maxsize if not cut_prompts else (config.data or DataConfig()).max_prompt_tokens
         rows = read_prompts(config.generate.prompts) if prompts is None else _rows_of(prompts)
@@ -215,6 +218,8 @@ def _run(task: _Task, stop: Callable[[], bool]) -> bool:
                     results.write(todo[i], {**rows[todo[i]].values, **columns})
                     if stop():
                         break
+            except StoppedPass:  # within the texts of a prompt, which are lost
+                pass
             except BaseException:
                 _say_how_far(results, len(rows))
                 raise

@@ -16,6 +16,7 @@ from jax.sharding import Mesh
 from align_jax.batch import GroupBatch
 from align_jax.cost.compilations import compiling_now, so_far
 from align_jax.parallel.mesh import readers
+from align_jax.parallel.stop import leave_if_asked
 from align_jax.terminal import PREFIX, Watch, columns, spell_seconds, write_line
 
 T = TypeVar("T")
@@ -115,12 +116,16 @@ def watched(what: str, batches: Iterable[GroupBatch], rows: int, mesh: Mesh) -> 
 
     Args:
       rows: how many they have, over all processes. mesh: whose processes read them, some of them the same ones.
+
+    Raises:
+      StoppedPass: after a batch, where the work around is to stop.
     """
     parts = readers(mesh, jax.process_count())
     with watching(what, rows, "rows") as watch:
         for batch in batches:
             yield batch
             watch.add(int(np.sum(np.asarray(batch.rows) >= 0)) * parts)
+            leave_if_asked()
 
 
 @contextlib.contextmanager

@@ -24,6 +24,7 @@ from align_jax.errors import UserError
 from align_jax.files import INDEX, ResultsFile, check_apart
 from align_jax.parallel.processes import on_first
 from align_jax.parallel.stop import StopSignal
+from align_jax.recipes.memory import memory_explained, of_pass
 from align_jax.recipes.say import say, say_once, speaking, watching
 from align_jax.recipes.score_passes import InputRows, Pass, part_of, policy_passes, reward_pass, run_pass, values_of
 from align_jax.terminal import plural
@@ -66,7 +67,9 @@ def run(config: Config, stop: Callable[[], bool] = lambda: False) -> bool:
       UserError: anything wrong with the rows (file and line), the models or the files, before a model is loaded.
     """
     config.require(*REQUIRED)
-    with speaking(config.log.quiet, config.log.progress):
+    chunk = f"model.rows_per_chunk (now {config.model.rows_per_chunk})"
+    explained = memory_explained(lambda: of_pass("score.batch_rows", config.score.batch_rows, chunk))
+    with speaking(config.log.quiet, config.log.progress), explained:
         return _run(config, stop)
 
 

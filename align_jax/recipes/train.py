@@ -26,6 +26,7 @@ from align_jax.recipes.before import (
     check_sinks,
     made_already,
     nothing_to_do,
+    other_rows,
     report_context,
     report_warmup,
     stop_early,
@@ -34,6 +35,7 @@ from align_jax.recipes.before import (
 )
 from align_jax.recipes.folder import RunFolder, save_every
 from align_jax.recipes.in_training import InTraining, in_training_evaluation
+from align_jax.recipes.memory import memory_explained, of_training
 from align_jax.recipes.recorded import AddCosts, CheckMetric, CountCut, KeepSkipped
 from align_jax.recipes.say import say, speaking, watching
 from align_jax.recipes.setup import Setup, microbatches, report_data
@@ -114,6 +116,7 @@ def train(config: Config, stop: StopSignal | None = None) -> Run:
         with watching("starting: devices, model and tokenizer"):
             setup = Setup.of(config)
         stack.enter_context(jax.set_mesh(setup.mesh))
+        stack.enter_context(memory_explained(lambda: of_training(config, None, "")))
         training = Training.of(setup)
         measure = in_training_evaluation(setup, training.steps)
         training.join_reference()
@@ -244,7 +247,7 @@ class Training:
         state, extra = found
         self.setup.folder.check_written_here(extra.get("run"), int(state.step))
         if extra.get("rows", self.dataset.fingerprint) != self.dataset.fingerprint:
-            raise UserError(_other_rows(self.setup.folder, self.dataset.path))
+            raise UserError(other_rows(self.setup.folder, self.dataset.path))
         if self.setup.live is not None and not self.live_moves:
             start = self.setup.reference is self.setup.source and weights is not None
             own = weights if start else self.setup.load(self.setup.reference)[0] if trained is None else self.live_reference()
@@ -253,18 +256,6 @@ class Training:
         self.skips.before = extra.get("skipped", 0)
         say(f"resumed from the checkpoint of step {int(state.step)}")
         return state
-
-
-def _other_rows(folder: RunFolder, path: str) -> str:
-    if folder.config.data.date is None:  # which every run has since
-        return (
-            f"data.train: the run in {folder.path} began with an align_jax that tokenized prompt and answer apart; {path} "
-            "becomes other tokens now (docs/data.md, Tokens); evaluate or export it, or choose another run.dir"
-        )
-    return (
-        f"data.train: {path} holds other rows than when the run in {folder.path} began, or they become other tokens; put rows "
-        "and tokenizer back to resume it, or choose another run.dir"
-    )
 
 
 def _train(training: Training, measure: InTraining | None, stop: StopSignal, told: Told) -> tuple[TrainState, bool]:
@@ -276,7 +267,8 @@ def _train(training: Training, measure: InTraining | None, stop: StopSignal, tol
         state = training.begin() if state is None else state
         begun = int(state.step)
         early = stop_early(folder, config, begun)
-        if begun >= steps or (early and early.ended):
+        missed = measure is not None and folder.is_due(begun)
+        if (begun >= steps and not missed) or (early and early.ended):
             say(nothing_to_do(folder, begun, steps, early))
             return state, True
         if begun:
@@ -294,7 +286,8 @@ def _train(training: Training, measure: InTraining | None, stop: StopSignal, tol
             skip=config.train.max_skipped > 0,
         )
         step = AnnouncedStep(step, len(training.loader.train_layout.shapes), setup.say_chunks)
-        with _metrics_log(config, steps, begun) as log:
+        explained = memory_explained(lambda: of_training(config, step.tokens, step.planned()))
+        with _metrics_log(config, steps, begun) as log, explained:
             cut, seconds = CountCut(), config.checkpoint.seconds
             timer = None if seconds is None else SaveTimer(seconds)
             every, skips = (save_every(config), config.checkpoint.keep_every), training.skips
@@ -307,7 +300,7 @@ def _train(training: Training, measure: InTraining | None, stop: StopSignal, tol
                 where=training.dataset.where,
                 skips=skips,
                 callbacks=[
-                    *_evaluations(config, measure, told, training.live_moves),
+                    *_evaluations(training, measure, told, missed),
                     *_samples(training, measure, log),
                     *([early] if early else []),
                     StopWhen(stop.requested),
@@ -327,8 +320,10 @@ def _train(training: Training, measure: InTraining | None, stop: StopSignal, tol
     if count := len(training.dataset.bad_rows):
         told.notes.append(f"skipped  {plural(count, 'malformed row')} of data.train, in {folder.path / 'bad_rows.train.jsonl'}")
     ended = bool(early and early.ended)
-    if done < steps and not ended:
-        say(f"stopped by {stop.cause} after step {done} of {steps}; checkpoint saved, the same command resumes")
+    due = folder.is_due(done)
+    if due or (done < steps and not ended):
+        what = " within its evaluation, which the next start makes" if due else ""
+        say(f"stopped by {stop.cause} after step {done} of {steps}{what}; checkpoint saved, the same command resumes")
         return state, False
     say(f"trained to step {done} of {steps}" + (f", ended early: {why_ended(config, early)}" if ended else ""))
     told.best = best not in (None, done)
@@ -337,8 +332,9 @@ def _train(training: Training, measure: InTraining | None, stop: StopSignal, tol
     return state, True
 
 
-def _evaluations(config: Config, measure: InTraining | None, told: Told, moving: bool) -> list[Evaluate]:
-    options = config.train.eval_every, told.evaluated, config.train.eval_first, moving
+def _evaluations(training: Training, measure: InTraining | None, told: Told, missed: bool) -> list[Evaluate]:
+    config, due = training.setup.config.train, training.setup.folder.evaluation_due
+    options = config.eval_every, told.evaluated, config.eval_first, training.live_moves, missed, due
     return [] if measure is None else [Evaluate(told.measured(measure), *options)]
 
 

@@ -22,6 +22,7 @@ import numpy as np
 from jax.experimental import multihost_utils
 
 from align_jax.batch import GroupBatch
+from align_jax.files import naming
 from align_jax.parallel.processes import largest_anywhere, on_first
 from align_jax.parallel.stop import StoppedPass, StopSignal
 
@@ -74,9 +75,10 @@ class Growing:
         self._file.parent.mkdir(parents=True, exist_ok=True)
         temporary = self._file.with_name(f"{self._file.name}.{os.getpid()}.tmp")
         try:
-            with open(temporary, "wb") as file:
-                np.save(file, np.where(known(self.values)[:, None], self.values, there))
-            os.replace(temporary, self._file)
+            with naming(self._file):
+                with open(temporary, "wb") as file:
+                    np.save(file, np.where(known(self.values)[:, None], self.values, there))
+                os.replace(temporary, self._file)
         finally:
             temporary.unlink(missing_ok=True)
 

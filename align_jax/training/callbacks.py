@@ -10,6 +10,7 @@ from typing import Any, Literal
 import jax
 
 from align_jax.parallel.processes import largest_anywhere
+from align_jax.parallel.stop import StoppedPass
 from align_jax.training.loop import Loop
 
 
@@ -48,6 +49,8 @@ class Evaluate(Callback):
       told: (step, metrics) -> None, called as soon as they are measured.
       first: whether the weights before the first step are measured.
       moving: `measure` takes the weights of the state's own reference, too.
+      missed: an earlier start was stopped in the evaluation of the step that this one goes on from: it is made before the next.
+      left_out: told of a step whose evaluation was left for a stop, and None when one was made.
     """
 
     def __init__(
@@ -57,12 +60,15 @@ class Evaluate(Callback):
         told: Callable[[int, dict[str, float]], None] = lambda step, metrics: None,
         first: bool = True,
         moving: bool = False,
+        missed: bool = False,
+        left_out: Callable[[int | None], None] = lambda step: None,
     ):
         self._measure, self._every, self._told, self._first, self._moving = measure, every, told, first, moving
+        self._missed, self._left_out = missed, left_out
 
     def begin(self, loop: Loop) -> None:
         """Measures the weights that a run starts from; a resumed one was measured before."""
-        if loop.step == 0 and self._first:
+        if (loop.step == 0 and self._first) or (loop.step and self._missed):
             self._add(loop)
 
     def after_step(self, loop: Loop) -> None:
@@ -72,7 +78,12 @@ class Evaluate(Callback):
             self._add(loop)
 
     def _add(self, loop: Loop) -> None:
-        found = self._measure(loop.state.weights, *([loop.state.reference_weights] if self._moving else []))
+        try:
+            found = self._measure(loop.state.weights, *([loop.state.reference_weights] if self._moving else []))
+        except StoppedPass:
+            self._left_out(loop.step)
+            raise
+        self._left_out(None)
         loop.add(found)
         self._told(loop.step, found)
 
@@ -202,6 +213,7 @@ class StopEarly(Callback):
 
     def begin(self, loop: Loop) -> None:
         """A run that has ended makes no further step."""
+        self._see(loop.step, loop.added)
         loop.stop = loop.stop or self.ended
 
     def after_step(self, loop: Loop) -> None:

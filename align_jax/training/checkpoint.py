@@ -9,12 +9,15 @@ each file has one in `manifest.json`, which is written last and read first.
 from __future__ import annotations
 
 import contextlib
+import errno
 import json
 import logging
 import math
+import os
 import re
+import shutil
 import warnings
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any, Literal
 
@@ -25,6 +28,7 @@ from align_jax.errors import UserError
 from align_jax.models.finite import spelled
 from align_jax.training.kept import KeepLatestAndBest
 from align_jax.training.manifest import check_files, write_manifest
+from align_jax.training.orbax_logs import tracebacks_left_out, warnings_of_reading_left_out
 from align_jax.training.tensors import flatten_names, sums_and_bad
 
 _STATE, _EXTRA = "state", "extra"
@@ -33,21 +37,6 @@ _logger = logging.getLogger(__name__)
 
 class DamagedCheckpointWarning(UserWarning):
     """A checkpoint could not be read, and an older one is used instead."""
-
-
-@contextlib.contextmanager
-def _warnings_of_reading_left_out() -> Iterator[None]:
-    """Orbax warns of what was asked for: a folder that is opened for reading only."""
-
-    def wanted(record: logging.LogRecord) -> bool:
-        return not re.search("read.only=", record.getMessage())
-
-    absl = logging.getLogger("absl")
-    absl.addFilter(wanted)
-    try:
-        yield
-    finally:
-        absl.removeFilter(wanted)
 
 
 class Checkpointer:
@@ -88,11 +77,12 @@ class Checkpointer:
         self._damaged: dict[int, str] = {}
         self._policy = KeepLatestAndBest(keep, best_mode, {}, every, forever)
         self._saving: int | None = None
-        self._told_of_old = False
+        self._told_of_old, self._bytes = False, 0
+        self._quiet = contextlib.ExitStack()
         # Compressed, float32 weights and moments take 8 % less, and half as long again to write.
         handler = ocp.PyTreeCheckpointHandler(use_compression=False)
         try:
-            with _warnings_of_reading_left_out():
+            with warnings_of_reading_left_out():
                 self._manager = ocp.CheckpointManager(
                     self.directory,
                     options=ocp.CheckpointManagerOptions(
@@ -107,7 +97,8 @@ class Checkpointer:
                     item_handlers={_STATE: handler, _EXTRA: ocp.JsonCheckpointHandler()},
                 )
         except OSError as error:
-            raise UserError(f"cannot open the checkpoint folder {self.directory}: {error}") from error
+            raise UserError(f"cannot open the checkpoint folder {self.directory}: {error.strerror or error}") from error
+        self._quiet.enter_context(tracebacks_left_out())
         for step in self.steps():
             self._remember_score(step)
 
@@ -176,7 +167,7 @@ class Checkpointer:
             raise UserError(f"a checkpoint of step {step} already exists in {self.directory}; choose another run.dir")
         if self._best_metric is not None:
             self._score(step, metrics)
-        self._saving = step
+        self._saving, self._bytes = step, sum(array.nbytes for array in arrays.values())
         items = ocp.args.Composite(**{_STATE: ocp.args.PyTreeSave(arrays), _EXTRA: ocp.args.JsonSave(document)})
         try:
             self._manager.save(step, args=items, force=True)
@@ -215,9 +206,20 @@ class Checkpointer:
         with contextlib.suppress(Exception):
             self._manager.reload()
         return UserError(
-            f"writing the checkpoint of step {step} to {self.directory} failed: {_first_line(error)}; {self._safe()}; "
+            f"writing the checkpoint of step {step} to {self.directory} failed: {self._reason(error)}; {self._safe()}; "
             "check the disk's free space and permissions, then run the same command to resume"
         )
+
+    def _reason(self, error: Exception) -> str:
+        """What the system said, without the storage's account of where it was; of a full disk, how full it is."""
+        code = re.search(r"os_error_code='(\d+)'", str(error))
+        number = int(code[1]) if code else getattr(error, "errno", None)
+        if number is None:
+            return _first_line(error)
+        if number not in (errno.ENOSPC, errno.EDQUOT):
+            return os.strerror(number)
+        free = shutil.disk_usage(self.directory).free
+        return f"{os.strerror(number)} ({free / 1e9:.3g} GB are free, a checkpoint takes {self._bytes / 1e9:.3g} GB)"
 
     def _safe(self) -> str:
         left = self.steps()
@@ -324,6 +326,7 @@ class Checkpointer:
             self.wait()
         finally:
             self._manager.close()
+            self._quiet.close()
 
 
 def _name_on_disk(name: str, saved: Collection[str]) -> str:

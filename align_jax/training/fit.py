@@ -10,6 +10,7 @@ import jax
 
 from align_jax.data import ahead
 from align_jax.errors import UserError
+from align_jax.parallel.stop import StoppedPass
 from align_jax.training.callbacks import Callback
 from align_jax.training.loop import Loop
 from align_jax.training.skipped import SkippedSteps
@@ -78,6 +79,9 @@ def _run(loop: Loop, made: Iterator, step: Callable) -> None:
         batch, host, position = taken
         loop.advance(*step(loop.state, batch), position, getattr(host, "rows", None))
         for callback in loop.callbacks:
-            callback.after_step(loop)
+            try:
+                callback.after_step(loop)
+            except StoppedPass:  # in an evaluation, say: the step is made, and is saved
+                loop.stop = True
         for callback in loop.callbacks:
             callback.before_next(loop)

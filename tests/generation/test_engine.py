@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import signal
+
 import jax
 import numpy as np
 import pytest
@@ -15,6 +17,7 @@ from align_jax.generation.slots import Request
 from align_jax.hf import load_model
 from align_jax.models import Decoder, weight_shardings
 from align_jax.parallel.mesh import make_mesh
+from align_jax.parallel.stop import StoppedPass, StopSignal
 from align_jax.scoring.logps import response_logps
 from tests.generation.reference import filtered_probs, greedy, tiny_model
 from tests.hf import models as hf_models
@@ -271,3 +274,10 @@ def test_context_bounds_the_text(model):
             generate(model, [[1]], max_new_tokens=4, **bad)
     with pytest.raises(UserError, match="samples must be at least 1, got 0"):
         generate(model, [[3]], max_new_tokens=9, samples=0)
+
+
+def test_a_stop_is_heard_between_the_tokens_of_a_text(model):
+    with pytest.raises(StoppedPass), StopSignal() as stop:
+        stop.requested()
+        signal.raise_signal(signal.SIGTERM)
+        generate(model, [[1, 2]], samples=1, max_new_tokens=8)

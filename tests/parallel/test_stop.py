@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from align_jax.parallel.stop import INTERRUPTED, StoppedPass, StopSignal, listening
+from align_jax.parallel.stop import INTERRUPTED, StoppedPass, StopSignal, leave_if_asked, listening
 
 ROOT = Path(__file__).parents[2]
 
@@ -178,3 +178,19 @@ def test_a_ctrl_c_that_python_drops_ends_the_process_all_the_same():
         time.sleep(0.2)
         process.send_signal(signal.SIGINT)
         assert process.communicate(timeout=30)[1] == "align-jax: interrupted\n" and process.returncode == INTERRUPTED
+
+
+def test_a_pass_that_keeps_nothing_is_left_between_its_batches():
+    leave_if_asked()  # no work around it
+    with pytest.raises(StoppedPass), StopSignal() as stop:
+        leave_if_asked()
+        assert not stop.waits  # nothing is lost: the next Ctrl-C stops at once
+        stop.requested()  # from here on something is
+        leave_if_asked()
+        assert stop.waits
+        signal.raise_signal(signal.SIGTERM)
+        leave_if_asked()
+    with StopSignal(), pytest.raises(SystemExit) as ended:
+        leave_if_asked()
+        signal.raise_signal(signal.SIGTERM)
+    assert ended.value.code == 143

@@ -15,6 +15,7 @@ from align_jax.cost.compilations import so_far
 from align_jax.errors import UserError
 from align_jax.lock import Holder
 from align_jax.recipes.folder import RunFolder
+from align_jax.recipes.in_training import InTraining
 from align_jax.training.logs import read_metrics
 from align_jax.training.logs.sink import Sink
 from tests.recipes.test_train import STEPS, assert_same_run, environment, train, wait_for_step, whole, world  # noqa: F401
@@ -69,6 +70,7 @@ def test_a_second_run_in_the_folder_is_refused_until_the_first_is_gone(world, ca
 import sys
 from pathlib import Path
 from align_jax.recipes.folder import RunFolder
+from align_jax.recipes.in_training import InTraining
 with RunFolder(Path(sys.argv[1])).claimed():
     print("held", flush=True)
     sys.stdin.read()
@@ -277,3 +279,30 @@ class TakeOver(Sink):
         if step == 3:
             holder = dataclasses.replace(Holder.own(), host="other", process=7, token="theirs")
             (self.context.run_dir / ".lock").write_bytes(holder.as_line())
+
+
+def test_stopped_within_an_evaluation_it_saves_and_the_next_start_makes_it(world, whole, tmp_path, capsys, monkeypatch):  # noqa: F811
+    """SIGTERM comes with the first batch of the evaluation of step 4, an hour of them in large."""
+    _, config = world
+    run, asked = tmp_path / "run", []
+    more = ("--run.dir", run, "--train.eval_every", 2, "--train.steps", 4, "--data.eval_split", "null")
+    measured = InTraining.__call__
+
+    def stopped(self, *weights):
+        asked.append(len(asked))
+        if len(asked) == 3:  # before step 1, of steps 2 and 4
+            signal.raise_signal(signal.SIGTERM)
+        return measured(self, *weights)
+
+    monkeypatch.setattr(InTraining, "__call__", stopped)
+    assert train(config, *more) == 0
+    said = capsys.readouterr().err
+    assert "stopped by SIGTERM after step 4 of 4 within its evaluation, which the next start makes; checkpoint saved" in said
+    lines = read_metrics(run / "metrics.jsonl")
+    assert RunFolder(run).steps[-1] == 4 and "eval/loss" in lines[2] and "eval/loss" not in lines[4]
+    assert train(config, *more) == 0
+    again = read_metrics(run / "metrics.jsonl")
+    assert [line["step"] for line in again] == [0, 1, 2, 3, 4] and again[:4] == lines[:4]
+    assert again[4] == {**again[4], **{k: v for k, v in lines[4].items() if not k.startswith("time/")}}
+    assert np.isfinite(again[4]["eval/loss"]) and len(asked) == 4
+    assert train(config, *more) == 0 and "is complete: step 4 of 4" in capsys.readouterr().err

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import resource
 import shutil
@@ -319,3 +320,30 @@ def test_the_best_step(tmp_path):
             checkpointer.save(step, {"w": jnp.zeros(2)}, {}, {"loss": loss})
     assert Checkpointer(tmp_path, best_metric="loss", read_only=True).best_step() == 3
     assert Checkpointer(tmp_path, best_metric="loss", best_mode="max", read_only=True).best_step() == 4
+
+
+def test_a_full_disk_is_one_line_and_no_traceback(tmp_path, monkeypatch):
+    absl, heard, text = logging.getLogger("absl"), [], "RESOURCE_EXHAUSTED: Error writing x [os_error_code='28']"
+    handler = logging.Handler()
+    handler.emit = heard.append
+    absl.addHandler(handler)
+    log = lambda: absl.handle(absl.makeRecord("absl", logging.ERROR, "/lib/orbax/future.py", 1, text, (), None))  # noqa: E731
+    with Checkpointer(tmp_path) as checkpointer:
+        checkpointer.save(1, {"w": jnp.ones(2000)}, {})
+        checkpointer.wait()
+        real = checkpointer._manager.wait_until_finished
+
+        def full():
+            real()
+            log()
+            raise ValueError(text)
+
+        checkpointer.save(2, {"w": jnp.ones(2000)}, {})
+        monkeypatch.setattr(checkpointer._manager, "wait_until_finished", full)
+        with pytest.raises(UserError, match=r"failed: No space left on device \([\d.]+ GB are free, a checkpoint takes 8e-06"):
+            checkpointer.wait()
+        monkeypatch.undo()
+    assert heard == []
+    log()
+    absl.removeHandler(handler)
+    assert len(heard) == 1  # behind it errors are heard again

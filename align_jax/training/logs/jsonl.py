@@ -7,7 +7,7 @@ import math
 import os
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, TextIO
 
 from align_jax.errors import UserError
 from align_jax.training.logs.sink import Context, Sink
@@ -40,7 +40,8 @@ class MetricsFile(Sink):
     """Appends to `metrics.jsonl` and flushes line by line, so that a killed process loses nothing it logged.
 
     A value that is NaN or infinite is written as `null`, since JSON has no such numbers. Resumed, lines of later steps are
-    dropped, so that the file equals an uninterrupted one (but for `TIMING_PREFIXES`).
+    dropped, so that the file equals an uninterrupted one (but for `TIMING_PREFIXES`). What is measured of the step itself,
+    whose evaluation was stopped, becomes part of its line.
     """
 
     name: ClassVar[str] = "jsonl"
@@ -51,18 +52,28 @@ class MetricsFile(Sink):
         kept = []
         if resume_step is not None and path.exists():
             kept = [record for record in read_metrics(path) if record["step"] <= resume_step]
-        # by way of another file, so that a kill here loses no line
-        temporary = path.with_suffix(".jsonl.tmp")
-        temporary.write_text("".join(f"{json.dumps(record)}\n" for record in kept))
-        os.replace(temporary, path)
-        self._file = path.open("a", encoding="utf-8")
+        self._kept = kept if kept and kept[-1]["step"] == resume_step else []
+        self._file = _rewritten(path, kept)
 
     def write(self, step: int, metrics: Mapping[str, float]) -> None:
         """Appends a line."""
         finite = {name: value if math.isfinite(value) else None for name, value in metrics.items()}
+        before, self._kept = self._kept, []
+        if before and step == before[-1]["step"]:
+            self._file.close()
+            self._file = _rewritten(self.context.run_dir / FILE, [*before[:-1], {**before[-1], **finite}])
+            return
         self._file.write(f"{json.dumps({'step': step, **finite}, allow_nan=False)}\n")
         self._file.flush()
 
     def close(self) -> None:
         """Closes the file."""
         self._file.close()
+
+
+def _rewritten(path: Path, records: list[dict[str, Any]]) -> TextIO:
+    """The file with these lines, open for more; by way of another file, so that a kill loses no line."""
+    temporary = path.with_suffix(".jsonl.tmp")
+    temporary.write_text("".join(f"{json.dumps(record)}\n" for record in records))
+    os.replace(temporary, path)
+    return path.open("a", encoding="utf-8")
