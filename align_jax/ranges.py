@@ -59,7 +59,7 @@ _DEVICES = Range(1, 1e5, 1e6)
 _SCALE = Range(1e-4, 1e4, 1e9)
 _SIZE = Range(1, 1e6, 1e8, least=1)  # of a model, beside the memory that it takes
 RANGES: dict[str, Range] = {
-    "run.seed": Range(0, 2**32, 2**32 - 1),
+    "run.seed": Range(0, 2**32 - 1, 2**32 - 1),
     "model.config.vocab_size": _SIZE,
     "model.config.width": _SIZE,
     "model.config.mlp_width": _SIZE,

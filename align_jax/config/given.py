@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import json
 import re
 from pathlib import Path
 
 from align_jax.config.source import ConfigValues, Override, escaped
 from align_jax.errors import UserError
+from align_jax.parsing import json_of
 
 
 def config_of(word: str, command: str, folders: bool = True) -> tuple[ConfigValues, list[Override]]:
@@ -64,7 +64,7 @@ def _of_model(word: str, command: str, config: Path | None) -> tuple[ConfigValue
 
 def _is_reward_model(config: Path) -> bool:
     try:
-        architectures = json.loads(config.read_text(encoding="utf-8")).get("architectures") or []
+        architectures = json_of(config.read_bytes()).get("architectures") or []
     except (OSError, ValueError, AttributeError):  # whoever loads the model says what is wrong
         return False
     return any(str(name).endswith("ForSequenceClassification") for name in architectures)

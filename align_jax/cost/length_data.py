@@ -7,7 +7,6 @@ end-of-sequence token. Some come with the package and are given by name, see `to
 from __future__ import annotations
 
 import dataclasses
-import json
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +16,7 @@ from align_jax.data import DataConfig, Segment, TokenGroup
 from align_jax.data.packing.plan import GroupSize, group_size
 from align_jax.errors import UserError
 from align_jax.objectives import Objective, name_of
+from align_jax.parsing import json_of
 from align_jax.registry import suggest
 
 _FOLDER = Path(__file__).parent / "lengths"
@@ -63,17 +63,20 @@ def read_lengths(given: str, option: str = "--lengths") -> list[GroupLengths]:
 def _group(line: str, where: str) -> GroupLengths:
     example = '{"prompt": 120, "responses": [300, 41]}'
     try:
-        row = json.loads(line)
-    except json.JSONDecodeError as error:
+        row = json_of(line)
+    except ValueError as error:
         raise UserError(f"{where}: is no JSON ({error}); a line is {example}") from error
     prompt, responses = (row.get(key) for key in ("prompt", "responses")) if isinstance(row, dict) else (None, None)
     if not (isinstance(responses, list) and responses and all(_counts(x) for x in (prompt, *responses))):
-        raise UserError(f"{where}: {line.strip()[:80]} is not like {example}, with whole numbers of at least 1")
+        raise UserError(f"{where}: {line.strip()[:80]} is not like {example}, with whole numbers from 1 to {_MOST:,}")
     return GroupLengths(prompt, tuple(responses))
 
 
+_MOST = 1 << 24  # tokens of a text
+
+
 def _counts(value: Any) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool) and value >= 1
+    return isinstance(value, int) and not isinstance(value, bool) and 1 <= value <= _MOST
 
 
 class LengthData:

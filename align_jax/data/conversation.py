@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from align_jax.data.formats.example import Text
 from align_jax.data.formats.messages import words
+from align_jax.parsing import json_of
 
 Message = Mapping[str, Any]
 
@@ -74,7 +74,7 @@ def _parsed(call: Any) -> Any:
         return {**call, "function": _parsed(call["function"])}
     arguments = call.get("arguments")
     try:
-        read = json.loads(arguments) if isinstance(arguments, str) else None
+        read = json_of(arguments) if isinstance(arguments, str) else None
     except ValueError:
         read = None
     return {**call, "arguments": read} if isinstance(read, dict) else call

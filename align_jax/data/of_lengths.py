@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -11,6 +10,7 @@ import numpy as np
 from align_jax.data.packing.plan import GroupSize, group_size
 from align_jax.data.records import Segment, TokenGroup
 from align_jax.errors import UserError
+from align_jax.parsing import json_of
 
 Lengths = tuple[int, tuple[int, ...]]  # tokens of a prompt, and of each of its responses
 
@@ -61,18 +61,19 @@ def read_lengths(path: str | Path) -> list[Lengths]:
     return found
 
 
+_MOST = 1 << 24
 _EXAMPLE = '{"prompt": 120, "responses": [300, 41]}'
 
 
 def _lengths(line: str, where: str) -> Lengths:
     try:
-        row = json.loads(line)
+        row = json_of(line)
         prompt, responses = row["prompt"], tuple(row["responses"])
     except (ValueError, KeyError, TypeError) as error:
         raise UserError(f"{where}: not a line such as {_EXAMPLE}: {line[:80]!r}") from error
     for value in (prompt, *responses):
-        if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-            raise UserError(f"{where}: {value!r} is no number of tokens, at least 1; a line is such as {_EXAMPLE}")
+        if isinstance(value, bool) or not isinstance(value, int) or not 1 <= value <= _MOST:
+            raise UserError(f"{where}: {value!r:.80} is no number of tokens, 1 to {_MOST:,}; a line is such as {_EXAMPLE}")
     if not responses:
         raise UserError(f"{where}: no response; a line is such as {_EXAMPLE}")
     return prompt, responses

@@ -11,6 +11,7 @@ from align_jax.data.encode import Encoder
 from align_jax.data.formats.example import Example
 from align_jax.data.sources import RowError
 from align_jax.files import write_whole
+from align_jax.parsing import json_of
 from align_jax.terminal import plural
 
 
@@ -62,7 +63,7 @@ class Rendered:
 
     def _load(self) -> dict[str, Any] | None:
         try:
-            found = json.loads(self._file.read_text(encoding="utf-8")) if self._file is not None else None
+            found = json_of(self._file.read_bytes()) if self._file is not None else None
             whole = isinstance(found, dict) and found.keys() == {"refused", "changed"} and isinstance(found["refused"], dict)
             return found if whole and isinstance(found["changed"], int) else None
         except (OSError, ValueError):

@@ -86,12 +86,15 @@ def _csv(rows: list[dict]) -> bytes:
 @functools.cache
 def files() -> dict[str, bytes]:
     import pyarrow
+    import pyarrow.ipc
     import pyarrow.parquet
 
     rows = [ROWS["groups"][1]] * 3
     lines = "".join(spelled(row) + "\n" for row in rows).encode()
-    table = io.BytesIO()
-    pyarrow.parquet.write_table(pyarrow.Table.from_pylist(rows), table)
+    table, stream, made = io.BytesIO(), io.BytesIO(), pyarrow.Table.from_pylist(rows)
+    pyarrow.parquet.write_table(made, table)
+    with pyarrow.ipc.new_stream(stream, made.schema) as writer:
+        writer.write_table(made)
     return {
         "d.jsonl": lines,
         "d.json": spelled({"data": rows}).encode(),
@@ -99,7 +102,7 @@ def files() -> dict[str, bytes]:
         "d.csv": _csv([{"prompt": "q", "chosen": "a", "rejected": "b"}] * 3),
         "d.tsv": _csv([{"prompt": "q", "chosen": "a", "rejected": "b"}] * 3),
         "d.parquet": table.getvalue(),
-        "d.arrow": table.getvalue(),
+        "d.arrow": stream.getvalue(),
     }
 
 
@@ -109,6 +112,8 @@ def files() -> dict[str, bytes]:
 @example(("d.jsonl", b'{"prompt": ' + b"9" * 5000 + b"}"))
 @example(("d.jsonl", b'{"a":' * 5000))
 @example(("d.csv", b'"'))
+@example(("d.csv", b"\x80[["))
+@example(("d.jsonl.gz", gzip.compress(b" " * (100 << 20))))
 def test_files_are_taken_or_refused(file):
     name, data = file
     read("data files", name, data, DataConfig(train=name), "dpo" if name[2:] in ("csv", "tsv") else "mpo")

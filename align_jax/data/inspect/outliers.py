@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 from typing import Any
 
@@ -13,6 +12,7 @@ from align_jax.data.inspect.findings import Finding, number
 from align_jax.data.inspect.gather import Gathered
 from align_jax.data.inspect.scores import standing
 from align_jax.data.inspect.texts import shortened
+from align_jax.parsing import json_of
 from align_jax.terminal import plural
 
 _PROMPTS = 5  # with one answer, at least
@@ -123,7 +123,7 @@ def _is_blatant(gathered: Gathered, members: np.ndarray, prompts: int) -> bool:
 def _is_json(text: str) -> bool:
     """Whether a text is an object or a list in JSON, such as a tool call."""
     try:
-        return isinstance(json.loads(text), dict | list)
+        return isinstance(json_of(text), dict | list)
     except ValueError:
         return False
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import bisect
 import hashlib
 import itertools
-import json
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
@@ -21,6 +20,7 @@ from align_jax.data.sources.base import Part, RowError, Source, at_most
 from align_jax.data.sources.plain import plain_row
 from align_jax.data.sources.separated import read_separated
 from align_jax.errors import UserError
+from align_jax.parsing import broken, json_of
 
 
 class ArrowRows:
@@ -76,7 +76,7 @@ def _meant(kind: pyarrow.DataType, value: Any) -> Any:
     if value is None or not (kinds.is_nested(kind) or _is_json(kind)):
         return value
     if _is_json(kind):
-        return json.loads(value)
+        return json_of(value)
     if kinds.is_map(kind):
         return {key: _meant(kind.item_type, inner) for key, inner in value}
     if kinds.is_struct(kind):
@@ -105,7 +105,7 @@ def open_tables(files: Sequence[Path], name: str) -> Source:
             digest.update(hashlib.file_digest(stream, "sha256").digest())
         try:
             tables[file] = _READERS[_ending(file)](file)
-        except (pyarrow.ArrowException, OSError) as error:
+        except Exception as error:  # bytes that are no such file may raise whatever comes
             raise UserError(f"{file}: cannot be read as {_NAMES[_ending(file)]}: {error}") from error
         _check_names(tables[file], file)
         notes += _foreign(tables[file].schema, file)
@@ -129,9 +129,15 @@ def _parquet(file: Path) -> pyarrow.Table:
 def _arrow(file: Path) -> pyarrow.Table:
     mapped = pyarrow.memory_map(str(file))
     try:
-        return pyarrow.ipc.open_stream(mapped).read_all()
+        table = pyarrow.ipc.open_stream(mapped).read_all()
     except pyarrow.ArrowInvalid:
-        return pyarrow.ipc.open_file(mapped).read_all()
+        table = pyarrow.ipc.open_file(mapped).read_all()
+    try:
+        table.validate(full=True)  # offsets that point outside are else read as they are
+    except pyarrow.ArrowInvalid as error:
+        if "UTF8" not in str(error):  # of which each row says so itself
+            raise
+    return table
 
 
 _READERS = {
@@ -173,6 +179,8 @@ def open_saved(folder: Path, part: Part) -> Source:
     notes = part.of_local(str(folder))
     if (folder / "dataset_dict.json").exists():
         splits = _json(folder / "dataset_dict.json").get("splits", [])
+        if not isinstance(splits, list) or not all(isinstance(name, str) and Path(name).name == name for name in splits):
+            raise UserError(f"{folder / 'dataset_dict.json'}: its splits are {splits!r:.80}; expected names of folders there")
         if part.wanted not in splits:
             raise UserError(f"{folder} has no split {part.wanted!r}; it has {', '.join(splits)}; set {part.key}")
         folder = folder / part.wanted
@@ -187,7 +195,14 @@ def open_saved(folder: Path, part: Part) -> Source:
 
 def _saved(folder: Path, state: dict, notes: list[str]) -> Source:
     """Read without `datasets`, which refuses columns and formats (of numpy, torch) of which it does not know the library."""
-    names = [file["filename"] for file in state.get("_data_files") or []]
+    listed = state.get("_data_files") or []
+    entries = listed if isinstance(listed, list) else [None]
+    names = [entry.get("filename") if isinstance(entry, dict) else None for entry in entries]
+    for name in names:
+        if not isinstance(name, str) or Path(name).name != name or broken(name):
+            raise UserError(f"{folder / 'state.json'}: _data_files names {name!r:.80}; expected files beside it")
+    if not isinstance(state.get("_fingerprint"), str):
+        raise UserError(f"{folder / 'state.json'}: its _fingerprint is {state.get('_fingerprint')!r:.80}; expected text")
     missing = [name for name in names if not (folder / name).exists()]
     if missing:
         more = f" and {len(missing) - 1} more" if len(missing) > 1 else ""
@@ -198,7 +213,7 @@ def _saved(folder: Path, state: dict, notes: list[str]) -> Source:
     for name in names:
         try:
             tables[folder / name] = _arrow(folder / name)
-        except (pyarrow.ArrowException, OSError) as error:
+        except Exception as error:
             raise UserError(f"{folder / name}: cannot be read as Arrow: {error}; copy the whole folder again") from error
         _check_names(tables[folder / name], folder / name)
     if state.get("_indices_data_files"):
@@ -208,7 +223,7 @@ def _saved(folder: Path, state: dict, notes: list[str]) -> Source:
 
 def _json(file: Path) -> dict:
     try:
-        found = json.loads(file.read_text(encoding="utf-8"))
+        found = json_of(file.read_bytes())
     except (OSError, ValueError) as error:
         raise UserError(f"{file}: not what datasets.save_to_disk writes: {error}") from error
     if not isinstance(found, dict):

@@ -6,6 +6,7 @@ import codecs
 import gzip
 import hashlib
 import json
+import zlib
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,9 @@ from typing import Any
 from align_jax.data.sources.base import RowError, Source, digest_of_first
 from align_jax.data.sources.plain import broken_text, once, row_of
 from align_jax.errors import UserError
+from align_jax.parsing import json_of
 
+_PACKED, _PACKED_LEAST = 200, 1 << 26  # what is unpacked is at most so many times the file, and so many bytes
 _LISTS = ("data", "rows")  # keys of a document below which its rows stand
 _WIDE = {codecs.BOM_UTF16_LE: "UTF-16", codecs.BOM_UTF16_BE: "UTF-16"}
 
@@ -42,10 +45,16 @@ def _head(file: Path) -> bytes:
 
 
 def _decompressed(file: Path) -> bytes:
+    """The content of a gzip file; UserError where it is none, or grows beyond all that text does."""
+    most = _PACKED_LEAST + _PACKED * file.stat().st_size
     try:
-        return gzip.decompress(file.read_bytes())
-    except (OSError, EOFError) as error:
+        with gzip.open(file) as stream:
+            content = stream.read(most + 1)
+    except (OSError, EOFError, zlib.error) as error:
         raise UserError(f"{file}: not a whole gzip file: {error}") from error
+    if len(content) > most:
+        raise UserError(f"{file}: it holds more than {_PACKED} times its size, which no rows do; unpack it if it is meant")
+    return content
 
 
 def _document(file: Path, data: bytes | None, start: bytes) -> tuple[list, str] | None:
@@ -102,7 +111,10 @@ class JsonRows:
         self.file, self.digest = file, digest
         if max_rows is not None and max_rows < len(rows):
             self.digest = digest_of_first(digest, max_rows)
-        self._rows = [json.dumps(row) for row in rows[:max_rows]]  # every reader gets rows of its own
+        try:
+            self._rows = [json.dumps(row) for row in rows[:max_rows]]  # every reader gets rows of its own
+        except RecursionError as error:
+            raise UserError(f"{file}: lists or objects too deep in one another") from error
         if not rows:
             raise UserError(f"{file} is empty; expected a list of JSON objects")
 
@@ -110,7 +122,10 @@ class JsonRows:
         return len(self._rows)
 
     def __getitem__(self, index: int) -> dict[str, Any]:
-        row = json.loads(self._rows[index])
+        try:
+            row = json_of(self._rows[index])
+        except ValueError as error:
+            raise RowError(f"not JSON: {error}") from error
         if problem := broken_text(row):
             raise RowError(problem)
         return row

@@ -12,6 +12,7 @@ import yaml
 
 from align_jax.data.sources.base import Part
 from align_jax.errors import UserError
+from align_jax.parsing import broken, check_yaml
 
 _WORDS = {
     "train": ("train", "training"),
@@ -75,8 +76,9 @@ def configurations(folder: Path) -> list[Configuration]:
     if not header:
         return []
     try:
+        check_yaml(header[1])
         values = yaml.safe_load(header[1])
-    except yaml.YAMLError as error:
+    except (yaml.YAMLError, ValueError, TypeError) as error:
         raise UserError(f"{readme}: its header is not YAML: {str(error).splitlines()[0]}") from error
     given = values.get("configs") or [] if isinstance(values, dict) else []
     if not isinstance(given, list) or not all(isinstance(one, dict) and "config_name" in one for one in given):
@@ -93,7 +95,11 @@ def _configuration(readme: Path, given: dict) -> Configuration:
         if not isinstance(path, str | list) or "split" not in entry:
             raise UserError(f"{readme}: data_files of configuration {name!r}: expected split and path, got {item!r}")
         patterns.setdefault(str(entry["split"]), []).extend([path] if isinstance(path, str) else map(str, path))
-    return Configuration(name, str(given.get("data_dir") or ""), patterns, bool(given.get("default")))
+    data_dir = str(given.get("data_dir") or "")
+    for path in [data_dir, *(path for paths in (patterns or {}).values() for path in paths)]:
+        if PurePath(path).is_absolute() or ".." in PurePath(path).parts or broken(path):
+            raise UserError(f"{readme}: configuration {name!r} names {path!r:.80}, which is not in the folder of this file")
+    return Configuration(name, data_dir, patterns, bool(given.get("default")))
 
 
 def chosen_configuration(folder: Path, part: Part) -> Configuration | None:

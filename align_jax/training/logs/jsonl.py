@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, ClassVar, TextIO
 
 from align_jax.errors import UserError
+from align_jax.parsing import json_of
 from align_jax.training.logs.sink import Context, Sink
 
 FILE = "metrics.jsonl"
@@ -28,7 +29,7 @@ def read_metrics(path: str | Path) -> list[dict[str, Any]]:
     # what follows the last newline was cut short
     for number, line in enumerate(lines[:-1], start=1):
         try:
-            record = json.loads(line)
+            record = json_of(line)
             record["step"] + 0
         except (ValueError, TypeError, KeyError) as error:
             raise UserError(f"{path}:{number}: not a line of metrics: {line[:80]!r}; mend or remove it") from error
