@@ -113,7 +113,7 @@ def _tell_others(error: str) -> None:
 
 def _job(name: str, rest: list[str], request: Invocation) -> Any:
     """What this process was told, for the others to compare."""
-    from align_jax.config.identity import flat
+    from align_jax.config.identity import flat, is_own
     from align_jax.parallel.distributed import JobFacts
 
     facts: dict[str, Any] = {"command": name}
@@ -121,15 +121,10 @@ def _job(name: str, rest: list[str], request: Invocation) -> Any:
     wait_s = None
     for i, values in enumerate(_given_values(request)):
         which = "config" if len(request.read) == 1 else f"config {i + 1}"
-        facts |= {f"{which} {key}": value for key, value in flat(values).items() if not _is_own(key)}
+        facts |= {f"{which} {key}": value for key, value in flat(values).items() if not is_own(key)}
         wait_s = (values.get("run") or {}).get("wait_s") if wait_s is None else wait_s
     own = {} if not isinstance(wait_s, (int, float)) or not wait_s > 0 else {"wait_s": float(wait_s)}
     return JobFacts(facts, again=shlex.join(["align-jax", *name.split(), *rest]), **own)
-
-
-def _is_own(key: str) -> bool:
-    """Whether processes may have different values of a key: what is shown, and how each reads."""
-    return key.startswith("log.") or key in ("data.workers", "data.prefetch", "reference.cache_dir", "run.wait_s")
 
 
 def _given_values(request: Invocation) -> list[dict[str, Any]]:

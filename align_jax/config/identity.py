@@ -33,6 +33,9 @@ FREE = (
     "data.date",  # where a template prints it, the rows become other tokens, and a run knows its rows
 )
 
+# Keys that each of several processes may have its own value of: what is shown, how it reads, where it keeps what follows.
+_OWN = ("log", "data.workers", "data.prefetch", "reference.cache_dir", "run.wait_s")
+
 # Keys that came later, at the value that means what was there before: no run is another one for them.
 LATER: dict[str, Any] = {
     "model.chat_template": None,
@@ -92,6 +95,11 @@ def _flat(values: Mapping[str, Any]) -> dict[str, Any]:
     if not isinstance(terms, list):
         return flat(values)
     return flat({**values, "objective": {str(i): term for i, term in enumerate(terms)}})
+
+
+def is_own(key: str) -> bool:
+    """Whether the processes of one job may have different values of a key."""
+    return _is_free(key, _OWN)
 
 
 def difference(before: Mapping[str, Any], after: Mapping[str, Any], free: tuple[str, ...] = FREE) -> tuple | None:

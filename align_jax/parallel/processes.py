@@ -13,6 +13,8 @@ import numpy as np
 from jax.experimental import multihost_utils
 
 from align_jax.errors import UserError
+from align_jax.parallel.facts import differences, named
+from align_jax.parallel.roll_call import WAIT_SECONDS, Announcements, MissingProcess, told_apart
 from align_jax.private import changed, private
 
 
@@ -48,6 +50,112 @@ def of_first(value: int) -> int:
 def largest_anywhere(sizes: tuple[int, ...]) -> tuple[int, ...]:
     """The largest of each size over all processes, asked for on the devices: they wait; all must call."""
     return tuple(int(n) for n in multihost_utils.process_allgather(np.asarray(sizes)).max(axis=0))
+
+
+def decided(what: str, value: Any, rule: Callable[[list[Any]], Any]) -> Any:
+    """What follows from all processes' values, the same on each; no device takes part, and all must call, in the main thread.
+
+    Whoever is waited for is said after seconds; after `run.wait_s` it ends.
+
+    Args:
+      what: is decided, for the user. value: this process's, JSON. rule: values in the order of the processes -> JSON; the first
+        process applies it.
+
+    Raises:
+      MissingProcess: others did not say theirs in time.
+    """
+    if jax.process_count() == 1:
+        return rule([value])
+    store, folder, number = _key_value_store(), "align_jax/decided", next(_DECISIONS)
+    own, at, waiting = jax.process_index(), f"{folder}/{number}", Announcements(_limit[0])
+    if own > 0:
+        store.key_value_set(key=f"{at}/{own}", value=json.dumps(value, default=str))
+        return json.loads(_wait_for(store, at, "answer", what, waiting))
+    others = [json.loads(_wait_for(store, at, str(i), what, waiting)) for i in range(1, jax.process_count())]
+    found = rule([json.loads(json.dumps(value, default=str)), *others])
+    store.key_value_set(key=f"{at}/answer", value=json.dumps(found, default=str))
+    store.key_value_delete(key=f"{folder}/{number - 1}/")  # all have asked again, so all have read what was answered before
+    return found
+
+
+def from_first(what: str, make: Callable[[], Any]) -> Any:
+    """What the first process makes of its disk, JSON, on all of them; all must call, in the main thread."""
+    if jax.process_count() == 1:
+        return make()
+    return decided(what, make() if jax.process_index() == 0 else None, lambda values: values[0])
+
+
+def tried(what: str, part: Callable[[], Any], spell: Callable[[Exception], str]) -> tuple[Any, str]:
+    """Does a part of the work on every process, in which none waits for another; what one finds wrong holds for all.
+
+    Args:
+      what: is done, for the user. part: raises where it fails. spell: an error in a few words.
+
+    Returns:
+      What `part` returned, and an empty text; or None and the first error of any process, in words.
+
+    Raises:
+      UserError: some process raised one; all do.
+    """
+    found, wrong = None, None
+    try:
+        found = part()
+    except Exception as error:
+        if jax.process_count() == 1 and isinstance(error, UserError):
+            raise
+        wrong = [str(error) if isinstance(error, UserError) else spell(error), isinstance(error, UserError)]
+    errors = decided(what, wrong, list)
+    first = next((i for i, error in enumerate(errors) if error), None)
+    if first is None:
+        return found, ""
+    text, mendable = errors[first]
+    text = text if len(errors) == 1 else f"{text} (on process {first} of {len(errors)})"
+    if mendable:
+        raise UserError(text)
+    return None, text
+
+
+def agree(what: str, facts: dict[str, Any]) -> None:
+    """Compares what must be the same on all processes, before one waits for another that does something else.
+
+    Args:
+      what: they are facts of. facts: name -> JSON.
+
+    Raises:
+      UserError: they differ, on all processes, with each one's value.
+    """
+    if jax.process_count() == 1:
+        return
+    lines = decided(what, facts, lambda values: differences(dict(enumerate(values))))
+    if lines:
+        raise UserError(told_apart(lines))
+
+
+def wait_at_most(seconds: float) -> None:
+    """`run.wait_s`, from here on."""
+    _limit[0] = seconds
+
+
+_limit = [WAIT_SECONDS]
+_DECISIONS = itertools.count(1)  # the same in every process
+_LOOK_MS = 500  # between two looks at the clock
+
+
+def _wait_for(store: Any, at: str, key: str, what: str, waiting: Announcements) -> str:
+    while True:
+        try:
+            return store.blocking_key_value_get(key=f"{at}/{key}", timeout_in_ms=_LOOK_MS)
+        except jax.errors.JaxRuntimeError as error:
+            if "DEADLINE_EXCEEDED" not in str(error):
+                raise
+        if waiting.over or waiting.due:
+            there = {name.rpartition("/")[2] for name, _ in store.key_value_dir_get(f"{at}/")}
+            late = [i for i in range(jax.process_count()) if str(i) not in there and i != jax.process_index()]
+            late = [i for i in late if i > 0 or len(late) == 1] or late
+            text = f"{named(late)} of {jax.process_count()}: {what}"
+            if waiting.over:
+                raise MissingProcess(f"nothing came in time (run.wait_s) from {text}; see what it says, and start all again")
+            waiting.say(f"waiting for {text}")
 
 
 class LargestAhead:

@@ -8,7 +8,7 @@ from typing import get_args
 from align_jax.config import Config
 from align_jax.data import GroupDataset
 from align_jax.errors import UserError
-from align_jax.parallel.processes import of_first
+from align_jax.parallel.processes import from_first, of_first
 from align_jax.recipes.folder import RunFolder, save_every
 from align_jax.recipes.say import say
 from align_jax.training import optim
@@ -56,9 +56,18 @@ def with_its_decay(config: Config, folder: RunFolder) -> Config:
 
 def made_already(folder: RunFolder, config: Config) -> int | None:
     """The steps of a run that has all that `train.steps` asks for, so that neither model nor data are needed; else None."""
-    made, asked = folder.steps[-1:] if folder.is_run else [], config.train.steps
+    asked = config.train.steps
+    made = from_first("the steps that were made", lambda: folder.steps[-1:] if folder.is_run else [])
     due = folder.is_due(made[0] if made else -1)
     return made[0] if made and asked is not None and made[0] >= asked and not due else None
+
+
+def kept_in(folder: RunFolder) -> str:
+    """What a run that ends early leaves, in a few words."""
+    steps = folder.steps
+    if not steps:
+        return f"{folder.path} has no checkpoint"
+    return f"the newest checkpoint is that of step {steps[-1]}, in {folder.path}"
 
 
 def nothing_to_do(folder: RunFolder, begun: int, steps: int, early: StopEarly | None) -> str:
@@ -98,7 +107,7 @@ def stop_early(folder: RunFolder, config: Config, begun: int) -> StopEarly | Non
     options, patience = config.checkpoint, config.train.patience
     if patience is None:
         return None
-    history = [line for line in folder.history if line["step"] <= begun]
+    history = from_first("the evaluations so far", lambda: [line for line in folder.history if line["step"] <= begun])
     return StopEarly(options.best_metric, patience, options.mode, history)
 
 

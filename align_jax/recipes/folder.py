@@ -24,7 +24,7 @@ from align_jax.files import write_whole
 from align_jax.lock import check_held, held
 from align_jax.models import ModelConfig
 from align_jax.models.adapter import Adapter
-from align_jax.parallel.processes import of_first, on_first
+from align_jax.parallel.processes import from_first, of_first, on_first
 from align_jax.parallel.stop import cleaned_up
 from align_jax.parsing import json_of
 from align_jax.recipes.onpolicy import best_round
@@ -160,7 +160,7 @@ class RunFolder:
         if options.best_metric is None:
             raise UserError(f"{self.path} was trained without checkpoint.best_metric; give a step, one of {self.steps}")
         with Checkpointer(folder, 1, options.best_metric, options.mode, read_only=True) as checkpoints:
-            found = checkpoints.best_step()
+            found = from_first("the best checkpoint", checkpoints.best_step)
         if found is None:
             raise UserError(f"{self.path}: no checkpoint of steps {self.steps} has the metric {options.best_metric!r}")
         return found

@@ -28,7 +28,7 @@ from align_jax.data.prompts import distinct_prompts
 from align_jax.errors import UserError
 from align_jax.evaluation.rounds_plot import draw_rounds
 from align_jax.models import Decoder
-from align_jax.parallel.processes import of_first
+from align_jax.parallel.processes import from_first, of_first
 from align_jax.parallel.stop import StoppedPass, StopSignal
 from align_jax.recipes import onpolicy
 from align_jax.recipes.before import with_its_decay
@@ -177,7 +177,7 @@ def _start_folder(config: Config, root: Path) -> str:
 
 def _report(job: Job, number: int) -> float:
     """Writes `rounds.jsonl` up to this round, and says a line about it; returns its KL to the start."""
-    found = [job.evaluation(n) for n in range(number + 1)]
+    found = from_first("what rounds were measured", lambda: [job.evaluation(n) for n in range(number + 1)])
     write(job.root / LINES, "".join(json.dumps(line) + "\n" for line in found))
     now, before = found[-1], f"{found[-2]['eval/reward']:.3f} -> " if number else ""
     gain = f" (against the start {with_interval(now, 'gain')})" if number else ", before training"

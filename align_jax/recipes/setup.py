@@ -33,6 +33,7 @@ from align_jax.parallel.mesh import axis_sizes, data_shards, idle, make_mesh, re
 from align_jax.parallel.processes import LargestAhead, largest_anywhere, of_first
 from align_jax.parallel.stop import StoppedPass, listening
 from align_jax.parallel.tpu_flags import compiler_options
+from align_jax.recipes.alike import agree_on, agree_on_model, agree_on_rows
 from align_jax.recipes.auto_mesh import with_mesh
 from align_jax.recipes.experts import check_experts
 from align_jax.recipes.fits import check_batches_fit
@@ -75,10 +76,12 @@ class Setup:
         Raises:
           UserError: a mesh that does not fit the devices, or a model that cannot be read.
         """
+        agree_on(config)
         config = on_its_day(config)
         if jax.default_backend() == "gpu":
             say_once(gpu_flags_in_use())
         source = for_length(starting_model(config) if source is None else source, sum(_cuts(config)))
+        agree_on_model(source)
         if config.mesh.auto:
             trains = config.objective is not None and config.data is not None and config.data.train is not None
             config = with_mesh(config, source.shape, _use_of(source) if trains else None)
@@ -286,7 +289,7 @@ class Setup:
         objective = objective or self.objective
         opened = opened or self.opened(which)
         with watching(f"reading data.{which}"):
-            return GroupDataset(
+            dataset = GroupDataset(
                 self.config.data,
                 which,
                 self.encoder,
@@ -296,6 +299,8 @@ class Setup:
                 spool_dir=self.folder.path / "spool",
                 opened=opened,
             )
+        agree_on_rows(which, dataset)
+        return dataset
 
     @property
     def layout(self) -> RowLayout:

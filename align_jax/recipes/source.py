@@ -26,10 +26,11 @@ from align_jax import hf
 from align_jax.config import Config
 from align_jax.data.guarded import plain_jinja
 from align_jax.errors import UserError
-from align_jax.files import fingerprint_files
+from align_jax.files import fingerprint_files, glimpse_files
 from align_jax.models import ModelConfig, init_weights, weight_shardings
 from align_jax.models.adapting import adapter_of, fresh_adapter, merged, trained_paths, with_adapter
 from align_jax.objectives import name_of
+from align_jax.parallel.processes import from_first
 from align_jax.recipes.fits import check_weights_fit
 from align_jax.recipes.folder import RunFolder
 from align_jax.training.checkpoint import Checkpointer
@@ -96,6 +97,10 @@ class ModelSource:
         """What tells its weights from others: a JSON value that a new start gives again."""
         raise TypeError(f"{type(self).__name__} does not say what tells its weights from others")
 
+    def glimpse(self) -> Any:
+        """As `fingerprint`, of pieces of its files, which takes no time; None where there are none."""
+        return None
+
     def describe(self) -> str:
         """The model in a few words."""
         raise TypeError(f"{type(self).__name__} does not say what it is")
@@ -153,6 +158,9 @@ class StoredModel(ModelSource):
         files = fingerprint_files(self.folder.glob("*.safetensors"))
         return files if self.shape.quantize is None else [files, self.shape.quantize]
 
+    def glimpse(self) -> str:
+        return glimpse_files(self.folder.glob("*.safetensors"))
+
     def describe(self) -> str:
         return self.given
 
@@ -188,6 +196,9 @@ class AdaptedModel(ModelSource):
         if self.folder is None:
             return under
         return [under, fingerprint_files(hf.adapter_files(self.folder))]
+
+    def glimpse(self) -> list[Any]:
+        return [self.under.glimpse(), None if self.folder is None else fingerprint_files(hf.adapter_files(self.folder))]
 
     def describe(self) -> str:
         return self.under.describe() + ("" if self.folder is None else f" with {self.folder}")
@@ -281,7 +292,7 @@ def model_at(given: str | os.PathLike, head: str, key: str) -> ModelSource:
     Raises:
       UserError: a run without a checkpoint, a model with another head, or neither of the two; opens with `key`.
     """
-    folder = RunFolder(Path(given)).chosen
+    folder = _chosen(given)
     is_adapter = (folder.path / hf.ADAPTER).exists()  # refused below, with what to do
     if folder.path.is_dir() and not folder.is_run and not is_adapter and not (folder.path / "config.json").exists():
         raise UserError(
@@ -305,6 +316,11 @@ def model_at(given: str | os.PathLike, head: str, key: str) -> ModelSource:
     return trained_model(folder, key=key)
 
 
+def _chosen(given: str | os.PathLike) -> RunFolder:
+    """The folder that stands for a run, by the first process's disk."""
+    return RunFolder(Path(from_first(f"the checkpoints of {given}", lambda: str(RunFolder(Path(given)).chosen.path))))
+
+
 def trained_model(folder: RunFolder, step: int | None = None, key: str = "run.dir") -> TrainedModel:
     """The model of a run's checkpoint, the newest one where `step` is None."""
     common = {"shape": folder.shape, "tokenizer_at": str(folder.tokenizer), "key": key, "hf_config": folder.hf_config}
@@ -318,8 +334,8 @@ def current_model(config: Config) -> ModelSource:
     Raises:
       UserError: the run trained a model with another head than this config's objective needs.
     """
-    folder = RunFolder(Path(config.run.dir)).chosen if config.run.dir else None
-    if folder is None or not folder.is_run or not folder.steps:
+    folder = _chosen(config.run.dir) if config.run.dir else None
+    if folder is None or not from_first("the newest checkpoint", lambda: folder.is_run and bool(folder.steps)):
         return starting_model(config)
     return model_at(folder.path, config.head, "run.dir")
 

@@ -18,12 +18,15 @@ from align_jax.data import BatchLoader, GroupDataset
 from align_jax.errors import UserError
 from align_jax.models.adapting import trained_paths, trained_weights
 from align_jax.objectives.by_source import told_apart
+from align_jax.parallel.company import advising
 from align_jax.parallel.mesh import put_batch
 from align_jax.parallel.stop import StopSignal
+from align_jax.recipes.alike import agree_on
 from align_jax.recipes.announced import AnnouncedStep
 from align_jax.recipes.before import (
     check_best_metric,
     check_sinks,
+    kept_in,
     made_already,
     nothing_to_do,
     other_rows,
@@ -101,6 +104,7 @@ def train(config: Config, stop: StopSignal | None = None) -> Run:
         told = Told(config)
         stop = stack.enter_context(StopSignal("this step", say)) if stop is None else stop
         stop.idle()
+        agree_on(config)
         check_sinks(config)
         check_best_metric(config)
         folder = RunFolder(Path(config.run.dir))
@@ -113,6 +117,7 @@ def train(config: Config, stop: StopSignal | None = None) -> Run:
             say(nothing_to_do(folder, made, config.train.steps, None))
             told.end(folder.path, folder.history)
             return _run(folder, made, finished=True)
+        stack.enter_context(advising(lambda: kept_in(folder)))
         with watching("starting: devices, model and tokenizer"):
             setup = Setup.of(config)
         stack.enter_context(jax.set_mesh(setup.mesh))
@@ -231,7 +236,7 @@ class Training:
           UserError: the rows of `data.train` are not those that the run began with, so its place among them means nothing.
         """
         config, shape = self.setup.config, self.setup.source.shape
-        if checkpoints.latest_step() is None:
+        if not checkpoints.agreed_steps():
             return None
         shapes = state_shapes(
             shape, self.optimizer, config.model.param_dtype, live=self.setup.live if self.live_moves else None

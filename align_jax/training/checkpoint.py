@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import functools
 import json
 import logging
 import math
@@ -23,9 +24,11 @@ from typing import Any, Literal
 
 import jax
 import orbax.checkpoint as ocp
+from etils import epath
 
 from align_jax.errors import UserError
 from align_jax.models.finite import spelled
+from align_jax.parallel.processes import decided, tried
 from align_jax.training.kept import KeepLatestAndBest
 from align_jax.training.manifest import check_files, write_manifest
 from align_jax.training.orbax_logs import tracebacks_left_out, warnings_of_reading_left_out
@@ -81,6 +84,7 @@ class Checkpointer:
         self._quiet = contextlib.ExitStack()
         # Compressed, float32 weights and moments take 8 % less, and half as long again to write.
         handler = ocp.PyTreeCheckpointHandler(use_compression=False)
+        self._handlers = {_STATE: handler, _EXTRA: ocp.JsonCheckpointHandler()}
         try:
             with warnings_of_reading_left_out():
                 self._manager = ocp.CheckpointManager(
@@ -94,13 +98,16 @@ class Checkpointer:
                         lightweight_initialize=True,
                         async_options=ocp.AsyncOptions(post_finalization_callback=self._list_files),
                     ),
-                    item_handlers={_STATE: handler, _EXTRA: ocp.JsonCheckpointHandler()},
+                    item_handlers=self._handlers,
                 )
         except OSError as error:
             raise UserError(f"cannot open the checkpoint folder {self.directory}: {error.strerror or error}") from error
         self._quiet.enter_context(tracebacks_left_out())
         for step in self.steps():
             self._remember_score(step)
+        if best_metric is not None and not read_only:  # or each process would keep and delete others
+            scores = decided("the scores of checkpoints", sorted(self._policy.scores.items()), lambda found: found[0])
+            self._policy.scores = {step: score for step, score in scores}
 
     def _remember_score(self, step: int) -> None:
         """Reads the metric of a checkpoint on disk; one that cannot be read is never the best."""
@@ -122,6 +129,10 @@ class Checkpointer:
     def steps(self) -> list[int]:
         """Steps of the complete checkpoints on disk, oldest first, without those found damaged."""
         return sorted(step for step in ocp.utils.checkpoint_steps(self.directory) if step not in self._damaged)
+
+    def agreed_steps(self) -> list[int]:
+        """`steps()`, as far as all processes have them on their disks; all must call."""
+        return decided("the list of checkpoints", self.steps(), lambda found: sorted(set.intersection(*map(set, found))))
 
     def latest_step(self) -> int | None:
         """The newest step of `steps()`, or None."""
@@ -259,28 +270,38 @@ class Checkpointer:
             not exist or is damaged, or no checkpoint can be read.
         """
         self.wait()
-        steps = self.steps()
+        steps = self.agreed_steps()
         if step is not None and step not in steps:
             raise UserError(f"no checkpoint of step {step} in {self.directory}; there are {steps or 'none'}")
         for candidate in [step] if step is not None else steps[::-1]:
             folder = self.directory / str(candidate)
-            try:
-                self._check_files(folder)
-                return self._read(candidate, abstract_state, subset)
-            except UserError:
-                raise
-            except Exception as error:  # a damaged file surfaces as whatever Orbax, TensorStore or json raise
-                reason = _first_line(error)
-                if step is not None:
-                    raise UserError(f"checkpoint {folder} is damaged: {reason}; choose one of {steps}") from error
-                self._damaged[candidate] = reason
-                self._policy.scores.pop(candidate, None)
-                message = f"checkpoint {folder} is damaged and not used: {reason}"
-                warnings.warn(message, DamagedCheckpointWarning, stacklevel=2)
+            found, reason = self._read_together(candidate, abstract_state, subset)
+            if not reason:
+                return found
+            if step is not None:
+                raise UserError(f"checkpoint {folder} is damaged: {reason}; choose one of {steps}")
+            self._damaged[candidate] = reason
+            self._policy.scores.pop(candidate, None)
+            message = f"checkpoint {folder} is damaged and not used: {reason}"
+            warnings.warn(message, DamagedCheckpointWarning, stacklevel=2)
         if steps:
             reason = self._damaged[steps[-1]]
             raise UserError(f"none of the checkpoints {steps} in {self.directory} can be read: {reason}")
         return None
+
+    def _read_together(self, step: int, abstract_state: Any, subset: bool) -> tuple[Any, str]:
+        """What a checkpoint holds, and why it is damaged: what one process sees holds for all, and none waits for another."""
+        folder, found = self.directory / str(step), None
+        parts = (
+            lambda _: self._check_files(folder),
+            lambda _: self._read(step, abstract_state, subset),
+            lambda read: self._checked(*read),  # the devices take part
+        )
+        for part in parts:
+            found, reason = tried(f"reading {folder}", functools.partial(part, found), _first_line)
+            if reason:
+                return None, reason
+        return found, ""
 
     def _check_files(self, folder: Path) -> None:
         """Each process checks its share, before anything is read; DamagedFileError names the file."""
@@ -288,7 +309,8 @@ class Checkpointer:
             self._told_of_old = True
             _logger.warning("%s has no list of its files (an earlier version wrote it): only its tensors are checked", folder)
 
-    def _read(self, step: int, abstract_state: Any, subset: bool) -> tuple[Any, dict[str, Any]]:
+    def _read(self, step: int, abstract_state: Any, subset: bool) -> tuple[dict[str, Any], dict[str, Any], Any]:
+        """The arrays by name, the document beside them, and how they make a state."""
         leaves, treedef = flatten_names(abstract_state)
         saved = self._manager.item_metadata(step)[_STATE]
         if saved is None:
@@ -302,17 +324,22 @@ class Checkpointer:
         args = ocp.args.PyTreeRestore(
             item=stored, restore_args=ocp.checkpoint_utils.construct_restore_args(stored), partial_restore=subset
         )
-        items = ocp.args.Composite(**{_STATE: args, _EXTRA: ocp.args.JsonRestore()})
-        restored = self._manager.restore(step, args=items)
-        arrays, document = restored[_STATE], restored[_EXTRA]
+        # Not by the manager, in which processes wait for one another, and so for one that found a file damaged.
+        folder = epath.Path(self.directory / str(step))
+        arrays = self._handlers[_STATE].restore(folder / _STATE, args=args)
+        document = self._handlers[_EXTRA].restore(folder / _EXTRA, args=ocp.args.JsonRestore())
+        return arrays, document, (treedef, [(name, leaf.dtype) for name, leaf in wanted.items()])
+
+    def _checked(self, arrays: dict[str, Any], document: dict[str, Any], state: Any) -> tuple[Any, dict[str, Any]]:
+        """The state and its document, where the tensors are what was saved, and numbers."""
         sums, bad = sums_and_bad(arrays)
         for name, checksum in sums.items():
             if checksum != document["checksums"][name]:
                 raise ValueError(f"tensor {name!r} is not what was saved (its checksum differs)")
         if bad:
             raise ValueError(f"{spelled(bad)} of its weights hold NaN or infinite values, as the run had them then")
-        state = jax.tree.unflatten(treedef, [arrays[name].astype(leaf.dtype) for name, leaf in wanted.items()])
-        return state, document["extra"]
+        treedef, leaves = state
+        return jax.tree.unflatten(treedef, [arrays[name].astype(dtype) for name, dtype in leaves]), document["extra"]
 
     def __enter__(self) -> Checkpointer:
         return self
