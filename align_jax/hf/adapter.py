@@ -28,6 +28,7 @@ from align_jax.hf.dtypes import resolve_dtype
 from align_jax.hf.fields import number
 from align_jax.hf.files import ADAPTER, ADAPTER_WEIGHTS, Checkpoint, read_json, split_revision
 from align_jax.hf.folder import check_target, check_tokenizer, save_tokenizer, written_whole
+from align_jax.hf.fused import Apart, module_of, shape_together, together
 from align_jax.hf.writer import write_json, write_safetensors
 from align_jax.models import Decoder, ModelConfig, weight_shapes
 from align_jax.models.adapter import MAGNITUDE, MLP_TARGETS, TARGETS, A, Adapter, B
@@ -66,11 +67,10 @@ def read_adapter(folder: str | os.PathLike, config: ModelConfig) -> Adapter:
         the tensor.
     """
     folder = _folder(folder)
-    _check_apart(config)
     file = folder / ADAPTER
-    values, checkpoint = read_json(file), Checkpoint(folder, ADAPTER_WEIGHTS)
+    values, checkpoint = read_json(file), _checkpoint(folder, config)
     _check_kind(file, values)
-    found = list(_tensors(checkpoint, config))
+    found = list(_tensors(checkpoint, _apart(config)))
     shape = _ranks(checkpoint, config, found)
     alphas = {
         target: tuple(_pattern(file, values, "alpha", _module(config, target, layer)) for layer in range(config.layers))
@@ -108,13 +108,13 @@ def load_adapter(folder: str | os.PathLike, config: ModelConfig, shardings: Mapp
       UserError: a tensor of another shape, or one that is absent, by name.
     """
     folder = _folder(folder)
-    checkpoint = Checkpoint(folder, ADAPTER_WEIGHTS)
+    checkpoint = _checkpoint(folder, config)
     shapes, places = flatten_dict(weight_shapes(config)), flatten_dict(shardings or {})
     arrays = {path: np.zeros(shapes[path], np.float32) for path in trained_paths(config)}
     for path in arrays:
         if path[-1].endswith(MAGNITUDE):
             arrays[path] += 1
-    for tensor in _tensors(checkpoint, config.base):
+    for tensor in _tensors(checkpoint, _apart(config.base)):
         shape = tensor.weight.shape_of_one(config)
         value = _ours(checkpoint, tensor, shape)
         whole = arrays[tensor.weight.path]
@@ -136,22 +136,22 @@ def save_adapter(
       dtype: of the written weights, a type or its name; None: float32.
 
     Raises:
-      UserError: a model without an adapter, `out_dir` holds other files, or the disk is too full.
+      UserError: a model without an adapter, DoRA of a part of what a checkpoint holds as one tensor (Phi), `out_dir` holds
+        other files, or the disk is too full.
     """
     config, weights = model.config, model.weights()
     if config.lora is None:
         raise UserError("the model has no adapter (align_jax.add_adapter); align_jax.save_model writes it whole")
-    _check_apart(config)
     out = Path(os.path.expanduser(os.fspath(out_dir))).resolve()
     check_tokenizer(tokenizer)
     flat, dtype = flatten_dict(weights), resolve_dtype("float32" if dtype is None else dtype, "dtype")
-    listed = list(_written(config))
-    arrays = [np.asarray(_whole(_theirs(tensor, flat[tensor.weight.path], config))).astype(dtype) for tensor in listed]
-    on_first(lambda: check_target(out, sum(array.nbytes for array in arrays)), "export")
+    found = {t.name: np.asarray(_whole(_theirs(t, flat[t.weight.path], config))) for t in _written(_apart(config))}
+    arrays = {name: array.astype(dtype) for name, array in (together(found, config) if config.fused else found).items()}
+    on_first(lambda: check_target(out, sum(array.nbytes for array in arrays.values())), "export")
     with written_whole(out) if jax.process_index() == 0 else contextlib.nullcontext() as folder:
         if folder is not None:
-            shapes = [(tensor.name, array.shape) for tensor, array in zip(listed, arrays, strict=True)]
-            write_safetensors(folder / ADAPTER_WEIGHTS, shapes, dtype, arrays)
+            shapes = [(name, array.shape) for name, array in arrays.items()]
+            write_safetensors(folder / ADAPTER_WEIGHTS, shapes, dtype, list(arrays.values()))
             write_json(folder / ADAPTER, adapter_config(config, None if base is None else os.fspath(base)))
             save_tokenizer(tokenizer, folder)
     if jax.process_count() > 1:
@@ -169,16 +169,10 @@ def _whole(array: jax.Array) -> jax.Array:
 def adapter_config(config: ModelConfig, base: str | None) -> dict[str, Any]:
     """The dict of `adapter_config.json` that PEFT reads."""
     adapter, (name, revision) = config.lora, (None, None) if base is None else split_revision(base)
-    layers, everywhere = range(config.layers), True
-    ranks, alphas, full = {}, {}, []
-    for target in adapter.targets:
-        both = adapter.ranks(target, config.layers), adapter.alphas(target, config.layers)
-        for layer, rank, alpha in zip(layers, *both, strict=True):
-            module = _module(config, target, layer)
-            everywhere &= rank > 0
-            full += [module] if rank else []
-            ranks |= {module: rank} if rank not in (0, adapter.rank) else {}
-            alphas |= {module: _number(alpha)} if rank and alpha != adapter.alpha else {}
+    modules = _modules(config)
+    full = [module for module, (rank, _) in modules.items() if rank]
+    ranks = {module: rank for module, (rank, _) in modules.items() if rank not in (0, adapter.rank)}
+    alphas = {module: _number(alpha) for module, (rank, alpha) in modules.items() if rank and alpha != adapter.alpha}
     own = {weight.name: weight for weight in rows(config)}
     saved = dict.fromkeys(_short(own[name]) for name in adapter.saved)
     return {
@@ -189,7 +183,7 @@ def adapter_config(config: ModelConfig, base: str | None) -> dict[str, Any]:
         "r": adapter.rank,
         "lora_alpha": _number(adapter.alpha),
         "lora_dropout": adapter.dropout,
-        "target_modules": [_short(own[f"layers.{target}"]) for target in adapter.targets] if everywhere else full,
+        "target_modules": list(dict.fromkeys(_last(name) for name in full)) if len(full) == len(modules) else full,
         "modules_to_save": list(saved) or None,
         "use_rslora": adapter.rslora,
         "use_dora": adapter.dora,
@@ -200,6 +194,18 @@ def adapter_config(config: ModelConfig, base: str | None) -> dict[str, Any]:
         "init_lora_weights": "gaussian" if adapter.init == "gaussian" else True,
         "inference_mode": True,
     }
+
+
+def _modules(config: ModelConfig) -> dict[str, tuple[int, float]]:
+    """Each module that a target names, with its rank and alpha; rank 0: it has no adapter."""
+    adapter, found = config.lora, {}
+    for target in adapter.targets:
+        fused = module_of(target) if config.fused else None
+        ranks, alphas = adapter.ranks(target, config.layers), adapter.alphas(target, config.layers)
+        for layer in range(config.layers):
+            own = ranks[layer], alphas[layer]
+            found[_module(config, target, layer)] = own if fused is None else shape_together(config, fused, layer)
+    return found
 
 
 def saved_weights(config: ModelConfig, modules: list[str], key: str = "lora.modules_to_save") -> tuple[str, ...]:
@@ -231,6 +237,8 @@ def check_saved(config: ModelConfig, saved: tuple[str, ...], key: str) -> None:
         raise UserError(
             f"{key}: {sparse[0]} is of a mixture of experts, whose experts and routers are not trained beside an adapter"
         )
+    if config.fused and (parts := [name for name in saved if module_of(name.removeprefix("layers."))]):
+        raise UserError(f"{key}: {parts[0]} is one tensor with others in this model's checkpoints (Phi); leave it out")
     if both := [name for name in saved if name.removeprefix("layers.") in TARGETS]:
         raise UserError(f"{key}: {both[0]} has low-rank factors; it is not trained whole, too")
 
@@ -251,12 +259,14 @@ def _folder(given: str | os.PathLike) -> Path:
     return folder
 
 
-def _check_apart(config: ModelConfig) -> None:
-    if config.fused:
-        raise UserError(
-            "a checkpoint of this model holds queries, keys and values as one tensor (Phi), whose adapter in PEFT's format is "
-            "one of another shape, which is neither read nor written here; merge it (--merge)"
-        )
+def _checkpoint(folder: Path, config: ModelConfig) -> Checkpoint | Apart:
+    checkpoint = Checkpoint(folder, ADAPTER_WEIGHTS)
+    return Apart(checkpoint, config) if config.fused else checkpoint
+
+
+def _apart(config: ModelConfig) -> ModelConfig:
+    """The model with a tensor of its own for each projection."""
+    return dataclasses.replace(config, fused=False)
 
 
 def _check_kind(file: Path, values: Mapping[str, Any]) -> None:
@@ -373,18 +383,17 @@ def _compiled(key: str, where: str) -> re.Pattern:
 
 
 def _module(config: ModelConfig, target: str, layer: int) -> str:
-    if config.fused and target not in ("o", "down"):
-        raise UserError(
-            f"lora: the checkpoint of this model holds {target} in one tensor with others (Phi-3), for which PEFT has one "
-            "adapter: those of such a model are not read or written; export it merged (align-jax export --merge)"
-        )
     weight = next(weight for weight in rows(config.base) if weight.path == ("layers", target))
     return weight.stored.name.format(layer=layer).removesuffix(".weight")
 
 
 def _short(weight: Weight) -> str:
     """The last part of a module's name: q_proj."""
-    return weight.stored.name.removesuffix(".weight").removesuffix(".bias").rpartition(".")[2]
+    return _last(weight.stored.name.removesuffix(".weight").removesuffix(".bias"))
+
+
+def _last(module: str) -> str:
+    return module.rpartition(".")[2]
 
 
 def _number(value: float) -> float | int:

@@ -136,7 +136,9 @@ def _prepare(config: Config, stop: StopSignal) -> Job:
             model_at(given, "score", f"rounds.{key}")
     prompts, held_out = (_read_prompts(config, which) for which in ("train", "eval"))
     if config.lora is not None and starting_model(config).shape.fused:  # before hours of sampling
-        raise UserError("lora: a round hands its adapter on in PEFT's format, which is not written for this model (Phi)")
+        raise UserError(
+            "lora: a round hands its adapter on in PEFT's format, where that of this model (Phi) has up to three times its rank"
+        )
     rounds = config.rounds
     for key, wanted, there, where in (
         ("prompts_per_round", rounds.prompts_per_round, len(prompts), config.data.train),

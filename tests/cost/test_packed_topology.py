@@ -34,6 +34,30 @@ def test_the_step_on_packed_rows_compiles_for_a_mesh():
     assert compiled.counts.kernels == MODEL.layers * 2 * 3
 
 
+# As a Gemma: windows in every other layer, which has rotary frequencies of its own, and bounded logits.
+KINDS = dataclasses.replace(
+    MODEL, layer_windows=(True, False) * 2, sliding_window=128, local_rope_theta=1e4, rope_theta=1e6, attention_softcap=50.0
+)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("backend", ["pallas", "splash"])
+def test_layers_of_several_kinds_choose_their_kernels(backend):
+    """`lax.switch` on a scanned number, around kernels that are made for a window or for none."""
+    mesh = make_mesh(1, 2, 1, devices=tpu.topology_devices("v5e:2x2")[:2])
+    objective, optimizer = OBJECTIVES["mpo"](beta=0.1), make_optimizer(AdamW(), 10)
+    use = tpu.full_rows(objective, tpu.Lengths(prompt=200, response=328, responses=2), mesh, 2, 1, KINDS)
+    if backend == "pallas":
+        batch = dataclasses.replace(use.steps[0].batch, packed=True, uniform=False)
+        use = ShapeUse((dataclasses.replace(use.steps[0], batch=batch),))
+    scorer = Scorer(KINDS, head_chunk=256, attention=backend)
+    found = {}
+    for model in (KINDS, MODEL):
+        how = dataclasses.replace(scorer, config=model)
+        found[model] = tpu.StepCompiler(mesh, how, objective, optimizer, "float32").compile(use).counts.kernels
+    assert found[KINDS] >= found[MODEL] > 0
+
+
 # Heads that fill no lane and those that take several, keys of one head, float32; two chips have two cores.
 KERNELS = [
     ("v6e:2x2", 64, (9, 3), "bfloat16", 640),

@@ -44,7 +44,7 @@ def base(tmp_path_factory):
 def theirs(base, folder, **options):
     """An adapter of PEFT with weights of its own, in a folder; its logits."""
     options = {"r": 4, "lora_alpha": 6, "target_modules": ALL, "task_type": "CAUSAL_LM", "init_lora_weights": False} | options
-    model = peft.get_peft_model(transformers.LlamaForCausalLM.from_pretrained(base), peft.LoraConfig(**options))
+    model = peft.get_peft_model(transformers.AutoModelForCausalLM.from_pretrained(base), peft.LoraConfig(**options))
     torch.manual_seed(1)
     with torch.no_grad():
         for value in model.parameters():
@@ -70,6 +70,57 @@ def test_an_adapter_of_peft_gives_its_logits_here_merged_and_written_again(kind,
     again = peft.PeftModel.from_pretrained(transformers.LlamaForCausalLM.from_pretrained(base), tmp_path / "ours")
     np.testing.assert_allclose(logits(again), want, atol=1e-5)
     assert hf.read_adapter(tmp_path / "ours", model.config.base) == model.config.lora
+
+
+@pytest.fixture(scope="module")
+def phi(tmp_path_factory):
+    """A folder with a tiny Phi-3, whose checkpoint holds q, k and v as one tensor, and gate and up."""
+    torch.manual_seed(0)
+    shape = {"vocab_size": 64, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "pad_token_id": 0}
+    heads = {"num_attention_heads": 4, "num_key_value_heads": 2, "tie_word_embeddings": False}
+    folder = tmp_path_factory.mktemp("phi")
+    transformers.Phi3ForCausalLM(transformers.Phi3Config(**shape, **heads)).save_pretrained(folder)
+    return folder
+
+
+FUSED = ["qkv_proj", "o_proj", "gate_up_proj", "down_proj"]
+FUSED_KINDS = {
+    **{kind: KINDS[kind] for kind in ("lora", "rslora", "dora", "some_layers")},
+    "patterns": {"rank_pattern": {"qkv_proj": 2, "layers.1.mlp.gate_up_proj": 3}, "alpha_pattern": {"qkv_proj": 3}},
+    "saved": {"modules_to_save": ["lm_head"], "target_modules": ["qkv_proj"], "use_rslora": True},
+}
+
+
+@pytest.mark.parametrize("kind", FUSED_KINDS)
+def test_an_adapter_of_fused_projections_is_taken_apart_and_put_together(kind, phi, tmp_path):
+    want = theirs(phi, tmp_path / "theirs", **{"target_modules": FUSED, **FUSED_KINDS[kind]})
+    model = hf.load_model(phi, dtype="float32", adapter=tmp_path / "theirs")
+    np.testing.assert_allclose(model(TOKENS), want, atol=1e-5)
+    hf.save_adapter(model, tmp_path / "ours", phi)
+    plain = transformers.AutoModelForCausalLM.from_pretrained(phi)
+    again = peft.PeftModel.from_pretrained(plain, tmp_path / "ours")
+    np.testing.assert_allclose(logits(again), want, atol=1e-5)
+    loaded = hf.load_model(phi, dtype="float32", adapter=tmp_path / "ours")
+    np.testing.assert_allclose(loaded(TOKENS), want, atol=1e-5)
+
+
+def test_an_adapter_of_some_of_a_fused_projection_and_what_cannot_be(phi, tmp_path):
+    model = align_jax.add_adapter(hf.load_model(phi, dtype="float32"), 4, 8.0, targets=("q", "v", "up"), seed=1)
+    weights = model.weights()
+    for name in ("q", "v", "up"):
+        weights["layers"][f"{name}_lora_b"] += 0.1 * jax.random.normal(
+            jax.random.key(0), weights["layers"][f"{name}_lora_b"].shape
+        )
+    moved = Decoder(model.config, weights, dtype="float32")
+    hf.save_adapter(moved, tmp_path / "ours", phi)
+    found = peft.PeftModel.from_pretrained(transformers.AutoModelForCausalLM.from_pretrained(phi), tmp_path / "ours")
+    np.testing.assert_allclose(logits(found), moved(TOKENS), atol=1e-5)
+    assert np.abs(logits(found) - np.asarray(hf.load_model(phi, dtype="float32")(TOKENS))).max() > 1e-2
+    dora = align_jax.add_adapter(hf.load_model(phi), 4, 8.0, targets=("q",), dora=True)
+    with pytest.raises(UserError, match="this one is of q, and has magnitudes"):
+        hf.save_adapter(dora, tmp_path / "dora", phi)
+    with pytest.raises(UserError, match="layers.q is one tensor with others"):
+        hf.saved_weights(hf.load_config(phi)[0], ["qkv_proj"])
 
 
 def test_an_adapter_on_eight_devices_gives_the_same_logits(base, tmp_path):
