@@ -19,33 +19,12 @@ from jax.sharding import Mesh
 from align_jax.models import adapter as lora
 from align_jax.models import quantized
 from align_jax.models.config import ModelConfig
+from align_jax.models.initializers import Initializer, normal, normal_to_residual, ones, zeros
 from align_jax.models.layouts import FLAT, SAME, SPLIT_INPUTS, SPLIT_OUTPUTS, Layout
 from align_jax.models.quantized import Quantized
 from align_jax.parallel.axes import shardings
 
 Path = tuple[str, ...]
-# (config, key, shape) -> float32 array
-Initializer = Callable[[ModelConfig, jax.Array, tuple[int, ...]], jax.Array]
-
-
-def ones(config: ModelConfig, key: jax.Array, shape: tuple[int, ...]) -> jax.Array:
-    """A norm that scales by one."""
-    return jnp.full(shape, 1.0 - config.norm_offset)
-
-
-def zeros(config: ModelConfig, key: jax.Array, shape: tuple[int, ...]) -> jax.Array:
-    """A bias of nothing."""
-    return jnp.zeros(shape)
-
-
-def normal(config: ModelConfig, key: jax.Array, shape: tuple[int, ...]) -> jax.Array:
-    """Normal with deviation 0.02."""
-    return 0.02 * jax.random.normal(key, shape)
-
-
-def normal_to_residual(config: ModelConfig, key: jax.Array, shape: tuple[int, ...]) -> jax.Array:
-    """Normal with deviation 0.02 / sqrt(2 L): 2 L such matrices are added up in the residual (GPT-2)."""
-    return 0.02 / (2 * config.layers) ** 0.5 * jax.random.normal(key, shape)
 
 
 def always(config: ModelConfig) -> bool:

@@ -141,7 +141,7 @@ def shards_of_processes(mesh: Mesh, processes: int) -> dict[int, tuple[int, ...]
         written = " x ".join(f"{name} {size}" for name, size in axis_sizes(mesh).items())
         raise UserError(
             f"mesh: on {written}, {processes} processes do not hold whole parts of a batch, each as large as the others'; make "
-            "data x fsdp (x expert) a multiple of their number, or a divisor of it, and use all devices"
+            "data x fsdp a multiple of their number, or a divisor of it, and use all devices"
         )
     return found
 

@@ -13,6 +13,7 @@ from align_jax.parallel.axes import RULES
 from align_jax.parallel.mesh import make_mesh
 
 CONFIG = ModelConfig(vocab_size=32, width=16, mlp_width=24, layers=2, heads=4, kv_heads=2, head_size=4)
+MIXTURE = dataclasses.replace(CONFIG, experts=3, active_experts=2)
 CONFIGS = {
     "untied": CONFIG,
     "tied": dataclasses.replace(CONFIG, tied_embeddings=True),
@@ -22,25 +23,36 @@ CONFIGS = {
 
 @pytest.mark.parametrize("weight", table.BASE, ids=lambda weight: weight.name)
 def test_every_row_is_complete(weight):
-    shape = weight.shape(CONFIG)
+    shape = weight.shape(MIXTURE)
     assert len(weight.all_axes) == len(shape) and {*weight.all_axes} <= {*RULES, None}
     assert ("{layer}" in weight.stored.name) == weight.stacked
-    one = np.arange(np.prod(weight.shape_of_one(CONFIG))).reshape(weight.shape_of_one(CONFIG))
+    assert ("{expert}" in weight.stored.name) == weight.by_expert
+    stored = weight.shape_of_one(MIXTURE)[int(weight.by_expert) :]
+    one = np.arange(np.prod(stored)).reshape(stored)
     theirs = weight.stored.layout.to_theirs(one)
     assert theirs.shape == weight.stored.layout.their_shape(one.shape)
     np.testing.assert_array_equal(weight.stored.layout.to_ours(theirs, one.shape), one)
-    start = weight.init(CONFIG, jax.random.key(0), shape)
+    start = weight.init(MIXTURE, jax.random.key(0), shape)
     assert start.shape == shape and start.dtype == jnp.float32
 
 
-@pytest.mark.parametrize("more", [{}, {"norms": "both"}, {"norms": "after", "qk_norm_whole": True}])
+def test_matrices_of_experts_are_one_for_each_of_them():
+    assert table.matrix_axes(("layers", "expert_down")) == ((2,), (3,))
+
+
+_EXPERTS = {"experts": 3, "active_experts": 2}
+
+
+@pytest.mark.parametrize(
+    "more", [{}, {"norms": "both"}, {"norms": "after", "qk_norm_whole": True}, _EXPERTS, {**_EXPERTS, "qk_norm": True}]
+)
 def test_names_are_those_of_one_weight_each(more):
     """But for a tensor that holds several weights one after the other."""
     config = dataclasses.replace(CONFIG, **more)
     names = [weight.stored.name for weight in table.rows(config)]
     assert len(set(names)) == len(names)
     fused = [weight.stored.name for weight in table.rows(dataclasses.replace(config, fused=True))]
-    assert len(set(fused)) == len(names) - 3
+    assert len(set(fused)) == len(names) - (2 if "experts" in more else 3)
 
 
 @pytest.mark.parametrize("name, heads", [("untied", {"lm_head"}), ("tied", set()), ("reward", {"score"})])
