@@ -29,6 +29,7 @@ from align_jax.errors import UserError
 from align_jax.files import fingerprint_files
 from align_jax.models import ModelConfig, init_weights, weight_shardings
 from align_jax.models.adapting import adapter_of, fresh_adapter, merged, trained_paths, with_adapter
+from align_jax.network import retried
 from align_jax.objectives import name_of
 from align_jax.recipes.folder import RunFolder
 from align_jax.training.checkpoint import Checkpointer
@@ -417,7 +418,8 @@ def load_tokenizer(where: str | os.PathLike, key: str) -> Any:
 
     try:
         name, revision = hf.split_revision(os.path.expanduser(where))
-        return AutoTokenizer.from_pretrained(name, **({} if revision is None else {"revision": revision}))
+        more = {} if revision is None else {"revision": revision}
+        return retried(lambda: AutoTokenizer.from_pretrained(name, **more), str(where))
     except UserError as error:
         raise UserError(f"{key}: {error}") from error
     except (OSError, ValueError) as error:
