@@ -15,7 +15,7 @@ ROOT = Path(__file__).parent.parent / "align_jax"
 # From the maths up to the command line: a folder or module may import what stands before it.
 ORDER = (
     *("version", "losses", "errors", "ranges", "parsing", "terminal", "private", "registry", "batch", "parallel"),
-    *("lock", "files", "models", "hf"),
+    *("lock", "network", "files", "models", "hf"),
     *("data", "objectives", "scoring"),
     *("training", "generation", "evaluation", "cost", "config", "recipes", "experiments", "cli", "__main__"),
 )

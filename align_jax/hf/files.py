@@ -13,6 +13,7 @@ from safetensors import SafetensorError, safe_open
 
 from align_jax.errors import UserError
 from align_jax.hf.dtypes import CODES
+from align_jax.network import retried
 from align_jax.parsing import broken, json_of
 
 ADAPTER, ADAPTER_WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
@@ -68,7 +69,7 @@ def resolve_folder(path: str | os.PathLike) -> Path:
     which = {"allow_patterns": list(DOWNLOADED), "ignore_patterns": list(NOT_DOWNLOADED)}
     which |= {} if revision is None else {"revision": revision}
     try:
-        folder = huggingface_hub.snapshot_download(text, **which)
+        folder = retried(lambda: huggingface_hub.snapshot_download(text, **which), text)
     except (OSError, HFValidationError) as error:  # the hub's own errors are OSErrors
         reason = str(error).strip().splitlines()
         raise UserError(

@@ -118,14 +118,18 @@ def why_ended(config: Config, early: StopEarly) -> str:
     return f"{config.checkpoint.best_metric} was {kind} at {best}, and no better in {early.waited} evaluations since"
 
 
-def other_rows(folder: RunFolder, path: str) -> str:
-    """Why a run cannot go on with the rows that it is given."""
+def other_rows(folder: RunFolder, dataset: GroupDataset, groups: int | None) -> str:
+    """Why a run cannot go on with the rows that it is given; `groups`: how many it began with, where that is known."""
+    path, now = dataset.path, len(dataset)
     if folder.config.data.date is None:  # which every run has since
         return (
             f"data.train: the run in {folder.path} began with an align_jax that tokenized prompt and answer apart; {path} "
             "becomes other tokens now (docs/data.md, Tokens); evaluate or export it, or choose another run.dir"
         )
+    count = ""
+    if groups is not None:
+        count = f" ({groups} groups then, {now} now)" if groups != now else f" ({now} groups, as many as then)"
     return (
-        f"data.train: {path} holds other rows than when the run in {folder.path} began, or they become other tokens; put rows "
-        "and tokenizer back to resume it, or choose another run.dir"
+        f"data.train: {path} holds other rows than when the run in {folder.path} began, or they become other tokens{count}; "
+        "put rows and tokenizer back to resume it, or choose another run.dir"
     )

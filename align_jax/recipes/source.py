@@ -29,6 +29,7 @@ from align_jax.errors import UserError
 from align_jax.files import fingerprint_files, glimpse_files
 from align_jax.models import ModelConfig, init_weights, weight_shardings
 from align_jax.models.adapting import adapter_of, fresh_adapter, merged, trained_paths, with_adapter
+from align_jax.network import retried
 from align_jax.objectives import name_of
 from align_jax.parallel.processes import from_first
 from align_jax.recipes.fits import check_weights_fit
@@ -452,7 +453,7 @@ def load_tokenizer(where: str | os.PathLike, key: str) -> Any:
     except UserError as error:
         raise UserError(f"{key}: {error}") from error
     try:
-        return hf.read_tokenizer(name, revision)
+        return retried(lambda: hf.read_tokenizer(name, revision), str(where))
     except UserError as error:
         raise UserError(f"{key}: no tokenizer can be loaded from {where}: {error}") from error
 

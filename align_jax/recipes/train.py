@@ -252,7 +252,7 @@ class Training:
         state, extra = found
         self.setup.folder.check_written_here(extra.get("run"), int(state.step))
         if extra.get("rows", self.dataset.fingerprint) != self.dataset.fingerprint:
-            raise UserError(other_rows(self.setup.folder, self.dataset.path))
+            raise UserError(other_rows(self.setup.folder, self.dataset, extra.get("groups")))
         if self.setup.live is not None and not self.live_moves:
             start = self.setup.reference is self.setup.source and weights is not None
             own = weights if start else self.setup.load(self.setup.reference)[0] if trained is None else self.live_reference()
@@ -394,7 +394,8 @@ def _save(training: Training, checkpoints: Checkpointer):
     def save(step: int, state: TrainState, position: Any, metrics: dict[str, float]) -> None:
         training.setup.folder.check_held()
         rows, run = training.dataset.fingerprint, training.setup.folder.mark
-        extra = {"data": position, "rows": rows, "shapes": training.loader.shapes, "run": run, "skipped": training.skips.count}
+        extra = {"data": position, "rows": rows, "shapes": training.loader.shapes, "run": run}
+        extra |= {"skipped": training.skips.count, "groups": len(training.dataset)}
         with watching(f"saving the checkpoint of step {step}"):
             kept = state if training.live_moves else dataclasses.replace(state, reference={})
             save_state(checkpoints, step, kept, extra, metrics, training.base)

@@ -411,7 +411,8 @@ def test_resumed_with_other_numerics_it_goes_on_and_with_other_rows_it_is_refuse
     data.write_text("".join(data.read_text().splitlines(keepends=True)[1:]))
     capsys.readouterr()
     assert train(config, *more, "--train.steps", 3) == 2
-    assert f"data.train: {data} holds other rows than when the run" in capsys.readouterr().err
+    said = capsys.readouterr().err
+    assert f"data.train: {data} holds other rows than when the run" in said and "(40 groups then, 39 now)" in said
     assert [m["step"] for m in read_metrics(run / "metrics.jsonl") if m["step"]] == [1, 2]
 
 

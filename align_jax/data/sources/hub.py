@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import os
 import re
@@ -15,6 +16,7 @@ from align_jax.data.sources.json_files import JsonLines
 from align_jax.data.sources.plain import plain_row
 from align_jax.data.sources.structs import row_without_filled, types_of
 from align_jax.errors import UserError
+from align_jax.network import retried
 
 
 def open_hub(name: str, part: Part, spool_dir: Path | None) -> Source:
@@ -34,11 +36,12 @@ def open_hub(name: str, part: Part, spool_dir: Path | None) -> Source:
     more = {"revision": part.revision} if part.revision is not None else {}
     more |= {"name": part.subset} if part.subset is not None else {}
     try:
-        loaded = datasets.load_dataset(name, split=part.wanted, streaming=part.streaming, **more)
+        load = functools.partial(datasets.load_dataset, name, split=part.wanted, streaming=part.streaming, **more)
+        loaded = retried(load, name)
         if not part.streaming:
             label = f"{name} ({', '.join(filter(None, (part.subset, part.wanted, part.revision)))})"
             return at_most(IndexedRows(loaded.with_format(None), label, loaded._fingerprint), part.max_rows)
-        _spool(loaded, kept, part.max_rows)
+        retried(lambda: _spool(loaded, kept, part.max_rows), name)
         return JsonLines(kept)
     except UserError:
         raise

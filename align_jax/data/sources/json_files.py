@@ -6,6 +6,7 @@ import codecs
 import gzip
 import hashlib
 import json
+import os
 import zlib
 from collections.abc import Iterator
 from pathlib import Path
@@ -145,7 +146,8 @@ class JsonLines:
     notes: tuple[str, ...] = ()
 
     def __init__(self, file: Path, max_rows: int | None = None, data: bytes | None = None):
-        self.file, self._data = file, data
+        self.file, self._data, self._max_rows = file, data, max_rows
+        self._stamp = _stamp(file) if data is None else None
         digest, offset = hashlib.sha256(), 0
         self._lines: list[tuple[int, int]] = []  # (offset, number of the line)
         for number, line in enumerate(self._read_lines(), start=1):
@@ -176,10 +178,33 @@ class JsonLines:
             line = self._data[start : end if end >= 0 else None]
         else:
             # A handle of its own: several threads read at once.
+            self._check_unchanged()
             with open(self.file, "rb") as stream:
                 stream.seek(start)
                 line = stream.readline()
         return row_of(line, "line")
 
+    def _check_unchanged(self) -> None:
+        """UserError where the file is not the one whose lines were counted: it would be read at the wrong places."""
+        now, before = _stamp(self.file), self._stamp
+        if now == before:
+            return
+        if now[0] == before[0] and JsonLines(self.file, self._max_rows).digest == self.digest:
+            self._stamp = now  # it was touched, or put in place again
+            return
+        raise UserError(
+            f"{self.file} was changed while it was in use: it had {before[0]} bytes, and has {now[0]} now, or others; put it "
+            "back and start the same command again"
+        )
+
     def where(self, index: int) -> str:
         return f"{self.file}:{self._lines[index][1]}"
+
+
+def _stamp(file: Path) -> tuple[int, int]:
+    """Size and time of a file, which is there."""
+    try:
+        found = os.stat(file)
+    except FileNotFoundError:
+        raise UserError(f"{file} is gone, and was in use; put it back and start the same command again") from None
+    return found.st_size, found.st_mtime_ns

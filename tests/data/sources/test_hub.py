@@ -8,6 +8,7 @@ import json
 import datasets
 import pytest
 
+from align_jax import network
 from align_jax.data import open_source
 from align_jax.errors import UserError
 
@@ -73,6 +74,8 @@ def test_streamed_times_are_text(monkeypatch, tmp_path):
 
 
 def raising(monkeypatch, error):
+    monkeypatch.setattr(network, "PAUSES", ())
+
     def load(*_, **__):
         raise error
 
