@@ -26,6 +26,7 @@ from align_jax.registry import suggest
 
 T = TypeVar("T")
 WEIGHT = "weight"  # the key that a term of a list has beside its own
+_SHOWN = 30  # mistakes of a config
 _TERMS = "[{name: dpo, weight: 1}, {name: sft, weight: 0.1}]"
 _TYPES = {int: "a whole number", float: "a number", bool: "true or false", str: "text", dict: "keys with values"}
 # What to give for what a job requires
@@ -93,7 +94,8 @@ def refuse(problems: list[UserError]) -> None:
     if len(problems) == 1:
         raise problems[0]
     if problems:
-        raise UserError("\n  ".join([f"{len(problems)} mistakes:", *map(str, problems)]))
+        more = [f"and {len(problems) - _SHOWN} more"] if len(problems) > _SHOWN else []
+        raise UserError("\n  ".join([f"{len(problems)} mistakes:", *map(str, problems[:_SHOWN]), *more]))
 
 
 def required(source: ConfigValues, missing: list[str]) -> UserError:

@@ -271,18 +271,18 @@ def _apart(config: ModelConfig) -> ModelConfig:
 
 def _check_kind(file: Path, values: Mapping[str, Any]) -> None:
     if values.get("peft_type") != "LORA":
-        raise UserError(f"{file}: peft_type is {values.get('peft_type')!r}; LORA (with rsLoRA and DoRA) is computed here")
+        raise UserError(f"{file}: peft_type is {values.get('peft_type')!r:.80}; LORA (with rsLoRA and DoRA) is computed here")
     if values.get("bias", "none") != "none":
-        raise UserError(f"{file}: bias is {values['bias']!r}: trained biases are not part of an adapter here")
+        raise UserError(f"{file}: bias is {values['bias']!r:.80}: trained biases are not part of an adapter here")
     start = str(values.get("init_lora_weights", True)).lower()
     if start.startswith(_CHANGES_BASE):
         raise UserError(
-            f"{file}: init_lora_weights is {values['init_lora_weights']!r}, which changed the model's own weights; save it by "
+            f"{file}: init_lora_weights is {values['init_lora_weights']!r:.80}, which changed the model's own weights; save it by "
             "PEFT with path_initial_model_for_weight_conversion, which makes it an adapter of the model as it was"
         )
     for key in _OTHERS:
         if values.get(key):
-            raise UserError(f"{file}: {key} is {values[key]!r}, which is not computed here")
+            raise UserError(f"{file}: {key} is {values[key]!r:.80}, which is not computed here")
 
 
 def _tensors(checkpoint: Checkpoint, base: ModelConfig) -> Iterator[_Found]:

@@ -24,11 +24,26 @@ def read_tokenizer(where: str | os.PathLike, revision: str | None = None) -> Any
 
     of = {} if revision is None else {"revision": revision}
     try:
-        return AutoTokenizer.from_pretrained(where, trust_remote_code=False, **of)
+        made = AutoTokenizer.from_pretrained(where, trust_remote_code=False, **of)
+        _check_kinds(made, Path(where))
+        return made
+    except UserError:
+        raise
     except BaseException as error:  # transformers and tokenizers raise whatever comes, also panics of Rust
         if not isinstance(error, Exception) and type(error).__name__ != "PanicException":
             raise
         raise UserError(_reason(Path(where), error)) from error
+
+
+def _check_kinds(made: Any, folder: Path) -> None:
+    """UserError for what transformers takes over from tokenizer_config.json unseen."""
+    template = getattr(made, "chat_template", None)
+    texts = template.values() if isinstance(template, dict) else [] if template is None else [template]
+    if not all(isinstance(text, str) for text in texts):
+        raise UserError(f"{folder / 'tokenizer_config.json'}: chat_template is {template!r:.80}; expected text")
+    for name in ("bos_token", "eos_token", "unk_token", "pad_token"):
+        if not isinstance(getattr(made, name, None), str | None):
+            raise UserError(f"{folder / 'tokenizer_config.json'}: {name} is {getattr(made, name)!r:.80}; expected text")
 
 
 def _reason(folder: Path, error: BaseException) -> str:

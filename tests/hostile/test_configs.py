@@ -89,6 +89,7 @@ def test_a_config_is_taken_or_refused(values):
 @example(b"a: !!python/object/apply:os.system [touch x]")
 @example(b"x" * (2**20 + 1))
 @example(b"")
+@example(b"false")
 def test_bytes_are_a_config_or_refused(text):
     read("bytes of configs", text)
 
@@ -99,6 +100,7 @@ def test_bytes_are_a_config_or_refused(text):
 @example([("train.steps", "9" * 5000)])
 @example([("objective.name", "[a, b]")])
 @example([("objective.beta", "1e38")])
+@example([("objective", repr(list(range(2000))))])
 def test_options_are_taken_or_refused(options):
     argv = [word for key, value in options for word in (f"--{key}={value}",)]
     read("options", yaml.safe_dump(WHOLE).encode(), argv)
