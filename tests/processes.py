@@ -18,6 +18,11 @@ def start_two(arguments: list) -> list[subprocess.Popen]:
 
 def start_two_programs(code: str, arguments: list) -> list[subprocess.Popen]:
     """Starts a Python program likewise; it has to join them, by `jax.distributed.initialize`."""
+    return start_several(code, arguments, 2)
+
+
+def start_several(code: str, arguments: list, number: int) -> list[subprocess.Popen]:
+    """Starts a Python program as so many processes."""
     with socket.socket() as probe:
         probe.bind(("localhost", 0))
         address = f"localhost:{probe.getsockname()[1]}"
@@ -26,7 +31,7 @@ def start_two_programs(code: str, arguments: list) -> list[subprocess.Popen]:
         "PYTHONPATH": str(ROOT),
         "JAX_PLATFORMS": "cpu",
         "JAX_COORDINATOR_ADDRESS": address,
-        "JAX_NUM_PROCESSES": "2",
+        "JAX_NUM_PROCESSES": str(number),
         "JAX_CPU_COLLECTIVES_IMPLEMENTATION": "gloo",
         "JAX_DISABLE_MOST_OPTIMIZATIONS": "1",  # quick to compile
         "XLA_FLAGS": "--xla_force_host_platform_device_count=2",
@@ -34,16 +39,16 @@ def start_two_programs(code: str, arguments: list) -> list[subprocess.Popen]:
     command = [sys.executable, "-c", code, *map(str, arguments)]
     return [
         subprocess.Popen(command, env=together | {"JAX_PROCESS_ID": str(i)}, stderr=subprocess.PIPE, text=True)
-        for i in range(2)
+        for i in range(number)
     ]
 
 
 def finish(processes: list[subprocess.Popen], seconds: float = 120) -> list[str]:
-    """What they said on stderr, once both have ended well."""
+    """What they said on stderr, once all have ended well."""
     try:
         said = [process.communicate(timeout=seconds)[1] for process in processes]
     finally:
         for process in processes:
             process.kill()
-    assert [process.returncode for process in processes] == [0, 0], said
+    assert all(process.returncode == 0 for process in processes), said
     return said

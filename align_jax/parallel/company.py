@@ -70,7 +70,8 @@ class Company:
                 self._end(wait_for_all)
         except (UserError, OSError) as error:
             line = f"align-jax {command}: {error}"
-            self.fail(str(error), getattr(error, "status", _USAGE_ERROR), lambda: print(line, file=sys.stderr, flush=True))
+            show = lambda: print(line, file=sys.stderr, flush=True)  # noqa: E731
+            self.fail(str(error), getattr(error, "status", _USAGE_ERROR), show, _BROKEN if _follows(str(error)) else _FIRST)
         except KeyboardInterrupt as error:
             if not error.args:  # pressed twice; else all of them stop
                 self.fail("interrupted", INTERRUPTED, lambda: print(f"align-jax {command}: interrupted", file=sys.stderr))
@@ -91,7 +92,7 @@ class Company:
             failure may turn out to be its cause.
         """
         if self._known.wait(patience):
-            if self._reason["kind"] == "failed" and line != self._reason["line"]:
+            if self._reason["kind"] == "failed" and line != self._reason["line"] and patience < _BROKEN:
                 show()
             self._line = line
             self._shown.set()
@@ -206,3 +207,8 @@ class Company:
                     if wire.receive() is None:
                         self._left.add(i)
         return self._left
+
+
+def _follows(line: str) -> bool:
+    """Whether an error speaks of the connections between processes, and so may follow from what another one did."""
+    return any(word in line for word in ("Gloo", "NCCL", "JaxRuntimeError", "XlaRuntimeError", "BarrierError"))

@@ -105,7 +105,7 @@ class _Hall:
         self._launch, self._hello, self._waiting, self._tell = launch, hello, waiting, tell
         self._present: dict[int, tuple[Wire, dict[str, Any]]] = {}
         self._reason: str | None = None  # why the job does not begin
-        self._told: set[int] = set()  # who knows it
+        self._told = 0  # how many know it
         self._odd: set[str] = set()
         self._selector = selectors.DefaultSelector()
         self._listener = _listening(launch, hello)
@@ -200,24 +200,24 @@ class _Hall:
         if problem is None or i not in self._present:
             self._present[i] = (wire, hello)
         if self._reason is not None:
-            self._answer(i, wire)
+            self._answer(wire)
         elif problem is not None:
             self._refuse(problem, kind)
-            self._answer(i, wire)
+            self._answer(wire)
 
     def _refuse(self, reason: str, kind: type[UserError] = UserError) -> None:
         self._reason, self._kind = reason, kind
-        for i, (wire, _) in self._present.items():
-            self._answer(i, wire)
+        for wire, _ in self._present.values():
+            self._answer(wire)
 
-    def _answer(self, i: int, wire: Wire) -> None:
-        self._told.add(i)
+    def _answer(self, wire: Wire) -> None:
+        self._told += 1
         wire.send({"error": self._reason, "status": getattr(self._kind, "status", 2)})
 
     def _linger(self) -> None:
         """Tells those that are still on their way, too, and ends."""
         until = time.monotonic() + (0 if self._kind is MissingProcess else LINGER_SECONDS)
-        while len(self._told) < self._launch.number - 1 and time.monotonic() < until:
+        while self._told < self._launch.number - 1 and time.monotonic() < until:
             self._look()
         raise self._kind(self._reason)
 

@@ -65,9 +65,8 @@ def made_already(folder: RunFolder, config: Config) -> int | None:
 def kept_in(folder: RunFolder) -> str:
     """What a run that ends early leaves, in a few words."""
     steps = folder.steps
-    if not steps:
-        return f"{folder.path} has no checkpoint"
-    return f"the newest checkpoint is that of step {steps[-1]}, in {folder.path}"
+    newest = folder.path / "checkpoints" / str(steps[-1]) if steps else None
+    return f"the newest checkpoint is {newest}" if steps else f"{folder.path} has no checkpoint"
 
 
 def nothing_to_do(folder: RunFolder, begun: int, steps: int, early: StopEarly | None) -> str:

@@ -28,7 +28,7 @@ from etils import epath
 
 from align_jax.errors import UserError
 from align_jax.models.finite import spelled
-from align_jax.parallel.processes import decided, tried
+from align_jax.parallel.processes import decided, from_first, tried
 from align_jax.training.kept import KeepLatestAndBest
 from align_jax.training.manifest import check_files, write_manifest
 from align_jax.training.orbax_logs import tracebacks_left_out, warnings_of_reading_left_out
@@ -196,9 +196,17 @@ class Checkpointer:
         """Renames checkpoints found damaged, so that their steps can be saved again; nothing is deleted."""
         if not self._damaged:
             return
+        # All wait: the steps are there until the first process has renamed them.
+        from_first(f"setting damaged checkpoints in {self.directory} aside", self._rename_damaged)
+        for step in self._damaged:
+            self._policy.scores.pop(step, None)
+        self._damaged = {}
+        self._manager.reload()
+
+    def _rename_damaged(self) -> None:
         for step in self._damaged:
             folder = self.directory / str(step)
-            if jax.process_index() == 0 and folder.exists():
+            if folder.exists():
                 target = self.directory / f"damaged-{step}"
                 number = 1
                 while target.exists():
@@ -206,9 +214,6 @@ class Checkpointer:
                     target = self.directory / f"damaged-{step}-{number}"
                 folder.rename(target)
                 _logger.warning("moved the damaged checkpoint %s to %s", folder, target)
-            self._policy.scores.pop(step, None)
-        self._damaged = {}
-        self._manager.reload()
 
     def _failed_write(self, error: Exception) -> UserError:
         step, self._saving = self._saving, None
