@@ -8,6 +8,7 @@ from collections.abc import Iterable
 from align_jax.config import words
 from align_jax.config.keys import REQUIRED, Key, KnownKeys, known
 from align_jax.errors import UserError
+from align_jax.ranges import spelled
 from align_jax.registry import suggest
 
 _WIDTH = 120
@@ -19,7 +20,8 @@ Written from the code by `python -m align_jax.config.collect`: do not edit. `ali
 print all keys in a terminal, `align-jax config --explain train.eval_every` one of them. What is `eval_every: 100` in the
 section `train` of a file is `--train.eval_every 100` on the command line and `"train.eval_every=100"` for `Config.of`. An
 option wins over the file, also over keys of it that cannot hold beside it (`--train.epochs 1` over a file with
-`train.steps`); a line says so.
+`train.steps`); a line says so. A number beyond the most that its type names is refused; one that is 1,000 times beyond what
+anyone uses is taken, with a line.
 """
 
 
@@ -69,7 +71,7 @@ def explain(word: str) -> str:
     for key in chosen:
         of = f", of {', '.join(key.of)}" if key.of else ""
         default = key.default if key.default == REQUIRED else f"default {key.default}"
-        parts.append(f"{key.name}: {key.type}, {default}{of}\n{_wrapped(key.meaning)}")
+        parts.append(f"{key.name}: {_bounded(key)}, {default}{of}\n{_wrapped(key.meaning)}")
     return "\n\n".join(parts)
 
 
@@ -84,9 +86,15 @@ def markdown(found: KnownKeys | None = None) -> str:
         for key in (key for key in found.keys if key.section == section.name):
             of = [", ".join(key.of) or "all"] if bullets else []
             default = key.default if key.default == REQUIRED else f"`{key.default}`"
-            cells = [f"`{key.short}`", *of, key.type, default, key.meaning]
+            cells = [f"`{key.short}`", *of, _bounded(key), default, key.meaning]
             parts.append("| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |")
     return "\n".join(parts) + "\n"
+
+
+def _bounded(key: Key) -> str:
+    """What its values may be, with the largest number."""
+    most = spelled(key.name)
+    return f"{key.type} ({most})" if most else key.type
 
 
 def options(names: Iterable[str], width: int) -> str:

@@ -277,8 +277,8 @@ def _check_kind(file: Path, values: Mapping[str, Any]) -> None:
     start = str(values.get("init_lora_weights", True)).lower()
     if start.startswith(_CHANGES_BASE):
         raise UserError(
-            f"{file}: init_lora_weights is {values['init_lora_weights']!r:.80}, which changed the model's own weights; save it "
-            "by PEFT with path_initial_model_for_weight_conversion, which makes it an adapter of the model as it was"
+            f"{file}: init_lora_weights is {values['init_lora_weights']!r:.80}, which changed the model's weights; save it by "
+            "PEFT with path_initial_model_for_weight_conversion, which makes it an adapter of the model as it was"
         )
     for key in _OTHERS:
         if values.get(key):
