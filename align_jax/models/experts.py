@@ -81,7 +81,7 @@ def route(x: jax.Array, router: jax.Array, config: ModelConfig) -> tuple[jax.Arr
       What their outputs are weighted by, float32 `[T, k]`; which they are, int32 `[T, k]`; all probabilities, float32 `[T, X]`.
     """
     logits = jnp.einsum("tw,wx->tx", x, router, preferred_element_type=jnp.float32, precision=precision(x.dtype))
-    probs = jax.nn.softmax(logits, axis=-1)
+    probs = jax.nn.softmax(checkpoint_name(logits, PRODUCT), axis=-1)
     weights, chosen = jax.lax.top_k(probs, config.active_experts)
     if config.norm_expert_weights:
         weights = weights / jnp.sum(weights, axis=-1, keepdims=True)

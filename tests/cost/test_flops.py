@@ -1,5 +1,6 @@
 """The formulas against counting, and against what XLA counts."""
 
+import dataclasses
 import math
 
 import jax
@@ -11,6 +12,7 @@ from align_jax.cost.hlo import count
 from align_jax.models import Decoder, ModelConfig, init_weights
 
 MODEL = ModelConfig(vocab_size=40, width=16, mlp_width=24, layers=3, heads=4, kv_heads=2, head_size=6)
+MIXTURE = dataclasses.replace(MODEL, experts=5, active_experts=2)
 
 
 def test_pairs_are_counted_one_by_one():
@@ -40,6 +42,10 @@ def _traced_flops(jaxpr) -> int:
         if e.primitive.name == "dot_general":
             contracted = e.params["dimension_numbers"][0][0]
             total += 2 * math.prod(e.outvars[0].aval.shape) * math.prod(e.invars[0].aval.shape[d] for d in contracted)
+        if e.primitive.name == "ragged_dot_general":  # each row with one expert
+            rows, first, other = e.invars[0].aval.shape[0], *(e.invars[i].aval.shape[-1] for i in range(2))
+            by_rows = len(e.invars[1].aval.shape) == 2
+            total += 2 * rows * first * (other if by_rows else math.prod(e.outvars[0].aval.shape) // rows)
         inner = [x for p in e.params.values() for x in (p if isinstance(p, list | tuple) else [p])]
         inner = [getattr(x, "jaxpr", x) for x in inner if hasattr(x, "eqns") or hasattr(x, "jaxpr")]
         total += e.params.get("length", 1) * sum(map(_traced_flops, inner))
@@ -47,19 +53,21 @@ def _traced_flops(jaxpr) -> int:
 
 
 @pytest.mark.parametrize("policy", ["none", "dots", "full", "offload"])
-def test_a_policy_repeats_what_the_formula_says(policy):
+@pytest.mark.parametrize("model", [MODEL, MIXTURE], ids=["dense", "experts"])
+def test_a_policy_repeats_what_the_formula_says(policy, model):
     """Traced, not run: offloading needs a device with host memory. XLA's attention repeats one of its two products anyway."""
-    weights, tokens = init_weights(MODEL, jax.random.key(0)), np.zeros((2, 9), np.int32)
-    forward = forward_flops(MODEL, [0, 0], [[9], [9]])
+    weights, tokens = init_weights(model, jax.random.key(0)), np.zeros((2, 9), np.int32)
+    forward = forward_flops(model, [0, 0], [[9], [9]])
 
     def gradient(remat):
-        loss = lambda w: Decoder(MODEL, w, dtype="float32", remat=remat)(tokens).sum()  # noqa: E731
+        loss = lambda w: Decoder(model, w, dtype="float32", remat=remat)(tokens).sum()  # noqa: E731
         return _traced_flops(jax.make_jaxpr(jax.grad(loss))(weights).jaxpr)
 
     square = 2 * 9 * 9 * 4 * 3 * 4 * 6  # of all pairs
     every = 3 * (forward.layers + forward.head) + square * 7 // 2
     again = forward.layers - forward.down + square if policy == "full" else 0
-    assert gradient(policy) == every + again
+    summed = 0 if model.experts is None else 2 * 3 * 18 * 2 * 16  # the outputs of a token's experts, once, in no gradient
+    assert gradient(policy) == every + again + summed
 
 
 def test_rematerialization_adds_what_it_says():
