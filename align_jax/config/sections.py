@@ -232,7 +232,7 @@ class TrainConfig:
     eval_every: int | None = None
     eval_first: bool = True
     patience: int | None = None
-    max_skipped: int = 3
+    max_skipped: int = 0
 
     def __post_init__(self):
         check_fields("train", self, "steps", "groups_per_step", "accumulation_steps", "eval_every", "patience", low=1)

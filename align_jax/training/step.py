@@ -85,14 +85,21 @@ def train_step(
     weight = jnp.maximum(sums["loss"][1], jnp.finfo(jnp.float32).tiny)
     grads = jax.tree.map(lambda g: g / weight, grads)
     length = {} if horizon is None else {"horizon": horizon}
+    measured = lambda: {**means(sums), "grad_norm": optax.tree.norm(grads), **token_counts(batch)}  # noqa: E731
     update = optax.with_extra_args_support(optimizer).update
-    updates, opt_state = update(grads, state.opt_state, state.trainable, **length)
-    trainable = apply_updates(state.trainable, updates, seed, state.step)
-    metrics = {**means(sums), "grad_norm": optax.tree.norm(grads), **token_counts(batch)}
+
+    def updated():
+        updates, opt_state = update(grads, state.opt_state, state.trainable, **length)
+        return apply_updates(state.trainable, updates, seed, state.step), opt_state
+
     if skip:
+        # A select of results instead needs the old and the new moments at one time.
+        metrics = measured()
         good = jnp.isfinite(metrics["loss"]) & jnp.isfinite(metrics["grad_norm"])
-        before = state.trainable, state.opt_state
-        trainable, opt_state = jax.tree.map(lambda new, old: jnp.where(good, new, old), (trainable, opt_state), before)
+        trainable, opt_state = jax.lax.cond(good, updated, lambda: (state.trainable, state.opt_state))
+    else:
+        trainable, opt_state = updated()
+        metrics = measured()
     reference = state.reference if live is None else live.moved(state.reference, trainable, state.step + 1, seed)
     return TrainState(state.step + 1, trainable, state.frozen, opt_state, reference), metrics
 

@@ -373,7 +373,8 @@ def test_gdpo_trains_and_measures_on_rows_without_labels(world, capsys):
 
 def test_a_loss_that_is_not_finite_stops_the_run_and_says_where(world, capsys):
     folder, config = world
-    assert train(config, "--run.dir", folder / "nan", "--optimizer.learning_rate", 1e38, "--optimizer.clip_norm", "null") == 2
+    bad = ("--optimizer.learning_rate", 1e38, "--optimizer.clip_norm", "null", "--train.max_skipped", 3)
+    assert train(config, "--run.dir", folder / "nan", *bad) == 2
     said = capsys.readouterr().err
     assert "loss is" in said and "checkpoint" in said
     assert f"Rows of the batch: {folder / 'train.jsonl'}:" in said
