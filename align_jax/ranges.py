@@ -221,9 +221,9 @@ def doubt(place: str, value: Any) -> str | None:
 
 
 def spelled(key: str) -> str:
-    """What is refused, for people: `at most 1e+08`; empty for keys whose bounds are told with their meaning."""
+    """The largest number of a key, for people: `at most 1,024`; empty where it goes without saying."""
     found = RANGES.get(key)
-    return "" if found is None or found.most <= 1 else f"at most {_spelled(found.most)}"
+    return f"at most {_spelled(found.most)}" if found is not None and 1 < found.most < 1e8 else ""
 
 
 def _numbers(value: Any) -> list[float]:
@@ -239,5 +239,5 @@ def _numbers(value: Any) -> list[float]:
 
 
 def _spelled(number: float) -> str:
-    whole = number == int(number) and abs(number) < 1e7 if math.isfinite(number) else False
+    whole = number == int(number) and abs(number) <= 1e7 if math.isfinite(number) else False
     return f"{int(number):,}" if whole else f"{number:g}"

@@ -41,7 +41,7 @@ def check_template(text: str) -> None:
     """
     try:
         tree = jinja2.Environment(extensions=["jinja2.ext.loopcontrols"]).parse(plain_jinja(text))
-    except (jinja2.TemplateError, RecursionError):
+    except (jinja2.TemplateError, RecursionError, ValueError):
         return  # who renders it says so
     for node in tree.find_all((nodes.Pow, nodes.Mul)):
         small = [side for side in (node.left, node.right) if isinstance(side, nodes.Const) and _is_small(side.value)]

@@ -44,6 +44,11 @@ def _check_kinds(made: Any, folder: Path) -> None:
     for name in ("bos_token", "eos_token", "unk_token", "pad_token"):
         if not isinstance(getattr(made, name, None), str | None):
             raise UserError(f"{folder / 'tokenizer_config.json'}: {name} is {getattr(made, name)!r:.80}; expected text")
+        try:
+            getattr(made, f"{name}_id", None)
+        except RecursionError as error:
+            said = f"{name} {getattr(made, name)!r:.80} is not in the vocabulary, and there is no unknown token that is"
+            raise UserError(f"{folder / 'tokenizer_config.json'}: {said}") from error
 
 
 def _reason(folder: Path, error: BaseException) -> str:

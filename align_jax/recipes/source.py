@@ -473,6 +473,8 @@ def read_template(file: str) -> str:
         raise UserError(f"model.chat_template: cannot read {file}: {error}") from error
     except jinja2.TemplateSyntaxError as error:
         raise UserError(f"model.chat_template: {file}:{error.lineno}: not a Jinja template: {error.message}") from error
+    except ValueError as error:  # a number of thousands of digits
+        raise UserError(f"model.chat_template: {file}: not a Jinja template: {str(error)[:80]}") from error
     return text
 
 

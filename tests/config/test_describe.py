@@ -66,7 +66,7 @@ def test_one_key_is_explained():
         "train.eval_every: int or null, default null\n"
         "    optimizer steps between evaluations; null evaluates before the first step and after the last one only."
     )
-    assert explain("objective.gamma").startswith("objective.gamma: float, default 1.0, of simpo\n    ")
+    assert explain("objective.gamma").startswith("objective.gamma: float (at most 1,000,000), default 1.0, of simpo\n    ")
 
 
 def test_a_section_is_explained():
