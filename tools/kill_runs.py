@@ -9,7 +9,8 @@ end. Compared with the unkilled run: every array of the newest checkpoint, bit f
 metrics.jsonl but for times and memory. It prints a line a kill (how much was logged and saved by then) and ends with 1 where a
 start fails or anything differs.
 
-With two processes (of this machine's processors, two devices each), one is killed and the other up to a second later.
+With two processes (of this machine's processors, two devices each: give a mesh of four, such as --mesh.fsdp 4) one is killed,
+and the other up to a second later.
 """
 
 from __future__ import annotations
