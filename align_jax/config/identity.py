@@ -43,6 +43,7 @@ LATER: dict[str, Any] = {
     "reference.mix": 1.0,
     "model.revision": None,
     "model.quantize": None,
+    "model.router_aux_weight": 0.0,
     "reference.adapter": None,
     "reference.quantize": None,
     "optimizer.decayed": None,
