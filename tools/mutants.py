@@ -2,7 +2,7 @@
 
     python tools/mutants.py [--only losses|objectives|step|packing|sampling] [--count 20] [--seed 0]
 
-For each area it copies the tree, lists every mutant of the area's files (an operator, a number, a comparison changed), draws so many
+For each area it copies the tree, lists every mutant of its files (an operator, a number, a comparison changed), draws so many
 at random, and runs the area's tests on each until one fails. What survives is printed with its change: a test is missing, or
 the change makes no difference (docs/reliability.md says why). The `|` of annotations, which nothing runs, is left out.
 """
