@@ -199,7 +199,7 @@ def _steps(run: Path) -> list[int]:
 
 
 def _checkpoint(run: Path) -> tuple[dict[str, np.ndarray], dict]:
-    """Every array of the newest checkpoint, and what is kept beside but for the config, in which `run.dir` differs."""
+    """Every array of the newest checkpoint, and what is kept beside but for the config, in which `run.dir` differs, and the run's id."""
     import jax
     import orbax.checkpoint as ocp
 
@@ -208,7 +208,7 @@ def _checkpoint(run: Path) -> tuple[dict[str, np.ndarray], dict]:
     stored = ocp.PyTreeCheckpointer().restore(folder / "state")
     leaves = jax.tree_util.tree_flatten_with_path(stored)[0]
     document = json.loads(next(path for path in (folder / "extra").iterdir() if path.is_file()).read_text())
-    extra = {name: value for name, value in document["extra"].items() if name != "config"}
+    extra = {name: value for name, value in document["extra"].items() if name not in ("config", "run")}
     return {jax.tree_util.keystr(path): np.asarray(leaf) for path, leaf in leaves}, extra | {"sums": document["checksums"]}
 
 
