@@ -345,4 +345,4 @@ def test_a_full_disk_is_one_line_and_no_traceback(tmp_path, monkeypatch):
             checkpointer.wait()
         monkeypatch.undo()
     absl.removeHandler(handler)
-    assert heard == [] and absl.filters == filters  # behind it errors are heard again
+    assert heard == [] and set(absl.filters) <= set(filters)  # behind it errors are heard again
