@@ -248,5 +248,5 @@ def _numbers(value: Any) -> list[float]:
 
 
 def _spelled(number: float) -> str:
-    whole = number == int(number) and abs(number) <= 1e7 if math.isfinite(number) else False
+    whole = number == int(number) and abs(number) <= 1e10 if math.isfinite(number) else False
     return f"{int(number):,}" if whole else f"{number:g}"

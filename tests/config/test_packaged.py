@@ -21,7 +21,7 @@ PACKED = ("README.md", "align_jax", "configs", "setup.py", "pyproject.toml", "LI
 
 
 def test_all_configs_are_packaged():
-    assert {file.name for file in packaged_configs().values()} == {path.name for path in (ROOT / "configs").iterdir()}
+    assert {file.name for file in packaged_configs().values()} == {path.name for path in (ROOT / "configs").glob("*.*")}
 
 
 @pytest.mark.parametrize("name", packaged_configs())

@@ -208,7 +208,7 @@ def test_beliefs_and_groups(work):
         ([{"prompt": "a"}, {"prompt": "b", "id": "\ud83d"}], [], "prompts.jsonl:2: half a character"),
         ([{"prompt": "a"}], ["--generate.output", "PROMPTS"], "generate.output: .* is generate.prompts, too"),
         ([{"prompt": "a"}], ["--generate.alpaca_eval", "PROMPTS"], "generate.alpaca_eval: .* is generate.prompts, too"),
-        ([{"prompt": "a"}], ["--run.seed", str(2**32)], "run.seed: 4294967296 must be at least 0 and below"),
+        ([{"prompt": "a"}], ["--run.seed", str(2**32)], "run.seed: 4,294,967,296 is more than 4,294,967,295, the most"),
         ([{"prompt": "city parks"}], ["--model.config.vocab_size", "20"], "the model's vocabulary ends at 19"),
         ([{"prompt": "a", "options": []}], ["--generate.beliefs", "true"], "prompts.jsonl:1: generate.beliefs needs `options`"),
         (
@@ -217,7 +217,7 @@ def test_beliefs_and_groups(work):
             "prompts.jsonl:1: `belief` 1 is not one of",
         ),
         ([{"prompt": "a", "groups": "x"}], [], "prompts.jsonl:1: `groups` must be a list"),
-        ([{"prompt": "a"}], ["--generate.top_p", "1.5"], "generate.top_p: 1.5 must be at least 0 and at most 1"),
+        ([{"prompt": "a"}], ["--generate.top_p", "1.5"], "generate.top_p: 1.5 is more than 1, the most"),
         ([{"prompt": "a"}], ["--generate.belief_temperature", "0"], "not used without generate.beliefs"),
     ],
 )
