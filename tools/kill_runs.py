@@ -199,7 +199,7 @@ def _steps(run: Path) -> list[int]:
 
 
 def _checkpoint(run: Path) -> tuple[dict[str, np.ndarray], dict]:
-    """Every array of the newest checkpoint, and what is kept beside it: without the config (`run.dir` differs) and the run's id."""
+    """Every array of the newest checkpoint, and what is kept beside it, without the config (its `run.dir`) and the run's id."""
     import jax
     import orbax.checkpoint as ocp
 
