@@ -48,8 +48,6 @@ _REWRITTEN = {
     "_name_or_path",
     "num_labels",
 }
-# The decoder has only these values of what would change the numbers.
-_ONLY = {"attention_bias": False, "mlp_bias": False}
 _ACTIVATIONS = {"silu": "silu", "gelu_tanh": "gelu_pytorch_tanh"}
 
 
@@ -229,7 +227,7 @@ def _model_type(hf: dict, where: str, head: str) -> str:
 def _reject_unsupported(hf: dict, where: str, family: Family) -> None:
     """Names the first setting that would change the numbers and that the decoder does not have."""
     activation = _ACTIVATIONS[family.pieces.get("activation", "silu")]
-    for key, only in {family.activation: activation, **_ONLY}.items():
+    for key, only in {family.activation: activation, **family.only}.items():
         if hf.get(key) not in (None, only):
             raise UserError(f"{where}: {key} is {hf[key]!r}; only {only!r} is supported")
     if hf.get("quantization_config") is not None:

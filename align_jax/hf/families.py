@@ -34,6 +34,7 @@ class Family:
       write: model -> more fields of config.json.
       classifier: what its sequence classifiers begin with, where that is another name.
       activation: the field that names the MLP's activation.
+      only: settings that would change the numbers, and the one value of each that is computed.
       rotates_a_part: whether a part of a head may be rotated.
       classifies: whether transformers has a sequence classifier of it, which a reward model is written as.
     """
@@ -47,6 +48,7 @@ class Family:
     write: Callable[[ModelConfig], Fields] = nothing
     classifier: str | None = None
     activation: str = "hidden_act"
+    only: Fields = dataclasses.field(default_factory=lambda: {"attention_bias": False, "mlp_bias": False})
     rotates_a_part: bool = False
     classifies: bool = True
 
@@ -259,6 +261,17 @@ def _write_granite(config: ModelConfig) -> Fields:
     }
 
 
+# Seed-OSS: `attention_bias` is of queries, keys and values alone.
+
+
+def _read_seed_oss(hf: Fields, where: str) -> Fields:
+    return {"qkv_bias": boolean(hf, "attention_bias", where, True), **_unmixed(hf, where)}
+
+
+def _write_seed_oss(config: ModelConfig) -> Fields:
+    return {"attention_bias": config.qkv_bias, **_SEED_OSS_ONLY}
+
+
 # Mixtures of experts.
 
 
@@ -310,6 +323,7 @@ def _write_qwen3_moe(config: ModelConfig) -> Fields:
 
 
 _QWEN = {"max_position_embeddings": 32768}
+_SEED_OSS_ONLY = {"attention_out_bias": False, "mlp_bias": False}
 _GEMMA = {
     "head_dim": 256,
     "num_key_value_heads": 4,
@@ -431,6 +445,14 @@ _ALL = (
         absent={**_QWEN, "num_key_value_heads": 4, "rms_norm_eps": 1e-6},
         read=_both(_unmixed, _read_qwen3_moe),
         write=_write_qwen3_moe,
+    ),
+    Family(
+        "seed_oss",
+        "SeedOss",
+        absent={"max_position_embeddings": 524288, "num_key_value_heads": 8, "head_dim": 128, "rms_norm_eps": 1e-6},
+        read=_read_seed_oss,
+        write=_write_seed_oss,
+        only=_SEED_OSS_ONLY,
     ),
 )
 FAMILIES: dict[str, Family] = {family.kind: family for family in _ALL}

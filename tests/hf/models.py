@@ -127,6 +127,8 @@ VARIANTS |= {
     "mixtral_window": ("mixtral", {"num_local_experts": 4, "num_experts_per_tok": 3, "sliding_window": 5}),
     "qwen3_moe": ("qwen3_moe", {**_EXPERTS, "norm_topk_prob": True}),
     "qwen3_moe_not_normed": ("qwen3_moe", _EXPERTS),
+    "seed_oss": ("seed_oss", {"head_dim": 16}),
+    "seed_oss_without_bias": ("seed_oss", {"head_dim": 16, "attention_bias": False}),
 }
 # One of each family with a piece of its own.
 FAMILIES_WITH_PIECES = (

@@ -107,6 +107,16 @@ def test_a_fresh_qwen_is_exported_as_one(fields):
         hf_config_from_model(dataclasses.replace(config, qkv_bias=True, qk_norm=True))
 
 
+def test_a_seed_oss_may_have_biases_on_queries_keys_and_values_alone():
+    seed = {"architectures": ["SeedOssForCausalLM"], "model_type": "seed_oss"}
+    config = _read(LLAMA, **seed, num_key_value_heads=...)
+    assert (config.qkv_bias, config.kv_heads, config.head_size) == (True, 8, 128)
+    assert not _read(LLAMA, **seed, attention_bias=False).qkv_bias
+    for biased in ("attention_out_bias", "mlp_bias"):
+        with pytest.raises(UserError, match=f"{biased} is True; only False is supported"):
+            _read(LLAMA, **seed, **{biased: True})
+
+
 # What google/gemma-3-*, allenai/Olmo-3-* and HuggingFaceTB/SmolLM3-* leave to transformers.
 _SPARSE = {"vocab_size": 64, "hidden_size": 640, "intermediate_size": 128, "num_hidden_layers": 12, "num_attention_heads": 4}
 
