@@ -80,6 +80,11 @@ class StopSignal:
         """What asked for the stop."""
         return "Ctrl-C" if self._interrupted else "SIGTERM"
 
+    @property
+    def heard(self) -> bool:
+        """Whether a stop was asked for, also where the work was done by then; of several processes as far as all know."""
+        return self._received
+
     def requested(self) -> bool:
         """Whether to stop now; from here on the first Ctrl-C waits for the next question."""
         self._asked, self._waits = self._asked + 1, True

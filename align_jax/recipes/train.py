@@ -67,6 +67,8 @@ class Run:
       folder: `run.dir`, which `align_jax.export` and `align-jax evaluate` take. steps: made so far, of this and earlier starts.
       finished: whether all steps were made, or `train.patience` ended it before.
       metrics: the last value of every metric. history: every line of metrics.jsonl, `step` among its values.
+      stopped: whether SIGTERM asked for a stop, also where the run was finished by then: a program that would go on with other
+        work should end. (Ctrl-C is raised.)
       warnings: failure signatures that showed, a dict each with `name`, `step`, `value`, `limit`, `what` and `try`.
     """
 
@@ -76,6 +78,7 @@ class Run:
     metrics: dict[str, float] = dataclasses.field(repr=False)
     history: list[dict[str, Any]] = dataclasses.field(repr=False)
     warnings: list[dict[str, Any]] = dataclasses.field(default_factory=list, repr=False)
+    stopped: bool = False
 
     def __repr__(self) -> str:
         how = "finished" if self.finished else "not finished; train(config) goes on"
@@ -127,7 +130,7 @@ def train(config: Config, stop: StopSignal | None = None) -> Run:
         training.join_reference()
         state, finished = _train(training, measure, stop, told)
         told.end(folder.path, folder.history)
-    return _run(folder, int(state.step), finished)
+    return dataclasses.replace(_run(folder, int(state.step), finished), stopped=stop.heard)
 
 
 def _run(folder: RunFolder, steps: int, finished: bool) -> Run:

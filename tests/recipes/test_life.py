@@ -16,6 +16,7 @@ from align_jax.errors import UserError
 from align_jax.lock import Holder
 from align_jax.recipes.folder import RunFolder
 from align_jax.recipes.in_training import InTraining
+from align_jax.recipes.summary import Told
 from align_jax.training.logs import read_metrics
 from align_jax.training.logs.sink import Sink
 from tests.recipes.test_train import STEPS, assert_same_run, environment, train, wait_for_step, whole, world  # noqa: F401
@@ -306,3 +307,18 @@ def test_stopped_within_an_evaluation_it_saves_and_the_next_start_makes_it(world
     assert again[4] == {**again[4], **{k: v for k, v in lines[4].items() if not k.startswith("time/")}}
     assert np.isfinite(again[4]["eval/loss"]) and len(asked) == 4
     assert train(config, *more) == 0 and "is complete: step 4 of 4" in capsys.readouterr().err
+
+
+def test_a_program_learns_of_a_sigterm_that_came_when_its_run_was_done(world, monkeypatch):  # noqa: F811
+    folder, config = world
+    config = align_jax.Config.of(config, f"run.dir={folder / 'late'}", "train.steps=1", "data.eval=null", "train.eval_every=null")
+    end = Told.end
+
+    def late(told, *given):
+        signal.raise_signal(signal.SIGTERM)
+        end(told, *given)
+
+    monkeypatch.setattr(Told, "end", late)
+    run = align_jax.train(config)
+    monkeypatch.undo()
+    assert run.finished and run.stopped and not align_jax.train(config).stopped
