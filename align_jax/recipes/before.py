@@ -15,6 +15,7 @@ from align_jax.training import optim
 from align_jax.training.callbacks import StopEarly
 from align_jax.training.decay import DECAYED
 from align_jax.training.logs import find_sink
+from align_jax.training.manifest import is_listed
 
 
 def check_sinks(config: Config) -> None:
@@ -57,7 +58,12 @@ def with_its_decay(config: Config, folder: RunFolder) -> Config:
 def made_already(folder: RunFolder, config: Config) -> int | None:
     """The steps of a run that has all that `train.steps` asks for, so that neither model nor data are needed; else None."""
     asked = config.train.steps
-    made = from_first("the steps that were made", lambda: folder.steps[-1:] if folder.is_run else [])
+
+    def whole() -> list[int]:  # a copy that was broken off is no end of a run: reading it says so
+        newest = folder.steps[-1:] if folder.is_run else []
+        return [step for step in newest if is_listed(folder.path / "checkpoints" / str(step))]
+
+    made = from_first("the steps that were made", whole)
     due = folder.is_due(made[0] if made else -1)
     return made[0] if made and asked is not None and made[0] >= asked and not due else None
 

@@ -391,9 +391,11 @@ def _metrics_log(config: Config, steps: int, begun: int) -> MetricsLog:
 
 
 def _save(training: Training, checkpoints: Checkpointer):
+    run = training.setup.folder.mark  # now: its file may be damaged or gone later, and a save is not lost for it
+
     def save(step: int, state: TrainState, position: Any, metrics: dict[str, float]) -> None:
         training.setup.folder.check_held()
-        rows, run = training.dataset.fingerprint, training.setup.folder.mark
+        rows = training.dataset.fingerprint
         extra = {"data": position, "rows": rows, "shapes": training.loader.shapes, "run": run}
         extra |= {"skipped": training.skips.count, "groups": len(training.dataset)}
         with watching(f"saving the checkpoint of step {step}"):

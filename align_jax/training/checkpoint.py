@@ -168,7 +168,7 @@ class Checkpointer:
                 f"{spelled(bad)} of the weights after step {step} hold NaN or infinite values: no checkpoint is made of them; "
                 f"{self._safe()}; lower optimizer.learning_rate"
             )
-        document = {"extra": dict(extra), "metrics": metrics, "checksums": sums}
+        document = {"step": step, "extra": dict(extra), "metrics": metrics, "checksums": sums}
         try:
             json.dumps(document, allow_nan=False)
         except (TypeError, ValueError) as error:
@@ -333,6 +333,8 @@ class Checkpointer:
         folder = epath.Path(self.directory / str(step))
         arrays = self._handlers[_STATE].restore(folder / _STATE, args=args)
         document = self._handlers[_EXTRA].restore(folder / _EXTRA, args=ocp.args.JsonRestore())
+        if (own := document.get("step", step)) != step:  # earlier versions did not say
+            raise ValueError(f"it is the checkpoint of step {own}, which was put there under another name")
         return arrays, document, (treedef, [(name, leaf.dtype) for name, leaf in wanted.items()])
 
     def _checked(self, arrays: dict[str, Any], document: dict[str, Any], state: Any) -> tuple[Any, dict[str, Any]]:

@@ -189,6 +189,14 @@ def test_a_bit_flip_in_a_tensor_is_named(folder):
         Checkpointer(folder).restore(_abstract(_state(0)), step=2)
 
 
+def test_a_checkpoint_under_another_steps_name_is_not_used(folder):
+    shutil.copytree(folder / "1", folder / "7")
+    named = "7 is damaged .* the checkpoint of step 1"
+    with Checkpointer(folder) as checkpointer, pytest.warns(DamagedCheckpointWarning, match=named):
+        found = checkpointer.restore(_abstract(_state(0)))
+    assert found[1]["iterator"]["row"] == 2
+
+
 def test_when_all_are_damaged_training_does_not_start_over(folder):
     for step in "12":
         (folder / step / "extra" / "metadata").write_text("{")
