@@ -123,6 +123,14 @@ def why_ended(config: Config, early: StopEarly) -> str:
     return f"{config.checkpoint.best_metric} was {kind} at {best}, and no better in {early.waited} evaluations since"
 
 
+def other_reference(folder: RunFolder, now: str) -> str:
+    """Why a run cannot go on beside weights that are not those of the reference that it began with."""
+    return (
+        f"reference: the weights of {now} are not those that the run in {folder.path} began with, to which its rewards are "
+        "relative; put them back (or set the revision of a hub id) to resume it, or choose another run.dir"
+    )
+
+
 def other_rows(folder: RunFolder, dataset: GroupDataset, groups: int | None) -> str:
     """Why a run cannot go on with the rows that it is given; `groups`: how many it began with, where that is known."""
     path, now = dataset.path, len(dataset)
