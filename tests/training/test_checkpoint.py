@@ -197,6 +197,22 @@ def test_a_checkpoint_under_another_steps_name_is_not_used(folder):
     assert found[1]["iterator"]["row"] == 2
 
 
+def test_a_checkpoint_that_replaces_the_one_that_is_read_is_taken(saved, tmp_path, monkeypatch):
+    folder = tmp_path / "training"
+    shutil.copytree(saved / "1", folder / "1")
+    real = Checkpointer._check_files
+
+    def replaced(self, which):
+        if which.name == "1":
+            shutil.rmtree(folder / "1")
+            shutil.copytree(saved / "2", folder / "2")
+        real(self, which)
+
+    monkeypatch.setattr(Checkpointer, "_check_files", replaced)
+    with Checkpointer(folder, read_only=True) as checkpointer, pytest.warns(DamagedCheckpointWarning):
+        assert checkpointer.restore(_abstract(_state(0)))[1]["iterator"]["row"] == 2
+
+
 def test_when_all_are_damaged_training_does_not_start_over(folder):
     for step in "12":
         (folder / step / "extra" / "metadata").write_text("{")
