@@ -107,7 +107,8 @@ class ResultsFile:
       key: the config's name of the output, for errors.
 
     Attributes:
-      done: indices of the prompts that have results. kept_as: where a file of other settings went, or None.
+      done: indices of the prompts that have results. kept_as: where a file of other settings, or one that was
+        changed since, went; or None.
     """
 
     def __init__(self, path: str | os.PathLike, settings: dict[str, Any], count: int, key: str = "generate.output"):
@@ -136,12 +137,10 @@ class ResultsFile:
         self.path.parent.mkdir(parents=True, exist_ok=True)
         lock = self.path.with_name(self.path.name + ".lock")
         self._held.enter_context(held(lock, f"{key}: {self.path}", "wait for it, or give another file"))
-        if self.path.exists() and not (side.exists() and _read_json(side) == settings):
+        if self.path.exists() and not (side.exists() and _read_json(side) == settings and self._resumes()):
             self.kept_as = next(p for n in range(1, 10**6) if not (p := Path(f"{self.path}.{n}")).exists())
             os.replace(self.path, self.kept_as)
-        if self.path.exists():
-            self._resume()
-        else:
+        if not self.path.exists():
             side.write_text(json.dumps(settings, indent=2) + "\n", encoding="utf-8")
         self._file = open(self.path, "ab")
 
@@ -155,16 +154,21 @@ class ResultsFile:
         if found[-1] and jax.process_index() != 0:
             raise UserError(f"{self.path}: the first process cannot write it")
 
-    def _resume(self) -> None:
+    def _resumes(self) -> bool:
+        """Finds what is done; False where the file was changed since: rows are no JSON, or a complete one has not all."""
         content = self.path.read_bytes()
         whole = content[: content.rfind(b"\n") + 1]
-        rows = [json.loads(line) for line in whole.splitlines()]
-        if rows and INDEX not in rows[0]:
-            self.done = set(range(self.count))  # complete
-            return
-        self.done = {row[INDEX] for row in rows}
+        try:
+            rows = [json.loads(line) for line in whole.splitlines()]
+            complete = bool(rows) and not any(INDEX in row for row in rows)
+            if complete and (len(rows) < self.count or whole != content):
+                return False
+            self.done = set(range(self.count)) if complete else {range(self.count)[row[INDEX]] for row in rows}
+        except (ValueError, TypeError, LookupError):
+            return False
         if len(whole) < len(content):  # the line that was being written when the process was killed
             os.truncate(self.path, len(whole))
+        return True
 
     def write(self, index: int, row: dict[str, Any]) -> None:
         """Appends the result of a prompt; it is in the file when this returns."""

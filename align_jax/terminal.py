@@ -10,6 +10,7 @@ Warnings and logged messages go above the bar, too.
 from __future__ import annotations
 
 import contextlib
+import errno
 import logging
 import os
 import sys
@@ -34,8 +35,22 @@ _DELAY = 1.0  # what is done by then needs no bar
 def write_line(line: str, stream: TextIO | None = None) -> None:
     """Writes a line to a stream (None: stderr), above the bar if one is shown."""
     stream = sys.stderr if stream is None else stream
-    with tqdm.external_write_mode(file=stream):
+    with unread(stream), tqdm.external_write_mode(file=stream):
         print(line, file=stream, flush=True)
+
+
+@contextlib.contextmanager
+def unread(stream: TextIO | None) -> Iterator[None]:
+    """Within it, that nobody reads stderr any more (a closed terminal, a `tee` that took the same Ctrl-C) is no error: what
+    is said goes nowhere, and the work goes on; of stdout, which results go to, it is one."""
+    try:
+        yield
+    except OSError as error:
+        if stream is sys.stdout:
+            raise
+        if error.errno in (errno.EPIPE, errno.EIO):
+            with contextlib.suppress(OSError, ValueError, AttributeError):  # what is no file, or closed
+                os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
 
 
 def columns(stream: TextIO) -> int:
@@ -87,7 +102,7 @@ class _Status:
             self.draw(view)
 
     def draw(self, view: View) -> None:
-        with self._lock:
+        with self._lock, unread(view.stream):
             if self._line is not None and self._views and self._views[-1] is view:
                 self._line.set_description_str(view.render(columns(view.stream)), refresh=True)
 

@@ -115,6 +115,23 @@ def test_lines_warnings_and_logs_go_above_the_line_that_changes(screen):
     logger.removeHandler(handler)
 
 
+def test_a_line_that_nobody_reads_any_more_ends_no_work(monkeypatch):
+    reader, writer = os.pipe()
+    os.close(reader)
+    with open(writer, "w", buffering=1, closefd=False) as stream:
+        write_line("unread", stream)  # a `tee` that took the same Ctrl-C
+        write_line("unread, too", stream)
+        monkeypatch.setattr("sys.stdout", stream)
+    assert os.fstat(writer).st_rdev == os.stat(os.devnull).st_rdev
+    os.close(writer)
+    reader, writer = os.pipe()
+    os.close(reader)
+    with open(writer, "wb", buffering=0) as raw, io.TextIOWrapper(raw, write_through=True) as stream:
+        monkeypatch.setattr("sys.stdout", stream)
+        with pytest.raises(BrokenPipeError):
+            write_line("a result", stream)
+
+
 def test_what_was_opened_last_is_seen(screen):
     below, above = Fixed(screen, "training"), Fixed(screen, "evaluating")
     status.open(below)

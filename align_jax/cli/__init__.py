@@ -44,12 +44,14 @@ def main(argv: Sequence[str] | None = None) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # nothing to flush at the end
         return PIPE_CLOSED
     except (UserError, OSError) as error:  # an OSError: a folder that cannot be written, a full disk
-        print(f"align-jax{f' {name}' if name in COMMANDS else ''}: {error}", file=sys.stderr, flush=True)
+        with contextlib.suppress(OSError):  # nobody reads it
+            print(f"align-jax{f' {name}' if name in COMMANDS else ''}: {error}", file=sys.stderr, flush=True)
         if name in COMMANDS and COMMANDS[name].computes and launched_on_several_hosts():
             _tell_others(str(error))
         return getattr(error, "status", USAGE_ERROR)
     except KeyboardInterrupt:
-        print(f"align-jax {name}: interrupted", file=sys.stderr)
+        with contextlib.suppress(OSError):
+            print(f"align-jax {name}: interrupted", file=sys.stderr, flush=True)
         return INTERRUPTED
 
 

@@ -34,6 +34,8 @@ class RunConfig:
     def __post_init__(self):
         if self.dir is not None and not self.dir.strip():
             raise UserError(f"run.dir: {self.dir!r} is blank; an environment variable that is not set?")
+        if self.dir is not None and "://" in self.dir:
+            raise UserError(f"run.dir: {self.dir} is no folder of this machine; mount the bucket and name where (docs/pods.md)")
         check_range("run.seed", self.seed, 0, 2**32, open_high=True)
         check_range("run.wait_s", self.wait_s, 0, 1e6, open_low=True)
         check_range("run.stopped_status", self.stopped_status, 0, 255)

@@ -33,6 +33,8 @@ class StoppedPass(SystemExit):
 class StopSignal:
     """Remembers SIGTERM and the first Ctrl-C; a context manager, so that the previous handlers come back.
 
+    That a terminal is closed (SIGHUP) is a SIGTERM, unless it is ignored, as by nohup.
+
     Where nothing would be lost (before the first question, after `idle`) both stop at once, by KeyboardInterrupt and by
     SystemExit(STOPPED); so does Ctrl-C when it is pressed again. Where Ctrl-C was remembered, leaving the context raises
     KeyboardInterrupt, also in place of `StoppedPass`, so that what follows does not run.
@@ -56,6 +58,8 @@ class StopSignal:
         global _active
         if threading.current_thread() is threading.main_thread():
             wanted = {signal.SIGINT: self._interrupt}
+            if hasattr(signal, "SIGHUP") and signal.getsignal(signal.SIGHUP) == signal.SIG_DFL:  # nohup, again
+                wanted[signal.SIGHUP] = lambda *_: os.kill(os.getpid(), signal.SIGTERM)
             if jax.process_count() == 1:  # of several, JAX's preemption service has SIGTERM
                 wanted[signal.SIGTERM] = self._remember
             for number, handler in wanted.items():
@@ -251,4 +255,5 @@ def leave(line: str = "interrupted", status: int = INTERRUPTED) -> None:
 
 def tell_stderr(line: str) -> None:
     """A line for the user, where nobody else takes it."""
-    print(f"align-jax: {line}", file=sys.stderr, flush=True)
+    with contextlib.suppress(OSError):  # nobody reads it any more
+        print(f"align-jax: {line}", file=sys.stderr, flush=True)

@@ -15,6 +15,7 @@ from align_jax.training import optim
 from align_jax.training.callbacks import StopEarly
 from align_jax.training.decay import DECAYED
 from align_jax.training.logs import find_sink
+from align_jax.training.manifest import is_listed
 
 
 def check_sinks(config: Config) -> None:
@@ -57,7 +58,12 @@ def with_its_decay(config: Config, folder: RunFolder) -> Config:
 def made_already(folder: RunFolder, config: Config) -> int | None:
     """The steps of a run that has all that `train.steps` asks for, so that neither model nor data are needed; else None."""
     asked = config.train.steps
-    made = from_first("the steps that were made", lambda: folder.steps[-1:] if folder.is_run else [])
+
+    def whole() -> list[int]:  # a copy that was broken off is no end of a run: reading it says so
+        newest = folder.steps[-1:] if folder.is_run else []
+        return [step for step in newest if is_listed(folder.path / "checkpoints" / str(step))]
+
+    made = from_first("the steps that were made", whole)
     due = folder.is_due(made[0] if made else -1)
     return made[0] if made and asked is not None and made[0] >= asked and not due else None
 
@@ -115,6 +121,14 @@ def why_ended(config: Config, early: StopEarly) -> str:
     best = f"step {early.best[0]} ({early.best[1]:.4g})" if early.best else "no step"
     kind = "smallest" if config.checkpoint.mode == "min" else "largest"
     return f"{config.checkpoint.best_metric} was {kind} at {best}, and no better in {early.waited} evaluations since"
+
+
+def other_reference(folder: RunFolder, now: str) -> str:
+    """Why a run cannot go on beside weights that are not those of the reference that it began with."""
+    return (
+        f"reference: the weights of {now} are not those that the run in {folder.path} began with, to which its rewards are "
+        "relative; put them back (or set the revision of a hub id) to resume it, or choose another run.dir"
+    )
 
 
 def other_rows(folder: RunFolder, dataset: GroupDataset, groups: int | None) -> str:

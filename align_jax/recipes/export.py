@@ -48,6 +48,8 @@ def export(
     Raises:
       UserError: not a run folder, no such checkpoint, or `out_dir` holds something else.
     """
+    if "://" in str(out_dir):
+        raise UserError(f"export folder {out_dir} is no folder of this machine; export to one, and copy it there")
     folder = RunFolder(Path(getattr(run_dir, "folder", run_dir)))
     if not folder.is_run:
         raise UserError(f"{folder.path} is not a run folder: it has no config.yaml")

@@ -217,8 +217,14 @@ class RunFolder:
         on_first(lambda: check_held(self.path / LOCK), str(self.path))
 
     def check(self, config: Config) -> None:
-        """UserError where the folder holds checkpoints of another run: a key that decides its weights differs."""
-        if self.is_run and self.newest.steps:
+        """UserError where the folder holds checkpoints of another run, or of one whose config is gone: a key that decides
+        its weights differs, or may."""
+        if self.newest.steps and not self.is_run:
+            raise UserError(
+                f"{self.path} holds checkpoints, and no {CONFIG} that says of which run; put it back (the YAML that the run "
+                "began with will do), or choose another run.dir"
+            )
+        if self.newest.steps:
             self.check_same(config)
 
     @contextlib.contextmanager

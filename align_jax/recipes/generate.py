@@ -249,7 +249,7 @@ def _say_how_far(results: ResultsFile, count: int) -> None:
 
 def _say_what_is_there(results: ResultsFile, count: int) -> None:
     if results.kept_as:
-        say(f"{results.path} held results of other settings; they are kept as {results.kept_as}")
+        say(f"{results.path} held results of other settings, or was changed since; they are kept as {results.kept_as}")
     if results.done:
         say(f"{results.path} has {len(results.done)} of {count} prompts already")
 

@@ -86,7 +86,7 @@ def _run(config: Config, stop: Callable[[], bool]) -> bool:
     settings = {"input": rows.digest, "passes": {p.name: p.settings for p in passes}, "beta": _beta(config)}
     with ResultsFile(options.output, settings, len(rows.values), "score.output") as results:
         if results.kept_as:
-            say(f"{options.output} held results of other settings; they are kept as {results.kept_as}")
+            say(f"{options.output} held results of other settings, or was changed since; they are kept as {results.kept_as}")
         if len(results.done) < len(rows.values):
             if not all(run_pass(p, options.output, stop) for p in passes):
                 return False

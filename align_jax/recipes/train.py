@@ -29,6 +29,7 @@ from align_jax.recipes.before import (
     kept_in,
     made_already,
     nothing_to_do,
+    other_reference,
     other_rows,
     report_context,
     report_warmup,
@@ -43,6 +44,7 @@ from align_jax.recipes.recorded import AddCosts, CheckMetric, CountCut, KeepSkip
 from align_jax.recipes.say import say, speaking, watching
 from align_jax.recipes.setup import Setup, microbatches, report_data
 from align_jax.recipes.shown_samples import ShownSamples, WriteSamples
+from align_jax.recipes.source import StoredModel
 from align_jax.recipes.summary import Told, run_lines
 from align_jax.recipes.warned import WatchSignatures, read_warnings, warning_lines
 from align_jax.terminal import plural
@@ -198,6 +200,12 @@ class Training:
         return {"model": self.setup.source.describe(), "fingerprint": self.setup.source.fingerprint()}
 
     @functools.cached_property
+    def compared_with(self) -> Any:
+        """The content of a stored reference, which no checkpoint holds and whose files may change; None of others."""
+        table = self.setup.live is None and self.setup.config.objective.needs_reference
+        return self.setup.reference.fingerprint() if table and isinstance(self.setup.reference, StoredModel) else None
+
+    @functools.cached_property
     def skips(self) -> SkippedSteps:
         """The steps that are left out, counted over all starts of the run."""
         most = self.setup.config.train.max_skipped
@@ -256,6 +264,8 @@ class Training:
         self.setup.folder.check_written_here(extra.get("run"), int(state.step))
         if extra.get("rows", self.dataset.fingerprint) != self.dataset.fingerprint:
             raise UserError(other_rows(self.setup.folder, self.dataset, extra.get("groups")))
+        if (extra.get("reference") or self.compared_with) != self.compared_with:
+            raise UserError(other_reference(self.setup.folder, self.setup.reference.describe()))
         if self.setup.live is not None and not self.live_moves:
             start = self.setup.reference is self.setup.source and weights is not None
             own = weights if start else self.setup.load(self.setup.reference)[0] if trained is None else self.live_reference()
@@ -394,11 +404,13 @@ def _metrics_log(config: Config, steps: int, begun: int) -> MetricsLog:
 
 
 def _save(training: Training, checkpoints: Checkpointer):
+    run = training.setup.folder.mark  # now: its file may be damaged or gone later, and a save is not lost for it
+
     def save(step: int, state: TrainState, position: Any, metrics: dict[str, float]) -> None:
         training.setup.folder.check_held()
-        rows, run = training.dataset.fingerprint, training.setup.folder.mark
+        rows = training.dataset.fingerprint
         extra = {"data": position, "rows": rows, "shapes": training.loader.shapes, "run": run}
-        extra |= {"skipped": training.skips.count, "groups": len(training.dataset)}
+        extra |= {"skipped": training.skips.count, "groups": len(training.dataset), "reference": training.compared_with}
         with watching(f"saving the checkpoint of step {step}"):
             kept = state if training.live_moves else dataclasses.replace(state, reference={})
             save_state(checkpoints, step, kept, extra, metrics, training.base)

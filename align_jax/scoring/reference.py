@@ -77,7 +77,9 @@ class Growing:
         try:
             with naming(self._file):
                 with open(temporary, "wb") as file:
-                    np.save(file, np.where(known(self.values)[:, None], self.values, there))
+                    table = np.where(known(self.values)[:, None], self.values, there)
+                    np.save(file, table)
+                    file.write(_checksum(table))  # behind the array, where `np.load` does not look
                 os.replace(temporary, self._file)
         finally:
             temporary.unlink(missing_ok=True)
@@ -223,9 +225,14 @@ def cached(
 
 def _read(path: Path, shape: tuple[int, int]) -> np.ndarray:
     try:
-        stored = np.load(path, allow_pickle=False)
-        if stored.shape == shape and stored.dtype == np.float32:
+        with open(path, "rb") as file:
+            stored, behind = np.load(file, allow_pickle=False), file.read()
+        if stored.shape == shape and stored.dtype == np.float32 and behind in (b"", _checksum(stored)):  # earlier: without
             return stored
     except (OSError, ValueError, EOFError):
         pass  # absent or cut short: nothing is known, and the file is replaced
     return np.full(shape, np.nan, np.float32)
+
+
+def _checksum(table: np.ndarray) -> bytes:
+    return hashlib.blake2b(np.ascontiguousarray(table), digest_size=8).digest()

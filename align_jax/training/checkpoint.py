@@ -18,7 +18,7 @@ import os
 import re
 import shutil
 import warnings
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
 from typing import Any, Literal
 
@@ -168,7 +168,7 @@ class Checkpointer:
                 f"{spelled(bad)} of the weights after step {step} hold NaN or infinite values: no checkpoint is made of them; "
                 f"{self._safe()}; lower optimizer.learning_rate"
             )
-        document = {"extra": dict(extra), "metrics": metrics, "checksums": sums}
+        document = {"step": step, "extra": dict(extra), "metrics": metrics, "checksums": sums}
         try:
             json.dumps(document, allow_nan=False)
         except (TypeError, ValueError) as error:
@@ -278,7 +278,7 @@ class Checkpointer:
         steps = self.agreed_steps()
         if step is not None and step not in steps:
             raise UserError(f"no checkpoint of step {step} in {self.directory}; there are {steps or 'none'}")
-        for candidate in [step] if step is not None else steps[::-1]:
+        for candidate in self._newest_first() if step is None else [step]:
             folder = self.directory / str(candidate)
             found, reason = self._read_together(candidate, abstract_state, subset)
             if not reason:
@@ -290,9 +290,14 @@ class Checkpointer:
             message = f"checkpoint {folder} is damaged and not used: {reason}"
             warnings.warn(message, DamagedCheckpointWarning, stacklevel=2)
         if steps:
-            reason = self._damaged[steps[-1]]
+            reason = self._damaged.get(steps[-1], "it is gone")
             raise UserError(f"none of the checkpoints {steps} in {self.directory} can be read: {reason}")
         return None
+
+    def _newest_first(self) -> Iterator[int]:
+        """The steps to try, the newest that is there each time: a run that trains may replace the one that is read."""
+        while steps := self.agreed_steps():
+            yield steps[-1]
 
     def _read_together(self, step: int, abstract_state: Any, subset: bool) -> tuple[Any, str]:
         """What a checkpoint holds, and why it is damaged: what one process sees holds for all, and none waits for another."""
@@ -333,6 +338,8 @@ class Checkpointer:
         folder = epath.Path(self.directory / str(step))
         arrays = self._handlers[_STATE].restore(folder / _STATE, args=args)
         document = self._handlers[_EXTRA].restore(folder / _EXTRA, args=ocp.args.JsonRestore())
+        if (own := document.get("step", step)) != step:  # earlier versions did not say
+            raise ValueError(f"it is the checkpoint of step {own}, which was put there under another name")
         return arrays, document, (treedef, [(name, leaf.dtype) for name, leaf in wanted.items()])
 
     def _checked(self, arrays: dict[str, Any], document: dict[str, Any], state: Any) -> tuple[Any, dict[str, Any]]:

@@ -59,18 +59,22 @@ def check_files(folder: Path, part: int = 0, parts: int = 1) -> bool:
     listed = _read(folder)
     if listed is None:
         return False
-    for name, (size, _) in listed.items():
-        try:
-            there = (folder / name).stat().st_size
-        except OSError:
-            raise DamagedFileError(f"its file {name} is missing") from None
-        if there != size:
-            raise DamagedFileError(f"its file {name} has {there} bytes, {size} were written")
+    _check_sizes(folder, listed)
     wanted = {name: value for name, (_, value) in sorted(listed.items())[part::parts] if value is not None}
     for name, value in _hashes(folder, list(wanted)).items():
         if value != wanted[name]:
             raise DamagedFileError(f"its file {name} is not what was written (its checksum differs)")
     return True
+
+
+def is_listed(folder: Path) -> bool:
+    """Whether a checkpoint has a manifest, and all of its files with their sizes: quick, however large it is."""
+    try:
+        listed = _read(folder)
+        _check_sizes(folder, listed or {})
+    except DamagedFileError:
+        return False
+    return listed is not None
 
 
 def size_of(folder: Path) -> int:
@@ -87,6 +91,16 @@ def _read(folder: Path) -> dict[str, tuple[int, str | None]] | None:
         return None
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise DamagedFileError(f"its file {MANIFEST} cannot be read ({type(error).__name__})") from error
+
+
+def _check_sizes(folder: Path, listed: dict[str, tuple[int, str | None]]) -> None:
+    for name, (size, _) in listed.items():
+        try:
+            there = (folder / name).stat().st_size
+        except OSError:
+            raise DamagedFileError(f"its file {name} is missing") from None
+        if there != size:
+            raise DamagedFileError(f"its file {name} has {there} bytes, {size} were written")
 
 
 def _files(folder: Path) -> Iterator[Path]:

@@ -171,6 +171,7 @@ REFUSED = [
     (TEXT, ["--checkpoint.every", "0"], "--checkpoint.every: 0 must be at least 1"),
     (TEXT, ["--generate.temperature", "-0.5"], "--generate.temperature: -0.5 must be at least 0"),
     (TEXT, ["--run.dir", " "], "--run.dir: ' ' is blank"),
+    (TEXT, ["--run.dir", "gs://bucket/run"], "--run.dir: gs://bucket/run is no folder of this machine"),
     (TEXT, ["--train.steps", "null", "--train.epochs", "inf"], "--train.epochs: inf must be a finite number"),
     (TEXT, ["--run.seed", "-1"], "--run.seed: -1 must be at least 0 and below 4294967296"),
     (TEXT, ["--log.wandb_name", "x"], "--log.wandb_name: 'x' is not used without log.wandb_project"),

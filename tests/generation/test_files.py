@@ -90,6 +90,18 @@ def test_results_of_other_settings_are_kept_apart(tmp_path):
     assert rows_of(path) == [{"seed": 2}] and rows_of(tmp_path / "out.jsonl.1") == [{"seed": 1}]
 
 
+@pytest.mark.parametrize("changed", ["0\n", "0\n1", "0\nno JSON\n", '{"_index": 7}\n', "2\n"])
+def test_a_file_that_was_changed_since_is_kept_apart_and_made_again(tmp_path, changed):
+    path = tmp_path / "out.jsonl"
+    with ResultsFile(path, {"seed": 1}, 2) as results:
+        results.write(0, {"a": 0}), results.write(1, {"a": 1})
+    path.write_text(changed.replace("0", '{"a": 0}', 1))
+    with ResultsFile(path, {"seed": 1}, 2) as again:
+        assert again.done == set() and again.kept_as == tmp_path / "out.jsonl.1"
+        again.write(0, {"a": 0}), again.write(1, {"a": 1})
+    assert rows_of(path) == [{"a": 0}, {"a": 1}]
+
+
 def test_an_output_that_cannot_be_written(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(UserError, match="generate.output: cannot write"):

@@ -31,6 +31,20 @@ def test_sigterm_is_remembered_and_the_handler_before_comes_back():
         signal.signal(signal.SIGTERM, before)
 
 
+def test_a_closed_terminal_is_a_sigterm_unless_it_is_ignored():
+    before = signal.signal(signal.SIGHUP, signal.SIG_DFL)
+    try:
+        with StopSignal(tell=lambda line: None) as stop:
+            assert not stop.requested()
+            signal.raise_signal(signal.SIGHUP)
+            assert stop.requested()
+        assert signal.signal(signal.SIGHUP, signal.SIG_IGN) == signal.SIG_DFL
+        with StopSignal() as stop:
+            assert signal.getsignal(signal.SIGHUP) == signal.SIG_IGN
+    finally:
+        signal.signal(signal.SIGHUP, before)
+
+
 def test_in_another_thread_it_never_fires():
     seen, handler = [], signal.getsignal(signal.SIGTERM)
 

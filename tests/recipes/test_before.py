@@ -8,8 +8,9 @@ import pytest
 
 from align_jax.config import Config
 from align_jax.errors import UserError
-from align_jax.recipes.before import with_its_decay
+from align_jax.recipes.before import made_already, with_its_decay
 from align_jax.recipes.folder import RunFolder
+from align_jax.training.manifest import write_manifest
 
 BASE = {"model": {"path": "a/model"}, "data": {"train": "rows.jsonl"}, "objective": {"name": "dpo"}}
 
@@ -52,3 +53,23 @@ def test_without_weight_decay_there_is_nothing_to_choose(tmp_path, optimizer):
     folder = begun(tmp_path, re.sub(r" +decayed: .*\n", "", plain.to_yaml()))
     assert with_its_decay(plain, folder) == plain
     folder.check(plain)
+
+
+def test_a_copy_that_was_broken_off_is_not_the_end_of_a_run(tmp_path):
+    plain = Config.of(BASE, f"run.dir={tmp_path}", "train.steps=4")
+    folder, newest = begun(tmp_path, plain.to_yaml()), tmp_path / "checkpoints" / "4"
+    assert made_already(folder, plain) is None
+    (newest / "weights").write_bytes(bytes(100))
+    write_manifest(newest)
+    assert made_already(folder, plain) == 4
+    (newest / "weights").write_bytes(bytes(50))
+    assert made_already(folder, plain) is None
+
+
+def test_checkpoints_without_the_config_of_their_run_are_refused(tmp_path):
+    plain = Config.of(BASE, f"run.dir={tmp_path}")
+    folder = begun(tmp_path, plain.to_yaml())
+    folder.check(plain)
+    (tmp_path / "config.yaml").unlink()
+    with pytest.raises(UserError, match="holds checkpoints, and no config.yaml that says of which run; put it back"):
+        RunFolder(tmp_path).check(plain)

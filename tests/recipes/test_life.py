@@ -5,6 +5,7 @@ import shutil
 import signal
 import subprocess
 import sys
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -16,7 +17,9 @@ from align_jax.errors import UserError
 from align_jax.lock import Holder
 from align_jax.recipes.folder import RunFolder
 from align_jax.recipes.in_training import InTraining
+from align_jax.recipes.source import StoredModel
 from align_jax.recipes.summary import Told
+from align_jax.recipes.train import Training
 from align_jax.training.logs import read_metrics
 from align_jax.training.logs.sink import Sink
 from tests.recipes.test_train import STEPS, assert_same_run, environment, train, wait_for_step, whole, world  # noqa: F401
@@ -72,6 +75,8 @@ import sys
 from pathlib import Path
 from align_jax.recipes.folder import RunFolder
 from align_jax.recipes.in_training import InTraining
+from align_jax.recipes.source import StoredModel
+from align_jax.recipes.train import Training
 with RunFolder(Path(sys.argv[1])).claimed():
     print("held", flush=True)
     sys.stdin.read()
@@ -146,6 +151,22 @@ def test_another_beta_is_refused_before_model_and_data_are_read(world, whole, ca
     monkeypatch.setattr("align_jax.recipes.train.Setup.of", lambda *_: pytest.fail("the model is read"))
     assert train(config, "--run.dir", whole, "--objective.beta", 0.7) == 2
     assert "objective.beta=0.1, but objective.beta=0.7" in capsys.readouterr().err
+
+
+def test_what_is_compared_with_of_a_reference_is_what_its_files_hold(tmp_path):
+    source = StoredModel.__new__(StoredModel)
+    (tmp_path / "model.safetensors").write_bytes(b"weights")
+    object.__setattr__(source, "folder", tmp_path)
+    object.__setattr__(source, "shape", SimpleNamespace(quantize=None))
+    config = SimpleNamespace(objective=SimpleNamespace(needs_reference=True))
+    found = []
+    for content in (b"weights", b"others!", b"weights"):
+        (tmp_path / "model.safetensors").write_bytes(content)
+        setup = SimpleNamespace(live=None, config=config, reference=source)
+        found.append(Training(setup, None, None, 1, None, None).compared_with)
+    assert found[0] == found[2] != found[1]
+    setup.config.objective.needs_reference = False
+    assert Training(setup, None, None, 1, None, None).compared_with is None
 
 
 def test_metrics_that_no_checkpoint_has_are_kept(world, capsys):  # noqa: F811
@@ -311,7 +332,8 @@ def test_stopped_within_an_evaluation_it_saves_and_the_next_start_makes_it(world
 
 def test_a_program_learns_of_a_sigterm_that_came_when_its_run_was_done(world, monkeypatch):  # noqa: F811
     folder, config = world
-    config = align_jax.Config.of(config, f"run.dir={folder / 'late'}", "train.steps=1", "data.eval=null", "train.eval_every=null")
+    here = f"run.dir={folder / 'late'}"
+    config = align_jax.Config.of(config, here, "train.steps=1", "data.eval=null", "train.eval_every=null")
     end = Told.end
 
     def late(told, *given):

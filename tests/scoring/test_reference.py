@@ -11,7 +11,7 @@ import pytest
 
 from align_jax.parallel.stop import StoppedPass
 from align_jax.scoring import reference
-from align_jax.scoring.reference import Cache, cache_of, cached, compute_reference, known
+from align_jax.scoring.reference import Cache, Growing, _read, cache_of, cached, compute_reference, known
 
 SHAPE = (4, 2)
 
@@ -86,6 +86,20 @@ def test_a_file_that_does_not_fit_is_computed_again(tmp_path, content):
         np.save(file, content)
     table, found = cached(Cache(file), SHAPE, np.arange(4), compute)
     assert found is None and (table == 9).all() and (np.load(file) == 9).all()
+
+
+def test_a_table_with_a_changed_bit_is_computed_again_and_one_of_before_is_read(tmp_path):
+    file, table = tmp_path / "key.npy", np.arange(8, dtype=np.float32).reshape(4, 2)
+    growing = Growing(np.full((4, 2), np.nan, np.float32), file)
+    growing.fill(np.arange(4), table)
+    growing.save()
+    np.testing.assert_array_equal(_read(file, (4, 2)), table)
+    content = bytearray(file.read_bytes())
+    content[-12] ^= 1
+    file.write_bytes(content)
+    assert not known(_read(file, (4, 2))).any()
+    np.save(file, table)
+    np.testing.assert_array_equal(_read(file, (4, 2)), table)
 
 
 @pytest.mark.parametrize("asked", [True, False])

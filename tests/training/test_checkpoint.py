@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import logging
 import os
 import resource
@@ -189,6 +190,30 @@ def test_a_bit_flip_in_a_tensor_is_named(folder):
         Checkpointer(folder).restore(_abstract(_state(0)), step=2)
 
 
+def test_a_checkpoint_under_another_steps_name_is_not_used(folder):
+    shutil.copytree(folder / "1", folder / "7")
+    named = "7 is damaged .* the checkpoint of step 1"
+    with Checkpointer(folder) as checkpointer, pytest.warns(DamagedCheckpointWarning, match=named):
+        found = checkpointer.restore(_abstract(_state(0)))
+    assert found[1]["iterator"]["row"] == 2
+
+
+def test_a_checkpoint_that_replaces_the_one_that_is_read_is_taken(saved, tmp_path, monkeypatch):
+    folder = tmp_path / "training"
+    shutil.copytree(saved / "1", folder / "1")
+    real = Checkpointer._check_files
+
+    def replaced(self, which):
+        if which.name == "1":
+            shutil.rmtree(folder / "1")
+            shutil.copytree(saved / "2", folder / "2")
+        real(self, which)
+
+    monkeypatch.setattr(Checkpointer, "_check_files", replaced)
+    with Checkpointer(folder, read_only=True) as checkpointer, pytest.warns(DamagedCheckpointWarning):
+        assert checkpointer.restore(_abstract(_state(0)))[1]["iterator"]["row"] == 2
+
+
 def test_when_all_are_damaged_training_does_not_start_over(folder):
     for step in "12":
         (folder / step / "extra" / "metadata").write_text("{")
@@ -323,6 +348,7 @@ def test_the_best_step(tmp_path):
 
 
 def test_a_full_disk_is_one_line_and_no_traceback(tmp_path, monkeypatch):
+    gc.collect()  # Checkpointers that other tests left open take their filters with them
     absl, heard, text = logging.getLogger("absl"), [], "RESOURCE_EXHAUSTED: Error writing x [os_error_code='28']"
     handler = logging.Handler()
     handler.emit = heard.append

@@ -41,6 +41,16 @@ def test_each_line_is_on_disk_at_once(tmp_path):
     log.close()
 
 
+def test_a_file_that_is_removed_begins_anew(tmp_path, capsys):
+    with MetricsLog(tmp_path, total_steps=10, progress=False) as log:
+        log.log(1, {"loss": 2.0})
+        (tmp_path / "metrics.jsonl").unlink()
+        log.log(2, {"loss": 1.0})
+        log.log(3, {"loss": 0.5})
+    assert [line["step"] for line in read_metrics(tmp_path / "metrics.jsonl")] == [2, 3]
+    assert capsys.readouterr().err.count("was removed while it was in use: it begins anew at step 2") == 1
+
+
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])
 def test_what_json_cannot_hold_is_null(tmp_path, value):
     with MetricsLog(tmp_path, total_steps=1, progress=False) as log:

@@ -11,6 +11,7 @@ from typing import Any, ClassVar, TextIO
 
 from align_jax.errors import UserError
 from align_jax.parsing import json_of
+from align_jax.terminal import PREFIX, write_line
 from align_jax.training.logs.sink import Context, Sink
 
 FILE = "metrics.jsonl"
@@ -64,6 +65,11 @@ class MetricsFile(Sink):
             self._file.close()
             self._file = _rewritten(self.context.run_dir / FILE, [*before[:-1], {**before[-1], **finite}])
             return
+        if os.fstat(self._file.fileno()).st_nlink == 0:  # or all further lines would go where nobody finds them
+            self._file.close()
+            path = self.context.run_dir / FILE
+            self._file = path.open("a", encoding="utf-8")
+            write_line(f"{PREFIX}{path} was removed while it was in use: it begins anew at step {step}")
         self._file.write(f"{json.dumps({'step': step, **finite}, allow_nan=False)}\n")
         self._file.flush()
 
