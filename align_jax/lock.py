@@ -102,8 +102,8 @@ class Held:
         self.look()
         if self.lost is not None:
             raise UserError(
-                f"{self._what} was taken over by {self.lost}, since this process gave no sign of life for "
-                f"{STALE_SECONDS:.0f} s; nothing more is written here"
+                f"{self._what} was taken over by {self.lost}: this process gave no sign of life for {STALE_SECONDS:.0f} s, or "
+                f"its lock {self._path} was removed; nothing more is written here"
             )
 
     def look(self) -> None:

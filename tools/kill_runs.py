@@ -205,7 +205,11 @@ def _checkpoint(run: Path) -> tuple[dict[str, np.ndarray], dict]:
 
     jax.config.update("jax_platforms", "cpu")
     folder = run / "checkpoints" / str(_steps(run)[-1])
-    stored = ocp.PyTreeCheckpointer().restore(folder / "state")
+    reader = ocp.PyTreeCheckpointer()
+    found = reader.metadata(folder / "state")
+    tree = getattr(found, "item_metadata", found)
+    whole = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), getattr(tree, "tree", tree))
+    stored = reader.restore(folder / "state", restore_args=whole)
     leaves = jax.tree_util.tree_flatten_with_path(stored)[0]
     document = json.loads(next(path for path in (folder / "extra").iterdir() if path.is_file()).read_text())
     extra = {name: value for name, value in document["extra"].items() if name not in ("config", "run")}
