@@ -92,8 +92,8 @@ class Company:
             failure may turn out to be its cause.
         """
         if self._known.wait(patience):
-            if self._reason["kind"] == "failed" and line != self._reason["line"] and patience < _BROKEN:
-                show()
+            if self._reason["kind"] == "failed" and patience < _BROKEN:
+                show()  # the same error as the other's is its own, too, and is said once
             self._line = line
             self._shown.set()
             while True:  # the thread ends the process

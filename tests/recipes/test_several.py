@@ -139,7 +139,7 @@ def test_four_train_as_one_and_a_checkpoint_that_one_cannot_read_is_nobodys(worl
     alone = {key: value for key, value in os.environ.items() if not key.startswith("JAX_CO")} | {"JAX_PLATFORMS": "cpu"}
     command = [sys.executable, "-c", code % 4, "train", config, "--run.dir", one, *more, tmp_path / "cache1"]
     subprocess.run(list(map(str, command)), env=alone, check=True, capture_output=True)
-    finish(start_several(code % 1, ["train", config, "--run.dir", four, *more, tmp_path / "cache4"], 4), 300)
+    finish(start_several(code % 1, ["train", config, "--run.dir", four, *more, tmp_path / "cache4"], 4), 600)
     for a, b in zip(read_metrics(one / "metrics.jsonl"), read_metrics(four / "metrics.jsonl"), strict=True):
         assert a.keys() == b.keys()
         for name in a.keys():
