@@ -130,5 +130,5 @@ def test_ranges_say_where_a_number_stands(tmp_path):
     file.write_text("train:\n  steps: 5\n  groups_per_step: 1000000000\ndata:\n  train: x\n  workers: 10000\n")
     with pytest.raises(UserError) as caught:
         load_config(ConfigValues.read(file))
-    assert f"{file}:3: train.groups_per_step: 1e+09 is more than 1e+08" in str(caught.value)
+    assert f"{file}:3: train.groups_per_step: 1,000,000,000 is more than 100,000,000" in str(caught.value)
     assert f"{file}:6: data.workers: 10,000 is more than 1,024" in str(caught.value)

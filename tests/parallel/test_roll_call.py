@@ -71,8 +71,8 @@ def test_a_difference_is_named_key_by_key_on_all():
 
 def test_one_that_does_not_come_is_waited_for_and_named():
     began = time.monotonic()
-    found, said = _meet([(0, 3, {}), (2, 3, {})], limit=1.5)
-    assert time.monotonic() - began < 6
+    found, said = _meet([(0, 3, {}), (2, 3, {})], limit=4.0)
+    assert time.monotonic() - began < 20
     assert all(isinstance(error, MissingProcess) and error.status == LOST == 75 for error in found.values())
     assert "process 1 of 3 did not come to localhost:" in str(found[0])
     assert said[0] and said[0][0].startswith("waiting at localhost:") and "for process 1 of 3, for 0." in said[0][0]

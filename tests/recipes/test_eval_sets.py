@@ -126,7 +126,6 @@ def test_without_the_first_evaluation(world):
         (("--data.eval", "{a: 0.1, b: 0.2}"), "data.eval: a and b are both fractions of data.train"),
         (("--data.eval.near", "no/such.jsonl"), "data.eval.near: no/such.jsonl: no such file or folder"),
         (("--data.eval", "{near: {path: x.jsonl, weight: 2, lable: y}}"), "data.eval.near has no key 'lable'"),
-        (("--log.samples_every", "null"), "log.samples_prompts: 2 is not used without log.samples_every"),
         (("--checkpoint.best_metric", "eval/near/los"), "did you mean eval/near/loss"),
     ],
 )
