@@ -2,6 +2,7 @@
 
 import socket
 import threading
+import re
 import time
 
 import pytest
@@ -74,7 +75,8 @@ def test_one_that_does_not_come_is_waited_for_and_named():
     found, said = _meet([(0, 3, {}), (2, 3, {})], limit=4.0)
     assert time.monotonic() - began < 20
     assert all(isinstance(error, MissingProcess) and error.status == LOST == 75 for error in found.values())
-    assert "process 1 of 3 did not come to localhost:" in str(found[0])
+    # Process 2, with the same limit, may have given up, and gone, a moment before.
+    assert re.match("process(es)? 1(, 2)? of 3 did not come to localhost:", str(found[0]))
     assert said[0] and said[0][0].startswith("waiting at localhost:") and "for process 1 of 3, for 0." in said[0][0]
     assert any("waiting with process 0 at localhost:" in line for line in said[1])
 
