@@ -1,8 +1,8 @@
 """Processes meet: who is missing is said, who was told other things is named, and all hear why the job does not begin."""
 
+import re
 import socket
 import threading
-import re
 import time
 
 import pytest
