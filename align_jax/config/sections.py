@@ -13,6 +13,12 @@ from align_jax.models.config import ModelConfig
 from align_jax.training.logs.table import check_sink_name
 
 
+def _check_local(key: str, path: str | None) -> None:
+    """UserError for the address of a bucket, which would become a local folder of that name."""
+    if path is not None and "://" in path:
+        raise UserError(f"{key}: {path} is no place of this machine; mount the bucket and name where (docs/pods.md)")
+
+
 @dataclasses.dataclass(frozen=True)
 class RunConfig:
     """Where a run is kept, and its random numbers.
@@ -34,8 +40,7 @@ class RunConfig:
     def __post_init__(self):
         if self.dir is not None and not self.dir.strip():
             raise UserError(f"run.dir: {self.dir!r} is blank; an environment variable that is not set?")
-        if self.dir is not None and "://" in self.dir:
-            raise UserError(f"run.dir: {self.dir} is no folder of this machine; mount the bucket and name where (docs/pods.md)")
+        _check_local("run.dir", self.dir)
         check_range("run.seed", self.seed, 0, 2**32, open_high=True)
         check_range("run.wait_s", self.wait_s, 0, 1e6, open_low=True)
         check_range("run.stopped_status", self.stopped_status, 0, 255)
@@ -336,6 +341,8 @@ class GenerateConfig:
     rows: int = 256
 
     def __post_init__(self):
+        _check_local("generate.output", self.output)
+        _check_local("generate.alpaca_eval", self.alpaca_eval)
         check_fields("generate", self, "samples", "max_new_tokens", "rows", low=1)
         check_fields("generate", self, "repetition_penalty", low=0, open_low=True)
         check_fields("generate", self, "temperature", "belief_temperature", "top_k", low=0)
@@ -419,6 +426,7 @@ class ScoreConfig:
     batch_rows: int = 64
 
     def __post_init__(self):
+        _check_local("score.output", self.output)
         check_fields("score", self, "batch_rows", low=1)
         if not self.logps and self.reward_model is None:
             raise UserError("score.logps: False and no score.reward_model leaves nothing to compute")

@@ -167,7 +167,9 @@ def eval_sets(setup: Setup, passes: int, moving: bool = False) -> list[EvalData]
         try:
             found.append(eval_data(setup.with_data(section) if name else setup, passes, name, moving))
         except UserError as error:
-            raise UserError(f"data.eval.{name}: {error}") from error if name else error
+            if not name:
+                raise
+            raise UserError(f"data.eval.{name}: {error}") from error
     return found
 
 

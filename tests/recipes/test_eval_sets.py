@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import json
 import math
+from types import SimpleNamespace
 
 import pytest
 import yaml
 
 from align_jax.cli import main
+from align_jax.errors import UserError
+from align_jax.recipes import evaluation
 from align_jax.recipes.folder import RunFolder
 from align_jax.training.logs import read_metrics
 from tests.data.toys import char_tokenizer, write_jsonl
@@ -140,3 +143,15 @@ def test_a_reward_model_says_nothing_of_texts_and_samples_nothing(world, capsys)
     assert "data.eval_text: " in (said := capsys.readouterr().err) and "a reward model gives no probability" in said
     assert run(world, "train", *reward, "--data.eval_text", "null") == 2
     assert "log.samples_every: 2, but a reward model generates nothing" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("name, said", [("", "^why$"), ("near", "^data.eval.near: why$")])
+def test_an_error_names_its_set_where_sets_have_names(monkeypatch, name, said):
+    def refuse(*_):
+        raise UserError("why")
+
+    monkeypatch.setattr(evaluation, "eval_data", refuse)
+    data = SimpleNamespace(eval_sets=lambda: {name: None})
+    setup = SimpleNamespace(config=SimpleNamespace(data=data), with_data=lambda section: None)
+    with pytest.raises(UserError, match=said):
+        evaluation.eval_sets(setup, 1)
