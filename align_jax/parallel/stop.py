@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import contextvars
+import itertools
 import os
 import signal
 import socket
@@ -50,7 +51,7 @@ class StopSignal:
     def __init__(self, after: str = "what is in the making", tell: Callable[[str], Any] | None = None):
         self._after, self._tell = after, tell or tell_stderr
         self._context = contextvars.copy_context()  # another thread may tell it
-        self._received, self._interrupted, self._asked, self._previous = False, False, 0, {}
+        self._received, self._interrupted, self._previous = False, False, {}
         self._waits = self._told = False
         self._heard = threading.Event()
 
@@ -91,9 +92,9 @@ class StopSignal:
 
     def requested(self) -> bool:
         """Whether to stop now; from here on the first Ctrl-C waits for the next question."""
-        self._asked, self._waits = self._asked + 1, True
+        self._waits = True
         if jax.process_count() > 1 and not self._received:
-            self._received = multihost_utils.reached_preemption_sync_point(self._asked)
+            self._received = multihost_utils.reached_preemption_sync_point(next(_questions))
         return self._received
 
     def leave(self) -> None:
@@ -155,6 +156,8 @@ class StopSignal:
             self._received = True
 
 
+# Numbers that only grow, over all signals of the process: all stop at the number that JAX has them agree on, once.
+_questions = itertools.count(1)
 _active: StopSignal | None = None
 _listening = False  # whether a thread hears of signals, see `interruptible`
 _cleanups: list[Callable[[], Any]] = []

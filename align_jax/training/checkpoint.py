@@ -42,6 +42,15 @@ class DamagedCheckpointWarning(UserWarning):
     """A checkpoint could not be read, and an older one is used instead."""
 
 
+class _AskingNobody(ocp.CheckpointManager):
+    """A manager that leaves the agreement on when to stop to `align_jax.parallel.stop`."""
+
+    def reached_preemption(self, step: int) -> bool:
+        # It would ask JAX by the number of the step in each save, and a SIGTERM that came then be agreed on for a number that
+        # the loop's own questions are long past: nobody would ever stop.
+        return False
+
+
 class Checkpointer:
     """Saves and restores the checkpoints of one folder.
 
@@ -87,7 +96,7 @@ class Checkpointer:
         self._handlers = {_STATE: handler, _EXTRA: ocp.JsonCheckpointHandler()}
         try:
             with warnings_of_reading_left_out():
-                self._manager = ocp.CheckpointManager(
+                self._manager = _AskingNobody(
                     self.directory,
                     options=ocp.CheckpointManagerOptions(
                         preservation_policy=self._policy,

@@ -10,7 +10,9 @@ import threading
 import time
 from pathlib import Path
 
+import jax
 import pytest
+from jax.experimental import multihost_utils
 
 from align_jax.parallel.stop import INTERRUPTED, StoppedPass, StopSignal, leave_if_asked, listening
 
@@ -208,3 +210,16 @@ def test_a_pass_that_keeps_nothing_is_left_between_its_batches():
         leave_if_asked()
         signal.raise_signal(signal.SIGTERM)
     assert ended.value.code == 143
+
+
+def test_of_several_processes_the_numbers_of_questions_only_grow(monkeypatch):
+    """The preemption service has all stop at one number: a signal that counted anew would be past it, or never reach it."""
+    asked = []
+    monkeypatch.setattr(jax, "process_count", lambda: 2)
+    reached = lambda number: asked.append(number) or len(asked) == 3  # noqa: E731
+    monkeypatch.setattr(multihost_utils, "reached_preemption_sync_point", reached)
+    for _ in range(2):
+        with StopSignal() as stop:
+            stop.requested()
+            stop.requested()
+    assert stop.heard and len(asked) == 3 and asked == list(range(asked[0], asked[0] + 3))

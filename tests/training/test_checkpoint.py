@@ -21,6 +21,7 @@ import numpy as np
 import optax
 import pytest
 from flax import nnx
+from jax.experimental import multihost_utils
 from jax.sharding import NamedSharding, PartitionSpec
 
 from align_jax.errors import UserError
@@ -59,6 +60,16 @@ def saved(tmp_path_factory) -> Path:
 @pytest.fixture
 def folder(saved, tmp_path) -> Path:
     return Path(shutil.copytree(saved, tmp_path / "checkpoints"))
+
+
+def test_a_save_takes_no_part_in_the_agreement_on_when_to_stop(tmp_path, monkeypatch):
+    """Orbax would ask by the step's number, and a SIGTERM that came during a save be lost to the loop, which counts anew."""
+    asked = []
+    monkeypatch.setattr(multihost_utils, "reached_preemption_sync_point", lambda number: asked.append(number) or False)
+    with Checkpointer(tmp_path / "checkpoints", keep=1) as checkpointer:
+        for step in (1, 2, 3):
+            checkpointer.save(step, _state(step), {})
+    assert not asked
 
 
 def test_roundtrip_of_arrays_and_json(folder):
