@@ -1,10 +1,15 @@
 """Adapters beside training all weights: what each reaches on held-out preferences, in what time.
 
     ALIGN_JAX_DATA=path/to/data python tools/compare_adapters.py configs/mpo-preferences.yaml [--section.key value]
+    ALIGN_JAX_DATA=path/to/data python tools/compare_adapters.py configs/bench-smollm2.yaml --bench 3 [--section.key value]
 
 Every arm's learning rate is the best of its grid by the held-out loss of one seed; then it is trained with three other seeds.
 Runs that are there already are not made again. Prints a table: mean and standard deviation over seeds, and, for the difference
 to training all weights with the same seed, a 95% t interval.
+
+With `--bench N` nothing is trained: the steps of all arms are measured by turns, N times, as `align-jax bench` does. The table
+has the median of an arm's seconds, its ratio to all weights in the same turn (with the least and the largest), and the memory
+that the compiler plans: what goes in (weights and moments) and temporaries together.
 """
 
 from __future__ import annotations
@@ -45,9 +50,13 @@ def main() -> None:
     parser.add_argument("--rates", type=float, nargs="+", default=[3e-5, 1e-4, 3e-4], help="of all weights")
     parser.add_argument("--adapter-rates", type=float, nargs="+", default=[3e-5, 1e-4])
     parser.add_argument("--seeds", type=int, default=3)
-    parser.add_argument("--only", nargs="+", default=list(ARMS))
+    parser.add_argument("--only", nargs="+", default=list(ARMS), choices=list(ARMS))
+    parser.add_argument("--bench", type=int, default=0, help="turns in which steps are timed; nothing is trained")
     options, rest = parser.parse_known_args()
     overrides = [f"{key.removeprefix('--')}={value}" for key, value in zip(rest[::2], rest[1::2], strict=True)]
+    if options.bench:
+        print(tabulate(measured(options.config, options.only, options.bench, overrides), headers="keys"))
+        return
 
     found: dict[str, tuple[float, list[dict[str, float]]]] = {}
     for arm in options.only:
@@ -60,6 +69,32 @@ def main() -> None:
         found[arm] = best, [made(best, seed) for seed in range(1, options.seeds + 1)]
         print(f"{arm}: {best:g}, {found[arm][1]}", flush=True)
     print(tabulate([row(arm, found) for arm in found], headers="keys"))
+
+
+def measured(config: str, arms: list[str], turns: int, overrides: list[str]) -> list[dict[str, str]]:
+    """The table of `--bench`."""
+    arms = ["all weights", *(arm for arm in arms if arm != "all weights")]
+    seconds, memory = {arm: [] for arm in arms}, {}
+    for turn in range(turns):
+        for arm in arms:
+            given = [f"{key}={value}" for key, value in ({"log.quiet": True, "bench.recommend": False} | ARMS[arm]).items()]
+            found = align_jax.bench(align_jax.Config.of(config, *overrides, *given))
+            seconds[arm].append(found["step_seconds"])
+            memory[arm] = found["peak_memory_bytes"]
+            print(f"turn {turn + 1}, {arm}: {found['step_seconds']:.2f} s, {memory[arm] / 2**20:.0f} MiB", flush=True)
+    lines = []
+    for arm in arms:
+        ratios = [own / whole for own, whole in zip(seconds[arm], seconds["all weights"], strict=True)]
+        spread = f"{statistics.median(ratios):.2f} ({min(ratios):.2f} to {max(ratios):.2f})"
+        by = memory[arm] / memory["all weights"]
+        lines.append({
+            "arm": arm,
+            "s a step": f"{statistics.median(seconds[arm]):.2f}",
+            "beside all weights": spread,
+            "MiB": f"{memory[arm] / 2**20:.0f}",
+            "of all weights'": f"{by:.2f}",
+        })  # fmt: skip
+    return lines
 
 
 def row(arm: str, found: dict[str, tuple[float, list[dict[str, float]]]]) -> dict[str, str]:

@@ -1,13 +1,15 @@
 """Whether a run that is killed and resumed is the run that nobody killed: SIGKILL at random moments, bits compared.
 
-    python tools/kill_runs.py CONFIG [--kills 8] [--processes 1|2] [--folder DIR] [--seed 0] [--section.key value]
+    python tools/kill_runs.py CONFIG [--kills 8] [--processes 1|2] [--moments 0 0.6] [--folder DIR] [--section.key value]
 
-trains CONFIG twice without a kill. Then it starts the same command in another folder, kills it at a random moment of the first
-six tenths of the time that a whole run takes (a start that resumes gets to its end in them), starts it again, and so on until
-so many kills have fallen; a run that gets to its end before is compared, and another one begun. The last one then trains to its
-end. Compared with the unkilled run: every array of the newest checkpoint, bit for bit, where its data stands, and the lines of
-metrics.jsonl but for times and memory. It prints a line a kill (how much was logged and saved by then) and ends with 1 where a
-start fails or anything differs.
+trains CONFIG twice without a kill, a config of `rounds` too. Then it starts the same command in another folder, kills it at a
+random moment of a part of the time that a whole run takes (the first six tenths, unless `--moments` says another part; a start
+that resumes gets to its end in them), starts it again, and so on until so many kills have fallen; a run that gets to its end
+before is compared, and another one begun. The last one then trains to its end. Each run computes its reference's log-probs
+itself, in its own folder. Compared with the unkilled run, of each round where there are rounds: every array of the newest
+checkpoint, bit for bit, and where its data stands; the lines of metrics.jsonl and rounds.jsonl but for times and memory; the
+bytes of the reference's table, the samples, their scores, and the rounds' models. It prints a line a kill (what was there by
+then) and ends with 1 where a start fails or anything differs.
 
 With two processes (of this machine's processors, two devices each: give a mesh of four, such as --mesh.fsdp 4) one is killed,
 and the other up to a second later.
@@ -31,7 +33,7 @@ import numpy as np
 from align_jax.training.logs import TIMING_PREFIXES, read_metrics
 
 LONGEST = 3600  # seconds for a start that nobody kills
-PART = 0.6  # of a whole run's time, in which kills fall
+MADE = ("reference/*.npy", "rounds/*/*.jsonl", "rounds/*/evaluation.json", "rounds/*/model/*.safetensors")  # equal bytes
 
 
 class Start:
@@ -104,7 +106,8 @@ class Killer:
         self.folder.mkdir(parents=True, exist_ok=True)
 
     def start(self, run: Path) -> Start:
-        words = [sys.executable, "-m", "align_jax", "train", self.options.config, *self.overrides, "--run.dir", str(run)]
+        own = ["--run.dir", str(run), "--reference.cache_dir", str(run / "reference")]
+        words = [sys.executable, "-m", "align_jax", "train", self.options.config, *self.overrides, *own]
         return Start(words, run.with_suffix(".log"), self.options.processes)
 
     def finish(self, start: Start, run: Path, seconds: float = LONGEST) -> bool:
@@ -127,7 +130,7 @@ class Killer:
     def killed(self, run: Path, seconds: float, kills: int) -> int:
         """Trains a run to its end with up to so many kills; returns how many there were."""
         for done in range(kills):
-            moment = self.random.uniform(0, PART * seconds)
+            moment = seconds * self.random.uniform(*self.options.moments)
             start = self.start(run)
             if self.finish(start, run, moment):
                 return done
@@ -143,6 +146,7 @@ def main() -> None:
     parser.add_argument("config")
     parser.add_argument("--kills", type=int, default=8)
     parser.add_argument("--processes", type=int, choices=(1, 2), default=1)
+    parser.add_argument("--moments", type=float, nargs=2, default=(0.0, 0.6), help="parts of a whole run's time")
     parser.add_argument("--folder", help="empty or new; a temporary one if not given")
     parser.add_argument("--seed", type=int, default=0)
     options, overrides = parser.parse_known_args()
@@ -168,6 +172,32 @@ def main() -> None:
 
 def differences(whole: Path, killed: Path) -> list[str]:
     """In what the end of a run differs from that of another one."""
+    trained = [[path.parent.relative_to(run) for path in _trained(run)] for run in (whole, killed)]
+    if trained[0] != trained[1]:
+        return [f"there are checkpoints in {', '.join(map(str, one)) or 'no folder'}" for one in trained]
+    found = []
+    for place in trained[0]:
+        found += [f"{place}: {text}" for text in _of_training(whole / place, killed / place)]
+    if (whole / "rounds.jsonl").exists() and _untimed(whole / "rounds.jsonl") != _untimed(killed / "rounds.jsonl"):
+        found.append("rounds.jsonl")
+    made = [_made(run) for run in (whole, killed)]
+    if not made[0] and not any(trained):
+        found.append("nothing was made")
+    return found + sorted(name for name in made[0].keys() | made[1].keys() if made[0].get(name) != made[1].get(name))
+
+
+def _trained(run: Path) -> list[Path]:
+    """The folders of checkpoints: the run's own, or those of its rounds."""
+    return sorted([*run.glob("checkpoints"), *run.glob("rounds/*/checkpoints")])
+
+
+def _made(run: Path) -> dict[str, bytes]:
+    """What else a run made, by name; metrics.jsonl, in which there are times, is compared apart."""
+    files = [path for pattern in MADE for path in run.glob(pattern) if path.name != "metrics.jsonl"]
+    return {str(path.relative_to(run)): path.read_bytes() for path in files}
+
+
+def _of_training(whole: Path, killed: Path) -> list[str]:
     ends = [_steps(run)[-1] for run in (whole, killed)]
     if ends[0] != ends[1]:
         return [f"the newest checkpoints are of steps {ends[0]} and {ends[1]}"]
@@ -178,15 +208,15 @@ def differences(whole: Path, killed: Path) -> list[str]:
     differ = [name for name in first.keys() & second.keys() if not _same(first[name], second[name])]
     found += [f"{len(differ)} of {len(first)} arrays, {min(differ)} one of them"] if differ else []
     found += ["where the data stands"] if one != other else []
-    lines = [_untimed(run) for run in (whole, killed)]
+    lines = [_untimed(run / "metrics.jsonl") for run in (whole, killed)]
     if lines[0] != lines[1]:
         step = next((a["step"] for a, b in zip(*lines, strict=False) if a != b), None)
         found.append(f"metrics.jsonl: {len(lines[0])} and {len(lines[1])} lines, the first other one is of step {step}")
     return found
 
 
-def _untimed(run: Path) -> list[dict]:
-    lines = read_metrics(run / "metrics.jsonl")
+def _untimed(file: Path) -> list[dict]:
+    lines = map(json.loads, file.read_text().splitlines())
     return [{name: value for name, value in line.items() if not name.startswith(TIMING_PREFIXES)} for line in lines]
 
 
@@ -217,10 +247,14 @@ def _checkpoint(run: Path) -> tuple[dict[str, np.ndarray], dict]:
 
 
 def _so_far(run: Path) -> str:
+    if rounds := sorted(run.glob("rounds/*"), key=lambda path: int(path.name)):
+        there = ", ".join(sorted(path.name for path in rounds[-1].iterdir() if path.suffix in (".jsonl", ".json", "")))
+        return f"round {rounds[-1].name}: {there or 'nothing'}"
     file = run / "metrics.jsonl"
     lines = read_metrics(file) if file.exists() else []
     logged = f"logged to step {lines[-1]['step']}" if lines else "nothing logged"
-    return f"{logged}, checkpoints {_steps(run) or 'none'}"
+    table = [path.name for path in run.glob("reference/*")]
+    return f"{logged}, checkpoints {_steps(run) or 'none'}, of the reference {table or 'nothing'}"
 
 
 if __name__ == "__main__":

@@ -10,7 +10,8 @@ import pytest
 
 from align_jax.batch import computed_positions, real_positions, useful_tokens
 from align_jax.data import RowLayout, Segment, TokenGroup, make_groups, pack_groups
-from align_jax.data.packing.layout import ladder
+from align_jax.data.packing.layout import fit, ladder
+from align_jax.data.packing.plan import Shape
 from tests.data.reference import expected, unpack
 
 LAYOUTS = {
@@ -157,6 +158,7 @@ def test_make_groups_keeps_order_and_lines_up_with_scores():
         (([[1]], [[[2], []]]), "group 0 has an empty response"),
         (([[1]], [[[2], [3]]], [[1.0]]), "group 0 has 2 responses, but scores of shape"),
         (([[1]], [[[2]]], []), "0 lists of scores"),
+        (([[1]], [[[2]]], [[1.0], [2.0]]), "2 lists of scores"),
     ],
 )
 def test_make_groups_refuses(arguments, message):
@@ -192,3 +194,19 @@ def test_ladder():
     sizes = ladder(1, 1000, 1.125, 1)
     assert sizes[:8] == (1, 2, 3, 4, 5, 6, 7, 8)
     assert all(b / a < 1.2 for a, b in zip(sizes[8:], sizes[9:], strict=False))
+    assert [fit(n, (8, 16, 24)) for n in (0, 8, 9, 24)] == [8, 8, 16, 24]
+    with pytest.raises(ValueError, match="25 is more than the largest size of the layout, 24"):
+        fit(25, (8, 16, 24))
+
+
+def test_what_a_shape_costs():
+    shape = Shape(3, 8, 6, 16)
+    assert shape.positions == 3 * 8 + 6 * 16
+    assert shape.work(100) == 3 * 8 * (100 + 8) + 6 * 16 * (100 + 8 + 16)
+
+
+def test_unpacked_prompts_with_as_many_responses_say_which_is_whose():
+    groups = [TokenGroup(row, np.array([1, 2]), (Segment(np.array([3]), 0), Segment(np.array([4]), 1)), 2) for row in range(3)]
+    batch = pack_groups(groups, shards=1, groups_per_shard=3, layout=RowLayout(pack=False))
+    assert batch.uniform and batch.prompt_row.dtype == np.int32
+    np.testing.assert_array_equal(batch.prompt_row, [[0, 0, 1, 1, 2, 2]])

@@ -64,6 +64,17 @@ def test_a_shape_must_save_more_than_its_compilation_costs():
     assert counts == sorted(counts) and counts[1] < counts[-1] == len(free.shapes)
 
 
+def test_steps_that_are_all_alike_fill_their_shape():
+    """Rows as long as the limit, which is on no ladder, and as many as there are units; one with a spare row beside."""
+    alike = [GroupSize(45, (Unit((0,), 93), Unit((1,), 93)))] * 40
+    layout = choose_shapes(alike, shards=1, groups_per_shard=4, layout=RowLayout(), limits=(45, 97), steps=16)
+    assert layout.shapes == ((4, 45, 8, 97), (5, 45, 9, 97))
+    assert choose_shapes(alike, shards=1, groups_per_shard=4, layout=RowLayout(), limits=(45, 200), steps=16).shapes == (
+        (4, 45, 8, 96),
+        (5, 45, 9, 96),
+    )
+
+
 def test_first_fit_fills_bins_and_loses_nothing():
     assert first_fit([3, 5, 2, 5], 5) == [[1], [3], [0, 2]]
     rng = np.random.default_rng(0)

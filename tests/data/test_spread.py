@@ -17,7 +17,7 @@ from align_jax.data.packing.cover import MOST_SHAPES
 from align_jax.data.packing.plan import GroupSize, Shape, Unit
 from align_jax.data.packing.spread import plan_spread
 from align_jax.data.packing.spread_shapes import choose_spread_shapes
-from align_jax.data.packing.step_plan import plan_step
+from align_jax.data.packing.step_plan import first_shape, plan_step
 from align_jax.errors import UserError
 from tests.data.reference import expected, unpack
 from tests.data.test_packing import check_promises, check_tables, random_group
@@ -207,3 +207,11 @@ def test_lengths_of_a_file(tmp_path):
             read_lengths(file)
     with pytest.raises(UserError, match="No such file"):
         read_lengths(tmp_path / "absent")
+
+
+def test_the_first_shape_holds_about_what_a_shard_gets():
+    """Eight groups of 10 + 3 x 24 positions over two shards: two lanes of two prompts, rows of about six units between them."""
+    sizes = [GroupSize(10, (Unit((0,), 24), Unit((1,), 24), Unit((2,), 24)))] * 8
+    shape = first_shape([sizes], RowLayout(spread=2, multiple=8))
+    assert shape == Shape(2, 24, 12, 24)
+    assert shape.rows * shape.length == 8 * 72 // 2
