@@ -22,6 +22,7 @@ from scipy.stats import t as student
 from tabulate import tabulate
 
 import align_jax
+from align_jax.recipes.bench import bench
 
 ADAPTER = {"lora.rank": 16, "lora.alpha": 32}
 ARMS = {
@@ -78,7 +79,7 @@ def measured(config: str, arms: list[str], turns: int, overrides: list[str]) -> 
     for turn in range(turns):
         for arm in arms:
             given = [f"{key}={value}" for key, value in ({"log.quiet": True, "bench.recommend": False} | ARMS[arm]).items()]
-            found = align_jax.bench(align_jax.Config.of(config, *overrides, *given))
+            found = bench(align_jax.Config.of(config, *overrides, *given))
             seconds[arm].append(found["step_seconds"])
             memory[arm] = found["peak_memory_bytes"]
             print(f"turn {turn + 1}, {arm}: {found['step_seconds']:.2f} s, {memory[arm] / 2**20:.0f} MiB", flush=True)

@@ -1,6 +1,6 @@
 """Whether a run that is killed and resumed is the run that nobody killed: SIGKILL at random moments, bits compared.
 
-    python tools/kill_runs.py CONFIG [--kills 8] [--processes 1|2] [--moments 0 0.6] [--folder DIR] [--section.key value]
+    python tools/kill_runs.py CONFIG [--kills 8] [--processes 1|2] [--signal kill|term] [--moments 0 0.6] [--folder DIR]
 
 trains CONFIG twice without a kill, a config of `rounds` too. Then it starts the same command in another folder, kills it at a
 random moment of a part of the time that a whole run takes (the first six tenths, unless `--moments` says another part; a start
@@ -11,6 +11,7 @@ checkpoint, bit for bit, and where its data stands; the lines of metrics.jsonl a
 bytes of the reference's table, the samples, their scores, and the rounds' models. It prints a line a kill (what was there by
 then) and ends with 1 where a start fails or anything differs.
 
+With `--signal term` it asks to stop, by SIGTERM to all or to one alone, and they have to end by themselves within a minute.
 With two processes (of this machine's processors, two devices each: give a mesh of four, such as --mesh.fsdp 4) one is killed,
 and the other up to a second later.
 """
@@ -21,6 +22,7 @@ import argparse
 import json
 import os
 import random
+import signal
 import socket
 import subprocess
 import sys
@@ -33,6 +35,9 @@ import numpy as np
 from align_jax.training.logs import TIMING_PREFIXES, read_metrics
 
 LONGEST = 3600  # seconds for a start that nobody kills
+STOPPING = 60  # seconds for one that is asked to stop
+# Saved; nothing to save; Python's own end before anything was set up, and what the others say of one that ended so.
+STOPPED = {0, 143, -signal.SIGTERM, 75}
 MADE = ("reference/*.npy", "rounds/*/*.jsonl", "rounds/*/evaluation.json", "rounds/*/model/*.safetensors")  # equal bytes
 
 
@@ -69,6 +74,15 @@ class Start:
             process.kill()
         for process in self._all:
             process.wait()
+
+    def stop(self, chance: random.Random) -> bool:
+        """SIGTERM, to one of them or to all; whether they end by themselves."""
+        for process in chance.sample(self._all, chance.randint(1, len(self._all))):
+            process.send_signal(signal.SIGTERM)
+        end = time.monotonic() + STOPPING
+        while None in self.codes and time.monotonic() < end:
+            time.sleep(0.05)
+        return set(self.codes) <= STOPPED
 
     @property
     def codes(self) -> list[int | None]:
@@ -134,6 +148,10 @@ class Killer:
             start = self.start(run)
             if self.finish(start, run, moment):
                 return done
+            if self.options.signal == "term" and not start.stop(self.random):
+                codes = start.codes
+                start.kill()
+                sys.exit(f"{run}: asked to stop after {moment:.2f} s, and {STOPPING} s later the statuses are {codes}")
             start.kill(self.random)
             print(f"  {run.name}, kill {done + 1} after {moment:.2f} s: {_so_far(run)}", flush=True)
         self.whole(run)
@@ -146,6 +164,7 @@ def main() -> None:
     parser.add_argument("config")
     parser.add_argument("--kills", type=int, default=8)
     parser.add_argument("--processes", type=int, choices=(1, 2), default=1)
+    parser.add_argument("--signal", choices=("kill", "term"), default="kill")
     parser.add_argument("--moments", type=float, nargs=2, default=(0.0, 0.6), help="parts of a whole run's time")
     parser.add_argument("--folder", help="empty or new; a temporary one if not given")
     parser.add_argument("--seed", type=int, default=0)

@@ -10,7 +10,7 @@ from scipy import stats
 
 from align_jax.errors import UserError
 from align_jax.generation import Sampling
-from align_jax.generation.sampling import filter_logits, penalize, sample
+from align_jax.generation.sampling import _draw, filter_logits, penalize, sample
 from tests.generation.reference import filtered_probs
 
 FILTERS = [
@@ -54,6 +54,19 @@ def test_ties_are_kept():
     logits = jnp.asarray([[1.0, 2.0, 2.0, 2.0, 0.0]])
     kept = np.isfinite(filter_logits(logits, Sampling(top_k=2)))
     np.testing.assert_array_equal(kept, [[False, True, True, True, False]])
+
+
+def test_logits_that_differ_in_their_last_bit_are_told_apart():
+    near = np.nextafter(np.nextafter(np.float32(-1), np.float32(0)), np.float32(0))
+    logits = jnp.asarray([[0.0, np.nextafter(near, np.float32(-1)), near]])
+    kept = np.isfinite(filter_logits(logits, Sampling(top_k=2)))
+    np.testing.assert_array_equal(kept, [[True, False, True]])
+
+
+def test_a_draw_that_rounding_leaves_without_an_index_takes_the_last_that_has_a_weight():
+    weights = jnp.asarray([0.25, 0.0, 0.5, 0.0])
+    for uniform, index in ((0.0, 0), (0.3, 0), (0.34, 2), (1.0, 2)):
+        assert _draw(weights, jnp.asarray([uniform])) == index
 
 
 def test_repetition_penalty_equals_transformers():
@@ -102,6 +115,7 @@ def test_blocks_of_the_vocabulary_are_drawn_by_their_weight():
 
 
 def test_greedy_takes_the_most_likely():
+    assert Sampling(temperature=0).greedy and not Sampling(temperature=0.01).greedy
     logits = np.random.default_rng(4).normal(size=(2, 3, 9)).astype(np.float32)
     keys = jax.random.split(jax.random.key(0), (2, 3))
     np.testing.assert_array_equal(sample(jnp.asarray(logits), keys, Sampling(temperature=0)), logits.argmax(-1))

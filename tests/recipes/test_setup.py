@@ -7,15 +7,18 @@ import datetime
 import re
 import types
 
+import jax
 import numpy as np
 import pytest
 
+import align_jax
 from align_jax.config import Config
 from align_jax.cost.length_data import GroupLengths, LengthData
 from align_jax.errors import UserError
 from align_jax.files import write_whole
 from align_jax.models.attention import backends
 from align_jax.recipes import setup as job
+from align_jax.recipes.bench import bench
 from align_jax.recipes.say import speaking
 from align_jax.recipes.setup import Setup, on_its_day
 from align_jax.recipes.source import starting_model
@@ -210,3 +213,14 @@ def test_what_cudnn_cannot_do_needs_no_estimate(gpu, capsys):
     assert (setup.backend, next(loader).packed) == ("xla", True)
     said = capsys.readouterr().err
     assert said.count("model.attention") == 1 and "cuDNN has no kernel for a sliding window (100 tokens)" in said
+
+
+@pytest.mark.parametrize("job", [align_jax.train, bench])
+def test_jobs_refuse_64_bits_before_anything_is_read(job, tmp_path):
+    told = {"model": {"path": "nowhere"}, "data": {"train": "nowhere.jsonl"}, "objective": {"name": "dpo"}}
+    jax.config.update("jax_enable_x64", True)
+    try:
+        with pytest.raises(UserError, match="jax_enable_x64 is on"):
+            job(Config.of(told, f"run.dir={tmp_path / 'run'}"))
+    finally:
+        jax.config.update("jax_enable_x64", False)
