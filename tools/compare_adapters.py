@@ -3,7 +3,8 @@
     ALIGN_JAX_DATA=path/to/data python tools/compare_adapters.py configs/mpo-preferences.yaml [--section.key value]
     ALIGN_JAX_DATA=path/to/data python tools/compare_adapters.py configs/bench-smollm2.yaml --bench 3 [--section.key value]
 
-Every arm's learning rate is the best of its grid by the held-out loss of one seed; then it is trained with three other seeds.
+Every arm's learning rate is the best of its grid (if it has several) by the held-out loss of one seed; then it is trained with
+three other seeds.
 Runs that are there already are not made again. Prints a table: mean and standard deviation over seeds, and, for the difference
 to training all weights with the same seed, a 95% t interval.
 
@@ -66,7 +67,7 @@ def main() -> None:
             return run(options.config, folder, ARMS[arm] | {"optimizer.learning_rate": rate, "run.seed": seed}, overrides)
 
         rates = options.rates if arm == "all weights" else options.adapter_rates
-        best = min(rates, key=lambda rate: made(rate, 0)["loss"])
+        best = rates[0] if len(rates) == 1 else min(rates, key=lambda rate: made(rate, 0)["loss"])
         found[arm] = best, [made(best, seed) for seed in range(1, options.seeds + 1)]
         print(f"{arm}: {best:g}, {found[arm][1]}", flush=True)
     print(tabulate([row(arm, found) for arm in found], headers="keys"))
