@@ -26,9 +26,10 @@ from align_jax.models.known import known_model
 from align_jax.objectives import name_of
 from align_jax.parallel.mesh import axis_sizes, idle, make_mesh
 from align_jax.recipes import auto_mesh
+from align_jax.recipes.models import starting_model
 from align_jax.recipes.say import say, speaking
 from align_jax.recipes.setup import Setup
-from align_jax.recipes.source import ModelSource, starting_model
+from align_jax.recipes.source import ModelSource
 from align_jax.terminal import Watch
 from align_jax.training import optim
 

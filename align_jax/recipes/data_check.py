@@ -32,7 +32,8 @@ from align_jax.data.texts import KEY, read_pieces, texts_of
 from align_jax.errors import MissingPackage, UserError, optional
 from align_jax.files import write_whole
 from align_jax.objectives import Objective, find_objective
-from align_jax.recipes.source import load_tokenizer, read_template, starting_model
+from align_jax.recipes.models import starting_model
+from align_jax.recipes.tokenizer import load_tokenizer, read_template
 from align_jax.terminal import Watch, plural
 
 _GROUPS = 8  # of the first batch

@@ -21,9 +21,10 @@ from align_jax.recipes.eval_text import eval_text
 from align_jax.recipes.evaluated import EvaluationJob, Result, columns_of, evaluate_models, file_name
 from align_jax.recipes.evaluation import eval_sets, judge_of
 from align_jax.recipes.memory import memory_explained, of_pass
+from align_jax.recipes.models import as_program, model_at, trained_model
 from align_jax.recipes.say import say, speaking, watching
 from align_jax.recipes.setup import Setup
-from align_jax.recipes.source import ModelSource, TrainedModel, as_program, model_at, trained_model
+from align_jax.recipes.source import ModelSource, TrainedModel
 
 REQUIRED = JOBS["evaluate"].requires
 

@@ -17,8 +17,9 @@ from align_jax.errors import UserError
 from align_jax.models import Decoder, ModelConfig, weight_shardings
 from align_jax.models.adapting import merged, trained_paths, with_adapter
 from align_jax.recipes.folder import RunFolder
+from align_jax.recipes.models import trained_model
 from align_jax.recipes.say import say, watching
-from align_jax.recipes.source import TrainedModel, trained_model
+from align_jax.recipes.source import TrainedModel
 
 
 def export(

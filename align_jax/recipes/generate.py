@@ -27,10 +27,12 @@ from align_jax.models import Decoder
 from align_jax.objectives import name_of
 from align_jax.parallel.stop import StoppedPass, StopSignal
 from align_jax.recipes.memory import memory_explained, of_pass
+from align_jax.recipes.models import current_model
 from align_jax.recipes.prompt_rows import Encoded, by_group, encode, prompt_of
 from align_jax.recipes.say import say, speaking, watching
 from align_jax.recipes.setup import Setup
-from align_jax.recipes.source import ModelSource, StoredModel, TrainedModel, current_model, load_tokenizer
+from align_jax.recipes.source import ModelSource, StoredModel, TrainedModel
+from align_jax.recipes.tokenizer import load_tokenizer
 from align_jax.registry import suggest
 
 REQUIRED = JOBS["generate"].requires

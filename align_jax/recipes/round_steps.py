@@ -19,6 +19,7 @@ from align_jax.parallel.processes import of_first, on_first
 from align_jax.recipes import generate, onpolicy, score
 from align_jax.recipes.export import export_model
 from align_jax.recipes.folder import RunFolder
+from align_jax.recipes.models import trained_model
 from align_jax.recipes.round_beliefs import DRAW, belief_summary, give, pair, sampled_ratios, state, texts_alone
 from align_jax.recipes.round_job import (
     EVAL_PROMPTS,
@@ -34,7 +35,6 @@ from align_jax.recipes.round_job import (
 )
 from align_jax.recipes.say import part_of_a_job, say
 from align_jax.recipes.setup import Setup
-from align_jax.recipes.source import trained_model
 from align_jax.recipes.train import train
 from align_jax.terminal import plural
 

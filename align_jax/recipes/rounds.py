@@ -33,12 +33,12 @@ from align_jax.parallel.stop import StoppedPass, StopSignal
 from align_jax.recipes import onpolicy
 from align_jax.recipes.before import with_its_decay
 from align_jax.recipes.folder import RunFolder
+from align_jax.recipes.models import model_at, starting_model
 from align_jax.recipes.round_beliefs import check_prompts
 from align_jax.recipes.round_job import EVAL_PROMPTS, LINES, Job, read_rows, write, write_rows
 from align_jax.recipes.round_steps import steps_of
 from align_jax.recipes.say import say, say_plainly, speaking
 from align_jax.recipes.setup import Setup, on_its_day
-from align_jax.recipes.source import model_at, starting_model
 from align_jax.recipes.summary import rounds_table, with_interval
 from align_jax.recipes.train import REQUIRED
 from align_jax.terminal import plural

@@ -20,10 +20,11 @@ from align_jax.errors import UserError
 from align_jax.files import ResultsFile
 from align_jax.models import ModelConfig
 from align_jax.objectives import name_of
+from align_jax.recipes.models import current_model, model_at
 from align_jax.recipes.sampled_ids import SampledIds
 from align_jax.recipes.say import say, watching
 from align_jax.recipes.setup import Setup
-from align_jax.recipes.source import ModelSource, TrainedModel, current_model, model_at
+from align_jax.recipes.source import ModelSource, TrainedModel
 from align_jax.terminal import plural
 
 BLOCK = 1024  # rows that are sorted by length together

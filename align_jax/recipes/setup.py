@@ -38,9 +38,10 @@ from align_jax.recipes.auto_mesh import with_mesh
 from align_jax.recipes.experts import check_experts
 from align_jax.recipes.fits import check_batches_fit
 from align_jax.recipes.folder import RunFolder
+from align_jax.recipes.models import for_length, reference_model, starting_model
 from align_jax.recipes.row_layout import estimated, layout_for, usually_pays
 from align_jax.recipes.say import say, say_once, watching
-from align_jax.recipes.source import ModelSource, for_length, reference_model, starting_model
+from align_jax.recipes.source import ModelSource
 from align_jax.scoring.chunks import USABLE, gathered_bytes, state_bytes
 from align_jax.scoring.logps import HEAD_CHUNK
 from align_jax.scoring.reference import Growing, cache_key, cache_of, cached, compute_reference, known

@@ -18,9 +18,9 @@ from align_jax.data.sources import Part, RowError, open_source
 from align_jax.errors import UserError, check_range, optional
 from align_jax.evaluation import Classifier, Endpoint, Question
 from align_jax.evaluation.judges import api_key
+from align_jax.recipes.models import current_model, model_at
 from align_jax.recipes.say import say, watching
 from align_jax.recipes.setup import Setup
-from align_jax.recipes.source import current_model, model_at
 from align_jax.registry import suggest
 from align_jax.scoring.stances import StanceGroup, score_stances, stance_groups
 from align_jax.terminal import plural

@@ -19,7 +19,7 @@ from align_jax.errors import UserError
 from align_jax.hf.files import Checkpoint
 from align_jax.models import weight_shapes
 from align_jax.recipes.fits import check_weights_fit
-from align_jax.recipes.source import load_tokenizer, read_template
+from align_jax.recipes.tokenizer import load_tokenizer, read_template
 from tests.data.toys import CHAT, char_tokenizer
 from tests.hostile.given import TEXTS, changed, damaged, nested, safetensors_of, spelled
 from tests.hostile.guards import few, folder, harmless

@@ -18,7 +18,7 @@ from align_jax.data.formats import Example
 from align_jax.data.sources import RowError
 from align_jax.errors import UserError
 from align_jax.hf.files import DOWNLOADED, Checkpoint
-from align_jax.recipes.source import load_tokenizer
+from align_jax.recipes.tokenizer import load_tokenizer
 from tests.data.toys import CHAT, char_tokenizer
 from tests.hostile.given import safetensors_of
 from tests.hostile.guards import harmless

@@ -14,8 +14,8 @@ from align_jax.cost.plan import MeshPlan, PlanEstimate
 from align_jax.errors import UserError
 from align_jax.recipes import auto_mesh
 from align_jax.recipes.compile import AutoMesh, CompileRequest, shapes_for, with_model
+from align_jax.recipes.models import starting_model
 from align_jax.recipes.setup import Setup
-from align_jax.recipes.source import starting_model
 
 SHAPE = {"vocab_size": 64, "width": 32, "mlp_width": 48, "layers": 2, "heads": 4, "kv_heads": 2, "head_size": 8}
 

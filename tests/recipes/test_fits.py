@@ -13,7 +13,7 @@ from align_jax.errors import UserError
 from align_jax.models import ModelConfig
 from align_jax.parallel.mesh import make_mesh
 from align_jax.recipes import fits
-from align_jax.recipes.source import starting_model
+from align_jax.recipes.models import starting_model
 
 TINY = {"vocab_size": 64, "width": 8, "mlp_width": 8, "layers": 2, "heads": 2, "kv_heads": 1, "head_size": 4}
 

@@ -9,8 +9,8 @@ import align_jax
 from align_jax.data import DataConfig, Encoder
 from align_jax.data.formats import Example
 from align_jax.models import Decoder
+from align_jax.recipes.models import starting_model
 from align_jax.recipes.sampled_ids import SampledIds
-from align_jax.recipes.source import starting_model
 from tests.data.tokenizers_of_each_kind import tokenizer
 from tests.data.toys import write_jsonl
 

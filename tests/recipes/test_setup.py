@@ -19,9 +19,9 @@ from align_jax.files import write_whole
 from align_jax.models.attention import backends
 from align_jax.recipes import setup as job
 from align_jax.recipes.bench import bench
+from align_jax.recipes.models import starting_model
 from align_jax.recipes.say import speaking
 from align_jax.recipes.setup import Setup, on_its_day
-from align_jax.recipes.source import starting_model
 
 SHAPE = {"vocab_size": 64, "width": 32, "mlp_width": 48, "layers": 2, "heads": 4, "kv_heads": 2, "head_size": 8}
 

@@ -8,7 +8,7 @@ from transformers import AutoTokenizer
 
 from align_jax.config import Config
 from align_jax.errors import UserError
-from align_jax.recipes.source import model_at, starting_model
+from align_jax.recipes.models import model_at, starting_model
 from tests.data.toys import CHAT, char_tokenizer
 from tests.hf import models
 
