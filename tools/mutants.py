@@ -25,7 +25,7 @@ ROOT = Path(__file__).parent.parent
 AREAS = {
     "losses": (["align_jax/losses"], "tests/losses -m 'not slow' -k 'not pmap and not shard_map'"),
     "objectives": (["align_jax/objectives"], "tests/objectives"),
-    "step": (["align_jax/training/step.py"], "tests/training/test_step.py"),
+    "step": (["align_jax/training/step.py"], "tests/training/test_step_parts.py tests/training/test_step.py"),
     "packing": (["align_jax/data/packing"], " ".join(f"tests/data/test_{name}.py" for name in ("packing", "shapes", "spread"))),
     "sampling": (["align_jax/generation/sampling.py"], "tests/generation/test_sampling.py"),
 }

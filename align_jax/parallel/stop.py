@@ -25,7 +25,12 @@ class StoppedPass(SystemExit):
     """A pass was left because a stop was asked for, and what it has is kept; where nobody catches this, the process ends.
 
     With status `STOPPED`; where it was Ctrl-C, leaving the `StopSignal` makes it a KeyboardInterrupt.
+
+    Attributes:
+      said: whether the user was told what is kept.
     """
+
+    said = False
 
     def __init__(self):
         super().__init__(STOPPED)

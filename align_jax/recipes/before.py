@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
+from collections.abc import Iterator
 from typing import get_args
 
 from align_jax.config import Config
 from align_jax.data import GroupDataset
 from align_jax.errors import UserError
 from align_jax.parallel.processes import from_first, of_first
+from align_jax.parallel.stop import StoppedPass, StopSignal
 from align_jax.recipes.folder import RunFolder, save_every
 from align_jax.recipes.say import say
 from align_jax.training import optim
@@ -16,6 +19,17 @@ from align_jax.training.callbacks import StopEarly
 from align_jax.training.decay import DECAYED
 from align_jax.training.logs import find_sink
 from align_jax.training.manifest import is_listed
+
+
+@contextlib.contextmanager
+def stop_told(stop: StopSignal) -> Iterator[None]:
+    """Says what is kept where a stop comes before there is anything to save, and nobody else says it."""
+    try:
+        yield
+    except StoppedPass as stopped:
+        if not stopped.said:
+            say(f"stopped by {stop.cause} before a step of this start; the same command begins it again")
+        raise
 
 
 def check_sinks(config: Config) -> None:

@@ -392,7 +392,8 @@ def fill_reference(table: Growing, needed: np.ndarray, scorer: FixedScorer, batc
         try:
             with watching("reference log-probs", missing, "rows") as watch:
                 compute_reference(scorer.batch, batches, table, stop, lambda rows: watch.add(rows * parts))
-        except StoppedPass:
+        except StoppedPass as stopped:
+            stopped.said = True
             kept = int(known(table.values)[needed].sum())
             say(
                 f"stopped by {stop.cause}: {kept} of {len(needed)} rows have their reference log-probs, which are kept; the "

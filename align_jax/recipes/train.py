@@ -20,7 +20,7 @@ from align_jax.models.adapting import trained_paths, trained_weights
 from align_jax.objectives.by_source import told_apart
 from align_jax.parallel.company import advising
 from align_jax.parallel.mesh import put_batch
-from align_jax.parallel.stop import StopSignal
+from align_jax.parallel.stop import StopSignal, leave_if_asked
 from align_jax.recipes.alike import agree_on
 from align_jax.recipes.announced import AnnouncedStep
 from align_jax.recipes.before import (
@@ -34,6 +34,7 @@ from align_jax.recipes.before import (
     report_context,
     report_warmup,
     stop_early,
+    stop_told,
     why_ended,
     with_its_decay,
 )
@@ -123,13 +124,17 @@ def train(config: Config, stop: StopSignal | None = None) -> Run:
             told.end(folder.path, folder.history)
             return _run(folder, made, finished=True)
         stack.enter_context(advising(lambda: kept_in(folder)))
+        stack.enter_context(stop_told(stop))
         with watching("starting: devices, model and tokenizer"):
             setup = Setup.of(config)
+        leave_if_asked()
         stack.enter_context(jax.set_mesh(setup.mesh))
         stack.enter_context(memory_explained(lambda: of_training(config, None, "")))
         training = Training.of(setup)
+        leave_if_asked()
         measure = in_training_evaluation(setup, training.steps)
         training.join_reference()
+        leave_if_asked()
         state, finished = _train(training, measure, stop, told)
         told.end(folder.path, folder.history)
     return dataclasses.replace(_run(folder, int(state.step), finished), stopped=stop.heard)
@@ -289,6 +294,7 @@ def _train(training: Training, measure: InTraining | None, stop: StopSignal, tol
         if (begun >= steps and not missed) or (early and early.ended):
             say(nothing_to_do(folder, begun, steps, early))
             return state, True
+        leave_if_asked()
         if begun:
             told.resumed(folder.history)
         prepare_folder(training, begun)

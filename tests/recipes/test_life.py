@@ -15,6 +15,7 @@ from align_jax.cli import main
 from align_jax.cost.compilations import so_far
 from align_jax.errors import UserError
 from align_jax.lock import Holder
+from align_jax.parallel.stop import StopSignal
 from align_jax.recipes.folder import RunFolder
 from align_jax.recipes.in_training import InTraining
 from align_jax.recipes.source import StoredModel
@@ -126,6 +127,17 @@ def test_sigterm_before_the_first_step_stops_at_once_and_leaves_nothing(world, m
         align_jax.train(align_jax.Config.of(config, f"run.dir={folder / 'ended'}"))
     assert ended.value.code == 143 and "stopped by SIGTERM; nothing was in the making" in capsys.readouterr().err
     assert not (folder / "ended").exists()
+
+
+def test_a_sigterm_that_several_processes_agree_on_while_they_start_is_said(world, monkeypatch, capsys):  # noqa: F811
+    """They cannot stop at once, each by itself: they ask between the parts of a start, with which compilation begins."""
+    folder, config = world
+    monkeypatch.setattr(StopSignal, "requested", lambda stop: True)
+    with pytest.raises(SystemExit) as ended:
+        align_jax.train(align_jax.Config.of(config, f"run.dir={folder / 'starting'}"))
+    said = capsys.readouterr().err
+    assert ended.value.code == 143 and "stopped by SIGTERM before a step of this start" in said
+    assert "data.train" not in said and not (folder / "starting").exists()
 
 
 def test_a_run_that_has_all_its_steps_reads_neither_model_nor_data(world, whole, capsys, monkeypatch):  # noqa: F811
