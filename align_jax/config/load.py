@@ -258,7 +258,8 @@ def _cross_check(source: ConfigValues, config: Config) -> None:
             "optimizer.name", "muon is for the matrices of layers, and with `lora` their factors are trained; take adamw"
         )
     decay = getattr(config.optimizer, "weight_decay", 0)
-    if config.lora is not None and decay and not config.lora.modules_to_save and config.optimizer.decayed != "all":
+    whole = config.lora is None or config.lora.modules_to_save or config.lora.path or config.head == "score"
+    if decay and not whole and config.optimizer.decayed != "all":
         raise source.error(
             "optimizer.weight_decay",
             f"{decay:g} has no effect with `lora`, whose factors have no weight decay; leave it out, or set "

@@ -32,7 +32,7 @@ from align_jax.hf.fused import Apart, module_of, shape_together, together
 from align_jax.hf.writer import write_json, write_safetensors
 from align_jax.models import Decoder, ModelConfig, weight_shapes
 from align_jax.models.adapter import MAGNITUDE, MLP_TARGETS, TARGETS, A, Adapter, B
-from align_jax.models.adapting import trained_paths
+from align_jax.models.adapting import adapter_rows, trained_paths
 from align_jax.models.weights import Weight, rows
 from align_jax.parallel.processes import on_first
 
@@ -102,7 +102,8 @@ def load_adapter(folder: str | os.PathLike, config: ModelConfig, shardings: Mapp
       shardings: nested dict as `weight_shardings(config, mesh)`; None: the default device.
 
     Returns:
-      Nested dict of arrays, as those of `Decoder`, of the trained weights alone.
+      Nested dict of arrays, as those of `Decoder`, of the trained weights alone; a whole weight that is not there (the score
+      of a reward model, which a language model's adapter lacks) is left out.
 
     Raises:
       UserError: a tensor of another shape, or one that is absent, by name.
@@ -110,15 +111,18 @@ def load_adapter(folder: str | os.PathLike, config: ModelConfig, shardings: Mapp
     folder = _folder(folder)
     checkpoint = _checkpoint(folder, config)
     shapes, places = flatten_dict(weight_shapes(config)), flatten_dict(shardings or {})
-    arrays = {path: np.zeros(shapes[path], np.float32) for path in trained_paths(config)}
+    tensors = list(_tensors(checkpoint, _apart(config.base)))
+    whole = {tensor.weight.path for tensor in tensors if tensor.weight.stored is not None}
+    factors = {weight.path for weight in adapter_rows(config)}
+    arrays = {path: np.zeros(shapes[path], np.float32) for path in trained_paths(config) & (whole | factors)}
     for path in arrays:
         if path[-1].endswith(MAGNITUDE):
             arrays[path] += 1
-    for tensor in _tensors(checkpoint, _apart(config.base)):
+    for tensor in tensors:
         shape = tensor.weight.shape_of_one(config)
         value = _ours(checkpoint, tensor, shape)
-        whole = arrays[tensor.weight.path]
-        target = whole if tensor.layer is None else whole[tensor.layer]
+        array = arrays[tensor.weight.path]
+        target = array if tensor.layer is None else array[tensor.layer]
         target[tuple(slice(0, n) for n in value.shape)] = value
     put = {path: jax.device_put(value, places[path]) if places else jax.numpy.asarray(value) for path, value in arrays.items()}
     return unflatten_dict(put)
@@ -174,7 +178,7 @@ def adapter_config(config: ModelConfig, base: str | None) -> dict[str, Any]:
     ranks = {module: rank for module, (rank, _) in modules.items() if rank not in (0, adapter.rank)}
     alphas = {module: _number(alpha) for module, (rank, alpha) in modules.items() if rank and alpha != adapter.alpha}
     own = {weight.name: weight for weight in rows(config)}
-    saved = dict.fromkeys(_short(own[name]) for name in adapter.saved)
+    saved = dict.fromkeys(_alone(own[name], config) for name in adapter.saved)
     return {
         "peft_type": "LORA",
         "task_type": "SEQ_CLS" if config.head == "score" else "CAUSAL_LM",
@@ -390,6 +394,13 @@ def _module(config: ModelConfig, target: str, layer: int) -> str:
 def _short(weight: Weight) -> str:
     """The last part of a module's name: q_proj."""
     return _last(weight.stored.name.removesuffix(".weight").removesuffix(".bias"))
+
+
+def _alone(weight: Weight, config: ModelConfig) -> str:
+    """A module's name that PEFT, which looks at ends of names, takes for no other: `model.norm`, not `norm`."""
+    short = _short(weight)
+    others = {_short(other) for other in rows(config.base)} - {short}
+    return weight.stored.name.removesuffix(".weight") if any(other.endswith(short) for other in others) else short
 
 
 def _last(module: str) -> str:

@@ -80,7 +80,7 @@ def load_model(
       The model: `model(tokens [B, T]) -> logits [B, T, V]`; a reward model is for `align_jax.response_scores`.
 
     Raises:
-      UserError: see `load_config`, `load_weights`, `read_adapter`.
+      UserError: see `load_config`, `load_weights`, `read_adapter`; or a reward model is asked for, and there is no score.
     """
     compute = resolve_dtype(dtype, "dtype")
     folder = resolve_folder(path)
@@ -92,6 +92,8 @@ def load_model(
     weights = load_weights(folder, stored, shardings, param_dtype, skip=() if stored.head == head else (stored.head,))
     if adapter is not None:
         config = dataclasses.replace(config, lora=read_adapter(adapter, config))
+        if head == "score" != stored.head and "score" not in config.lora.saved:
+            raise UserError(f"{adapter} has no score, and {path} has none: together they are no reward model, but one to train")
         weights = with_adapter(weights, load_adapter(adapter, config, mesh and weight_shardings(config, mesh)))
     return Decoder(config, weights, dtype=compute)
 

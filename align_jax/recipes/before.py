@@ -7,16 +7,21 @@ import dataclasses
 from collections.abc import Iterator
 from typing import get_args
 
+import jax
+from flax.traverse_util import unflatten_dict
+
 from align_jax.config import Config
 from align_jax.data import GroupDataset
 from align_jax.errors import UserError
+from align_jax.models import ModelConfig
+from align_jax.models.adapting import trained_paths
 from align_jax.parallel.processes import from_first, of_first
 from align_jax.parallel.stop import StoppedPass, StopSignal
 from align_jax.recipes.folder import RunFolder, save_every
 from align_jax.recipes.say import say
 from align_jax.training import optim
 from align_jax.training.callbacks import StopEarly
-from align_jax.training.decay import DECAYED
+from align_jax.training.decay import DECAYED, decay_mask
 from align_jax.training.logs import find_sink
 from align_jax.training.manifest import is_listed
 
@@ -49,6 +54,19 @@ def check_best_metric(config: Config) -> None:
         raise UserError(
             f"checkpoint.best_metric: {metric!r} is measured every train.eval_every={every} steps on data.eval="
             f"{config.data.eval!r}; set both, and checkpoint.every to a multiple of train.eval_every"
+        )
+
+
+def check_decays(config: Config, shape: ModelConfig) -> None:
+    """UserError where `optimizer.weight_decay` pulls at nothing of what is trained beside an adapter."""
+    spec, trained = config.optimizer, trained_paths(shape)
+    if trained is None or not getattr(spec, "weight_decay", 0):
+        return
+    if not any(jax.tree.leaves(decay_mask(unflatten_dict(dict.fromkeys(trained, 0)), spec.decayed))):
+        whole = f" and {', '.join(shape.lora.saved)}" if shape.lora.saved else ""
+        raise UserError(
+            f"optimizer.weight_decay: {spec.weight_decay:g} has no effect: what is trained, the factors of `lora`{whole}, "
+            "has no weight decay; leave it out, or set optimizer.decayed: all"
         )
 
 

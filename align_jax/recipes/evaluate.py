@@ -175,7 +175,7 @@ def models_of(setup: Setup) -> dict[str, ModelSource]:
             alone = "" if setup.config.reference.path or setup.source.shape.head == "score" else own
             say(f"{setup.folder.path} has no checkpoint: evaluating the starting model alone{alone}")
             return {"start": setup.source}
-        return {"start": setup.source, "run": trained_model(trained)}
+        return {"start": setup.source, "run": as_program(trained_model(trained), setup.source)}
     files: dict[str, str] = {}
     for name in given:
         if (other := files.setdefault(file_name(name), name)) != name:

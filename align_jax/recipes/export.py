@@ -20,6 +20,7 @@ from align_jax.recipes.folder import RunFolder
 from align_jax.recipes.models import trained_model
 from align_jax.recipes.say import say, watching
 from align_jax.recipes.source import TrainedModel
+from align_jax.training.state import split
 
 
 def export(
@@ -104,8 +105,9 @@ def export_model(
     host = jax.default_device(jax.local_devices(backend="cpu")[0]) if mesh is None else contextlib.nullcontext()
     with watching(f"reading {out_dir} again"), host:
         if source.under is not None and not merge:
-            again = with_adapter(weights, hf.load_adapter(out_dir, source.shape, mesh and weight_shardings(source.shape, mesh)))
-            found = Decoder(source.shape, again, dtype="float32")
+            under = split(weights, lambda path: path not in trained_paths(source.shape))[0]
+            own = hf.load_adapter(out_dir, source.shape, mesh and weight_shardings(source.shape, mesh))
+            found = Decoder(source.shape, with_adapter(under, own), dtype="float32")
         else:
             found = hf.load_model(out_dir, mesh, "float32", dtype or model.param_dtype, source.shape.head)
         differ = logit_difference(trained, found)

@@ -51,7 +51,10 @@ def _adapted(under: ModelSource, folder: str | None, config: Config, key: str) -
                 hf.saved_weights(under.shape, config.lora.modules_to_save), under.shape.experts is not None
             )
         else:
-            adapter = dataclasses.replace(hf.read_adapter(folder, under.shape), dropout=config.lora.dropout)
+            adapter = hf.read_adapter(folder, under.shape)
+            score = hf.saved_weights(under.shape, [])  # of a reward model, also where the adapter is a language model's
+            saved = tuple(dict.fromkeys([*adapter.saved, *score]))
+            adapter = dataclasses.replace(adapter, dropout=config.lora.dropout, saved=saved)
     except UserError as error:
         raise error if folder is None else UserError(f"{key}: {error}") from error
     common = {name: getattr(under, name) for name in ("tokenizer_at", "key", "chat_template", "hf_config")}
@@ -113,7 +116,14 @@ def current_model(config: Config) -> ModelSource:
     folder = _chosen(config.run.dir) if config.run.dir else None
     if folder is None or not from_first("the newest checkpoint", lambda: folder.is_run and bool(folder.steps)):
         return starting_model(config)
-    return model_at(folder.path, config.head, "run.dir")
+    source = model_at(folder.path, config.head, "run.dir")
+    for key, given, own in (
+        ("lora", config.lora, folder.config.lora),
+        ("model.quantize", config.model.quantize, folder.config.model.quantize),
+    ):
+        if given not in (None, own):
+            raise UserError(f"{key}: {given} is not what {folder.path} was trained with ({own}); leave it out")
+    return source
 
 
 def reference_model(config: Config, start: ModelSource) -> ModelSource:

@@ -180,7 +180,8 @@ class AdaptedModel(ModelSource):
         weights = merged(self.under.shape, self.under.load(mesh, dtype)[0])[1]
         where = None if mesh is None else weight_shardings(self.shape, mesh)
         if self.folder is not None:
-            return with_adapter(weights, hf.load_adapter(self.folder, self.shape, where)), None
+            whole = _in_float32(self.shape, weights)
+            return with_adapter(with_adapter(weights, whole), hf.load_adapter(self.folder, self.shape, where)), None
         own = None if where is None else adapter_of(self.shape, where)
         start = jax.jit(partial(fresh_adapter, self.shape), out_shardings=own)(weights, jax.random.key(self.seed))
         return with_adapter(with_adapter(weights, start), _in_float32(self.shape, weights)), None

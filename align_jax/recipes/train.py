@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import functools
+import json
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +26,7 @@ from align_jax.recipes.alike import agree_on
 from align_jax.recipes.announced import AnnouncedStep
 from align_jax.recipes.before import (
     check_best_metric,
+    check_decays,
     check_sinks,
     kept_in,
     made_already,
@@ -45,7 +47,7 @@ from align_jax.recipes.recorded import AddCosts, CheckMetric, CountCut, KeepSkip
 from align_jax.recipes.say import say, speaking, watching
 from align_jax.recipes.setup import Setup, microbatches, report_data
 from align_jax.recipes.shown_samples import ShownSamples, WriteSamples
-from align_jax.recipes.source import StoredModel
+from align_jax.recipes.source import AdaptedModel, StoredModel
 from align_jax.recipes.summary import Told, run_lines
 from align_jax.recipes.warned import WatchSignatures, read_warnings, warning_lines
 from align_jax.terminal import plural
@@ -169,6 +171,7 @@ class Training:
         dataset = setup.dataset("train")
         report_data("train", dataset, setup.folder.path)
         report_context(dataset, setup.source.shape.max_length)
+        check_decays(config, setup.source.shape)
         steps = config.train.total_steps(len(dataset))
         report_warmup(config, steps)
         if config.train.groups_per_step > len(dataset):
@@ -206,9 +209,10 @@ class Training:
 
     @functools.cached_property
     def compared_with(self) -> Any:
-        """The content of a stored reference, which no checkpoint holds and whose files may change; None of others."""
-        table = self.setup.live is None and self.setup.config.objective.needs_reference
-        return self.setup.reference.fingerprint() if table and isinstance(self.setup.reference, StoredModel) else None
+        """The content of a reference that files hold, a model's or an adapter's, which may change; None of others."""
+        table, reference = self.setup.live is None and self.setup.config.objective.needs_reference, self.setup.reference
+        stored = isinstance(reference, StoredModel) or (isinstance(reference, AdaptedModel) and reference.folder is not None)
+        return json.loads(json.dumps(reference.fingerprint())) if table and stored else None
 
     @functools.cached_property
     def skips(self) -> SkippedSteps:

@@ -27,6 +27,7 @@ KINDS = {
     "patterns": {"rank_pattern": {"q_proj": 2, "layers.1.mlp.down_proj": 3}, "alpha_pattern": {"v_proj": 3}},
     "some_layers": {"layers_to_transform": [1], "use_dora": True},
     "saved": {"modules_to_save": ["lm_head", "input_layernorm"], "target_modules": ["q_proj", "v_proj"]},
+    "norm": {"modules_to_save": ["model.norm"], "target_modules": ["q_proj"]},
 }
 
 

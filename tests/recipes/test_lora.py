@@ -1,6 +1,7 @@
 """Runs with `lora` as a user makes them: the first step, checkpoints, devices, other bases, export and PEFT."""
 
 import json
+import shutil
 
 import numpy as np
 import pytest
@@ -10,6 +11,8 @@ import yaml
 
 import align_jax
 from align_jax.cli import main
+from align_jax.errors import UserError
+from align_jax.recipes.models import current_model
 from align_jax.training.checkpoint import Checkpointer
 from align_jax.training.logs import read_metrics
 from tests.data.toys import char_tokenizer, write_jsonl
@@ -107,6 +110,13 @@ def test_a_run_goes_on_with_the_same_bits_and_refuses_another_base(world, traine
     assert code == 2 and "other frozen weights" in capsys.readouterr().err
 
 
+def adapter(world):
+    """The adapter of the run, exported."""
+    if not (world / "adapter").exists():
+        assert main(["export", str(world / "run"), str(world / "adapter")]) == 0
+    return world / "adapter"
+
+
 def logits(model, tokens):
     with torch.no_grad():
         return model(torch.from_numpy(tokens)).logits.numpy()
@@ -114,7 +124,7 @@ def logits(model, tokens):
 
 def test_the_export_is_an_adapter_of_peft_and_merged_the_model(world, trained, capsys):
     peft = pytest.importorskip("peft")
-    assert main(["export", str(world / "run"), str(world / "adapter")]) == 0
+    assert main(["export", str(world / "run"), str(world / "adapter"), "--overwrite"]) == 0
     said = capsys.readouterr().err
     assert "logits differ by at most 0 " in said and "holds an adapter for" in said
     assert main(["export", str(world / "run"), str(world / "whole"), "--merge"]) == 0
@@ -131,9 +141,7 @@ def test_the_export_is_an_adapter_of_peft_and_merged_the_model(world, trained, c
 
 
 def test_training_goes_on_with_an_adapter_whose_model_is_the_reference(world, trained):
-    if not (world / "adapter").exists():
-        assert main(["export", str(world / "run"), str(world / "adapter")]) == 0
-    config = yaml.safe_load((world / "config.yaml").read_text()) | {"lora": {"path": str(world / "adapter")}}
+    config = yaml.safe_load((world / "config.yaml").read_text()) | {"lora": {"path": str(adapter(world))}}
     (world / "goes_on.yaml").write_text(yaml.safe_dump(config))
     references = {"on": (), "on-same": ("--reference.adapter", world / "adapter"), "off": ("--reference.path", world / "base")}
     for name, more in references.items():
@@ -167,6 +175,50 @@ def test_a_model_of_few_bits_is_its_own_reference_and_learns(world, kind, capsys
     assert float(said.partition("differ by at most ")[2].split()[0]) < 1e-5
 
 
+def test_a_reward_model_on_an_adapter_of_a_language_model_trains_its_score_and_exports_it(world, trained):
+    more = ("--objective.name", "reward", "--lora.rank", "null", "--lora.alpha", "null", "--lora.path", adapter(world))
+    train(world, "scored", *more, "--train.steps", 2)
+    assert json.loads((world / "scored" / "adapter.json").read_text())["saved"] == ["score"]
+    assert main(["export", str(world / "scored"), str(world / "scored-adapter")]) == 0
+    whole = align_jax.load_model(world / "base", head="score", dtype="float32", adapter=world / "scored-adapter")
+    assert whole.config.lora.saved == ("score",)
+    with pytest.raises(UserError, match="has no score"):
+        align_jax.load_model(world / "base", head="score", adapter=adapter(world))
+
+
+def test_an_adapter_that_changed_under_a_run_is_refused(world, trained, capsys):
+    shutil.copytree(adapter(world), world / "changing")
+    more = ("--lora.rank", "null", "--lora.alpha", "null", "--lora.path", world / "changing", "--checkpoint.every", 1)
+    train(world, "changed", *more, "--train.steps", 1)
+    file = world / "changing" / "adapter_model.safetensors"
+    content = bytearray(file.read_bytes())
+    content[-1] ^= 1
+    file.write_bytes(content)
+    command = ["train", str(world / "config.yaml"), "--run.dir", str(world / "changed"), *map(str, more), "--train.steps", "2"]
+    assert main(command) == 2
+    assert "reference" in capsys.readouterr().err
+
+
+def test_a_run_is_evaluated_with_its_own_adapter_whatever_the_config_says(world, trained):
+    def margins(*overrides):
+        values = yaml.safe_load((world / "config.yaml").read_text())
+        values["data"]["eval"] = str(world / "rows.jsonl")
+        values["evaluate"] = {"samples": 0, "resamples": 0, "plots": False}
+        table = align_jax.evaluate(align_jax.Config.of(values, *overrides))
+        return {row["metric"]: row["value"] for row in table if row["model"] == "run"}["rewards/margins"]
+
+    own = margins()
+    assert own > 0.1
+    for more in (("lora.alpha=64",), ("lora.rank=3",), ("lora.rslora=true",)):
+        assert margins(*more) == pytest.approx(own, rel=1e-3)
+
+
+@pytest.mark.parametrize("more", [("lora.alpha=64",), ("model.quantize=int8",)])
+def test_a_run_is_not_sampled_with_options_of_another_adapter(world, trained, more):
+    with pytest.raises(UserError, match=more[0].partition("=")[0].removesuffix(".alpha")):
+        current_model(align_jax.Config.of(str(world / "config.yaml"), *more))
+
+
 def test_a_reward_model_trains_its_score_whole(world):
     found = train(world, "reward", "--objective.name", "reward", "--optimizer.learning_rate", 1e-2)
     assert losses(found)[-1] < losses(found)[0]
@@ -194,6 +246,7 @@ def test_runs_with_adapters_of_different_shapes_share_a_table(world, trained):
     ("more", "message"),
     [
         (("--optimizer.weight_decay", "0.1"), "optimizer.weight_decay: 0.1 has no effect with `lora`"),
+        (("--optimizer.weight_decay", "0.1", "--lora.modules_to_save", "[norm]"), "factors of `lora` and norm"),
         (("--lora.targets", "[q_proj,embed_tokens]"), "lora.targets: 'embed_tokens'"),
         (("--lora.modules_to_save", "[lm_tail]"), "no module 'lm_tail'"),
         (("--lora.path", "nowhere", "--lora.rank", "null", "--lora.alpha", "null"), "lora.path: nowhere: no adapter there"),
