@@ -10,6 +10,7 @@ from typing import get_args
 import jax
 from flax.traverse_util import unflatten_dict
 
+from align_jax import hf
 from align_jax.config import Config
 from align_jax.data import GroupDataset
 from align_jax.errors import UserError
@@ -19,6 +20,7 @@ from align_jax.parallel.processes import from_first, of_first
 from align_jax.parallel.stop import StoppedPass, StopSignal
 from align_jax.recipes.folder import RunFolder, save_every
 from align_jax.recipes.say import say
+from align_jax.terminal import plural
 from align_jax.training import optim
 from align_jax.training.callbacks import StopEarly
 from align_jax.training.decay import DECAYED, decay_mask
@@ -127,6 +129,19 @@ def report_warmup(config: Config, steps: int) -> None:
         )
 
 
+def report_plan(config: Config, shape: ModelConfig, dataset: GroupDataset, steps: int) -> None:
+    """Says what a run of so many steps does that may not be meant; UserError for a weight decay of nothing."""
+    report_context(dataset, shape.max_length)
+    report_unheld(config, shape)
+    check_decays(config, shape)
+    report_warmup(config, steps)
+    if config.train.groups_per_step > len(dataset):
+        say(
+            f"train.groups_per_step: {config.train.groups_per_step} is more than the {plural(len(dataset), 'group')} of "
+            "data.train: a step takes each several times"
+        )
+
+
 def report_context(dataset: GroupDataset, context: int) -> None:
     """Says where texts are longer than the model's context, at whose positions beyond it was never trained."""
     if sum(dataset.limits) < context:
@@ -137,6 +152,16 @@ def report_context(dataset: GroupDataset, context: int) -> None:
             f"data.train: prompts with their responses have up to {longest} tokens, more than the model's context of "
             f"{context}; lower data.max_prompt_tokens and data.max_response_tokens, unless this is meant"
         )
+
+
+def report_unheld(config: Config, shape: ModelConfig) -> None:
+    """Says of a fresh model, before it is trained for hours, that no family of Hugging Face's can hold it."""
+    if config.model.path is not None:
+        return
+    try:
+        hf.hf_config_from_model(shape)
+    except UserError as error:
+        say(f"model.config: {error}")
 
 
 def stop_early(folder: RunFolder, config: Config, begun: int) -> StopEarly | None:

@@ -26,15 +26,13 @@ from align_jax.recipes.alike import agree_on
 from align_jax.recipes.announced import AnnouncedStep
 from align_jax.recipes.before import (
     check_best_metric,
-    check_decays,
     check_sinks,
     kept_in,
     made_already,
     nothing_to_do,
     other_reference,
     other_rows,
-    report_context,
-    report_warmup,
+    report_plan,
     stop_early,
     stop_told,
     why_ended,
@@ -170,13 +168,8 @@ class Training:
         config = setup.config
         dataset = setup.dataset("train")
         report_data("train", dataset, setup.folder.path)
-        report_context(dataset, setup.source.shape.max_length)
-        check_decays(config, setup.source.shape)
         steps = config.train.total_steps(len(dataset))
-        report_warmup(config, steps)
-        if config.train.groups_per_step > len(dataset):
-            say(f"train.groups_per_step: {config.train.groups_per_step} is more than the {plural(len(dataset), 'group')} of "
-                "data.train: a step takes each several times")  # fmt: skip
+        report_plan(config, setup.source.shape, dataset, steps)
         loader = setup.loader(dataset)
         with watching("choosing the shapes of batches"):
             _ = loader.train_layout

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import dataclasses
 import re
 
 import pytest
 
 from align_jax.config import Config
 from align_jax.errors import UserError
-from align_jax.recipes.before import made_already, with_its_decay
+from align_jax.models import ModelConfig
+from align_jax.recipes.before import made_already, report_unheld, with_its_decay
 from align_jax.recipes.folder import RunFolder
 from align_jax.training.manifest import write_manifest
 
@@ -25,6 +27,16 @@ def begun(tmp_path, text: str) -> RunFolder:
 @pytest.fixture
 def config(tmp_path):
     return Config.of(BASE, "optimizer.weight_decay=0.1", f"run.dir={tmp_path}")
+
+
+def test_a_fresh_model_that_no_family_holds_is_told_before_it_is_trained(config, capsys):
+    fresh = dataclasses.replace(config, model=dataclasses.replace(config.model, path=None))
+    shape = ModelConfig(vocab_size=64, width=8, mlp_width=8, layers=2, heads=2, kv_heads=1, head_size=4)
+    report_unheld(fresh, shape)
+    report_unheld(config, dataclasses.replace(shape, experts=2, active_experts=1, fused=True))
+    assert not capsys.readouterr().err
+    report_unheld(fresh, dataclasses.replace(shape, experts=2, active_experts=1, fused=True))
+    assert "the model cannot be exported" in capsys.readouterr().err
 
 
 def test_a_new_run_decays_matrices_and_keeps_to_it(config, tmp_path, capsys):

@@ -213,6 +213,14 @@ def test_a_run_is_evaluated_with_its_own_adapter_whatever_the_config_says(world,
         assert margins(*more) == pytest.approx(own, rel=1e-3)
 
 
+def test_weight_decay_may_be_of_what_an_adapter_has_whole(world):
+    """The config of a later round, which goes on with an adapter, does not say what is whole in it."""
+    later = ("lora.rank=null", "lora.alpha=null", "lora.path=x")
+    for more in (later, ("objective.name=reward",), ("lora.modules_to_save=[norm]",)):
+        config = align_jax.Config.of(str(world / "config.yaml"), "optimizer.weight_decay=0.1", *more)
+        assert config.optimizer.weight_decay == 0.1
+
+
 @pytest.mark.parametrize("more", [("lora.alpha=64",), ("model.quantize=int8",)])
 def test_a_run_is_not_sampled_with_options_of_another_adapter(world, trained, more):
     with pytest.raises(UserError, match=more[0].partition("=")[0].removesuffix(".alpha")):
