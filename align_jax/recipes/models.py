@@ -117,12 +117,15 @@ def current_model(config: Config) -> ModelSource:
     if folder is None or not from_first("the newest checkpoint", lambda: folder.is_run and bool(folder.steps)):
         return starting_model(config)
     source = model_at(folder.path, config.head, "run.dir")
-    for key, given, own in (
-        ("lora", config.lora, folder.config.lora),
-        ("model.quantize", config.model.quantize, folder.config.model.quantize),
-    ):
-        if given not in (None, own):
-            raise UserError(f"{key}: {given} is not what {folder.path} was trained with ({own}); leave it out")
+    own = folder.config
+    if config.lora is not None and own.lora is not None and own.lora.path is None and config.lora != own.lora:
+        # A later round goes on with the adapter of the one before, by its path.
+        raise UserError(f"lora: {config.lora} is not what {folder.path} was trained with ({own.lora}); leave it out")
+    if config.model.quantize not in (None, own.model.quantize):
+        raise UserError(
+            f"model.quantize: {config.model.quantize} is not what {folder.path} was trained with "
+            f"({own.model.quantize}); leave it out"
+        )
     return source
 
 
