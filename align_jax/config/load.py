@@ -4,7 +4,8 @@
     config = Config.of({"model": {"path": "a/llama"}, "data": {"train": rows}, "objective": {"name": "mpo"}})
 
 Sections that belong to a module are defined there (`data.config.DataConfig`, `objectives`,
-`optim.OPTIMIZERS`), the others in `config.sections`; this module assembles them. `objective.name` and
+`optim.OPTIMIZERS`), the others in `config.sections` and `config.job_sections`; this
+module assembles them. What sections must be to each other is in `config.together`. `objective.name` and
 `optimizer.name` choose a dataclass, and only its keys are accepted; a list of objectives, each with a `weight`, is a mixture.
 An override that chooses another one takes the keys of the file out that only the former has, as one of two keys that exclude
 each other (`config.rivals`) takes the other out; `source.notes` says so. What can be said without JAX is said by
@@ -25,25 +26,13 @@ from align_jax.config import check
 from align_jax.config.check import Choice, Schema, build
 from align_jax.config.given import config_of
 from align_jax.config.identity import identity
+from align_jax.config.job_sections import BenchConfig, EvaluateConfig, GenerateConfig, LogConfig, RoundsConfig, ScoreConfig
 from align_jax.config.lora import LEARNING_RATE, LoraConfig
 from align_jax.config.rows import rows_in, with_rows
-from align_jax.config.sections import (
-    BenchConfig,
-    CheckpointConfig,
-    EvaluateConfig,
-    GenerateConfig,
-    LogConfig,
-    MeshConfig,
-    ModelSection,
-    ReferenceConfig,
-    RoundsConfig,
-    RunConfig,
-    ScoreConfig,
-    TrainConfig,
-)
+from align_jax.config.sections import CheckpointConfig, MeshConfig, ModelSection, ReferenceConfig, RunConfig, TrainConfig
 from align_jax.config.source import ConfigValues, Override, dump, escaped, parse_overrides
+from align_jax.config.together import check_groups, check_rounds, cross_check, usual_metric, without_evaluations
 from align_jax.data.config import DataConfig
-from align_jax.data.formats import find_format
 from align_jax.data.members import Member
 from align_jax.errors import UserError
 from align_jax.models.config import ModelConfig
@@ -167,9 +156,9 @@ class Config:
           UserError: what training, or on-policy rounds of it, cannot do.
         """
         if self.rounds is not None:
-            _check_rounds(self.source, self)
+            check_rounds(self.source, self)
             return self, []
-        config, lines = _without_evaluations(self)
+        config, lines = without_evaluations(self)
         config._check_patience()
         return config, lines
 
@@ -181,7 +170,7 @@ class Config:
             raise self.source.error(
                 "train.patience",
                 f"{train.patience} evaluations without a better checkpoint.best_metric are waited for; set that to a metric of "
-                f"evaluations, such as {_usual_metric(self)}" + (f", and not {metric}" if metric else ""),
+                f"evaluations, such as {usual_metric(self)}" + (f", and not {metric}" if metric else ""),
             )
         if train.eval_every is None:
             raise self.source.error("train.patience", f"{train.patience} evaluations are waited for; set train.eval_every, too")
@@ -193,159 +182,12 @@ class Config:
           UserError: the mesh or `train.groups_per_step` do not fit them.
         """
         data, fsdp, tensor = self.mesh.sizes(devices)
-        _check_groups(self.train, data, fsdp, self.mesh.expert)
+        check_groups(self.train, data, fsdp, self.mesh.expert)
         return data, fsdp, tensor
-
-
-def _usual_metric(config: Config) -> str:
-    """A metric of evaluations that the objective always has."""
-    objective, sets = config.objective, config.data.eval_sets()
-    if not sets:
-        return "eval/text/loss"
-    of = "eval" + f"/{next(iter(sets))}".rstrip("/")
-    if objective is None or objective.arrangement.has_beliefs:
-        return f"{of}/beliefs/js_distance"
-    return f"{of}/rewards/accuracies" if objective.arrangement.contrasts else f"{of}/loss"
-
-
-def _without_evaluations(config: Config) -> tuple[Config, list[str]]:
-    """The config without the keys that need what it does not evaluate on, and a line about those that were set."""
-    metric, data = config.checkpoint.best_metric, config.data
-    of_any = {
-        "train.eval_every": (config.train.eval_every, None),
-        "train.eval_first": (not config.train.eval_first and "false", True),
-        "train.patience": (config.train.patience, None),
-        "checkpoint.best_metric": (metric if (metric or "").startswith("eval/") else None, None),
-    }
-    of_sets = {
-        "evaluate.training_samples": (config.evaluate.training_samples, 0),
-        # configs of before hold `test` whether or not it was asked for
-        "data.eval_split": (data.eval_split if data.eval_split != "test" else None, None),
-    }
-    needs = of_any if data.eval is None and data.eval_text is None else {}
-    lines = []
-    for key, (value, off) in (needs | (of_sets if data.eval is None else {})).items():
-        if value:
-            section, _, name = key.partition(".")
-            changed = dataclasses.replace(getattr(config, section), **{name: off})
-            config = dataclasses.replace(config, **{section: changed})
-            lines.append(f"{key}: {value} is off, since data.eval is not set")
-    return config, lines
-
-
-def _check_groups(train: TrainConfig, data: int, fsdp: int, expert: int) -> None:
-    shards = train.accumulation_steps * data * fsdp * expert
-    if train.groups_per_step % shards:
-        raise UserError(
-            f"train.groups_per_step: {train.groups_per_step} is not a multiple of {shards} = accumulation_steps "
-            f"{train.accumulation_steps} x mesh.data {data} x mesh.fsdp {fsdp}"
-            + (f" x mesh.expert {expert}" if expert > 1 else "")
-        )
 
 
 def _has_required(cls: type) -> bool:
     return any(f.default is f.default_factory is dataclasses.MISSING for f in dataclasses.fields(cls))
-
-
-def _cross_check(source: ConfigValues, config: Config) -> None:
-    if config.model.config is not None:
-        build(source, ModelConfig, dict(config.model.config), "model.config.")
-    mesh, train, model = config.mesh, config.train, config.model
-    if model.quantize is not None and config.lora is None and config.objective is not None:
-        raise source.error("model.quantize", f"{model.quantize}: weights of few bits cannot be trained; add `lora: {{}}`")
-    if config.lora is not None and config.optimizer.name == "muon":
-        raise source.error(
-            "optimizer.name", "muon is for the matrices of layers, and with `lora` their factors are trained; take adamw"
-        )
-    decay = getattr(config.optimizer, "weight_decay", 0)
-    whole = config.lora is None or config.lora.modules_to_save or config.lora.path or config.head == "score"
-    if decay and not whole and config.optimizer.decayed != "all":
-        raise source.error(
-            "optimizer.weight_decay",
-            f"{decay:g} has no effect with `lora`, whose factors have no weight decay; leave it out, or set "
-            "optimizer.decayed: all",
-        )
-    if config.reference.adapter is not None and config.lora is None:
-        raise source.error("reference.adapter", f"{config.reference.adapter} is used with `lora` alone; see reference.path")
-    if mesh.memory_gib is not None and "auto" not in (model.rows_per_chunk, model.head_chunk):
-        rows, head = ("null" if value is None else value for value in (model.rows_per_chunk, model.head_chunk))
-        raise source.error(
-            "mesh.memory_gib",
-            f"{mesh.memory_gib:g} has no effect with model.rows_per_chunk: {rows} and model.head_chunk: {head}; leave one of "
-            "them out (auto, the default, takes as many as fit)",
-        )
-    if config.lora is not None and config.reference.mix != 1:
-        raise source.error(
-            "reference.mix",
-            f"{config.reference.mix}: with `lora` the reference can become the policy (1), but not go a part of the way: the "
-            "mean of two adapters' factors is not that of what they add",
-        )
-    if config.reference.quantize is not None and config.lora is not None:
-        raise source.error(
-            "reference.quantize",
-            f"{config.reference.quantize}: with `lora` the reference is the model beneath the adapter; see model.quantize",
-        )
-    if config.reference.quantize is not None and config.objective is not None and not config.objective.needs_reference:
-        raise source.error("reference.quantize", f"objective {name_of(config.objective)} has no reference; leave it out")
-    if config.reference.live and config.objective is not None and not config.objective.needs_reference:
-        raise source.error("reference.live", f"objective {name_of(config.objective)} has no reference; leave it out")
-    if mesh.data > 0 and mesh.fsdp > 0:
-        try:
-            _check_groups(train, mesh.data, mesh.fsdp, mesh.expert)
-        except UserError as error:
-            raise UserError(f"{source.where('train.groups_per_step')}: {error}") from error
-
-
-def _check_rounds(source: ConfigValues, config: Config) -> None:
-    """UserError for what does not go with on-policy rounds, with its place."""
-    objective, rounds = config.objective, config.rounds
-    beliefs = objective.arrangement.has_beliefs
-    refused = [
-        ("data.eval", config.data.eval is None, "is required by rounds: the reward of samples on held-out prompts is measured"),
-        (
-            "data.eval",
-            config.data.eval is not None and "" not in config.data.eval_sets(),
-            "names several sets, and rounds take the prompts of one",
-        ),
-        (
-            "objective.name",
-            config.head != "lm_head" or not (beliefs or objective.arrangement.refusal(find_format("samples")) is None),
-            f"{name_of(objective)!r} cannot be trained in rounds: a language model is, on samples with scores",
-        ),
-        (
-            "objective.latent_beliefs",
-            any(getattr(term, "latent_beliefs", False) for term in getattr(objective, "terms", (objective,))),
-            "true is not used in rounds, where the belief of each text is known: it was drawn first",
-        ),
-        *(
-            (f"rounds.{key}", getattr(rounds, key) != default and not beliefs, "is used by objective gdpo alone")
-            for key, default in (("beliefs", "model"), ("beliefs_per_prompt", 1))
-        ),
-        (
-            "rounds.reference",
-            rounds.reference == "run" and not objective.needs_reference,
-            f"'run' is not used by objective {name_of(objective)}, which has no reference",
-        ),
-        ("reference.path", config.reference.path is not None, "is not used in rounds; see rounds.reference"),
-        ("reference.adapter", config.reference.adapter is not None, "is not used in rounds; see rounds.reference"),
-        ("reference.quantize", config.reference.quantize is not None, "is not used in rounds"),
-        ("generate.temperature", config.generate.temperature == 0, "0 gives the same sample every time; rounds need contrast"),
-        ("generate.beliefs", config.generate.beliefs, "is not used in rounds"),
-        ("train.eval_every", config.train.eval_every is not None, "is not used in rounds: each ends with an evaluation"),
-        ("train.patience", config.train.patience is not None, "is not used in rounds: each makes all its steps"),
-        ("checkpoint.best_metric", config.checkpoint.best_metric is not None, "is not used in rounds: each hands on its last"),
-        ("evaluate.training_samples", config.evaluate.training_samples > 0, "is not used in rounds; see rounds.eval_samples"),
-        ("generate.alpaca_eval", config.generate.alpaca_eval is not None, "is not used in rounds"),
-        (
-            "generate.max_new_tokens",
-            config.generate.max_new_tokens > config.data.max_response_tokens,
-            f"{config.generate.max_new_tokens} is more than data.max_response_tokens={config.data.max_response_tokens}: the "
-            "rest of a response would be neither scored nor trained on",
-        ),
-    ]
-    for key, wrong, message in refused:
-        if wrong:
-            raise source.error(key, message)
 
 
 def load_config(path: str | Path | ConfigValues, overrides: Iterable[Override] = (), *, require: Iterable[str] = ()) -> Config:
@@ -403,7 +245,7 @@ def _from_source(source: ConfigValues, overrides: Iterable[Override]) -> Config:
         cls = None if values is None else choice.find(values.pop("name"))
         built[section] = None if cls is None else build(source, cls, values, f"{section}.")
     config = Config(**built, source=source)
-    _cross_check(source, config)
+    cross_check(source, config)
     return _with_folder(config)
 
 

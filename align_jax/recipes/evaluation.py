@@ -12,7 +12,7 @@ import numpy as np
 from jax.experimental import multihost_utils
 
 from align_jax.config import Config
-from align_jax.config.sections import EvaluateConfig
+from align_jax.config.job_sections import EvaluateConfig
 from align_jax.data import BatchLoader, GroupDataset, TokenGroup
 from align_jax.data.formats import spelled
 from align_jax.data.formats.example import Example

@@ -16,8 +16,8 @@ import jax
 
 from align_jax import generation
 from align_jax.config import Config, words
+from align_jax.config.job_sections import GenerateConfig
 from align_jax.config.jobs import JOBS
-from align_jax.config.sections import GenerateConfig
 from align_jax.data import DataConfig, Encoder
 from align_jax.errors import UserError
 from align_jax.files import ResultsFile, check_apart

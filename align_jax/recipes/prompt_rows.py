@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 from typing import Any
 
-from align_jax.config.sections import GenerateConfig
+from align_jax.config.job_sections import GenerateConfig
 from align_jax.data import DataConfig, Encoder
 from align_jax.data.encode import Prompt
 from align_jax.data.formats import Example, as_text, find_format

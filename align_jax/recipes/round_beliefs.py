@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 from scipy.spatial.distance import jensenshannon
 
-from align_jax.config.sections import GenerateConfig
+from align_jax.config.job_sections import GenerateConfig
 from align_jax.data import DataConfig, Encoder
 from align_jax.errors import UserError
 from align_jax.generation import response_text

@@ -13,7 +13,8 @@ from typing import Any
 import jax
 import numpy as np
 
-from align_jax.config.sections import ReferenceConfig, RunConfig, ScoreConfig
+from align_jax.config.job_sections import ScoreConfig
+from align_jax.config.sections import ReferenceConfig, RunConfig
 from align_jax.objectives import MPO
 from align_jax.parallel.processes import of_first, on_first
 from align_jax.recipes import generate, onpolicy, score

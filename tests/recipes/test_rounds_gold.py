@@ -8,7 +8,7 @@ import shutil
 import pytest
 
 from align_jax.config.identity import identity
-from align_jax.config.sections import RoundsConfig
+from align_jax.config.job_sections import RoundsConfig
 from align_jax.errors import UserError
 from align_jax.recipes import onpolicy, rounds
 from align_jax.recipes.folder import RunFolder

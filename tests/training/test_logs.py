@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from align_jax import registry
-from align_jax.config.sections import LogConfig
+from align_jax.config.job_sections import LogConfig
 from align_jax.errors import UserError
 from align_jax.training.logs import MetricsLog, find_sink, progress, read_metrics
 from align_jax.training.logs.sink import Sink
