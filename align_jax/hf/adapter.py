@@ -1,18 +1,14 @@
 """Adapters in PEFT's format: a folder with adapter_config.json and adapter_model.safetensors, read and written.
 
-PEFT calls a tensor as the module that it belongs to, `base_model.model.` in front and `.lora_A.weight`, `.lora_B.weight` or
-`.lora_magnitude_vector` behind; a module that is trained whole has its own tensor's name behind `base_model.model.`. A is
-`[r, inputs]`, B `[outputs, r]` there.
+Names are in `adapter_names`. A is `[r, inputs]`, B `[outputs, r]` there.
 """
 
 from __future__ import annotations
 
 import contextlib
 import dataclasses
-import functools
 import os
-import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +19,16 @@ from jax.experimental import multihost_utils
 from jax.sharding import NamedSharding, PartitionSpec
 
 from align_jax.errors import UserError
-from align_jax.hf import names
+from align_jax.hf.adapter_checks import by_pattern, check_kind, check_ranks, check_whole, ranks_found
+from align_jax.hf.adapter_names import (
+    FoundTensor,
+    check_saved,
+    found_tensors,
+    last_part,
+    module_name,
+    name_alone,
+    written_tensors,
+)
 from align_jax.hf.dtypes import resolve_dtype
 from align_jax.hf.fields import number
 from align_jax.hf.files import ADAPTER, ADAPTER_WEIGHTS, Checkpoint, read_json, split_revision
@@ -31,29 +36,10 @@ from align_jax.hf.folder import check_target, check_tokenizer, save_tokenizer, w
 from align_jax.hf.fused import Apart, module_of, shape_together, together
 from align_jax.hf.writer import write_json, write_safetensors
 from align_jax.models import Decoder, ModelConfig, weight_shapes
-from align_jax.models.adapter import MAGNITUDE, MLP_TARGETS, TARGETS, A, Adapter, B
+from align_jax.models.adapter import MAGNITUDE, TARGETS, A, Adapter
 from align_jax.models.adapting import adapter_rows, trained_paths
-from align_jax.models.weights import Weight, rows
+from align_jax.models.weights import rows
 from align_jax.parallel.processes import on_first
-
-_PREFIX = "base_model.model."
-_KINDS = {".lora_A.weight": A, ".lora_B.weight": B, ".lora_magnitude_vector": MAGNITUDE}
-# Starts of A and B that change the model's own weights, too: with them, "adapter off" is another model.
-_CHANGES_BASE = ("pissa", "olora", "corda", "loftq", "lora_ga")
-# Whatever is set of these computes something else.
-_OTHERS = (
-    *("layer_replication", "alora_invocation_tokens", "trainable_token_indices", "target_parameters", "lora_bias"),
-    *("use_qalora", "use_bdlora", "fan_in_fan_out", "arrow_config", "kasa_config", "velora_config", "monteclora_config"),
-)
-
-
-@dataclasses.dataclass(frozen=True)
-class _Found:
-    """A tensor of the file: the row of our table it belongs to, and its layer (None: the weight has no layers)."""
-
-    name: str
-    weight: Weight
-    layer: int | None
 
 
 def read_adapter(folder: str | os.PathLike, config: ModelConfig) -> Adapter:
@@ -69,18 +55,18 @@ def read_adapter(folder: str | os.PathLike, config: ModelConfig) -> Adapter:
     folder = _folder(folder)
     file = folder / ADAPTER
     values, checkpoint = read_json(file), _checkpoint(folder, config)
-    _check_kind(file, values)
-    found = list(_tensors(checkpoint, _apart(config)))
-    shape = _ranks(checkpoint, config, found)
+    check_kind(file, values)
+    found = list(found_tensors(checkpoint, _apart(config)))
+    shape = ranks_found(checkpoint, config, found)
     alphas = {
-        target: tuple(_pattern(file, values, "alpha", _module(config, target, layer)) for layer in range(config.layers))
+        target: tuple(by_pattern(file, values, "alpha", module_name(config, target, layer)) for layer in range(config.layers))
         for target in shape
     }
-    _check_ranks(file, values, config, shape)
+    check_ranks(file, values, config, shape)
     rank = max(max(ranks) for ranks in shape.values())
     alpha = number(values, "lora_alpha", str(file), 8.0)
     saved = tuple(dict.fromkeys(tensor.weight.name for tensor in found if tensor.weight.stored is not None))
-    _check_whole(checkpoint, config, found, bool(values.get("use_dora")))
+    check_whole(checkpoint, config, found, bool(values.get("use_dora")))
     check_saved(config, saved, f"{folder}")
     return Adapter(
         targets=tuple(target for target in TARGETS if target in shape),
@@ -111,7 +97,7 @@ def load_adapter(folder: str | os.PathLike, config: ModelConfig, shardings: Mapp
     folder = _folder(folder)
     checkpoint = _checkpoint(folder, config)
     shapes, places = flatten_dict(weight_shapes(config)), flatten_dict(shardings or {})
-    tensors = list(_tensors(checkpoint, _apart(config.base)))
+    tensors = list(found_tensors(checkpoint, _apart(config.base)))
     whole = {tensor.weight.path for tensor in tensors if tensor.weight.stored is not None}
     factors = {weight.path for weight in adapter_rows(config)}
     arrays = {path: np.zeros(shapes[path], np.float32) for path in trained_paths(config) & (whole | factors)}
@@ -149,7 +135,7 @@ def save_adapter(
     out = Path(os.path.expanduser(os.fspath(out_dir))).resolve()
     check_tokenizer(tokenizer)
     flat, dtype = flatten_dict(weights), resolve_dtype("float32" if dtype is None else dtype, "dtype")
-    found = {t.name: np.asarray(_whole(_theirs(t, flat[t.weight.path], config))) for t in _written(_apart(config))}
+    found = {t.name: np.asarray(_whole(_theirs(t, flat[t.weight.path], config))) for t in written_tensors(_apart(config))}
     arrays = {name: array.astype(dtype) for name, array in (together(found, config) if config.fused else found).items()}
     on_first(lambda: check_target(out, sum(array.nbytes for array in arrays.values())), "export")
     with written_whole(out) if jax.process_index() == 0 else contextlib.nullcontext() as folder:
@@ -178,7 +164,7 @@ def adapter_config(config: ModelConfig, base: str | None) -> dict[str, Any]:
     ranks = {module: rank for module, (rank, _) in modules.items() if rank not in (0, adapter.rank)}
     alphas = {module: _number(alpha) for module, (rank, alpha) in modules.items() if rank and alpha != adapter.alpha}
     own = {weight.name: weight for weight in rows(config)}
-    saved = dict.fromkeys(_alone(own[name], config) for name in adapter.saved)
+    saved = dict.fromkeys(name_alone(own[name], config) for name in adapter.saved)
     return {
         "peft_type": "LORA",
         "task_type": "SEQ_CLS" if config.head == "score" else "CAUSAL_LM",
@@ -187,7 +173,7 @@ def adapter_config(config: ModelConfig, base: str | None) -> dict[str, Any]:
         "r": adapter.rank,
         "lora_alpha": _number(adapter.alpha),
         "lora_dropout": adapter.dropout,
-        "target_modules": list(dict.fromkeys(_last(name) for name in full)) if len(full) == len(modules) else full,
+        "target_modules": list(dict.fromkeys(last_part(name) for name in full)) if len(full) == len(modules) else full,
         "modules_to_save": list(saved) or None,
         "use_rslora": adapter.rslora,
         "use_dora": adapter.dora,
@@ -208,43 +194,8 @@ def _modules(config: ModelConfig) -> dict[str, tuple[int, float]]:
         ranks, alphas = adapter.ranks(target, config.layers), adapter.alphas(target, config.layers)
         for layer in range(config.layers):
             own = ranks[layer], alphas[layer]
-            found[_module(config, target, layer)] = own if fused is None else shape_together(config, fused, layer)
+            found[module_name(config, target, layer)] = own if fused is None else shape_together(config, fused, layer)
     return found
-
-
-def saved_weights(config: ModelConfig, modules: list[str], key: str = "lora.modules_to_save") -> tuple[str, ...]:
-    """The names of our weights that PEFT's `modules_to_save` means; the score of a reward model is always among them.
-
-    Raises:
-      UserError: a module that the model has not.
-    """
-    known: dict[str, list[str]] = {}
-    for weight in rows(config.base):
-        known.setdefault(_short(weight), []).append(weight.name)
-    found = {}
-    for module in [*modules, *(["score"] if config.head == "score" else [])]:
-        if module not in known:
-            raise UserError(f"{key}: the model has no module {module!r}; it has {', '.join(known)}")
-        found |= dict.fromkeys(known[module])
-    check_saved(config, tuple(found), key)
-    return tuple(found)
-
-
-def check_saved(config: ModelConfig, saved: tuple[str, ...], key: str) -> None:
-    """UserError for whole weights that an adapter cannot hold: tied ones, which PEFT would untie, and those with factors."""
-    if config.tied_embeddings and (tied := [name for name in saved if name in ("embed", "lm_head")]):
-        raise UserError(
-            f"{key}: {tied[0]} is both the embedding and the output layer of this model (tied), and PEFT would make them two; "
-            "leave it out"
-        )
-    if sparse := [name for name in saved if name.startswith(("layers.expert_", "layers.router"))]:
-        raise UserError(
-            f"{key}: {sparse[0]} is of a mixture of experts, whose experts and routers are not trained beside an adapter"
-        )
-    if config.fused and (parts := [name for name in saved if module_of(name.removeprefix("layers."))]):
-        raise UserError(f"{key}: {parts[0]} is one tensor with others in this model's checkpoints (Phi); leave it out")
-    if both := [name for name in saved if name.removeprefix("layers.") in TARGETS]:
-        raise UserError(f"{key}: {both[0]} has low-rank factors; it is not trained whole, too")
 
 
 def adapter_files(folder: str | os.PathLike) -> list[Path]:
@@ -273,158 +224,11 @@ def _apart(config: ModelConfig) -> ModelConfig:
     return dataclasses.replace(config, fused=False)
 
 
-def _check_kind(file: Path, values: Mapping[str, Any]) -> None:
-    if values.get("peft_type") != "LORA":
-        raise UserError(f"{file}: peft_type is {values.get('peft_type')!r:.80}; LORA (with rsLoRA and DoRA) is computed here")
-    if values.get("bias", "none") != "none":
-        raise UserError(f"{file}: bias is {values['bias']!r:.80}: trained biases are not part of an adapter here")
-    start = str(values.get("init_lora_weights", True)).lower()
-    if start.startswith(_CHANGES_BASE):
-        raise UserError(
-            f"{file}: init_lora_weights is {values['init_lora_weights']!r:.80}, which changed the model's weights; save it by "
-            "PEFT with path_initial_model_for_weight_conversion, which makes it an adapter of the model as it was"
-        )
-    for key in _OTHERS:
-        if values.get(key):
-            raise UserError(f"{file}: {key} is {values[key]!r:.80}, which is not computed here")
-
-
-def _tensors(checkpoint: Checkpoint, base: ModelConfig) -> Iterator[_Found]:
-    """Every tensor of the file, and what it is here; UserError for one that is nothing."""
-    whole = {t.name: t for t in names.tensors(base)}
-    targets = [target for target in TARGETS if base.experts is None or target not in MLP_TARGETS]
-    table = {weight.path: weight for weight in rows(dataclasses.replace(base, lora=Adapter(tuple(targets), dora=True)))}
-    modules = {_module(base, target, layer): (target, layer) for target in targets for layer in range(base.layers)}
-    for name in sorted(checkpoint.shapes):
-        inner = name.removeprefix(_PREFIX).replace(".lora_magnitude_vector.weight", ".lora_magnitude_vector")
-        kind = next((kind for kind in _KINDS if inner.endswith(kind)), None)
-        module = inner.removesuffix(kind or "")
-        if kind is not None and module in modules:
-            target, layer = modules[module]
-            yield _Found(name, table["layers", f"{target}_{_KINDS[kind]}"], layer)
-        elif inner in whole:
-            yield _Found(name, whole[inner].weight, whole[inner].layer)
-        elif base.experts is not None and ".experts." in inner:
-            raise UserError(
-                f"tensor {name!r} in {checkpoint.file(name)}: experts of a mixture have no adapters here, attention has"
-            )
-        else:
-            raise UserError(
-                f"tensor {name!r} in {checkpoint.file(name)} belongs to nothing that has an adapter here (attention's and the "
-                "MLP's projections, and whole modules): is it for another model, or for embeddings?"
-            )
-
-
-def _check_whole(checkpoint: Checkpoint, config: ModelConfig, found: list[_Found], dora: bool) -> None:
-    """UserError for a weight that is there for some layers only, and for magnitudes that lack or are too many."""
-    modules: dict[str, set] = {A: set(), B: set(), MAGNITUDE: set()}
-    layers: dict[str, set] = {}
-    for tensor in found:
-        target, _, kind = tensor.weight.path[-1].partition("_")
-        if tensor.weight.stored is None:
-            modules[kind].add((target, tensor.layer))
-        elif tensor.layer is not None:
-            layers.setdefault(tensor.weight.name, set()).add(tensor.layer)
-    for name, there in layers.items():
-        if missing := sorted(set(range(config.layers)) - there):
-            raise UserError(f"{checkpoint.folder}: {name} is saved whole, but not that of layer {missing[0]}; save all layers")
-    if odd := sorted(modules[MAGNITUDE] ^ (modules[A] if dora else set())):
-        module = _module(config, *odd[0])
-        has = "has no magnitude, though use_dora is true" if dora else "has a magnitude, though use_dora is not true"
-        raise UserError(f"{checkpoint.folder}: {module} {has}")
-
-
-def _ranks(checkpoint: Checkpoint, config: ModelConfig, found: list[_Found]) -> dict[str, tuple[int, ...]]:
-    """Target -> its rank in each layer, 0 where it has no adapter; UserError where a factor lacks the other."""
-    result: dict[str, list[int]] = {}
-    for kind, axis in ((A, 0), (B, 1)):
-        there: dict[str, list[int]] = {}
-        for tensor in found:
-            target, _, own = tensor.weight.path[-1].partition("_")
-            if tensor.weight.stored is None and own == kind:
-                there.setdefault(target, [0] * config.layers)[tensor.layer] = checkpoint.shapes[tensor.name][axis]
-        if kind == A:
-            result = there
-        for target in result.keys() | there.keys():
-            pair = (each.get(target, [0] * config.layers) for each in (result, there))
-            for layer, (a, b) in enumerate(zip(*pair, strict=True)):
-                if a != b:
-                    module = _module(config, target, layer)
-                    raise UserError(f"{checkpoint.folder}: {module} has a factor A of rank {a} and a factor B of rank {b}")
-    if not result:
-        raise UserError(f"{checkpoint.folder / ADAPTER_WEIGHTS} holds no low-rank factors")
-    return {target: tuple(ranks) for target, ranks in result.items()}
-
-
-def _check_ranks(file: Path, values: Mapping[str, Any], config: ModelConfig, shape: dict[str, tuple[int, ...]]) -> None:
-    for target, ranks in shape.items():
-        for layer, rank in enumerate(ranks):
-            module = _module(config, target, layer)
-            if rank and rank != (said := _pattern(file, values, "rank", module)):
-                raise UserError(f"{file} gives {module} rank {said:g}, but its factors have rank {rank}")
-
-
-def _pattern(file: Path, values: Mapping[str, Any], what: str, module: str) -> float:
-    """Rank or alpha of a module: the first pattern that fits its name, or what holds for all."""
-    patterns = values.get(f"{what}_pattern") or {}
-    if not isinstance(patterns, Mapping):
-        raise UserError(f"{file}: {what}_pattern is {patterns!r:.80}; expected patterns of modules' names with a number each")
-    for key in patterns:
-        if _compiled(key, f"{file}: {what}_pattern").match(module):
-            return number(patterns, key, f"{file}: {what}_pattern", 8.0)
-    return number(values, {"rank": "r", "alpha": "lora_alpha"}[what], str(file), 8.0)
-
-
-@functools.cache
-def _compiled(key: str, where: str) -> re.Pattern:
-    """A pattern of modules' names; UserError for one that no name needs, and that could take for ever to fit."""
-    try:
-        if len(key) > 200 or len(re.findall(r"[*+{]", key)) > 4 or re.search(r"\)\s*[*+{]", key):
-            raise UserError(f"{where}: {key[:80]!r} repeats too much; write the name of a module, or with .* for a part of it")
-        return re.compile(rf"(.*\.)?({key})$")
-    except (re.error, OverflowError, RecursionError) as error:
-        raise UserError(f"{where}: {key[:80]!r} is no pattern: {error}") from error
-
-
-def _module(config: ModelConfig, target: str, layer: int) -> str:
-    weight = next(weight for weight in rows(config.base) if weight.path == ("layers", target))
-    return weight.stored.name.format(layer=layer).removesuffix(".weight")
-
-
-def _short(weight: Weight) -> str:
-    """The last part of a module's name: q_proj."""
-    return _last(weight.stored.name.removesuffix(".weight").removesuffix(".bias"))
-
-
-def _alone(weight: Weight, config: ModelConfig) -> str:
-    """A module's name that PEFT, which looks at ends of names, takes for no other: `model.norm`, not `norm`."""
-    short = _short(weight)
-    others = {_short(other) for other in rows(config.base)} - {short}
-    return weight.stored.name.removesuffix(".weight") if any(other.endswith(short) for other in others) else short
-
-
-def _last(module: str) -> str:
-    return module.rpartition(".")[2]
-
-
 def _number(value: float) -> float | int:
     return int(value) if float(value).is_integer() else float(value)
 
 
-def _written(config: ModelConfig) -> Iterator[_Found]:
-    adapter, kinds = config.lora, {ours: theirs for theirs, ours in _KINDS.items()}
-    for weight in rows(config):
-        if weight.stored is None:
-            target, _, kind = weight.path[1].partition("_")
-            for layer, rank in enumerate(adapter.ranks(target, config.layers)):
-                if rank:
-                    yield _Found(f"{_PREFIX}{_module(config, target, layer)}{kinds[kind]}", weight, layer)
-        elif weight.name in adapter.saved:
-            for tensor in names.tensors_of(weight, config):
-                yield _Found(_PREFIX + tensor.name, weight, tensor.layer)
-
-
-def _theirs(tensor: _Found, array: jax.Array, config: ModelConfig) -> jax.Array:
+def _theirs(tensor: FoundTensor, array: jax.Array, config: ModelConfig) -> jax.Array:
     one = array if tensor.layer is None else array[tensor.layer]
     if tensor.weight.stored is not None:
         return tensor.weight.stored.layout.to_theirs(one)
@@ -435,7 +239,7 @@ def _theirs(tensor: _Found, array: jax.Array, config: ModelConfig) -> jax.Array:
     return one.reshape(-1, one.shape[-1]).T[:rank] if kind == A else one.reshape(one.shape[0], -1).T[:, :rank]
 
 
-def _ours(checkpoint: Checkpoint, tensor: _Found, shape: tuple[int, ...]) -> np.ndarray:
+def _ours(checkpoint: Checkpoint, tensor: FoundTensor, shape: tuple[int, ...]) -> np.ndarray:
     """A stored tensor as it stands here; factors as wide as their own rank."""
     stored = checkpoint.shapes[tensor.name]
     checkpoint.dtype(tensor.name)

@@ -168,9 +168,7 @@ class Checkpoint:
           UserError: it is not float32, bfloat16 or float16.
         """
         if self._codes[name] not in CODES:
-            raise UserError(
-                f"tensor {name!r} in {self.file(name)} has type {self._codes[name]}; supported: {', '.join(CODES)}"
-            )
+            raise UserError(f"tensor {name!r} in {self.file(name)} has type {self._codes[name]}; supported: {', '.join(CODES)}")
         return CODES[self._codes[name]]
 
     def file(self, name: str) -> Path:

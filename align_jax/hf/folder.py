@@ -36,9 +36,7 @@ def check_target(out: Path, size: int) -> None:
     foreign = [name for name in present if name not in _WRITTEN and name not in weights]
     if foreign or (present and not any(_is_ours(out / name) for name in weights)):
         what = foreign[0] if foreign else present[0]
-        raise UserError(
-            f"export folder {out} is not empty and not an earlier export (it holds {what}); give another folder"
-        )
+        raise UserError(f"export folder {out} is not empty and not an earlier export (it holds {what}); give another folder")
     parent = out.parent
     while not parent.exists():
         parent = parent.parent
