@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import json
 from collections.abc import Iterator
+from pathlib import Path
 from typing import get_args
 
 import jax
@@ -14,6 +16,7 @@ from align_jax import hf
 from align_jax.config import Config
 from align_jax.data import GroupDataset
 from align_jax.errors import UserError
+from align_jax.files import write_whole
 from align_jax.models import ModelConfig
 from align_jax.models.adapting import trained_paths
 from align_jax.parallel.processes import from_first, of_first
@@ -203,3 +206,14 @@ def other_rows(folder: RunFolder, dataset: GroupDataset, groups: int | None) -> 
         f"data.train: {path} holds other rows than when the run in {folder.path} began, or they become other tokens{count}; "
         "put rows and tokenizer back to resume it, or choose another run.dir"
     )
+
+
+def report_data(which: str, dataset: GroupDataset, folder: Path) -> None:
+    """Says how much data there is and what was left out; lists bad rows in the run folder."""
+    for line in (dataset.describe(), *dataset.notes):
+        say(f"data.{which}: {line}")
+    if dataset.bad_rows and jax.process_index() == 0:
+        lines = "".join(json.dumps(bad) + "\n" for bad in dataset.bad_rows)
+        write_whole(folder / f"bad_rows.{which}.jsonl", lines)
+        bad = plural(len(dataset.bad_rows), "bad row")
+        say(f"data.{which}: {bad} skipped, listed in {folder / f'bad_rows.{which}.jsonl'}")

@@ -36,8 +36,9 @@ from align_jax.evaluation.metrics import Metric, find_metrics
 from align_jax.generation import absent_ids, end_ids, response_text, sample_text
 from align_jax.models import Decoder
 from align_jax.objectives import Objective
+from align_jax.recipes.before import report_data
 from align_jax.recipes.say import say, say_once, watched, watching
-from align_jax.recipes.setup import Setup, report_data
+from align_jax.recipes.setup import Setup
 from align_jax.terminal import plural
 
 _JUDGE_TEXTS = 20_000  # that the classifier is trained on, at most

@@ -5,9 +5,7 @@ from __future__ import annotations
 import dataclasses
 import datetime
 import functools
-import json
-import math
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -17,21 +15,17 @@ from jax.sharding import Mesh
 
 from align_jax.batch import GroupBatch
 from align_jax.config import Config
-from align_jax.cost.benchmark import device_memory
-from align_jax.cost.chips import chip_of
 from align_jax.cost.epoch import ShapeUse, epoch_steps, shapes_of
 from align_jax.data import BatchLoader, DataConfig, Encoder, GroupDataset, RowLayout
 from align_jax.data.opened import Opened, open_data
 from align_jax.data.packing.lengths import padded_length
 from align_jax.errors import UserError
-from align_jax.files import write_whole
 from align_jax.models.attention import BackendChoice, choose_backend, takes_no_pieces, takes_packed
 from align_jax.models.finite import not_finite, spelled
 from align_jax.objectives import Objective
 from align_jax.parallel.gpu_flags import gpu_flags_in_use
-from align_jax.parallel.mesh import axis_sizes, data_shards, idle, make_mesh, readers, shards_of_processes
+from align_jax.parallel.mesh import axis_sizes, data_shards, idle, make_mesh, shards_of_processes
 from align_jax.parallel.processes import LargestAhead, largest_anywhere, of_first
-from align_jax.parallel.stop import StoppedPass, listening
 from align_jax.parallel.tpu_flags import compiler_options
 from align_jax.recipes.alike import agree_on, agree_on_model, agree_on_rows
 from align_jax.recipes.auto_mesh import with_mesh
@@ -39,19 +33,18 @@ from align_jax.recipes.experts import check_experts
 from align_jax.recipes.fits import check_batches_fit
 from align_jax.recipes.folder import RunFolder
 from align_jax.recipes.models import for_length, reference_model, starting_model
+from align_jax.recipes.reference_pass import fill_reference
+from align_jax.recipes.room import Room
 from align_jax.recipes.row_layout import estimated, layout_for, usually_pays
 from align_jax.recipes.say import say, say_once, watching
 from align_jax.recipes.source import ModelSource
-from align_jax.scoring.chunks import USABLE, gathered_bytes, state_bytes
 from align_jax.scoring.logps import HEAD_CHUNK
-from align_jax.scoring.reference import Growing, cache_key, cache_of, cached, compute_reference, known
+from align_jax.scoring.reference import Growing, cache_key, cache_of, cached, known
 from align_jax.scoring.scorer import FixedScorer, Scorer
-from align_jax.terminal import plural
 from align_jax.training.live import LiveReference
 
 GPUS = ("gpu", "cuda", "rocm")
 _PLANNED_STEPS = 16  # that `mesh: auto` looks at
-MIB, GIB = 2**20, 2**30
 
 
 @dataclasses.dataclass(frozen=True)
@@ -95,7 +88,7 @@ class Setup:
     def with_data(self, data: DataConfig) -> Setup:
         """The same setup with another data section that makes the same tokens of a row."""
         other = dataclasses.replace(self, config=dataclasses.replace(self.config, data=data))
-        known = ("encoder", "backend", "scorer", "_loaded", "_device_bytes", "reference")
+        known = ("encoder", "backend", "scorer", "_loaded", "room", "reference")
         vars(other).update({name: vars(self)[name] for name in known if name in vars(self)})
         return other
 
@@ -189,61 +182,22 @@ class Setup:
             remat=model.remat,
             rows_per_chunk=model.rows_per_chunk,
             head_chunk=HEAD_CHUNK if model.head_chunk is None else model.head_chunk,
-            memory=self._activations() if "auto" in (model.rows_per_chunk, model.head_chunk) else None,
+            memory=self.room.activations if "auto" in (model.rows_per_chunk, model.head_chunk) else None,
             tensor=axis_sizes(self.mesh).get("tensor", 1),
             sequence=self.config.mesh.sequence,
             expert=self.config.mesh.expert,
             router_aux_weight=model.router_aux_weight,
         )
 
-    def _activations(self) -> int | None:
-        """Bytes of a device that training leaves for activations; None for devices that are not here, of a kind not known."""
-        return None if self._device_bytes is None else int(USABLE * self._device_bytes) - self._state()
-
     @functools.cached_property
-    def _device_bytes(self) -> float | None:
-        """What a device holds: as `mesh.memory_gib` says, else what there is on the device with the least, or its kind has."""
-        given, device = self.config.mesh.memory_gib, self.mesh.devices.flat[0]
-        if given is not None:
-            return given * GIB
-        if device in jax.devices():
-            return of_first(device_memory(None) // MIB) * MIB
-        chip = chip_of(getattr(device, "device_kind", ""))
-        return None if chip is None else chip.memory
-
-    def _state(self) -> int:
-        """Bytes of a device that weights, gradients and moments take; with `lora`, the frozen ones that are gathered, too."""
-        sizes = axis_sizes(self.mesh)
-        shards = math.prod(sizes.get(axis, 1) for axis in ("fsdp", "tensor", "sequence", "expert"))
-        model, train, shape, tensor = self.config.model, self.config.train, self.source.shape, sizes.get("tensor", 1)
-        live = None if self.live is None else dataclasses.replace(shape, quantize=self.live.quantize or shape.quantize)
-        gathered = gathered_bytes(shape, model.dtype, tensor) if shape.lora is not None and shards > tensor else 0
-        return gathered + state_bytes(shape, model.param_dtype, shards, train.accumulation_steps, live)
+    def room(self) -> Room:
+        """What a device holds, and what training keeps there."""
+        return Room.of(self.config, self.mesh, self.source.shape, self.live)
 
     def say_chunks(self, batch: GroupBatch) -> None:
         """Says so where `auto` does not take all rows of such a batch at a time, or not all logits, or none can fit."""
-        if self.config.model.head_chunk == "auto" and self.scorer.head_twice(batch):
-            say_once(
-                "model.head_chunk: auto makes the logits of a part of the response positions at a time, and twice: by an "
-                "estimate all of them do not fit a device (mesh.memory_gib says what it holds)"
-            )
-        if self.config.model.rows_per_chunk != "auto":
-            return
-        rows, length = batch.tokens.shape[-2:]
-        chunk = self.scorer.chunk(batch)
-        if self.scorer.memory is not None and self.scorer.memory <= 0:
-            say_once(
-                "by an estimate the model does not fit a device: weights, gradients and two moments"
-                f"{' and the live reference' if self.live else ''} take "
-                f"{self._state() / GIB:.3g} GiB, more than the {USABLE:.0%} that can be used of "
-                f"{self._device_bytes / GIB:.3g} GiB (mesh.memory_gib, or what there is); model.rows_per_chunk: auto takes "
-                f"{chunk or rows} of {rows} response rows at a time. A larger mesh.fsdp divides the model over more devices"
-            )
-        elif chunk is not None:
-            say_once(
-                f"model.rows_per_chunk: auto takes {chunk} of {rows} response rows of {length} at a time, and their forward "
-                "pass twice: by an estimate more do not fit a device (mesh.memory_gib says what it holds; null takes all)"
-            )
+        for line in self.room.chunks(self.config.model, self.scorer, batch):
+            say_once(line)
 
     def under(self, weights: dict) -> FixedScorer:
         """Scores of groups under some weights of the model's shape."""
@@ -381,27 +335,6 @@ class Setup:
         return {"ref_logps": values}
 
 
-def fill_reference(table: Growing, needed: np.ndarray, scorer: FixedScorer, batches: Iterable[GroupBatch]) -> None:
-    """The pass over the batches that computes what a table of reference log-probs lacks; says how far it is, and where it ends.
-
-    Raises:
-      StoppedPass: SIGTERM or Ctrl-C; what was computed is kept, and that was said.
-    """
-    missing, parts = int((~known(table.values)[needed]).sum()), readers(scorer.mesh, jax.process_count())
-    with listening() as stop, stop.during("this batch of reference log-probs"):
-        try:
-            with watching("reference log-probs", missing, "rows") as watch:
-                compute_reference(scorer.batch, batches, table, stop, lambda rows: watch.add(rows * parts))
-        except StoppedPass as stopped:
-            stopped.said = True
-            kept = int(known(table.values)[needed].sum())
-            say(
-                f"stopped by {stop.cause}: {kept} of {len(needed)} rows have their reference log-probs, which are kept; the "
-                "same command goes on from there"
-            )
-            raise
-
-
 def _use_of(source: ModelSource) -> Callable[[Config, Mesh], ShapeUse]:
     """For `auto_mesh.ranked`: the shape that computes most of the first steps on `data.train`, which is read once."""
     datasets: list[GroupDataset] = []
@@ -442,21 +375,3 @@ def _cuts(config: Config) -> tuple[int, int]:
     if config.objective is not None and config.objective.arrangement.has_beliefs:
         response *= 2  # a text stands behind its belief
     return prompt, response
-
-
-def report_data(which: str, dataset: GroupDataset, folder: Path) -> None:
-    """Says how much data there is and what was left out; lists bad rows in the run folder."""
-    for line in (dataset.describe(), *dataset.notes):
-        say(f"data.{which}: {line}")
-    if dataset.bad_rows and jax.process_index() == 0:
-        lines = "".join(json.dumps(bad) + "\n" for bad in dataset.bad_rows)
-        write_whole(folder / f"bad_rows.{which}.jsonl", lines)
-        bad = plural(len(dataset.bad_rows), "bad row")
-        say(f"data.{which}: {bad} skipped, listed in {folder / f'bad_rows.{which}.jsonl'}")
-
-
-def microbatches(batches: Iterable[GroupBatch]) -> Iterator[GroupBatch]:
-    """Batches without their leading axis of microbatches."""
-    for batch in batches:
-        for i in range(batch.tokens.shape[0]):
-            yield jax.tree.map(lambda x, i=i: x[i], batch)

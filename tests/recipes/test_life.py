@@ -20,7 +20,7 @@ from align_jax.recipes.folder import RunFolder
 from align_jax.recipes.in_training import InTraining
 from align_jax.recipes.source import StoredModel
 from align_jax.recipes.summary import Told
-from align_jax.recipes.train import Training
+from align_jax.recipes.training import Training
 from align_jax.training.logs import read_metrics
 from align_jax.training.logs.sink import Sink
 from tests.recipes.test_train import STEPS, assert_same_run, environment, train, wait_for_step, whole, world  # noqa: F401
@@ -77,7 +77,7 @@ from pathlib import Path
 from align_jax.recipes.folder import RunFolder
 from align_jax.recipes.in_training import InTraining
 from align_jax.recipes.source import StoredModel
-from align_jax.recipes.train import Training
+from align_jax.recipes.training import Training
 with RunFolder(Path(sys.argv[1])).claimed():
     print("held", flush=True)
     sys.stdin.read()
