@@ -18,7 +18,7 @@ import os
 import re
 import shutil
 import warnings
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, Literal
 
@@ -32,7 +32,7 @@ from align_jax.parallel.processes import decided, from_first, tried
 from align_jax.training.kept import KeepLatestAndBest
 from align_jax.training.manifest import check_files, write_manifest
 from align_jax.training.orbax_logs import tracebacks_left_out, warnings_of_reading_left_out
-from align_jax.training.tensors import flatten_names, sums_and_bad
+from align_jax.training.tensors import check_same, flatten_names, name_on_disk, sums_and_bad
 
 _STATE, _EXTRA = "state", "extra"
 _logger = logging.getLogger(__name__)
@@ -334,8 +334,8 @@ class Checkpointer:
         saved = self._manager.item_metadata(step)[_STATE]
         if saved is None:
             raise FileNotFoundError(f"{self.directory / str(step) / _STATE} has no readable metadata")
-        wanted = {_name_on_disk(name, saved.tree): ocp.utils.to_shape_dtype_struct(leaf) for name, leaf in leaves.items()}
-        _check_same(wanted, saved.tree, self.directory / str(step), subset)
+        wanted = {name_on_disk(name, saved.tree): ocp.utils.to_shape_dtype_struct(leaf) for name, leaf in leaves.items()}
+        check_same(wanted, saved.tree, self.directory / str(step), subset)
         stored = {
             name: jax.ShapeDtypeStruct(leaf.shape, saved.tree[name].dtype, sharding=leaf.sharding)
             for name, leaf in wanted.items()
@@ -375,28 +375,6 @@ class Checkpointer:
         finally:
             self._manager.close()
             self._quiet.close()
-
-
-def _name_on_disk(name: str, saved: Collection[str]) -> str:
-    """The name under which a checkpoint has a tensor: earlier versions wrote `params.` for `trainable.`."""
-    former = name.replace("trainable.", "params.", 1) if name.startswith("trainable.") else name
-    return former if former in saved else name
-
-
-def _check_same(wanted: Mapping[str, Any], saved: Mapping[str, Any], folder: Path, subset: bool) -> None:
-    """UserError naming the first tensor whose name, shape or dtype is not the checkpoint's."""
-    remedy = "use the model and optimizer options that the run began with, or another run.dir"
-    for name, leaf in wanted.items():
-        if name not in saved:
-            raise UserError(f"checkpoint {folder} has no tensor {name!r} of shape {tuple(leaf.shape)}; {remedy}")
-        shape, dtype, wanted_shape = tuple(saved[name].shape), saved[name].dtype, tuple(leaf.shape)
-        if shape != wanted_shape:
-            raise UserError(f"checkpoint {folder}: tensor {name!r} has shape {shape}, the run has {wanted_shape}; {remedy}")
-        if not subset and dtype != leaf.dtype:
-            raise UserError(f"checkpoint {folder}: tensor {name!r} is {dtype}, the run has {leaf.dtype}; {remedy}")
-    unknown = [] if subset else [name for name in saved if name not in wanted]
-    if unknown:
-        raise UserError(f"checkpoint {folder} has a tensor {unknown[0]!r} that the run does not; {remedy}")
 
 
 def _json_number(value: Any) -> float | None:

@@ -1,13 +1,16 @@
-"""The tensors of a state: their names, and a checksum of each."""
+"""The tensors of a state: their names, a checksum of each, and whether a checkpoint holds the same ones."""
 
 from __future__ import annotations
 
+from collections.abc import Collection, Mapping
+from pathlib import Path
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 from jax.tree_util import keystr, tree_flatten_with_path
 
+from align_jax.errors import UserError
 from align_jax.models.finite import all_finite
 
 
@@ -62,3 +65,25 @@ def sums_and_bad(arrays: dict[str, Any]) -> tuple[dict[str, int], list[str]]:
     found = jax.device_get(_checksums(arrays))
     bad = [name for name, (_, finite) in found.items() if not finite and not name.startswith("opt_state.")]
     return {name: int(value) for name, (value, _) in found.items()}, bad
+
+
+def name_on_disk(name: str, saved: Collection[str]) -> str:
+    """The name under which a checkpoint has a tensor: earlier versions wrote `params.` for `trainable.`."""
+    former = name.replace("trainable.", "params.", 1) if name.startswith("trainable.") else name
+    return former if former in saved else name
+
+
+def check_same(wanted: Mapping[str, Any], saved: Mapping[str, Any], folder: Path, subset: bool) -> None:
+    """UserError naming the first tensor whose name, shape or dtype is not the checkpoint's."""
+    remedy = "use the model and optimizer options that the run began with, or another run.dir"
+    for name, leaf in wanted.items():
+        if name not in saved:
+            raise UserError(f"checkpoint {folder} has no tensor {name!r} of shape {tuple(leaf.shape)}; {remedy}")
+        shape, dtype, wanted_shape = tuple(saved[name].shape), saved[name].dtype, tuple(leaf.shape)
+        if shape != wanted_shape:
+            raise UserError(f"checkpoint {folder}: tensor {name!r} has shape {shape}, the run has {wanted_shape}; {remedy}")
+        if not subset and dtype != leaf.dtype:
+            raise UserError(f"checkpoint {folder}: tensor {name!r} is {dtype}, the run has {leaf.dtype}; {remedy}")
+    unknown = [] if subset else [name for name in saved if name not in wanted]
+    if unknown:
+        raise UserError(f"checkpoint {folder} has a tensor {unknown[0]!r} that the run does not; {remedy}")
