@@ -177,8 +177,16 @@ class RunFolder:
 
     @property
     def mark(self) -> str | None:
-        """The id of the run, which its checkpoints have, too; None before its first step, and of earlier versions."""
-        return (self._json(MARK) or {}).get("id")
+        """The id of the run, which its checkpoints have, too; None before its first step, and of earlier versions.
+
+        Raises:
+          UserError: the file holds something else.
+        """
+        try:
+            values = self._json(MARK)
+        except UserError as error:
+            raise UserError(f"{error}; remove the file, and the run takes the id of its newest checkpoint again") from error
+        return None if values is None else values.get("id")
 
     def check_written_here(self, mark: str | None, step: int) -> None:
         """Takes the id of a checkpoint of the folder for the folder's own where it has none; all processes must call.

@@ -11,7 +11,7 @@ import jax
 
 from align_jax.config import Config
 from align_jax.config.jobs import JOBS
-from align_jax.cost.compilations import so_far
+from align_jax.cost.compilations import Compilations, so_far
 from align_jax.objectives.by_source import told_apart
 from align_jax.parallel.company import advising
 from align_jax.parallel.mesh import put_batch
@@ -41,13 +41,13 @@ from align_jax.recipes.training import Training
 from align_jax.recipes.warned import WatchSignatures, read_warnings, warning_lines
 from align_jax.terminal import plural
 from align_jax.training import optim
-from align_jax.training.callbacks import Evaluate, Log, Save, SaveTimer, StopWhen
+from align_jax.training.callbacks import Evaluate, Log, Save, SaveTimer, StopEarly, StopWhen
 from align_jax.training.checkpoint import Checkpointer
 from align_jax.training.fit import fit
 from align_jax.training.logs import MetricsLog
 from align_jax.training.saved import save_state
 from align_jax.training.state import TrainState
-from align_jax.training.step import compile_step
+from align_jax.training.step import JittedStep, compile_step
 
 REQUIRED = JOBS["train"].requires
 
@@ -136,6 +136,57 @@ def _run(folder: RunFolder, steps: int, finished: bool) -> Run:
     return Run(folder.path, steps, finished, latest, history, read_warnings(folder.path))
 
 
+@dataclasses.dataclass(frozen=True)
+class _Start:
+    """One start of a run, from its newest checkpoint on.
+
+    Attributes:
+      measure: the evaluations; None: there are none. missed: whether one is due for the step that was last made.
+      begun: the step that it starts from. early: what may end it early, if anything.
+      compiled: what was compiled before.
+    """
+
+    training: Training
+    measure: InTraining | None
+    stop: StopSignal
+    told: Told
+    checkpoints: Checkpointer
+    begun: int
+    missed: bool
+    early: StopEarly | None
+    compiled: Compilations
+    cut: CountCut = dataclasses.field(default_factory=CountCut)
+
+    @property
+    def nothing_due(self) -> bool:
+        """Whether no step and no evaluation follows those that were made."""
+        return (self.begun >= self.training.steps and not self.missed) or bool(self.early and self.early.ended)
+
+    def callbacks(self, log: MetricsLog) -> list[Any]:
+        """What is called after every step, in this order."""
+        training, told, config = self.training, self.told, self.training.setup.config
+        seconds, steps = config.checkpoint.seconds, training.steps
+        timer = None if seconds is None else SaveTimer(seconds)
+        return [
+            *_evaluations(training, self.measure, told, self.missed),
+            *_samples(training, self.measure, log),
+            *([self.early] if self.early else []),
+            StopWhen(self.stop.requested),
+            CheckMetric(config.checkpoint.best_metric),
+            AddCosts(optim.make_schedule(config.optimizer, steps), self.compiled, training.skips),
+            *(_watch(config, training.setup.folder, steps, self.begun) if config.log.signatures else []),
+            self.cut,
+            Log(log.log),
+            Save(
+                _save(training, self.checkpoints),
+                save_every(config),
+                self.checkpoints.latest_step,
+                timer,
+                config.checkpoint.keep_every,
+            ),
+        ]
+
+
 def _train(training: Training, measure: InTraining | None, stop: StopSignal, told: Told) -> tuple[TrainState, bool]:
     """From the newest checkpoint, or the start, to the last step; False when `stop` ended it before."""
     setup, steps, before = training.setup, training.steps, so_far()
@@ -144,32 +195,18 @@ def _train(training: Training, measure: InTraining | None, stop: StopSignal, tol
         state = training.resume(checkpoints)
         state = training.begin() if state is None else state
         begun = int(state.step)
-        early = stop_early(folder, config, begun)
-        missed = measure is not None and folder.is_due(begun)
-        if (begun >= steps and not missed) or (early and early.ended):
+        missed, early = measure is not None and folder.is_due(begun), stop_early(folder, config, begun)
+        start = _Start(training, measure, stop, told, checkpoints, begun, missed, early, before)
+        if start.nothing_due:
             say(nothing_to_do(folder, begun, steps, early))
             return state, True
         leave_if_asked()
         if begun:
             told.resumed(folder.history)
         prepare_folder(training, begun)
-        step = compile_step(
-            setup.mesh,
-            training.where,
-            setup.scorer,
-            told_apart(config.objective, training.dataset.source_names),
-            training.optimizer,
-            seed=config.run.seed,
-            horizon=optim.Horizon.of(config.optimizer, steps),
-            live=setup.live,
-            skip=config.train.max_skipped > 0,
-        )
-        step = AnnouncedStep(step, len(training.loader.train_layout.shapes), setup.say_chunks)
+        step = AnnouncedStep(_step(training), len(training.loader.train_layout.shapes), setup.say_chunks)
         explained = memory_explained(lambda: of_training(config, step.tokens, step.planned()))
         with _metrics_log(config, steps, begun) as log, explained:
-            cut, seconds = CountCut(), config.checkpoint.seconds
-            timer = None if seconds is None else SaveTimer(seconds)
-            every, skips = (save_every(config), config.checkpoint.keep_every), training.skips
             state, _ = fit(
                 state,
                 training.loader,
@@ -177,38 +214,48 @@ def _train(training: Training, measure: InTraining | None, stop: StopSignal, tol
                 steps=steps,
                 put=lambda batch: put_batch(batch, setup.mesh, leading=1),
                 where=training.dataset.where,
-                skips=skips,
-                callbacks=[
-                    *_evaluations(training, measure, told, missed),
-                    *_samples(training, measure, log),
-                    *([early] if early else []),
-                    StopWhen(stop.requested),
-                    CheckMetric(config.checkpoint.best_metric),
-                    AddCosts(optim.make_schedule(config.optimizer, steps), before, skips),
-                    *(_watch(config, folder, steps, begun) if config.log.signatures else []),
-                    cut,
-                    Log(log.log),
-                    Save(_save(training, checkpoints), every[0], checkpoints.latest_step, timer, every[1]),
-                ],
+                skips=training.skips,
+                callbacks=start.callbacks(log),
             )
         with watching("writing the last checkpoint"):
             checkpoints.wait()
-        best = checkpoints.best_step()
-    done = int(state.step)
-    told.notes += cut.notes(config)
+        return state, _ended(start, int(state.step), checkpoints.best_step())
+
+
+def _step(training: Training) -> JittedStep:
+    """The training step of a run."""
+    setup, config = training.setup, training.setup.config
+    return compile_step(
+        setup.mesh,
+        training.where,
+        setup.scorer,
+        told_apart(config.objective, training.dataset.source_names),
+        training.optimizer,
+        seed=config.run.seed,
+        horizon=optim.Horizon.of(config.optimizer, training.steps),
+        live=setup.live,
+        skip=config.train.max_skipped > 0,
+    )
+
+
+def _ended(start: _Start, done: int, best: int | None) -> bool:
+    """Says how a start ended after so many steps; False when a stop was asked for before the last one."""
+    training, told, early = start.training, start.told, start.early
+    config, folder, steps = training.setup.config, training.setup.folder, training.steps
+    told.notes += start.cut.notes(config)
     if count := len(training.dataset.bad_rows):
         told.notes.append(f"skipped  {plural(count, 'malformed row')} of data.train, in {folder.path / 'bad_rows.train.jsonl'}")
     ended = bool(early and early.ended)
     due = folder.is_due(done)
     if due or (done < steps and not ended):
         what = " within its evaluation, which the next start makes" if due else ""
-        say(f"stopped by {stop.cause} after step {done} of {steps}{what}; checkpoint saved, the same command resumes")
-        return state, False
+        say(f"stopped by {start.stop.cause} after step {done} of {steps}{what}; checkpoint saved, the same command resumes")
+        return False
     say(f"trained to step {done} of {steps}" + (f", ended early: {why_ended(config, early)}" if ended else ""))
     told.best = best not in (None, done)
     if told.best:
         say(f"the checkpoint with the best {config.checkpoint.best_metric} is that of step {best}: export it with --step best")
-    return state, True
+    return True
 
 
 def _evaluations(training: Training, measure: InTraining | None, told: Told, missed: bool) -> list[Evaluate]:

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import contextlib
 import errno
-import functools
 import json
 import logging
 import math
@@ -22,19 +21,17 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, Literal
 
-import jax
 import orbax.checkpoint as ocp
-from etils import epath
 
 from align_jax.errors import UserError
 from align_jax.models.finite import spelled
-from align_jax.parallel.processes import decided, from_first, tried
+from align_jax.parallel.processes import decided, from_first
 from align_jax.training.kept import KeepLatestAndBest
-from align_jax.training.manifest import check_files, write_manifest
+from align_jax.training.manifest import write_manifest
 from align_jax.training.orbax_logs import tracebacks_left_out, warnings_of_reading_left_out
-from align_jax.training.tensors import check_same, flatten_names, name_on_disk, sums_and_bad
+from align_jax.training.read_checkpoint import EXTRA, STATE, CheckpointReader, first_line
+from align_jax.training.tensors import flatten_names, sums_and_bad
 
-_STATE, _EXTRA = "state", "extra"
 _logger = logging.getLogger(__name__)
 
 
@@ -89,11 +86,11 @@ class Checkpointer:
         self._damaged: dict[int, str] = {}
         self._policy = KeepLatestAndBest(keep, best_mode, {}, every, forever)
         self._saving: int | None = None
-        self._told_of_old, self._bytes = False, 0
+        self._bytes = 0
         self._quiet = contextlib.ExitStack()
         # Compressed, float32 weights and moments take 8 % less, and half as long again to write.
         handler = ocp.PyTreeCheckpointHandler(use_compression=False)
-        self._handlers = {_STATE: handler, _EXTRA: ocp.JsonCheckpointHandler()}
+        self._handlers = {STATE: handler, EXTRA: ocp.JsonCheckpointHandler()}
         try:
             with warnings_of_reading_left_out():
                 self._manager = _AskingNobody(
@@ -111,6 +108,7 @@ class Checkpointer:
                 )
         except OSError as error:
             raise UserError(f"cannot open the checkpoint folder {self.directory}: {error.strerror or error}") from error
+        self._reader = CheckpointReader(self._manager, self._handlers)
         self._quiet.enter_context(tracebacks_left_out())
         for step in self.steps():
             self._remember_score(step)
@@ -123,10 +121,10 @@ class Checkpointer:
         if self._best_metric is None:
             return
         try:
-            items = ocp.args.Composite(**{_EXTRA: ocp.args.JsonRestore()})
-            metrics = self._manager.restore(step, args=items)[_EXTRA]["metrics"]
+            items = ocp.args.Composite(**{EXTRA: ocp.args.JsonRestore()})
+            metrics = self._manager.restore(step, args=items)[EXTRA]["metrics"]
         except Exception as error:  # Orbax raises whatever its storage does
-            _logger.warning("no metrics in checkpoint %s: %s", self.directory / str(step), _first_line(error))
+            _logger.warning("no metrics in checkpoint %s: %s", self.directory / str(step), first_line(error))
             return
         self._score(step, metrics)
 
@@ -153,7 +151,7 @@ class Checkpointer:
 
     def names(self, step: int) -> list[str]:
         """The dotted names of the tensors that a checkpoint on disk holds."""
-        return list(self._manager.item_metadata(step)[_STATE].tree)
+        return list(self._manager.item_metadata(step)[STATE].tree)
 
     def save(self, step: int, state: Any, extra: Mapping[str, Any], metrics: Mapping[str, float] | None = None) -> None:
         """Starts writing a checkpoint; returns once the arrays are copied, so that the caller may donate them.
@@ -188,7 +186,7 @@ class Checkpointer:
         if self._best_metric is not None:
             self._score(step, metrics)
         self._saving, self._bytes = step, sum(array.nbytes for array in arrays.values())
-        items = ocp.args.Composite(**{_STATE: ocp.args.PyTreeSave(arrays), _EXTRA: ocp.args.JsonSave(document)})
+        items = ocp.args.Composite(**{STATE: ocp.args.PyTreeSave(arrays), EXTRA: ocp.args.JsonSave(document)})
         try:
             self._manager.save(step, args=items, force=True)
         except Exception as error:  # Orbax raises whatever its storage does
@@ -240,7 +238,7 @@ class Checkpointer:
         code = re.search(r"os_error_code='(\d+)'", str(error))
         number = int(code[1]) if code else getattr(error, "errno", None)
         if number is None:
-            return _first_line(error)
+            return first_line(error)
         if number not in (errno.ENOSPC, errno.EDQUOT):
             return os.strerror(number)
         free = shutil.disk_usage(self.directory).free
@@ -289,7 +287,7 @@ class Checkpointer:
             raise UserError(f"no checkpoint of step {step} in {self.directory}; there are {steps or 'none'}")
         for candidate in self._newest_first() if step is None else [step]:
             folder = self.directory / str(candidate)
-            found, reason = self._read_together(candidate, abstract_state, subset)
+            found, reason = self._reader.read(candidate, abstract_state, subset)
             if not reason:
                 return found
             if step is not None:
@@ -307,60 +305,6 @@ class Checkpointer:
         """The steps to try, the newest that is there each time: a run that trains may replace the one that is read."""
         while steps := self.agreed_steps():
             yield steps[-1]
-
-    def _read_together(self, step: int, abstract_state: Any, subset: bool) -> tuple[Any, str]:
-        """What a checkpoint holds, and why it is damaged: what one process sees holds for all, and none waits for another."""
-        folder, found = self.directory / str(step), None
-        parts = (
-            lambda _: self._check_files(folder),
-            lambda _: self._read(step, abstract_state, subset),
-            lambda read: self._checked(*read),  # the devices take part
-        )
-        for part in parts:
-            found, reason = tried(f"reading {folder}", functools.partial(part, found), _first_line)
-            if reason:
-                return None, reason
-        return found, ""
-
-    def _check_files(self, folder: Path) -> None:
-        """Each process checks its share, before anything is read; DamagedFileError names the file."""
-        if not check_files(folder, jax.process_index(), jax.process_count()) and not self._told_of_old:
-            self._told_of_old = True
-            _logger.warning("%s has no list of its files (an earlier version wrote it): only its tensors are checked", folder)
-
-    def _read(self, step: int, abstract_state: Any, subset: bool) -> tuple[dict[str, Any], dict[str, Any], Any]:
-        """The arrays by name, the document beside them, and how they make a state."""
-        leaves, treedef = flatten_names(abstract_state)
-        saved = self._manager.item_metadata(step)[_STATE]
-        if saved is None:
-            raise FileNotFoundError(f"{self.directory / str(step) / _STATE} has no readable metadata")
-        wanted = {name_on_disk(name, saved.tree): ocp.utils.to_shape_dtype_struct(leaf) for name, leaf in leaves.items()}
-        check_same(wanted, saved.tree, self.directory / str(step), subset)
-        stored = {
-            name: jax.ShapeDtypeStruct(leaf.shape, saved.tree[name].dtype, sharding=leaf.sharding)
-            for name, leaf in wanted.items()
-        }
-        args = ocp.args.PyTreeRestore(
-            item=stored, restore_args=ocp.checkpoint_utils.construct_restore_args(stored), partial_restore=subset
-        )
-        # Not by the manager, in which processes wait for one another, and so for one that found a file damaged.
-        folder = epath.Path(self.directory / str(step))
-        arrays = self._handlers[_STATE].restore(folder / _STATE, args=args)
-        document = self._handlers[_EXTRA].restore(folder / _EXTRA, args=ocp.args.JsonRestore())
-        if (own := document.get("step", step)) != step:  # earlier versions did not say
-            raise ValueError(f"it is the checkpoint of step {own}, which was put there under another name")
-        return arrays, document, (treedef, [(name, leaf.dtype) for name, leaf in wanted.items()])
-
-    def _checked(self, arrays: dict[str, Any], document: dict[str, Any], state: Any) -> tuple[Any, dict[str, Any]]:
-        """The state and its document, where the tensors are what was saved, and numbers."""
-        sums, bad = sums_and_bad(arrays)
-        for name, checksum in sums.items():
-            if checksum != document["checksums"][name]:
-                raise ValueError(f"tensor {name!r} is not what was saved (its checksum differs)")
-        if bad:
-            raise ValueError(f"{spelled(bad)} of its weights hold NaN or infinite values, as the run had them then")
-        treedef, leaves = state
-        return jax.tree.unflatten(treedef, [arrays[name].astype(dtype) for name, dtype in leaves]), document["extra"]
 
     def __enter__(self) -> Checkpointer:
         return self
@@ -380,11 +324,3 @@ class Checkpointer:
 def _json_number(value: Any) -> float | None:
     number = float(value)
     return number if math.isfinite(number) else None
-
-
-def _first_line(error: BaseException) -> str:
-    # TensorStore appends its whole configuration
-    text = re.split(r"\n| \[tensorstore_spec| See full TensorStore details", str(error).strip())[0]
-    if len(text) > 400:
-        text = f"{text[:150]} ... {text[-250:]}"
-    return f"{type(error).__name__}: {text}" if text else type(error).__name__

@@ -290,7 +290,10 @@ def test_a_checkpoint_of_another_run_is_refused(world, whole, tmp_path, capsys):
     assert train(config, "--run.dir", run, "--train.steps", STEPS + 1, *NO_EVAL) == 2
     said = capsys.readouterr().err
     assert f"checkpoints/{STEPS} was written by run {mark}, and {run} is the folder of run 0badcafe" in said
-    (run / "run.json").unlink()  # of an earlier version
+    (run / "run.json").write_text("not json")
+    with pytest.raises(UserError, match="run.json: not valid JSON.*; remove the file, and the run takes the id"):
+        RunFolder(run).check_written_here(mark, STEPS)
+    (run / "run.json").unlink()  # of an earlier version, or removed
     RunFolder(run).check_written_here(None, STEPS)
     assert RunFolder(run).mark is None
     RunFolder(run).check_written_here(mark, STEPS)

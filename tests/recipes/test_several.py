@@ -115,16 +115,16 @@ def test_an_error_of_one_is_the_line_of_all(world, tmp_path):
 DAMAGED = """
 import os, sys
 from align_jax.cli import main
-from align_jax.training.checkpoint import Checkpointer
+from align_jax.training.read_checkpoint import CheckpointReader
 
-read = Checkpointer._read
+read = CheckpointReader._arrays
 
 def once_damaged(self, step, *how):
     if step == 4 and os.environ["JAX_PROCESS_ID"] == "1":
         raise ValueError("d/x is cut short")
     return read(self, step, *how)
 
-Checkpointer._read = once_damaged
+CheckpointReader._arrays = once_damaged
 sys.exit(main())
 """
 

@@ -26,6 +26,7 @@ from jax.sharding import NamedSharding, PartitionSpec
 
 from align_jax.errors import UserError
 from align_jax.training.checkpoint import Checkpointer, DamagedCheckpointWarning, flatten_names
+from align_jax.training.read_checkpoint import CheckpointReader
 
 
 def _state(step: int, width: int = 8):
@@ -212,7 +213,7 @@ def test_a_checkpoint_under_another_steps_name_is_not_used(folder):
 def test_a_checkpoint_that_replaces_the_one_that_is_read_is_taken(saved, tmp_path, monkeypatch):
     folder = tmp_path / "training"
     shutil.copytree(saved / "1", folder / "1")
-    real = Checkpointer._check_files
+    real = CheckpointReader._check_files
 
     def replaced(self, which):
         if which.name == "1":
@@ -220,7 +221,7 @@ def test_a_checkpoint_that_replaces_the_one_that_is_read_is_taken(saved, tmp_pat
             shutil.copytree(saved / "2", folder / "2")
         real(self, which)
 
-    monkeypatch.setattr(Checkpointer, "_check_files", replaced)
+    monkeypatch.setattr(CheckpointReader, "_check_files", replaced)
     with Checkpointer(folder, read_only=True) as checkpointer, pytest.warns(DamagedCheckpointWarning):
         assert checkpointer.restore(_abstract(_state(0)))[1]["iterator"]["row"] == 2
 
