@@ -145,7 +145,7 @@ class StopSignal:
     def _remember(self, *_: Any) -> None:
         if not self._waits:
             with contextlib.suppress(RuntimeError):
-                self._context.run(self._tell, "stopped by SIGTERM; nothing was in the making")
+                self._context.run(self._tell, "stopped by SIGTERM; nothing is lost that was made")
             raise SystemExit(STOPPED)
         self._received = True
         self._announce()

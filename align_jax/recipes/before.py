@@ -22,7 +22,9 @@ from align_jax.models.adapting import trained_paths
 from align_jax.parallel.processes import from_first, of_first
 from align_jax.parallel.stop import StoppedPass, StopSignal
 from align_jax.recipes.folder import RunFolder, save_every
+from align_jax.recipes.models import other_shape
 from align_jax.recipes.say import say
+from align_jax.recipes.source import ModelSource
 from align_jax.terminal import plural
 from align_jax.training import optim
 from align_jax.training.callbacks import StopEarly
@@ -181,6 +183,18 @@ def why_ended(config: Config, early: StopEarly) -> str:
     best = f"step {early.best[0]} ({early.best[1]:.4g})" if early.best else "no step"
     kind = "smallest" if config.checkpoint.mode == "min" else "largest"
     return f"{config.checkpoint.best_metric} was {kind} at {best}, and no better in {early.waited} evaluations since"
+
+
+def check_same_model(folder: RunFolder, source: ModelSource) -> None:
+    """UserError where a model's config.json says other things than when the run in the folder began."""
+    if not folder.has_shape:  # it is written again
+        return
+    before, now = (dataclasses.replace(shape.plain, rope_length=None) for shape in (folder.shape, source.shape))
+    if before != now:
+        raise UserError(
+            f"model: {source.describe()} has {other_shape(now, before)} when the run in {folder.path} began: its config.json "
+            "is another one; put it back (or set the revision of a hub id) to resume the run, or choose another run.dir"
+        )
 
 
 def other_reference(folder: RunFolder, now: str) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import os
 from pathlib import Path
 from typing import Any, Literal
@@ -89,6 +90,7 @@ def export_model(
     if merge and source.under is None:
         raise UserError(f"--merge: {source.run.path} trained all weights, and has no adapter to merge; leave it out")
     model = source.run.config.model
+    _ = source.tokenizer  # a damaged one is named now, and not copied
     with watching(f"loading the weights of {source.describe()}"):
         weights, step = source.load(mesh, model.param_dtype)
     trained = Decoder(source.shape, weights, dtype="float32")
@@ -106,8 +108,11 @@ def export_model(
     with watching(f"reading {out_dir} again"), host:
         if source.under is not None and not merge:
             under = split(weights, lambda path: path not in trained_paths(source.shape))[0]
-            own = hf.load_adapter(out_dir, source.shape, mesh and weight_shardings(source.shape, mesh))
-            found = Decoder(source.shape, with_adapter(under, own), dtype="float32")
+            # What is read may have another rank: that of a Phi is the sum of its parts'.
+            plain = dataclasses.replace(source.shape, lora=None)
+            shape = dataclasses.replace(plain, lora=hf.read_adapter(out_dir, plain))
+            own = hf.load_adapter(out_dir, shape, mesh and weight_shardings(shape, mesh))
+            found = Decoder(shape, with_adapter(under, own), dtype="float32")
         else:
             found = hf.load_model(out_dir, mesh, "float32", dtype or model.param_dtype, source.shape.head)
         differ = logit_difference(trained, found)

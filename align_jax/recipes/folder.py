@@ -113,9 +113,19 @@ class RunFolder:
         """The folder of the run's tokenizer."""
         return self.path / "tokenizer"
 
+    @property
+    def has_shape(self) -> bool:
+        """Whether the folder says which model it trains."""
+        return self.hf_config is not None or self.config.model.config is not None
+
     @functools.cached_property
     def shape(self) -> ModelConfig:
         """The shape of the model that the run trains, with the head that its objective needs."""
+        if not self.has_shape:
+            raise UserError(
+                f"{self.path} has no {MODEL_CONFIG}, which says what its weights are; put it back: it is the config.json of "
+                f"{self.config.model.at}"
+            )
         if self.hf_config is None:
             shape = self.config.model.fresh_config()
         else:
@@ -165,14 +175,19 @@ class RunFolder:
             raise UserError(f"{self.path}: no checkpoint of steps {self.steps} has the metric {options.best_metric!r}")
         return found
 
-    def check_same(self, config: Config, free: tuple[str, ...] = FREE) -> None:
-        """UserError naming the first key on which the folder's config and the one given differ, beside those in `free`."""
-        found = difference(self.config.to_dict(), config.to_dict(), free)
+    def check_same(self, config: Config, free: tuple[str, ...] = FREE, began: Config | None = None) -> None:
+        """UserError naming the first key on which the run's config and the one given differ, beside those in `free`.
+
+        Args:
+          began: the run's; None: that of the folder.
+        """
+        found = difference((began or self.config).to_dict(), config.to_dict(), free)
         if found:
             key, before, after = found
+            edited = "" if began is None else f" ({self.path / CONFIG} was edited since)"
             raise UserError(
-                f"{self.path} holds checkpoints of a run with {key}={before!r}, but {key}={after!r} was given; choose another "
-                "run.dir, or give the same value to resume"
+                f"{self.path} holds checkpoints of a run with {key}={before!r}, but {key}={after!r} was given{edited}; choose "
+                "another run.dir, or give the same value to resume"
             )
 
     @property

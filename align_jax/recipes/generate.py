@@ -31,7 +31,7 @@ from align_jax.recipes.models import current_model
 from align_jax.recipes.prompt_rows import Encoded, by_group, encode, prompt_of
 from align_jax.recipes.say import say, speaking, watching
 from align_jax.recipes.setup import Setup
-from align_jax.recipes.source import ModelSource, StoredModel, TrainedModel
+from align_jax.recipes.source import ModelSource, TrainedModel
 from align_jax.recipes.tokenizer import load_tokenizer
 from align_jax.registry import suggest
 
@@ -325,10 +325,11 @@ def _settings(setup: Setup, rows: Sequence[PromptRow], encoded: Sequence[Encoded
     run, step, weights = None, None, None  # a fresh model follows from the model section and the seed
     if isinstance(source, TrainedModel):
         run, step = source.describe(), source.fingerprint()
-    elif isinstance(source, StoredModel):
-        weights = source.fingerprint()
+    else:
+        weights = source.content()
+    adapter = {"lora": values["lora"]} if run is None and values.get("lora") else {}
     return {
-        "model": values["model"] | {"run": run, "step": step, "weights": weights},
+        "model": values["model"] | {"run": run, "step": step, "weights": weights} | adapter,
         "seed": setup.config.run.seed,
         "generate": {key: value for key, value in values["generate"].items() if key not in free},
         "prompts": _hash([dataclasses.astuple(e) for e in encoded]),

@@ -31,6 +31,11 @@ class InTraining:
     judge: Judge | None
     _told: set[str] = dataclasses.field(default_factory=set)
 
+    @property
+    def rows(self) -> dict[str, str]:
+        """What tells the rows of each set from others."""
+        return {data.key: data.dataset.fingerprint for data in self.sets}
+
     def __call__(self, params: dict, moving: dict | None = None) -> dict[str, float]:
         reference = functools.cache(lambda: self.setup.load(self.setup.reference)[0] if moving is None else moving)
         found: dict[str, float] = {}

@@ -1,7 +1,7 @@
 """Which model a config, a folder or a name means; no weight is loaded.
 
-    source = starting_model(config)               # the `model` section
-    source = model_at("runs/mpo", "lm_head")      # a run folder, a Hugging Face folder or a hub id
+source = starting_model(config)               # the `model` section
+source = model_at("runs/mpo", "lm_head")      # a run folder, a Hugging Face folder or a hub id
 """
 
 from __future__ import annotations
@@ -58,6 +58,7 @@ def _adapted(under: ModelSource, folder: str | None, config: Config, key: str) -
     except UserError as error:
         raise error if folder is None else UserError(f"{key}: {error}") from error
     common = {name: getattr(under, name) for name in ("tokenizer_at", "key", "chat_template", "hf_config")}
+    common["key"] = key if key.startswith("reference.") else under.key
     shape = dataclasses.replace(under.shape, lora=adapter)
     return AdaptedModel(shape=shape, under=under, folder=folder, seed=config.run.seed, **common)
 
@@ -208,6 +209,12 @@ def check_same_shape(source: ModelSource, start: ModelSource) -> None:
     """UserError where a model cannot take the place of the starting model."""
     alike = lambda shape: dataclasses.replace(shape.plain, rope_length=None)  # noqa: E731
     if alike(source.shape) != alike(start.shape):
-        raise UserError(
-            f"{source.key}: {source.describe()} has another shape than the starting model: {source.shape} != {start.shape}"
-        )
+        differs = other_shape(alike(source.shape), alike(start.shape))
+        raise UserError(f"{source.key}: {source.describe()} has another shape than the starting model: {differs} there")
+
+
+def other_shape(shape: ModelConfig, other: ModelConfig) -> str:
+    """The first field of a shape that another one has otherwise: `layers 4, and 8`."""
+    fields = ((field.name, getattr(shape, field.name), getattr(other, field.name)) for field in dataclasses.fields(shape))
+    name, own, its = next((name, own, its) for name, own, its in fields if own != its)
+    return f"{name} {own}, and {its}"

@@ -35,7 +35,7 @@ from align_jax.recipes.before import with_its_decay
 from align_jax.recipes.folder import RunFolder
 from align_jax.recipes.models import model_at, starting_model
 from align_jax.recipes.round_beliefs import check_prompts
-from align_jax.recipes.round_job import EVAL_PROMPTS, LINES, Job, read_rows, write, write_rows
+from align_jax.recipes.round_job import EVAL_PROMPTS, EVALUATION, LINES, Job, read_rows, write, write_rows
 from align_jax.recipes.round_steps import steps_of
 from align_jax.recipes.say import say, say_plainly, speaking
 from align_jax.recipes.setup import Setup, on_its_day
@@ -148,8 +148,20 @@ def _prepare(config: Config, stop: StopSignal) -> Job:
             raise UserError(f"rounds.{key}: {wanted} are wanted, but {where} has {there} different prompts")
     write(root / "config.yaml", config.to_yaml())
     chosen = onpolicy.round_prompts(len(held_out), rounds.eval_prompts or len(held_out), 1, config.run.seed)
-    write_rows(root / EVAL_PROMPTS, [held_out[i] for i in chosen])
+    asked = [held_out[i] for i in chosen]
+    from_first("the held-out prompts", lambda: _check_held_out(root, asked, config.data.eval))
+    write_rows(root / EVAL_PROMPTS, asked)
     return Job(config, _start_folder(config, root), prompts, stop)
+
+
+def _check_held_out(root: Path, asked: list[dict[str, Any]], where: Any) -> None:
+    """UserError where the rounds so far were measured on other held-out prompts than those asked now."""
+    measured = root / "rounds" / "0" / EVALUATION
+    if measured.exists() and read_rows(root / EVAL_PROMPTS) != json.loads(json.dumps(asked)):
+        raise UserError(
+            f"data.eval: {where} has other prompts than when the rounds in {root} began ({root / EVAL_PROMPTS}), whose rewards "
+            "could not be compared; put them back, or choose another run.dir"
+        )
 
 
 def _read_prompts(config: Config, which: str) -> list[dict[str, Any]]:

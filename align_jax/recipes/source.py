@@ -28,6 +28,7 @@ from align_jax.recipes.fits import check_weights_fit
 from align_jax.recipes.folder import RunFolder
 from align_jax.recipes.tokenizer import load_tokenizer, read_template
 from align_jax.training.checkpoint import Checkpointer
+from align_jax.training.manifest import hash_of_checkpoint
 from align_jax.training.saved import restore_weights
 from align_jax.training.state import split
 
@@ -95,6 +96,13 @@ class ModelSource:
         """As `fingerprint`, of pieces of its files, which takes no time; None where there are none."""
         return None
 
+    def content(self) -> Any:
+        """What its files hold, which may become another under the same name: a JSON value; None where it has no files.
+
+        Unlike `fingerprint` it is the same in another folder.
+        """
+        return self.fingerprint()
+
     def describe(self) -> str:
         """The model in a few words."""
         raise TypeError(f"{type(self).__name__} does not say what it is")
@@ -112,6 +120,9 @@ class FreshModel(ModelSource):
 
     def fingerprint(self) -> str:
         return repr((self.shape, self.seed))
+
+    def content(self) -> None:
+        return None
 
     def describe(self) -> str:
         return "fresh model"
@@ -195,6 +206,10 @@ class AdaptedModel(ModelSource):
     def glimpse(self) -> list[Any]:
         return [self.under.glimpse(), None if self.folder is None else fingerprint_files(hf.adapter_files(self.folder))]
 
+    def content(self) -> Any:
+        under = self.under.content()
+        return under if self.folder is None else [under, fingerprint_files(hf.adapter_files(self.folder))]
+
     def describe(self) -> str:
         return self.under.describe() + ("" if self.folder is None else f" with {self.folder}")
 
@@ -235,6 +250,11 @@ class TrainedModel(ModelSource):
     def fingerprint(self) -> list[Any]:
         return self.run.fingerprint()
 
+    def content(self) -> list[Any]:
+        step = self.run.steps[-1] if self.step is None else self.step
+        own = [step, hash_of_checkpoint(self.run.path / "checkpoints" / str(step))]
+        return own if self.under is None else [self.under.content(), own]
+
     def describe(self) -> str:
         return str(self.run.path)
 
@@ -255,6 +275,9 @@ class MergedModel(ModelSource):
 
     def fingerprint(self) -> Any:
         return ["merged", self.under.fingerprint()]
+
+    def content(self) -> Any:
+        return ["merged", self.under.content()]
 
     def describe(self) -> str:
         return self.under.describe()

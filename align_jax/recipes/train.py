@@ -178,7 +178,7 @@ class _Start:
             self.cut,
             Log(log.log),
             Save(
-                _save(training, self.checkpoints),
+                _save(training, self.checkpoints, {} if self.measure is None else self.measure.rows),
                 save_every(config),
                 self.checkpoints.latest_step,
                 timer,
@@ -192,7 +192,7 @@ def _train(training: Training, measure: InTraining | None, stop: StopSignal, tol
     setup, steps, before = training.setup, training.steps, so_far()
     config, folder = setup.config, setup.folder
     with folder.checkpoints(config) as checkpoints:
-        state = training.resume(checkpoints)
+        state = training.resume(checkpoints, {} if measure is None else measure.rows)
         state = training.begin() if state is None else state
         begun = int(state.step)
         missed, early = measure is not None and folder.is_due(begun), stop_early(folder, config, begun)
@@ -311,13 +311,14 @@ def _metrics_log(config: Config, steps: int, begun: int) -> MetricsLog:
     )
 
 
-def _save(training: Training, checkpoints: Checkpointer):
+def _save(training: Training, checkpoints: Checkpointer, evaluated: dict[str, str]):
     run = training.setup.folder.mark  # now: its file may be damaged or gone later, and a save is not lost for it
 
     def save(step: int, state: TrainState, position: Any, metrics: dict[str, float]) -> None:
         training.setup.folder.check_held()
         rows = training.dataset.fingerprint
         extra = {"data": position, "rows": rows, "shapes": training.loader.shapes, "run": run}
+        extra |= {"config": training.setup.config.to_dict(), "evaluated": evaluated}
         extra |= {"skipped": training.skips.count, "groups": len(training.dataset), "reference": training.compared_with}
         with watching(f"saving the checkpoint of step {step}"):
             kept = state if training.live_moves else dataclasses.replace(state, reference={})

@@ -10,15 +10,15 @@ from typing import Any
 import jax
 import optax
 
+from align_jax.config import Config
 from align_jax.data import BatchLoader, GroupDataset
 from align_jax.errors import UserError
 from align_jax.models.adapting import trained_paths, trained_weights
-from align_jax.recipes.before import other_reference, other_rows, report_data, report_plan
+from align_jax.recipes.before import check_same_model, other_reference, other_rows, report_data, report_plan
 from align_jax.recipes.recorded import KeepSkipped
 from align_jax.recipes.reference_pass import microbatches
 from align_jax.recipes.say import say, watching
 from align_jax.recipes.setup import Setup
-from align_jax.recipes.source import AdaptedModel, StoredModel
 from align_jax.terminal import plural
 from align_jax.training import optim
 from align_jax.training.checkpoint import Checkpointer
@@ -83,10 +83,10 @@ class Training:
 
     @functools.cached_property
     def compared_with(self) -> Any:
-        """The content of a reference that files hold, a model's or an adapter's, which may change; None of others."""
-        table, reference = self.setup.live is None and self.setup.config.objective.needs_reference, self.setup.reference
-        stored = isinstance(reference, StoredModel) or (isinstance(reference, AdaptedModel) and reference.folder is not None)
-        return json.loads(json.dumps(reference.fingerprint())) if table and stored else None
+        """The content of the reference's files, which may change; None where it has none, or is in the state and moves."""
+        if not self.setup.config.objective.needs_reference or self.live_moves:
+            return None
+        return json.loads(json.dumps(self.setup.reference.content()))
 
     @functools.cached_property
     def skips(self) -> SkippedSteps:
@@ -123,15 +123,20 @@ class Training:
             )
         return setup.load(setup.reference)[0]
 
-    def resume(self, checkpoints: Checkpointer) -> TrainState | None:
+    def resume(self, checkpoints: Checkpointer, evaluated: dict[str, str]) -> TrainState | None:
         """The newest readable checkpoint's state, with the loader moved to where it was; None when there is none.
 
+        Args:
+          evaluated: what tells the rows of each evaluation set from others.
+
         Raises:
-          UserError: the rows of `data.train` are not those that the run began with, so its place among them means nothing.
+          UserError: the rows of `data.train` are not those that the run began with, so its place among them means nothing; or
+            model, reference or config are not.
         """
         config, shape = self.setup.config, self.setup.source.shape
         if not checkpoints.agreed_steps():
             return None
+        check_same_model(self.setup.folder, self.setup.source)
         shapes = state_shapes(
             shape, self.optimizer, config.model.param_dtype, live=self.setup.live if self.live_moves else None
         )
@@ -145,6 +150,8 @@ class Training:
             return None
         state, extra = found
         self.setup.folder.check_written_here(extra.get("run"), int(state.step))
+        if "config" in extra:  # the file beside the checkpoints may have been edited
+            self.setup.folder.check_same(config, began=Config.of(extra["config"]))
         if extra.get("rows", self.dataset.fingerprint) != self.dataset.fingerprint:
             raise UserError(other_rows(self.setup.folder, self.dataset, extra.get("groups")))
         if (extra.get("reference") or self.compared_with) != self.compared_with:
@@ -156,4 +163,9 @@ class Training:
         self.loader.restore(extra["data"], extra.get("shapes"))
         self.skips.before = extra.get("skipped", 0)
         say(f"resumed from the checkpoint of step {int(state.step)}")
+        if others := [key for key, rows in extra.get("evaluated", {}).items() if evaluated.get(key, rows) != rows]:
+            say(
+                f"{', '.join(others)}: these are other rows than those of the evaluations until now; what changed since is not "
+                "of the training alone, and train.patience and checkpoint.best_metric compare across"
+            )
         return state

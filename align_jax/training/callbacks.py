@@ -108,13 +108,17 @@ class Save(Callback):
         also: int | None = None,
     ):
         self._save, self._last_saved, self._timer = save, last_saved, timer
+        self._saved: int | None = None
         self._every = [number for number in (every, also) if number]
 
     def before_next(self, loop: Loop) -> None:
         """Saves where it is time to, after the step was recorded: a log never lacks a step that a checkpoint has."""
         by_step = loop.last or any(loop.step % every == 0 for every in self._every)
+        if loop.step == self._saved:
+            return
         if by_step or (self._timer is not None and self._timer.due(loop.step)):
             metrics = loop.recorded()
+            self._saved = loop.step
             self._save(loop.step, loop.state, loop.position, metrics)
             if self._timer is not None:
                 self._timer.restart(loop.step)

@@ -71,8 +71,15 @@ def fit(
 
 
 def _run(loop: Loop, made: Iterator, step: Callable) -> None:
+    begun = loop.step
     while not loop.last:
-        taken = loop.take(made)
+        try:
+            taken = loop.take(made)
+        except UserError:  # a file of rows that changed, say: the steps so far are whole
+            if loop.step > begun and jax.process_count() == 1:  # others may go on, and would not save with this one
+                loop.stop = True
+                _before_next(loop)
+            raise
         if taken is None:
             loop.recorded()
             raise UserError(f"the batches ended after step {loop.step}, before step {loop.steps}; give more, or fewer steps")
@@ -83,5 +90,9 @@ def _run(loop: Loop, made: Iterator, step: Callable) -> None:
                 callback.after_step(loop)
             except StoppedPass:  # in an evaluation, say: the step is made, and is saved
                 loop.stop = True
-        for callback in loop.callbacks:
-            callback.before_next(loop)
+        _before_next(loop)
+
+
+def _before_next(loop: Loop) -> None:
+    for callback in loop.callbacks:
+        callback.before_next(loop)

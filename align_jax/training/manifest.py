@@ -77,6 +77,16 @@ def is_listed(folder: Path) -> bool:
     return listed is not None
 
 
+def hash_of_checkpoint(folder: Path) -> str:
+    """What tells a checkpoint from others, wherever it lies: a hash of its list, or, without one, when it was written.
+
+    Raises:
+      FileNotFoundError: there is no such checkpoint.
+    """
+    listed = folder / MANIFEST
+    return _hash(listed) if listed.exists() else str(folder.stat().st_mtime_ns)
+
+
 def size_of(folder: Path) -> int:
     """Bytes of all files of a checkpoint."""
     return sum(path.stat().st_size for path in _files(folder))

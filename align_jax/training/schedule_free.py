@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from typing import Any, ClassVar, NamedTuple
 
 import jax
@@ -12,6 +13,8 @@ import optax
 from align_jax.errors import UserError
 from align_jax.training.decay import DECAYED, check_decay
 from align_jax.training.schedules import SCHEDULES, Horizon, OptimizerConfig, check_options, rate_at
+
+_LEAST_POWER = -37  # of ten, that float32 holds
 
 
 @dataclasses.dataclass(frozen=True)
@@ -52,6 +55,12 @@ class ScheduleFree(OptimizerConfig):
         check_options(self, "b2", low=0, high=1, open_high=True)
         check_options(self, "eps", low=0, open_low=True)
         check_options(self, "weight_decay", "weight_power", low=0)
+        least = self.learning_rate / max(self.warmup_steps or 1, 1)
+        if least > 0 and self.weight_power * math.log10(least) < _LEAST_POWER:
+            raise UserError(
+                f"optimizer.weight_power: {self.weight_power:g}: the first learning rate, {least:.3g}, to this power is 0 in "
+                "float32, and the average has no weight; give a smaller power (2 is the paper's)"
+            )
         check_decay(self)
 
     def rescale(self) -> optax.GradientTransformation:

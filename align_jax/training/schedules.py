@@ -28,7 +28,7 @@ class OptimizerConfig:
     Attributes:
       name: the value of `optimizer.name`.
       learning_rate: the peak; where a config gives none, what is usual for its objective: 2e-5 for `sft`, 1e-5 for `reward`,
-        1e-6 for all others.
+        5e-6 for `orpo`, 1e-6 for all others.
       schedule: what follows the warm-up.
       warmup_steps: optimizer steps of linear warm-up; None is 0, or what `warmup_ratio` says.
       warmup_ratio: the same as a fraction of all steps.

@@ -125,7 +125,7 @@ def test_sigterm_before_the_first_step_stops_at_once_and_leaves_nothing(world, m
     monkeypatch.setattr("align_jax.recipes.train.in_training_evaluation", lambda *_: signal.raise_signal(signal.SIGTERM))
     with pytest.raises(SystemExit) as ended:
         align_jax.train(align_jax.Config.of(config, f"run.dir={folder / 'ended'}"))
-    assert ended.value.code == 143 and "stopped by SIGTERM; nothing was in the making" in capsys.readouterr().err
+    assert ended.value.code == 143 and "stopped by SIGTERM; nothing is lost that was made" in capsys.readouterr().err
     assert not (folder / "ended").exists()
 
 

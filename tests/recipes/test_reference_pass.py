@@ -99,7 +99,7 @@ def test_before_the_first_batch_it_stops_at_once(world, scorer, capsys):  # noqa
     folder, config = world
     scorer.before = stop_in(1, signal.SIGTERM)
     assert ended(config, "--run.dir", folder / "none", "--reference.cache_dir", folder / "empty", *FIVE_STEPS) == 143
-    assert "stopped by SIGTERM; nothing was in the making" in capsys.readouterr().err
+    assert "stopped by SIGTERM; nothing is lost that was made" in capsys.readouterr().err
     assert not list((folder / "empty").iterdir())
 
 

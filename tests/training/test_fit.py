@@ -115,6 +115,22 @@ def test_the_device_is_never_waited_for():
     assert all(events.index(("step", number + 1)) < first_read[number] for number in range(1, 4))
 
 
+@pytest.mark.parametrize("every", [None, 2])
+def test_rows_that_cannot_be_read_lose_no_step(every):
+    """The fourth batch is not there when the third is taken; a step that was saved is not saved again."""
+    saved = []
+
+    class Broken(Batches):
+        def __next__(self):
+            if self.state()["made"] == 3:
+                raise UserError("rows.jsonl was changed while it was in use")
+            return super().__next__()
+
+    with pytest.raises(UserError, match="was changed"):
+        fit(fresh(), Broken(), step, steps=9, callbacks=[Save(lambda n, *_: saved.append(n), every)])
+    assert saved == [2]
+
+
 def test_evaluations_and_checkpoints_are_of_checked_steps_and_logs_keep_their_order():
     events, logged = [], []
     callbacks = [

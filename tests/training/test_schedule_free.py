@@ -100,3 +100,8 @@ def test_a_schedule_that_decays_is_refused():
         optim.ScheduleFree(schedule="cosine")
     with pytest.raises(UserError, match="optimizer.b1: 0"):
         optim.ScheduleFree(b1=0.0)
+
+
+def test_a_power_whose_weights_are_nothing_is_refused():
+    with pytest.raises(UserError, match="optimizer.weight_power: 7: the first learning rate, 1e-06"):
+        optim.ScheduleFree(learning_rate=1e-6, weight_power=7)
