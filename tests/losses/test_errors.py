@@ -73,6 +73,19 @@ def test_wrong_weights_are_named():
             losses.gdpo_loss(*GDPO, weights=weights)
 
 
+def test_as_many_preference_losses_as_beliefs():
+    for count in (1, 3):
+        with pytest.raises(ValueError, match=r"must have one B, got belief_logps \(2, 3\)"):
+            losses.gdpo_loss(*BELIEF, np.zeros(count), np.zeros(count))
+
+
+def test_one_threshold_makes_two_levels():
+    scores = np.array([[9.0, 1.0]])
+    assert losses.levels_by_thresholds(scores, np.ones((1, 2), bool), [3]).tolist() == [[0, 1]]
+    with pytest.raises(ValueError, match="at least 2 levels, got 1"):
+        losses.levels_by_thresholds(scores, np.ones((1, 2), bool), [])
+
+
 SHAPES = [
     (losses.mpo_loss, SET, {"beta": 0.1}),
     (losses.ordered_mpo_loss, LEVELS, {"beta": 0.1}),

@@ -37,7 +37,7 @@ def world(tmp_path_factory):
         "run": {"dir": str(folder / "run")},
         "model": {"path": str(saved(folder / "base")), "dtype": "float32"},
         "reference": {"path": str(saved(folder / "reference", seed=1)), "cache_dir": str(folder / "cache")},
-        "data": {"train": write_jsonl(folder / "rows.jsonl", ROWS)},
+        "data": {"train": write_jsonl(folder / "rows.jsonl", ROWS), "eval": write_jsonl(folder / "eval.jsonl", ROWS[:4])},
         "objective": {"name": "dpo"},
         "optimizer": {"name": "adamw", "learning_rate": 1e-2},
         "train": {"steps": 1, "groups_per_step": 8},
@@ -85,11 +85,14 @@ def test_a_config_that_was_edited_in_the_run_folder(kept, capsys):
 
 
 def test_a_reference_that_changed_is_named_live_too_and_else_may_become_live(kept, capsys):
+    """Held-out rows that changed are said."""
     other_weights(kept / "reference")
     assert "are not those that the run" in refused(kept, capsys)
     assert "are not those that the run" in refused(kept, capsys, "--reference.live", "true")
     other_weights(kept / "reference")  # as it was
+    write_jsonl(kept / "eval.jsonl", ROWS[4:])
     assert main(["train", str(kept / "config.yaml"), "--train.steps", "2", "--reference.live", "true"]) == 0
+    assert "data.eval: these are other rows than those of the evaluations until now" in capsys.readouterr().err
 
 
 def test_the_content_of_a_reference_beneath_an_adapter_and_of_a_run(kept):
@@ -145,14 +148,10 @@ def test_rounds_are_not_measured_on_other_prompts_than_before(tmp_path):
         _check_held_out(tmp_path, asked[:1], "eval.jsonl")
 
 
-@pytest.mark.parametrize("more", [(), ("--lora.dora", "true")], ids=["lora", "dora"])
-def test_the_adapter_of_a_fused_model_is_exported(world, more, capsys):
-    folder = world / "phi"
-    if not folder.exists():
-        saved(folder, "phi3")
-    run = world / f"phi-run{len(more)}"
-    own = ("--model.path", folder, "--reference.path", "null", "--lora.rank", 3, "--run.dir", run, *more)
-    assert main(["train", str(world / "config.yaml"), *map(str, own)]) == 0
+def test_the_adapter_of_a_fused_model_is_exported(world, capsys):
+    run = world / "phi-run"
+    more = ("--reference.path", "null", "--data.eval", "null", "--lora.rank", 3, "--lora.dora", "true", "--run.dir", run)
+    assert main(["train", str(world / "config.yaml"), "--model.path", str(saved(world / "phi", "phi3")), *map(str, more)]) == 0
     assert main(["export", str(run), str(run / "out")]) == 0
     said = capsys.readouterr().err
     differ = float(said.partition("logits differ by at most ")[2].split()[0])
