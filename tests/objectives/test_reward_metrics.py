@@ -7,6 +7,7 @@ import pytest
 
 from align_jax.batch import GroupLabels
 from align_jax.objectives import DPO, GDPO, KTO, MPO, NCA, InfoNCA, OrderedMPO, SimPO
+from align_jax.objectives.lengths import DPONorm
 from align_jax.objectives.metrics import wins
 
 BETA = 0.3
@@ -49,6 +50,14 @@ def test_the_rewards_of_kto_are_beta_times_the_log_ratio():
     out = KTO(beta=BETA)(logps, GroupLabels(mask, lengths, labels), np.float32(0.1))
     rewards = BETA * (logps.astype(np.float64) - ref)[:, 0]
     agree(out, {"rewards/chosen": rewards[[0, 2]].mean(), "rewards/rejected": rewards[1]})
+
+
+def test_the_rewards_of_length_normalized_dpo_are_of_a_token():
+    logps, ref, mask, _ = drawn(2)
+    lengths = np.array([[5, 9], [1, 4], [7, 7]])
+    out = DPONorm(beta=BETA)(logps, GroupLabels(mask, lengths, {"ref_logps": ref}))
+    rewards = BETA * (logps.astype(np.float64) - ref) / lengths
+    agree(out, {"rewards/chosen": rewards[:, 0].mean(), "rewards/margins": (rewards[:, 0] - rewards[:, 1]).mean()})
 
 
 @pytest.mark.parametrize("preference", ["dpo", "kto", "mpo"])
