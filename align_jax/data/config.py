@@ -173,15 +173,17 @@ def _check_template(key: str, text: str, allowed: set[str], required: str | None
     try:
         parts = [part for part in string.Formatter().parse(text) if part[1] is not None]
     except ValueError as error:
-        raise UserError(f"data.{key}: {text!r} is not a template: {error}; write {{{{ for a brace") from error
+        raise UserError(f"data.{key}: {text!r:.200} is not a template: {error}; write {{{{ for a brace") from error
     fields = {name for _, name, _, _ in parts}
     if more := next((part for part in parts if part[2] or part[3]), None):
         _, name, form, change = more
         written = f"{{{name}{'!' + change if change else ''}{':' + form if form else ''}}}"
-        raise UserError(f"data.{key}: {written} says how its text is formatted; a template knows names alone: {{{name}}}")
+        raise UserError(
+            f"data.{key}: {written:.200} says how its text is formatted; a template knows names alone: {{{name:.80}}}"
+        )
     if fields - allowed:
-        raise UserError(f"data.{key}: {{{min(fields - allowed)}}} is unknown; it may use {', '.join(sorted(allowed))}")
+        raise UserError(f"data.{key}: {{{min(fields - allowed):.200}}} is unknown; it may use {', '.join(sorted(allowed))}")
     if required is not None and required not in fields:
-        raise UserError(f"data.{key}: {text!r} does not use {{{required}}}")
+        raise UserError(f"data.{key}: {text!r:.200} does not use {{{required}}}")
     if required is None and not fields:
-        raise UserError(f"data.{key}: {text!r} is the same for every belief; use {{id}} or {{belief}}")
+        raise UserError(f"data.{key}: {text!r:.200} is the same for every belief; use {{id}} or {{belief}}")

@@ -157,6 +157,9 @@ PIECES += ["{prompt[0]}", "{prompt.__class__.__mro__}", "{0}", "{}", "{prompt:{g
 
 
 @few()
+@example("1" * 30_000, "{id}<{belief}>")
+@example("{" + "a" * 30_000 + "}", "{id}")
+@example("{prompt}", "b" * 30_000)
 @given(st.lists(st.one_of(st.sampled_from(PIECES), TEXTS), max_size=5).map("".join), st.one_of(st.just("{id}<{belief}>"), JUNK))
 def test_templates_of_prompts_are_taken_or_refused(prompt, belief):
     data = (spelled({**opinion(), "group": "g", "context": "c"}) + "\n").encode()
