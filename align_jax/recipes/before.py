@@ -187,7 +187,7 @@ def why_ended(config: Config, early: StopEarly) -> str:
 
 def check_same_model(folder: RunFolder, source: ModelSource) -> None:
     """UserError where a model's config.json says other things than when the run in the folder began."""
-    if not folder.has_shape:  # it is written again
+    if not folder.is_run or not folder.has_shape:  # not on this process's disk, or it is written again
         return
     before, now = (dataclasses.replace(shape.plain, rope_length=None) for shape in (folder.shape, source.shape))
     if before != now:

@@ -1,7 +1,7 @@
 """Which model a config, a folder or a name means; no weight is loaded.
 
-source = starting_model(config)               # the `model` section
-source = model_at("runs/mpo", "lm_head")      # a run folder, a Hugging Face folder or a hub id
+    source = starting_model(config)               # the `model` section
+    source = model_at("runs/mpo", "lm_head")      # a run folder, a Hugging Face folder or a hub id
 """
 
 from __future__ import annotations
