@@ -60,9 +60,12 @@ def test_batches_are_counted_when_they_are_done(parts, said, capsys, monkeypatch
     batches = watched("scoring", iter([Batch([0, 1, -1]), Batch([2, -1, -1])]), 3, make_mesh())
     next(batches)
     next(batches)
-    time.sleep(0.1)
+    text, deadline = "", time.monotonic() + 20
+    while f"align-jax: scoring: {said}" not in text and time.monotonic() < deadline:
+        time.sleep(0.01)
+        text += capsys.readouterr().err
     assert list(batches) == []
-    assert f"align-jax: scoring: {said}" in capsys.readouterr().err
+    assert f"align-jax: scoring: {said}" in text
     with speaking(False, bars=False), watching("scoring"):
         time.sleep(0.05)
     assert capsys.readouterr().err == ""
