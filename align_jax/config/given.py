@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
+from align_jax.config.identity import of_run
 from align_jax.config.source import ConfigValues, Override, escaped
 from align_jax.errors import UserError
 from align_jax.parsing import json_of
@@ -52,7 +53,7 @@ def _of_run(folder: Path) -> tuple[ConfigValues, list[Override]]:
     """The run's own config; the folder may have been moved, its tokenizer with it."""
     tokenizer = folder / "tokenizer"
     moved = [("model.tokenizer", str(tokenizer))] if tokenizer.exists() else []
-    return ConfigValues.read(folder / "config.yaml"), [("run.dir", str(folder)), *moved]
+    return of_run(folder / "config.yaml"), [("run.dir", str(folder)), *moved]
 
 
 def _of_model(word: str, command: str, config: Path | None) -> tuple[ConfigValues, list[Override]]:

@@ -42,11 +42,14 @@ class Responses:
         return GroupLabels(self.mask, self.lengths, self.labels)
 
 
-def collect(score: Callable[[GroupBatch], jax.Array], batches: Iterable[GroupBatch]) -> Responses:
+Score = Callable[[GroupBatch], jax.Array | tuple[jax.Array, dict[str, jax.Array]]]
+
+
+def collect(score: Score, batches: Iterable[GroupBatch]) -> Responses:
     """Scores host batches; every process gets the responses of all.
 
     Args:
-      score: host batch -> log-probs `[G, K]`.
+      score: host batch -> log-probs `[G, K]`, or these and further labels `[G, K]` that the pass gives.
       batches: one pass over the data; padding groups have row -1.
 
     Raises:
@@ -56,8 +59,11 @@ def collect(score: Callable[[GroupBatch], jax.Array], batches: Iterable[GroupBat
     for batch in batches:
         real = np.asarray(batch.rows) >= 0
         mask = np.asarray(batch.mask)
-        table = {"rows": batch.rows, "logps": np.where(mask, local_rows(score(batch)), 0.0), "mask": mask}
-        table |= {"lengths": batch.lengths} | {f"label {name}": value for name, value in batch.labels.items()}
+        found = score(batch)
+        logps, further = found if isinstance(found, tuple) else (found, {})
+        table = {"rows": batch.rows, "logps": np.where(mask, local_rows(logps), 0.0), "mask": mask, "lengths": batch.lengths}
+        labels = batch.labels | {name: np.where(mask, local_rows(value), 0.0) for name, value in further.items()}
+        table |= {f"label {name}": value for name, value in labels.items()}
         parts.append({name: np.asarray(value)[real] for name, value in table.items()})
     if not parts:
         raise ValueError("no batches to evaluate")

@@ -136,13 +136,14 @@ def orpo_loss(
 def wpo_weights(chosen_mean_logps: ArrayLike, rejected_mean_logps: ArrayLike) -> jax.Array:
     """WPO's weight of a pair: how likely the policy is to say both responses itself, not differentiated.
 
-        w = exp(a_c + a_r)
+        w = min(exp(a_c + a_r), 1)
 
     A pair's loss times this is nearer to what on-policy pairs would give. WPO's *sampled alignment* takes for `a` the mean over
-    tokens of `log pi(y_t) - log sum_v pi(v)^2`, so that w does not fall where the policy is unsure of all words.
+    tokens of `log pi(y_t) - log sum_v pi(v)^2`, so that w does not fall where the policy is unsure of all words; then `a` may
+    be larger than 0, and w is cut at 1.
 
     Args:
-      chosen_mean_logps, rejected_mean_logps: `[B]`, a: log-probs averaged over the response's tokens.
+      chosen_mean_logps, rejected_mean_logps: `[B]`, a: log-probs averaged over the response's tokens, aligned or not.
 
     Returns:
       float32 `[B]`.
@@ -156,10 +157,10 @@ def wpo_weights(chosen_mean_logps: ArrayLike, rejected_mean_logps: ArrayLike) ->
       >>> f"{losses.wpo_weights(np.log([0.5]), np.log([0.25]))[0]:.4f}"
       '0.1250'
 
-    Source: arXiv 2406.11827, Eq. 2; TRL's `use_weighting`, which has the sampled alignment.
+    Source: arXiv 2406.11827, Eq. 2, and its sampled alignment; TRL's `use_weighting`, which has that and cuts at 1.
     """
     chosen, rejected = as_floats(chosen_mean_logps=chosen_mean_logps, rejected_mean_logps=rejected_mean_logps)
-    return jax.lax.stop_gradient(jnp.exp(chosen + rejected))
+    return jax.lax.stop_gradient(jnp.exp(jnp.minimum(chosen + rejected, 0.0)))
 
 
 def _log_odds(mean_logps: jax.Array) -> jax.Array:

@@ -40,6 +40,11 @@ class Objective:
         """Whether batches must carry `labels["ref_logps"]` `[G, K]`."""
         return True
 
+    @property
+    def needs_collisions(self) -> bool:
+        """Whether batches must carry `labels["log_collisions"]` `[G, K]`, see `align_jax.scoring.logps.ResponseSums`."""
+        return False
+
     def statistics(self, logps: jax.Array, batch: GroupLabels) -> tuple[jax.Array, jax.Array] | None:
         """A (sum, weight) over the whole batch that the loss depends on and is not differentiated; None for most."""
         return None

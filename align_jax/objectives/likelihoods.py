@@ -10,8 +10,10 @@ import jax.numpy as jnp
 
 from align_jax import losses
 from align_jax.batch import GroupLabels
-from align_jax.errors import check_fields
+from align_jax.errors import UserError, check_fields
 from align_jax.objectives.pairs import DPO, Pairwise, per_token
+
+ALIGNMENTS = ("sampled", "none")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -31,13 +33,34 @@ class DPOPositive(Pairwise):
 
 @dataclasses.dataclass(frozen=True)
 class WPO(DPO):
-    """WPO (arXiv 2406.11827): DPO with each pair weighted by how likely the policy says it (without the sampled alignment)."""
+    """WPO (arXiv 2406.11827): DPO with each pair weighted by how likely the policy is to say it."""
 
     name: ClassVar[str] = "wpo"
+    alignment: str = "sampled"  # of the weights: sampled measures a token by how likely the policy's own draws are; or none
+
+    def __post_init__(self):
+        super().__post_init__()
+        if self.alignment not in ALIGNMENTS:
+            raise UserError(f"objective.alignment: {self.alignment!r} is not one of {', '.join(ALIGNMENTS)}")
+
+    @property
+    def needs_collisions(self) -> bool:
+        return self.alignment == "sampled"
 
     def inputs(self, logps, ref, batch: GroupLabels):
-        means = per_token(logps, batch)
+        means = per_token(self.aligned(logps, batch), batch)
         return *super().inputs(logps, ref, batch), means[:, 0], means[:, 1]
+
+    def aligned(self, logps: jax.Array, batch: GroupLabels) -> jax.Array:
+        """`sum_t log pi(y_t)` without, or with `- log sum_v pi(v)^2` of every token, `[G, K]`."""
+        if self.alignment == "none":
+            return logps
+        if "log_collisions" not in batch.labels:
+            raise ValueError(
+                "the batch has no labels['log_collisions'], which objective.alignment: sampled needs; give those of "
+                "align_jax.scoring.logps.scored_logps(model, batch, collisions=True), or set objective.alignment: none"
+            )
+        return logps - jnp.asarray(batch.labels["log_collisions"])
 
     def loss(self, chosen, rejected, ref_chosen, ref_rejected, chosen_mean, rejected_mean) -> jax.Array:
         return losses.wpo_weights(chosen_mean, rejected_mean) * super().loss(chosen, rejected, ref_chosen, ref_rejected)

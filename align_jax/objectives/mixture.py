@@ -103,6 +103,10 @@ class Mixture(Objective):
     def needs_reference(self) -> bool:
         return any(term.needs_reference for term in self.terms)
 
+    @property
+    def needs_collisions(self) -> bool:
+        return any(term.needs_collisions for term in self.terms)
+
     def statistics(self, logps: jax.Array, batch: GroupLabels) -> tuple[jax.Array, jax.Array]:
         """`[2 n]` each: the terms' own statistics, and how much their losses weigh for each group of the batch."""
         sums, counts, sizes = [], [], []

@@ -41,7 +41,7 @@ def seen_as(want: Arrangement, have: Arrangement, logps: jax.Array, batch: Group
     def read(values: jax.Array) -> jax.Array:
         return jnp.sum(jnp.where(chosen, jnp.asarray(values)[:, None], 0), axis=-1)
 
-    per_response = {"ref_logps", *(name for name, label in have.labels.items() if label.per_response)}
+    per_response = {"ref_logps", "log_collisions", *(name for name, label in have.labels.items() if label.per_response)}
     labels = {name: read(value) if name in per_response else value for name, value in batch.labels.items()}
     return read(logps), GroupLabels(exists, read(batch.lengths), labels)
 

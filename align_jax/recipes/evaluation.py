@@ -106,7 +106,8 @@ class EvalData:
         """Log-probs of all groups under some weights."""
         data, what = (self.dataset, "evaluating") if loader is None else (self.units, "scoring samples")
         batches = watched(what, (loader or self.loader).eval_batches(), len(data), self.setup.mesh)
-        return collect(self.setup.under(params).batch, batches)
+        scorer = self.setup.under(params)
+        return collect(scorer.for_objective if self.objective.needs_collisions else scorer.batch, batches)
 
     def report_cut(self, responses: Responses) -> None:
         """Says how many prompts and responses were cut to the `data` section's lengths."""

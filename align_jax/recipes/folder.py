@@ -18,7 +18,7 @@ import jax
 
 from align_jax import hf
 from align_jax.config import Config, load_config
-from align_jax.config.identity import FREE, difference
+from align_jax.config.identity import FREE, difference, of_run
 from align_jax.errors import UserError
 from align_jax.files import write_whole
 from align_jax.lock import check_held, held
@@ -65,7 +65,7 @@ class RunFolder:
         """
         if not self.is_run:
             raise UserError(f"{self.path} is not a run folder: it has no {CONFIG}")
-        return load_config(self.path / CONFIG)
+        return load_config(of_run(self.path / CONFIG))
 
     @property
     def steps(self) -> list[int]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from functools import partial
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -48,31 +49,51 @@ def response_logps(
     """
     slots = one_slot_per_token(batch) if per_token else batch
     how = {"rows_per_chunk": rows_per_chunk, "head_chunk": head_chunk}
-    logps, _ = logps_and_load(model, slots, counted=False, **how)
+    logps = scored_logps(model, slots, counted=False, **how).values
     return logps.reshape(*batch.mask.shape, -1) if per_token else logps
 
 
-def logps_and_load(
+class ResponseSums(NamedTuple):
+    """What scoring says of the responses of a batch.
+
+    Attributes:
+      values: float32 `[G, K]`, log-probs or scores.
+      load: how the tokens of a mixture are spread over its experts; None where that was not counted, or the model is none.
+      log_collisions: float32 `[G, K]`, `sum_t log sum_v p(v | x, y_<t)^2`, of the probability that two draws of the next token
+        are the same one, not differentiated; None where it was not asked for.
+    """
+
+    values: jax.Array
+    load: Load | None = None
+    log_collisions: jax.Array | None = None
+
+
+def scored_logps(
     model: Decoder,
     batch: GroupBatch,
     *,
     rows_per_chunk: int | None = None,
     head_chunk: int = HEAD_CHUNK,
     counted: bool = True,
-) -> tuple[jax.Array, Load | None]:
-    """`response_logps`, and how the tokens of a mixture are spread over its experts: None if not `counted`, or no mixture."""
+    collisions: bool = False,
+) -> ResponseSums:
+    """`response_logps`, and what else the same pass can say."""
     if head_chunk < 1:
         raise ValueError(f"chunk sizes must be at least 1, got {head_chunk=}")
     if batch.ends:
         raise ValueError("the batch is laid out for scores (ends=True): its slots mark last tokens, not targets")
 
-    def read(hidden: jax.Array, rows: dict[str, jax.Array]) -> jax.Array:
-        return target_logps(model, hidden, rows["targets"], head_chunk)
+    def read(hidden: jax.Array, rows: dict[str, jax.Array]) -> tuple[jax.Array, ...]:
+        found = target_logps(model, hidden, rows["targets"], head_chunk, collisions)
+        return found if collisions else (found,)
 
-    return sums_and_load(model, batch, read, rows_per_chunk, counted)
+    sums, load = sums_and_load(model, batch, read, rows_per_chunk, counted)
+    return ResponseSums(sums[0], load, *sums[1:])
 
 
-def target_logps(model: Decoder, hidden: jax.Array, targets: jax.Array, head_chunk: int = HEAD_CHUNK) -> jax.Array:
+def target_logps(
+    model: Decoder, hidden: jax.Array, targets: jax.Array, head_chunk: int = HEAD_CHUNK, collisions: bool = False
+) -> jax.Array | tuple[jax.Array, jax.Array]:
     """Log-probability of each position's target, `logit[target] - logsumexp(logits)`, a chunk of logits at a time.
 
     Args:
@@ -81,9 +102,10 @@ def target_logps(model: Decoder, hidden: jax.Array, targets: jax.Array, head_chu
       targets: int32 `[D, N, R]`.
       head_chunk: positions of a shard whose logits exist at one time; if there are more, logits are computed again in the
         backward pass.
+      collisions: also the log of the probability that two draws are the same token, `log sum_v p(v)^2`, not differentiated.
 
     Returns:
-      float32 `[D, N, R]`.
+      float32 `[D, N, R]`; two of them with `collisions`.
     """
     parts = sequence.pieces()
     shards, positions = hidden.shape[0] * parts, hidden.shape[1] * hidden.shape[2] // parts
@@ -97,11 +119,14 @@ def target_logps(model: Decoder, hidden: jax.Array, targets: jax.Array, head_chu
         flat = jnp.pad(x.reshape(shards, positions, *rest), padding)
         return jnp.moveaxis(flat.reshape(shards, chunks, size, *rest), 1, 0)
 
-    logps = _target_logps(model.config, model.head_weight(), split(hidden), split(jnp.asarray(targets)))
-    logps = jnp.moveaxis(logps, 0, 1).reshape(shards, -1)[:, :positions]
-    if parts == 1:
-        return logps.reshape(targets.shape)
-    return sequence.from_devices(logps.reshape(hidden.shape[0], parts, hidden.shape[1], -1), 2, 1)
+    def joined(x):
+        x = jnp.moveaxis(x, 0, 1).reshape(shards, -1)[:, :positions]
+        if parts == 1:
+            return x.reshape(targets.shape)
+        return sequence.from_devices(x.reshape(hidden.shape[0], parts, hidden.shape[1], -1), 2, 1)
+
+    of_chunks = _logps_and_collisions if collisions else _target_logps
+    return jax.tree.map(joined, of_chunks(model.config, model.head_weight(), split(hidden), split(jnp.asarray(targets))))
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(0,))
@@ -117,18 +142,35 @@ def _target_logps(config, weight, hidden, targets):
     return _forward(config, weight, hidden, targets)[0]
 
 
+@partial(jax.custom_vjp, nondiff_argnums=(0,))
+def _logps_and_collisions(config, weight, hidden, targets):
+    """`_target_logps`, and `log sum_v p(v)^2` of every position, which has no gradient."""
+    return _forward_both(config, weight, hidden, targets)[0]
+
+
 def _forward(config, weight, hidden, targets):
+    logps, saved, _ = _forward_of(config, weight, hidden, targets, False)
+    return logps, saved
+
+
+def _forward_both(config, weight, hidden, targets):
+    logps, saved, collisions = _forward_of(config, weight, hidden, targets, True)
+    return (logps, collisions), saved
+
+
+def _forward_of(config, weight, hidden, targets, collisions):
     def one(chunk):
         x, target = chunk
         logits = _logits(config, weight, x)
         # A comparison instead of a gather: the vocabulary may be sharded.
         chosen = jnp.sum(jnp.where(_is_target(logits, target), logits, 0.0), axis=-1)
         lse = jax.nn.logsumexp(logits, axis=-1)
-        return chosen - lse, lse, logits if single else None
+        squares = jax.nn.logsumexp(2 * logits, axis=-1) - 2 * lse if collisions else None
+        return chosen - lse, lse, logits if single else None, squares
 
     single = hidden.shape[0] == 1
-    logps, lse, logits = _map(one, (hidden, targets))
-    return logps, (weight, hidden, targets, lse, logits)
+    logps, lse, logits, squares = _map(one, (hidden, targets))
+    return logps, (weight, hidden, targets, lse, logits), squares
 
 
 def _backward(config, saved, d_logps):
@@ -154,6 +196,7 @@ def _backward(config, saved, d_logps):
 
 
 _target_logps.defvjp(_forward, _backward)
+_logps_and_collisions.defvjp(_forward_both, lambda config, saved, d: _backward(config, saved, d[0]))
 
 
 def _map(function, chunks):

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import warnings
 from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -23,22 +25,22 @@ _PROMPT_FIELDS = ("prompt_tokens", "prompt_segments", "prompt_positions")
 _ROW_FIELDS = ("tokens", "targets", "positions", "segments", "parents", "groups", "slots", "prompt_row")
 
 
-Read = Callable[[jax.Array, dict[str, jax.Array]], jax.Array]
+Read = Callable[[jax.Array, dict[str, jax.Array]], Any]
 
 
-def sum_over_responses(model: Decoder, batch: GroupBatch, read: Read, rows_per_chunk: int | None = None) -> jax.Array:
+def sum_over_responses(model: Decoder, batch: GroupBatch, read: Read, rows_per_chunk: int | None = None) -> Any:
     """Sums, for every response, what `read` says of the positions that `batch.slots` marks.
 
     Args:
       model: the decoder.
       batch: prompts and responses, see `align_jax.batch`; the arrays may be traced.
       read: (normalized hidden states `[D, n, R, W]`, these rows' arrays by name, such as `targets` `[D, n, R]`)
-        -> float32 `[D, n, R]`.
+        -> float32 `[D, n, R]`, or a tree of such arrays.
       rows_per_chunk: response rows of a shard computed at one time, n. With fewer than N, chunks run one after the other
         and their activations are computed again in the backward pass, so that memory does not grow with K. None: all.
 
     Returns:
-      float32 `[G, K]`; 0 for a response that does not exist.
+      float32 `[G, K]`, or a tree of them as `read` gives one; 0 for a response that does not exist.
 
     Raises:
       ValueError: `rows_per_chunk` below 1.
@@ -48,7 +50,7 @@ def sum_over_responses(model: Decoder, batch: GroupBatch, read: Read, rows_per_c
 
 def sums_and_load(
     model: Decoder, batch: GroupBatch, read: Read, rows_per_chunk: int | None = None, counted: bool = True
-) -> tuple[jax.Array, Load | None]:
+) -> tuple[Any, Load | None]:
     """`sum_over_responses`, and how the batch's tokens are spread over experts: of prompts (once) and responses, no padding.
 
     The load is None where it is not `counted`, and for a model that is no mixture.
@@ -80,8 +82,8 @@ def sums_and_load(
     load = more if load is None else jax.tree.map(jnp.add, load, more)
     if batch.spread > 1:
         # Every response stands in one shard, and is 0 in the others: between devices goes one number a response.
-        return constrain(sums.sum(0).reshape(batch.mask.shape), "shards", None), load
-    return sums.reshape(batch.mask.shape), load
+        return jax.tree.map(lambda x: constrain(x.sum(0).reshape(batch.mask.shape), "shards", None), sums), load
+    return jax.tree.map(lambda x: x.reshape(batch.mask.shape), sums), load
 
 
 def _warn_of_length(config: ModelConfig, batch: GroupBatch) -> None:
@@ -173,7 +175,8 @@ def _read_rows(model, batch, kv, read, counted, rows):
     rows = {name: sequence.dealt(jnp.asarray(x), 2) if x.ndim > 2 else x for name, x in rows.items()}
     inputs = Inputs(rows["tokens"], rows["positions"], seen, rows["segments"] > 0 if counted else None)
     ran = model.run_together(_prompts(model, batch, counted), inputs) if kv is None else model.run(inputs, kv)
-    return _sum_into_slots(read(ran.hidden, rows), rows["slots"], _slots(batch)), ran.load
+    into_slots = functools.partial(_sum_into_slots, slots=rows["slots"], count=_slots(batch))
+    return jax.tree.map(into_slots, read(ran.hidden, rows)), ran.load
 
 
 def _slots(batch: GroupBatch) -> int:

@@ -12,16 +12,15 @@ import jax
 import numpy as np
 from jax.sharding import Mesh, NamedSharding
 
-from align_jax.batch import GroupBatch
+from align_jax.batch import GroupBatch, GroupLabels
 from align_jax.data.packing.lengths import length_batches
 from align_jax.data.records import TokenGroup
 from align_jax.models import Decoder, ModelConfig
-from align_jax.models.experts import Load
 from align_jax.models.quantized import kind_of
 from align_jax.parallel.mesh import batch_sharding, data_shards, put_batch, put_whole_batch, replicated
 from align_jax.parallel.tpu_flags import compiler_options
 from align_jax.scoring.chunks import head_that_fits, position_bytes, rows_that_fit
-from align_jax.scoring.logps import HEAD_CHUNK, logps_and_load
+from align_jax.scoring.logps import HEAD_CHUNK, ResponseSums, scored_logps
 from align_jax.scoring.scores import scores_and_load
 
 
@@ -90,17 +89,30 @@ class Scorer:
 
         Weights of few bits are taken for what they are, whatever the config says: a reference may have fewer than the policy.
         """
-        return self.with_load(params, batch, counted=False)[0]
+        return self.scored(params, batch, counted=False).values
 
-    def with_load(self, params: dict, batch: GroupBatch, counted: bool = True) -> tuple[jax.Array, Load | None]:
-        """The same, and how the tokens of a mixture are spread over its experts (None for other models, or not `counted`)."""
+    def scored(self, params: dict, batch: GroupBatch, *, counted: bool = True, collisions: bool = False) -> ResponseSums:
+        """The same, and what else the pass can say, as `align_jax.scoring.logps.ResponseSums` has it.
+
+        Args:
+          counted: whether a mixture's load is counted.
+          collisions: whether `log_collisions` are asked for; a reward model has none.
+        """
         kind = kind_of(params)
         config = self.config if kind == self.config.quantize else dataclasses.replace(self.config, quantize=kind)
         model = Decoder(config, params, dtype=self.dtype, remat=self.remat, attention=self.attention)
         how = {"rows_per_chunk": self.chunk(batch), "counted": counted}
         if self.config.head == "score":
-            return scores_and_load(model, batch, **how)
-        return logps_and_load(model, batch, head_chunk=self.head(batch), **how)
+            return ResponseSums(*scores_and_load(model, batch, **how))
+        return scored_logps(model, batch, head_chunk=self.head(batch), collisions=collisions, **how)
+
+    def for_objective(
+        self, params: dict, batch: GroupBatch, needs_collisions: bool, counted: bool = True
+    ) -> tuple[ResponseSums, GroupLabels]:
+        """What is scored, and the labels of an objective: with `log_collisions` `[G, K]` among them where it needs them."""
+        found = self.scored(params, batch, counted=counted, collisions=needs_collisions)
+        labels = batch.group_labels
+        return found, labels.with_labels(log_collisions=found.log_collisions) if needs_collisions else labels
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -117,9 +129,16 @@ class FixedScorer:
 
     def batch(self, batch: GroupBatch) -> jax.Array:
         """`[G, K]` of a host batch that holds this process's shards, in the program that training scores with."""
+        return _compiled(self.scorer, batch_sharding(self.mesh))(self.weights, self._tokens(batch))
+
+    def for_objective(self, batch: GroupBatch) -> tuple[jax.Array, dict[str, jax.Array]]:
+        """`[G, K]` as `batch` gives, and the labels of an objective that needs collisions."""
+        found = _compiled_with_collisions(self.scorer, batch_sharding(self.mesh))(self.weights, self._tokens(batch))
+        return found.values, {"log_collisions": found.log_collisions}
+
+    def _tokens(self, batch: GroupBatch) -> GroupBatch:
         # Labels are not scored, and another label (a reference joined later) would be another program.
-        tokens = dataclasses.replace(batch, labels={}, per_response=())
-        return _compiled(self.scorer, batch_sharding(self.mesh))(self.weights, put_batch(tokens, self.mesh))
+        return put_batch(dataclasses.replace(batch, labels={}, per_response=()), self.mesh)
 
     def groups(self, groups: Sequence[TokenGroup], rows: int) -> Iterator[tuple[int, np.ndarray]]:
         """(place in `groups`, values `[K]`) of groups that every process holds whole, similar lengths together.
@@ -143,3 +162,9 @@ class FixedScorer:
 def _compiled(scorer: Scorer, where: NamedSharding) -> Callable[[dict, GroupBatch], jax.Array]:
     # With the training step's options: products that are added up in another order round differently.
     return jax.jit(scorer, out_shardings=where, compiler_options=compiler_options(where.mesh))
+
+
+@functools.lru_cache(maxsize=8)
+def _compiled_with_collisions(scorer: Scorer, where: NamedSharding) -> Callable[[dict, GroupBatch], ResponseSums]:
+    scored = functools.partial(scorer.scored, counted=False, collisions=True)
+    return jax.jit(scored, out_shardings=where, compiler_options=compiler_options(where.mesh))

@@ -66,11 +66,11 @@ def train_step(
     drop = dropout_keys(scorer.config, seed, state.step)
 
     def loss(trainable, micro):
-        logps, load = scorer.with_load(drop(merge(trainable, state.frozen), micro), micro)
-        metrics = _metrics(logps, micro.group_labels, objective, statistic)
+        found, labels = scorer.for_objective(drop(merge(trainable, state.frozen), micro), micro, objective.needs_collisions)
+        metrics = _metrics(found.values, labels, objective, statistic)
         sums = {name: (jnp.sum(total), jnp.sum(weight)) for name, (total, weight) in metrics.items()}
-        if load is not None:
-            sums = _balanced(sums, load, scorer.router_aux_weight)
+        if found.load is not None:
+            sums = _balanced(sums, found.load, scorer.router_aux_weight)
         return sums["loss"][0], sums
 
     def grad(trainable, micro):
@@ -136,11 +136,14 @@ def whole_batch_statistic(params: dict, batch: GroupBatch, scorer: Scorer, objec
     if type(objective).statistics is Objective.statistics or count == 1:
         return None
 
-    def add(carry, micro):
-        return jax.tree.map(jnp.add, carry, objective.statistics(scorer(params, micro), micro.group_labels)), None
+    def own(micro):
+        found, labels = scorer.for_objective(params, micro, objective.needs_collisions, counted=False)
+        return objective.statistics(found.values, labels)
 
-    first = jax.tree.map(lambda x: x[0], batch)
-    shapes = jax.eval_shape(lambda b: objective.statistics(scorer(params, b), b.group_labels), first)
+    def add(carry, micro):
+        return jax.tree.map(jnp.add, carry, own(micro)), None
+
+    shapes = jax.eval_shape(own, jax.tree.map(lambda x: x[0], batch))
     if shapes is None:
         return None
     zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)

@@ -5,9 +5,10 @@ from __future__ import annotations
 import copy
 
 import pytest
+import yaml
 
-from align_jax.config import Config
-from align_jax.config.identity import difference, identity
+from align_jax.config import Config, load_config
+from align_jax.config.identity import difference, identity, of_run
 
 BASE = {"model": {"path": "a/model"}, "data": {"train": "rows.jsonl"}, "objective": {"name": "dpo"}}
 
@@ -146,3 +147,17 @@ def test_evaluation_sets_may_be_rows_in_python():
     config = Config.of({**BASE, "data": {"train": rows, "eval": {"near": rows, "far": {"path": rows, "limit": 1}}}})
     near, far = (data.eval for data in config.data.eval_sets().values())
     assert near.rows == far["path"].rows == rows
+
+
+def test_a_run_of_wpo_from_before_alignments_had_none(tmp_path):
+    base = {**BASE, "objective": {"name": "wpo"}}
+    now = Config.of(base).to_dict()
+    before = copy.deepcopy(now)
+    del before["objective"]["alignment"]
+    assert identity(before) == identity(Config.of(base, "objective.alignment=none").to_dict()) != identity(now)
+    file = tmp_path / "config.yaml"
+    for objective in (before["objective"], [{**before["objective"], "weight": 1.0}, {"name": "sft", "weight": 0.1}]):
+        file.write_text(yaml.safe_dump({**before, "objective": objective}))
+        found = load_config(of_run(file)).objective
+        assert getattr(found, "terms", (found,))[0].alignment == "none"
+    assert load_config(file).objective.terms[0].alignment == "sampled"  # of a config that is somebody's, not a run's

@@ -27,7 +27,7 @@ def _batch(shards):
 
 def _loss_and_gradients(scorer, weights, batch):
     def loss(weights):
-        values, load = scorer.with_load(weights, batch)
+        values, load, _ = scorer.scored(weights, batch)
         signs = (batch.rows[:, None] + jnp.arange(2)) % 3 - 1.0
         return jnp.sum(values * signs) + 5 * balance_loss(load), (values, load)
 
@@ -102,13 +102,13 @@ def test_even_experts_have_the_least_balance_loss():
 def test_prompts_are_counted_once_and_padding_never():
     batch = _batch(1)
     weights = big_weights(MIXTURE)
-    _, load = jax.jit(Scorer(MIXTURE, "float32", attention="xla").with_load)(weights, batch)
+    load = jax.jit(Scorer(MIXTURE, "float32", attention="xla").scored)(weights, batch).load
     real = (batch.prompt_segments > 0).sum() + (batch.segments > 0).sum()
     assert real < batch.prompt_segments.size + batch.segments.size
     assert load.tokens == real
     np.testing.assert_array_equal(load.chosen.sum(-1), 2 * real)
     np.testing.assert_allclose(load.probs.sum(-1), real, rtol=1e-5)
-    _, in_chunks = jax.jit(Scorer(MIXTURE, "float32", attention="xla", rows_per_chunk=1).with_load)(weights, batch)
+    in_chunks = jax.jit(Scorer(MIXTURE, "float32", attention="xla", rows_per_chunk=1).scored)(weights, batch).load
     jax.tree.map(partial(np.testing.assert_allclose, rtol=1e-5), in_chunks, load)
 
 

@@ -45,6 +45,8 @@ def test_an_arrangement_says_the_labels_that_its_objective_reads(name):
     shapes = {**objective.arrangement.label_shapes(k), "ref_logps": ((k,), "float32")}
     if not objective.needs_reference:
         del shapes["ref_logps"]
+    if objective.needs_collisions:
+        shapes["log_collisions"] = ((k,), "float32")
     labels = {key: jax.ShapeDtypeStruct((3, *shape), dtype) for key, (shape, dtype) in shapes.items()}
     groups = GroupLabels(jax.ShapeDtypeStruct((3, k), bool), jax.ShapeDtypeStruct((3, k), "int32"), labels)
     logps = jax.ShapeDtypeStruct((3, k), "float32")
@@ -58,7 +60,8 @@ def test_random_labels_are_enough_for_a_loss(name):
     k = objective.arrangement.responses or 4
     labels = {key: np.stack([value] * 3) for key, value in objective.arrangement.random_labels(k).items()}
     logps = RNG.normal(-20, 3, (2, 3, k)).astype(np.float32)
-    out = group_metrics(logps[0], batch_of(np.ones((3, k), bool), ref_logps=logps[1], **labels), objective)
+    scored = {"ref_logps": logps[1], "log_collisions": logps[0] - 1}
+    out = group_metrics(logps[0], batch_of(np.ones((3, k), bool), **scored, **labels), objective)
     assert np.isfinite(mean(out["loss"])) and out["loss"][1].sum() > 0
     assert GDPO().arrangement.random_labels(k) is None  # beliefs come from data alone
 

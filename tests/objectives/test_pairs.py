@@ -44,6 +44,7 @@ def test_the_loss_of_the_first_step_is_known(name):
 
 LENGTHS = RNG.integers(1, 9, (5, 2))
 TOKENS = LENGTHS[:4].T.astype(np.float32)
+LOG_COLLISIONS = np.float32(-1.5)  # of a token
 
 
 def means(logps):
@@ -64,7 +65,11 @@ def means(logps):
         (objectives.RDPO(alpha=0.2), lambda f, _: losses.r_dpo_loss(*f, *TOKENS, beta=0.1, alpha=0.2)),
         (objectives.DPOPositive(penalty=5.0), lambda f, _: losses.dpo_positive_loss(*f, beta=0.1, penalty=5.0)),
         (
-            objectives.WPO(label_smoothing=0.1),
+            objectives.WPO(beta=0.3),
+            lambda f, m: losses.wpo_weights(*(x - LOG_COLLISIONS for x in m)) * losses.dpo_loss(*f, beta=0.3),
+        ),
+        (
+            objectives.WPO(label_smoothing=0.1, alignment="none"),
             lambda f, m: losses.wpo_weights(*m) * losses.dpo_loss(*f, beta=0.1, label_smoothing=0.1),
         ),
         (objectives.CPO(sft_weight=0.5), lambda f, m: losses.cpo_loss(*f[:2], m[0], beta=0.1, sft_weight=0.5)),
@@ -87,7 +92,7 @@ def means(logps):
 def test_an_objective_is_its_loss_over_existing_pairs(objective, expected):
     logps, batch = pairs()
     ref = batch.labels["ref_logps"] if objective.needs_reference else np.full_like(logps, np.nan)
-    out = objective(logps, batch_of(batch.mask, LENGTHS, ref_logps=ref))
+    out = objective(logps, batch_of(batch.mask, LENGTHS, ref_logps=ref, log_collisions=LOG_COLLISIONS * LENGTHS))
     arrays = (logps[:4, 0], logps[:4, 1], ref[:4, 0], ref[:4, 1])
     np.testing.assert_allclose(mean(out["loss"]), np.mean(expected(arrays, means(logps))), rtol=1e-5)
     assert all(np.isfinite(x).all() for entry in out.values() for x in entry)
@@ -99,7 +104,8 @@ def test_an_objective_is_its_loss_over_existing_pairs(objective, expected):
 def test_a_loss_of_the_margin_takes_the_scores_of_a_divergence_for_log_ratios(name):
     logps, batch = pairs()
     usual, own = OBJECTIVES[name](), OBJECTIVES[name](divergence="js")
-    labelled = batch_of(batch.mask, LENGTHS, ref_logps=batch.labels["ref_logps"])
+    scored = {"ref_logps": batch.labels["ref_logps"], "log_collisions": logps - 1}
+    labelled = batch_of(batch.mask, LENGTHS, **scored)
     inputs = usual.inputs(logps, batch.labels["ref_logps"], labelled)
     r = np.float64(logps[:4]) - batch.labels["ref_logps"][:4]
     scores = np.float32(np.log(2 / (1 + np.exp(-r)))).T
