@@ -24,7 +24,8 @@ class LoraConfig:
       rank: of each product's two factors; None is 16, or that of `path`.
       alpha: the adapter's part is scaled by alpha / rank; None is 32, or that of `path`.
       targets: projections that have one, as Hugging Face calls them: q_proj, k_proj, v_proj, o_proj, gate_proj, up_proj,
-        down_proj; None is all seven, or those of `path`. Experts of a mixture have none: there it is the first four.
+        down_proj; all-linear is all seven, and so is None, or those of `path`. Experts of a mixture have none: there it is the
+        first four.
       dropout: share of an input that the adapter does not see in training.
       rslora: scale by alpha / sqrt(rank) (arXiv 2312.03732).
       dora: train the norm of each output's weights apart from their direction (arXiv 2402.09353).
@@ -37,7 +38,7 @@ class LoraConfig:
 
     rank: int | None = None
     alpha: float | None = None
-    targets: list[str] | None = None
+    targets: list[str] | Literal["all-linear"] | None = None
     dropout: float = 0.0
     rslora: bool = False
     dora: bool = False
@@ -49,7 +50,7 @@ class LoraConfig:
         check_range("lora.rank", self.rank, 1, 4096)
         check_range("lora.alpha", self.alpha, 0, open_low=True)
         check_range("lora.dropout", self.dropout, 0, 1, open_high=True)
-        for name in [] if self.targets in (None, [_ALL]) else self.targets:
+        for name in [] if self.targets in (None, _ALL, [_ALL]) else self.targets:
             if _ours(name) not in TARGETS:
                 raise UserError(f"lora.targets: {name!r} has no adapter here; known: {', '.join(f'{n}_proj' for n in TARGETS)}")
         if self.targets == []:
@@ -67,7 +68,7 @@ class LoraConfig:
           UserError: targets that a mixture of experts has once for each expert.
         """
         known = [name for name in TARGETS if not mixture or name not in MLP_TARGETS]
-        wanted = set(known) if self.targets in (None, [_ALL]) else {_ours(name) for name in self.targets}
+        wanted = set(known) if self.targets in (None, _ALL, [_ALL]) else {_ours(name) for name in self.targets}
         if refused := sorted(wanted - set(known)):
             raise UserError(
                 f"lora.targets: {refused[0]}_proj is once for each expert in this model, and experts have no adapters here; "

@@ -7,6 +7,7 @@ import copy
 import os
 import re
 import shutil
+import socket
 import uuid
 from collections.abc import Iterator
 from pathlib import Path
@@ -18,6 +19,12 @@ from align_jax.errors import UserError
 from align_jax.hf.files import ADAPTER, INDEX, TOKENIZER_FILES
 from align_jax.hf.tokenizer import read_tokenizer
 from align_jax.hf.writer import METADATA
+from align_jax.terminal import PREFIX, write_line
+
+try:
+    import fcntl
+except ImportError:  # Windows
+    fcntl = None
 
 _WEIGHTS = re.compile(r"(adapter_)?model(-\d{5}-of-\d{5})?\.safetensors")
 _WRITTEN = {ADAPTER, "config.json", "generation_config.json", INDEX, *TOKENIZER_FILES}
@@ -57,11 +64,13 @@ def _is_ours(file: Path) -> bool:
 def written_whole(out: Path) -> Iterator[Path]:
     """A new folder beside `out`, which takes its place when the block ends without an error, and vanishes otherwise."""
     out.parent.mkdir(parents=True, exist_ok=True)
-    unique = uuid.uuid4().hex[:8]
+    clear_left(out)
+    unique = f"{socket.gethostname()}-{uuid.uuid4().hex[:8]}"
     temporary, old = (out.with_name(f".{out.name}.{unique}.{suffix}") for suffix in ("tmp", "old"))
     temporary.mkdir()
     try:
-        yield temporary
+        with _locked(temporary):
+            yield temporary
         if out.exists():
             out.rename(old)
         temporary.rename(out)
@@ -70,8 +79,54 @@ def written_whole(out: Path) -> Iterator[Path]:
             old.rename(out)
         shutil.rmtree(temporary, ignore_errors=True)
         raise
-    if old.exists():
-        shutil.rmtree(old)
+    shutil.rmtree(old, ignore_errors=True)  # what stays is removed by the next export
+
+
+def clear_left(out: Path) -> None:
+    """Brings back or removes what an export to `out` left that was killed: of this machine, and used by no process any more.
+
+    One that was killed while it took an earlier one's place left that one beside it, as `.OUT.HOST-ID.old`.
+    """
+    host = re.escape(socket.gethostname())
+    left = re.compile(rf"\.{re.escape(out.name)}\.{host}-[0-9a-f]{{8}}\.(tmp|old)")
+    for folder in sorted(out.parent.iterdir()):
+        found = left.fullmatch(folder.name)
+        if not found or not folder.is_dir():
+            continue
+        if found[1] == "old" and not out.exists():
+            folder.rename(out)
+            write_line(f"{PREFIX}{out}: an export was killed as it took the place of the model here, which is back")
+        elif found[1] == "old" or _is_free(folder):
+            shutil.rmtree(folder, ignore_errors=True)
+            write_line(f"{PREFIX}removed {folder}, which an export left that was killed")
+
+
+@contextlib.contextmanager
+def _locked(folder: Path) -> Iterator[None]:
+    """The folder locked for this process, where the system has such locks; they end with the process."""
+    opened = os.open(folder, os.O_RDONLY) if fcntl is not None else None
+    try:
+        if opened is not None:
+            with contextlib.suppress(OSError):  # a file system without them
+                fcntl.flock(opened, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        yield
+    finally:
+        if opened is not None:
+            os.close(opened)
+
+
+def _is_free(folder: Path) -> bool:
+    """Whether no process has the folder locked; False where that cannot be known."""
+    if fcntl is None:
+        return False
+    opened = os.open(folder, os.O_RDONLY)
+    try:
+        fcntl.flock(opened, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        return True
+    except OSError:
+        return False
+    finally:
+        os.close(opened)
 
 
 def check_tokenizer(tokenizer: Any) -> None:

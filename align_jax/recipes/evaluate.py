@@ -18,7 +18,7 @@ from align_jax.errors import MissingPackage, UserError, optional
 from align_jax.evaluation import Estimate, target_lines
 from align_jax.parallel.stop import StoppedPass, listening
 from align_jax.recipes.eval_text import eval_text
-from align_jax.recipes.evaluated import EvaluationJob, Result, columns_of, evaluate_models, file_name
+from align_jax.recipes.evaluated import EvaluationJob, Result, columns_of, evaluate_models, file_name, written_to
 from align_jax.recipes.evaluation import eval_sets, judge_of
 from align_jax.recipes.memory import memory_explained, of_pass
 from align_jax.recipes.models import as_program, model_at, trained_model
@@ -34,7 +34,8 @@ def evaluate(config: Config | str | os.PathLike | Mapping[str, Any]) -> list[dic
 
     Implicit rewards are relative to the one reference (`reference.path`, by default the starting model), with the config's
     `objective.beta`. Writes `evaluation.json` and the folder `evaluation/` (samples, plots) to `run.dir`; both are there
-    after each model, so that a later failure loses none.
+    after each model, so that a later failure loses none. A report that lacks something names it as `unfinished`, and stands in
+    `evaluation.unfinished.json` where there is a whole one of before.
 
     Args:
       config: what `Config.of` takes, or gives.
@@ -101,7 +102,8 @@ def report_of(config: Config) -> Report:
                 evaluate_models(job, models, results)
             except (KeyboardInterrupt, StoppedPass):
                 if results:
-                    say(f"{setup.folder.path / 'evaluation.json'} has {', '.join(r.name for r in results)}")
+                    file = written_to(setup.folder.path, unfinished=True)
+                    say(f"{file} has {', '.join(r.name for r in results)}")
                 raise
         lines = _plots(job, results) if config.evaluate.plots and jax.process_index() == 0 else []
     lines += [

@@ -6,12 +6,14 @@ import dataclasses
 import json
 import re
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import jax
 
 from align_jax.evaluation import Estimate, Judge, Responses, Table, as_json, estimates, stack
 from align_jax.files import write_whole
+from align_jax.parsing import json_of
 from align_jax.recipes.eval_text import EvalText
 from align_jax.recipes.evaluation import EvalData, Spoken, cut_in, divergence_table, speak
 from align_jax.recipes.say import say, watching
@@ -79,13 +81,33 @@ def evaluate_models(job: EvaluationJob, models: dict[str, ModelSource], results:
         del params
         path = "start" if source is setup.source else source.describe()
         results.append(Result(name, path, step, parts, text))
-        _finish(job, results, results[-1])
-    if any(waiting for result in results for waiting in _waiting(job, result)):
+        _finish(job, results, results[-1], [*list(models)[len(results) :], *_lacking(job, results)])
+    if lacking := _lacking(job, results):
         reference = setup.load(setup.reference)[0]
-        for result in results:
+        for number, result in enumerate(results):
             for data, part in _waiting(job, result):
                 part.tables.append(divergence_table(data, part.spoken, reference))
-            _finish(job, results, result)
+            _finish(job, results, result, lacking if number + 1 < len(results) else [])
+
+
+def written_to(folder: Path, unfinished: bool) -> Path:
+    """The file of a report: one that lacks something is put beside a whole one of before, not in its place."""
+    whole = folder / "evaluation.json"
+    return folder / "evaluation.unfinished.json" if unfinished and _is_whole(whole) else whole
+
+
+def _is_whole(file: Path) -> bool:
+    if not file.exists():
+        return False
+    try:
+        return "unfinished" not in json_of(file.read_text(encoding="utf-8"))
+    except (ValueError, OSError):  # somebody's work, as far as is known
+        return True
+
+
+def _lacking(job: EvaluationJob, results: list[Result]) -> list[str]:
+    """What of the samples is still to come, behind the models."""
+    return ["kl/reference"] if any(_waiting(job, result) for result in results) else []
 
 
 def _on(data: EvalData, params: dict, judge: Judge | None, first: bool) -> OfSet:
@@ -104,8 +126,8 @@ def _waiting(job: EvaluationJob, result: Result) -> list[tuple[EvalData, OfSet]]
     return [(data, part) for data, part in both if part.spoken is not None and part.spoken.policy is not None]
 
 
-def _finish(job: EvaluationJob, results: list[Result], changed: Result) -> None:
-    """Makes the intervals of a model, and writes what there is of all."""
+def _finish(job: EvaluationJob, results: list[Result], changed: Result, unfinished: list[str]) -> None:
+    """Makes the intervals of a model, and writes what there is of all; `unfinished` names what is still to come."""
     config = job.setup.config
     how = (config.evaluate.resamples, config.run.seed)
     with watching(f"intervals of {changed.name}"):
@@ -121,7 +143,10 @@ def _finish(job: EvaluationJob, results: list[Result], changed: Result) -> None:
     values = config.to_dict()["evaluate"]
     judge = job.judge.quality if job.judge else None
     report = {**_settings(job, changed), "evaluate": values, "judge": judge, "models": models}
-    write_whole(folder / "evaluation.json", json.dumps(report, indent=2, default=str) + "\n")
+    report |= {"unfinished": unfinished} if unfinished else {}
+    write_whole(written_to(folder, bool(unfinished)), json.dumps(report, indent=2, default=str) + "\n")
+    if not unfinished:
+        (folder / "evaluation.unfinished.json").unlink(missing_ok=True)
     for data, part in zip(job.sets, changed.parts, strict=True):
         if part.spoken:
             lines = (json.dumps(row, ensure_ascii=False) + "\n" for row in part.spoken.rows)

@@ -3,6 +3,7 @@
 import pytest
 
 from align_jax.config import Config
+from align_jax.config.lora import LoraConfig
 from align_jax.errors import UserError
 
 PLAIN = {"model": {"path": "a/model"}, "objective": {"name": "mpo"}}
@@ -21,3 +22,11 @@ def test_a_file_with_an_adapter_without_it(tmp_path):
     assert Config.of(tmp_path / "c.yaml", "lora=null") == Config.of(PLAIN)
     with pytest.raises(UserError, match="^--lora: expected keys and values, got 3"):
         Config.of(tmp_path / "c.yaml", "lora=3")
+
+
+def test_all_linear_may_be_a_text_as_peft_has_it():
+    for targets in ("all-linear", ["all-linear"], None):
+        config = LoraConfig(targets=targets)
+        assert len(config.adapter(()).targets) == 7
+    with pytest.raises(UserError, match="lora.targets: 'q_proj' is not a list of texts or one of all-linear"):
+        Config.of({**PLAIN, "lora": {"targets": "q_proj"}})

@@ -25,6 +25,7 @@ from align_jax.models import Decoder, ModelConfig, init_weights
 from align_jax.recipes.evaluate import say_leaks, side_by_side
 from align_jax.recipes.evaluation import EvalData
 from align_jax.recipes.folder import RunFolder
+from align_jax.recipes.setup import Setup
 from align_jax.recipes.source import StoredModel, TrainedModel
 from align_jax.training.logs import read_metrics
 from tests.processes import finish, start_two
@@ -337,3 +338,34 @@ def test_prompts_that_a_run_may_have_seen_are_said(tmp_path, capsys):
     assert "trained with another data.eval, 0.1: it may have seen the prompts" in capsys.readouterr().err
     say_leaks(Config.of(config, "data.eval=other.jsonl"), {"run": source})
     assert not capsys.readouterr().err
+
+
+def test_a_report_that_was_stopped_takes_no_whole_ones_place(world, tmp_path, monkeypatch, capsys):
+    run = tmp_path / "run"
+    shutil.copytree(world / "run", run)
+    (run / "evaluation.json").unlink(missing_ok=True)
+    how = ("--run.dir", run, "--evaluate.samples", 0, "--evaluate.plots", False)
+    both = ("--evaluate.models", f"{{run: {run}, exported: {world / 'exported'}}}")
+    load = Setup.load
+
+    def stopped(self, source):
+        if source.describe() == str(world / "exported"):
+            raise KeyboardInterrupt
+        return load(self, source)
+
+    def stop() -> str:
+        with monkeypatch.context() as patched, pytest.raises((KeyboardInterrupt, SystemExit)):
+            patched.setattr(Setup, "load", stopped)
+            raise SystemExit(evaluate(world / "beliefs.yaml", *how, *both))
+        return capsys.readouterr().err
+
+    assert f"{run / 'evaluation.json'} has run" in stop()  # there is none of before
+    assert report(run)["unfinished"] == ["exported"] and list(report(run)["models"]) == ["run"]
+    assert evaluate(world / "beliefs.yaml", *how, *both) == 0
+    whole = report(run)
+    assert "unfinished" not in whole and list(whole["models"]) == ["run", "exported"]
+    assert f"{run / 'evaluation.unfinished.json'} has run" in stop()
+    assert report(run) == whole
+    assert json.loads((run / "evaluation.unfinished.json").read_text())["unfinished"] == ["exported"]
+    assert evaluate(world / "beliefs.yaml", *how, *both) == 0
+    assert report(run) == whole and not (run / "evaluation.unfinished.json").exists()
