@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
-from align_jax.config.identity import of_run
+from align_jax.config.began import of_run
 from align_jax.config.source import ConfigValues, Override, escaped
 from align_jax.errors import UserError
 from align_jax.parsing import json_of

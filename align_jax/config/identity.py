@@ -6,10 +6,8 @@ import hashlib
 import json
 import re
 from collections.abc import Iterator, Mapping
-from pathlib import Path
 from typing import Any
 
-from align_jax.config.source import ConfigValues
 from align_jax.data.config import LATER as LATER_OF_DATA
 from align_jax.data.formats import AUTO
 from align_jax.data.members import KEYS
@@ -72,23 +70,10 @@ _LATER_OF: dict[str, dict[str, Any]] = {
     "simpo": {"objective.label_smoothing": 0.0},
     "gdpo": {"objective.desirable_weight": 1.0, "objective.undesirable_weight": 1.0},
 }
-# Keys that came later and whose default is *not* what was there before: a run's own config, which names all keys, lacks them.
-_WITHOUT: dict[str, dict[str, Any]] = {"wpo": {"alignment": "none"}}
 # Keys whose default is written in another way now, as it was before.
 _BEFORE: dict[str, Any] = {"data.split": "train"}
 # Keys that a run decides when it begins, as one without them began before there was a choice.
 _BEGUN: dict[str, Any] = _BEFORE | {"optimizer.decayed": "embeddings"}
-
-
-def of_run(path: Path) -> ConfigValues:
-    """The values of a run's own config, with what the keys that came after it mean for it; errors as `ConfigValues.read`."""
-    found = ConfigValues.read(path)
-    objective = found.values.get("objective")
-    for term in objective if isinstance(objective, list) else [objective]:
-        if isinstance(term, dict):
-            for key, value in _WITHOUT.get(str(term.get("name")), {}).items():
-                term.setdefault(key, value)
-    return found
 
 
 def flat(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:

@@ -26,12 +26,14 @@ Override = tuple[str, Any]  # ("train.steps", 10)
 # sections that an option may give whole: --objective '[{name: dpo}, {name: sft, weight: 0.1}]', --lora {} or null
 WHOLE = ("objective", "lora")
 _LONGEST = 2**20  # characters of a config
+_QUOTES = ("'", '"', "|", ">", "!")  # with which YAML begins a text that is not as it stands
+_NAMES = ("&", "*")  # with which it names a value, and takes a named one: nothing that an option has
 
 
 def parse_overrides(argv: Sequence[str]) -> list[Override]:
     """`--section.key value` and `--section.key=value` as pairs, and the sections of `WHOLE`.
 
-    Values are YAML (`3`, `1e-4`, `null`, `[a]`) or text.
+    Values are YAML (`3`, `1e-4`, `null`, `[a]`) or text, which stays as it was typed unless it has quotes.
 
     Raises:
       UserError: an argument that is not an option, or an option without a value.
@@ -52,6 +54,8 @@ def parse_overrides(argv: Sequence[str]) -> list[Override]:
 
 
 def _parse_value(text: str, key: str) -> Any:
+    if text.lstrip()[:1] in _NAMES:
+        return text
     try:
         check_yaml(text)
     except yaml.YAMLError:
@@ -63,6 +67,9 @@ def _parse_value(text: str, key: str) -> Any:
         value = OmegaConf.to_container(OmegaConf.from_dotlist([f"value={text}"]))["value"]
     # for a malformed ${...}, which `resolve` names; a ValueError: no day of the calendar
     except (yaml.YAMLError, OmegaConfBaseException, ValueError, RecursionError):
+        return text
+    # YAML folds lines of a text without quotes, trims it, and ends it at a hash: it is what was typed instead
+    if isinstance(value, str) and text.lstrip()[:1] not in _QUOTES:
         return text
     # prose with a colon or a hash is text, not a mapping or nothing; so is a template such as {prompt}
     prose = isinstance(value, (dict, list)) and (text[:1] not in "{[" or (isinstance(value, dict) and ":" not in text))

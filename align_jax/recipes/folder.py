@@ -18,7 +18,8 @@ import jax
 
 from align_jax import hf
 from align_jax.config import Config, load_config
-from align_jax.config.identity import FREE, difference, of_run
+from align_jax.config.began import of_run
+from align_jax.config.identity import FREE, difference
 from align_jax.errors import UserError
 from align_jax.files import write_whole
 from align_jax.lock import check_held, held

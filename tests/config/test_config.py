@@ -108,6 +108,20 @@ def test_override_values():
 
 
 @pytest.mark.parametrize(
+    "text",
+    ["Q: {prompt}\nA:", "Question {prompt}\nAnswer", " {prompt}", "Say ", "so #1", "a\n\nb", "b\n", "&a b", "*{prompt}*"],
+)
+def test_a_text_stays_as_it_was_typed(text):
+    """YAML folds lines without quotes, trims them and ends them at a hash: tokens that nobody typed."""
+    assert parse_overrides(["--data.prompt_template", text]) == [("data.prompt_template", text)]
+
+
+def test_a_text_in_quotes_is_what_yaml_reads():
+    for text, value in (("'a b'", "a b"), ('"a\\nb"', "a\nb"), ("' 3'", " 3"), ("|\n a\n b\n", "a\nb\n")):
+        assert parse_overrides(["--a.b", text]) == [("a.b", value)]
+
+
+@pytest.mark.parametrize(
     "argv, message",
     [
         (["--train.steps"], "--train.steps has no value"),

@@ -8,7 +8,8 @@ import pytest
 import yaml
 
 from align_jax.config import Config, load_config
-from align_jax.config.identity import difference, identity, of_run
+from align_jax.config.began import of_run
+from align_jax.config.identity import difference, identity
 
 BASE = {"model": {"path": "a/model"}, "data": {"train": "rows.jsonl"}, "objective": {"name": "dpo"}}
 
