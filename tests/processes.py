@@ -43,7 +43,7 @@ def start_several(code: str, arguments: list, number: int) -> list[subprocess.Po
     ]
 
 
-def finish(processes: list[subprocess.Popen], seconds: float = 120) -> list[str]:
+def finish(processes: list[subprocess.Popen], seconds: float = 300) -> list[str]:
     """What they said on stderr, once all have ended well."""
     try:
         said = [process.communicate(timeout=seconds)[1] for process in processes]
