@@ -171,6 +171,10 @@ class Checkpoint:
             raise UserError(f"tensor {name!r} in {self.file(name)} has type {self._codes[name]}; supported: {', '.join(CODES)}")
         return CODES[self._codes[name]]
 
+    def code(self, name: str) -> str:
+        """What the file calls the type of a tensor, such as BF16 and U8."""
+        return self._codes[name]
+
     def file(self, name: str) -> Path:
         """The file that holds a tensor."""
         return self.folder / self._where[name]
