@@ -21,7 +21,7 @@ peft = pytest.importorskip("peft")
 ATTENTION = ["q_proj", "k_proj", "v_proj", "o_proj"]
 
 
-@pytest.fixture(scope="module", params=["mixtral", "qwen3_moe"])
+@pytest.fixture(scope="module", params=["mixtral", "qwen3_moe", "gpt_oss"])
 def base(request, tmp_path_factory):
     return models.save(models.torch_model(request.param), tmp_path_factory.mktemp(request.param))
 
