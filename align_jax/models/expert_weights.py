@@ -1,7 +1,7 @@
 """The rows of the table of weights (`align_jax.models.weights`) that a mixture has: its router and its experts.
 
-Families name them in three ways, of which a config has one. Where a checkpoint holds all experts of a layer in one tensor, it is
-as ours, but for gate and up, whose columns take turns in one.
+Families name them in three ways, of which a config has one. Where a checkpoint holds all experts of a layer in one tensor, it
+is as ours, but for gate and up, whose columns take turns in one.
 """
 
 from __future__ import annotations

@@ -25,7 +25,7 @@ class Stored:
     Attributes:
       name: of the tensor; `{layer}` is the layer's number, `{expert}` the expert's.
       layout: how that tensor becomes ours.
-      in_turn: of a tensor that holds several weights, the last axis takes turns among them (False: one's rows follow another's).
+      in_turn: the last axis of a tensor that holds several weights takes turns among them (False: one's rows follow another's).
     """
 
     name: str

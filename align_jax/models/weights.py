@@ -19,11 +19,12 @@ from align_jax.models import adapter as lora
 from align_jax.models import quantized
 from align_jax.models.config import ModelConfig
 from align_jax.models.expert_weights import expert_rows
-from align_jax.models.initializers import normal, normal_to_residual, ones, zeros
+from align_jax.models.initializers import normal_to_residual, ones, zeros
 from align_jax.models.layouts import FLAT, SAME, SPLIT_INPUTS, SPLIT_OUTPUTS
 from align_jax.models.quantized import Quantized
 from align_jax.models.row import Path, Stored, Weight, always, in_layer
 from align_jax.parallel.axes import shardings
+
 
 def _norm(path: Path, name: str, present: Callable[[ModelConfig], bool] = always) -> Weight:
     return Weight(path, ("width",), ("norm",), Stored(name, SAME), init=ones, decay=False, present=present)

@@ -41,8 +41,8 @@ FAMILIES = {
     "experts not normed": dataclasses.replace(BASE, experts=4, active_experts=3, norm_expert_weights=False, qk_norm=True),
     "gpt-oss": dataclasses.replace(
         BASE,
-        **{"mlp_width": 10, "layers": 3, "experts": 5, "active_experts": 2, "expert_biases": True, "sinks": True, "o_bias": True},
-        **{"qkv_bias": True, "norm_float32": True, "activation": "clamped_swiglu"},
+        **{"mlp_width": 10, "layers": 3, "experts": 5, "active_experts": 2, "expert_biases": True, "sinks": True},
+        **{"qkv_bias": True, "o_bias": True, "norm_float32": True, "activation": "clamped_swiglu"},
         **{"sliding_window": 4, "layer_windows": (True, False, True)},
     ),
     "clamped gates": dataclasses.replace(BASE, activation="clamped_swiglu"),

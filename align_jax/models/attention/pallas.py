@@ -37,7 +37,7 @@ def attend_pallas(q, k, v, seen: Runs, prefix_k=None, prefix_v=None, cap=None, s
 
 
 def _run(cap, blocks: Blocks, q, k, v, *rest):
-    """Of one device: q `[D, N, R, H, E]`; then prompts `[D, M, P, Hk, E]`, if any, the arrays of `Runs`, and sinks `[H]`, if any."""
+    """Of one device: q `[D, N, R, H, E]`; prompts `[D, M, P, Hk, E]`, if any; the arrays of `Runs`; sinks `[H]`, if any."""
     sinks = rest[-1] if rest[-1].ndim == 1 else None
     *prompt, spans, by_token, by_key, counts = rest if sinks is None else rest[:-1]
     return _attention(cap, q, k, v, *(prompt or (None, None)), Runs(spans, by_token, by_key, counts, blocks), sinks)
@@ -60,7 +60,12 @@ def _forward(cap, q, k, v, prefix_k, prefix_v, seen: Runs, sinks):
 
 
 def _with_sinks(out, lse, sinks):
-    """What the kernels gave, with one more logit in each softmax: `lse' = log(exp(lse) + exp(s)),  out' = out exp(lse - lse')`."""
+    """What the kernels gave, with one more logit in each softmax.
+
+        lse' = log(exp(lse) + exp(s)),    out' = out exp(lse - lse')
+
+    The backward kernels take these two as they take those without it: no weight of a key is other than `exp(logit - lse')`.
+    """
     merged = jnp.logaddexp(lse, sinks)
     return (out * jnp.exp(lse - merged)[:, :, :, None]).astype(out.dtype), merged
 

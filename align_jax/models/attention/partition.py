@@ -22,7 +22,9 @@ def over_mesh(
     pieces: tuple[jax.Array, ...] = (),
     of_heads: tuple[jax.Array, ...] = (),
 ) -> jax.Array:
-    """`run(q, *keys, *ids, *pieces, *of_heads)` under shard_map on the mesh in context: shards over data and fsdp, heads over tensor.
+    """`run(q, *keys, *ids, *pieces, *of_heads)` under shard_map on the mesh in context.
+
+    Shards are cut over data and fsdp, heads over tensor.
 
     With `pieces`, positions are cut over `sequence`, too, and `run` finds its own part of them in q and in keys, which it
     brings together by `sequence.gathered`.
