@@ -180,8 +180,12 @@ class Checkpoint:
         return self.folder / self._where[name]
 
     def read(self, name: str, index: tuple[slice, ...]) -> np.ndarray:
-        """A rectangular piece of a tensor, read into fresh memory; nothing else of the file is kept."""
-        return self._files[self._where[name]].get_slice(name)[index]
+        """A rectangular piece of a tensor, read into fresh memory; nothing else of the file is kept.
+
+        Slices may have steps: what is between them is read, too.
+        """
+        piece = self._files[self._where[name]].get_slice(name)[tuple(slice(each.start, each.stop) for each in index)]
+        return piece[tuple(slice(None, None, each.step) for each in index)] if any(each.step for each in index) else piece
 
 
 def _weight_map(folder: Path) -> dict[str, str] | None:

@@ -20,6 +20,8 @@ _BLOCKS, _SCALES = "_blocks", "_scales"
 _INPUTS = 32  # that share a scale
 _POSITIVE = np.array([0.0, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0], np.float32)
 _NUMBERS = np.concatenate([_POSITIVE, -_POSITIVE])
+# Both numbers of each byte, as one of 8 bytes: NumPy looks those up 10 times as fast as pairs.
+_PAIRS = np.stack([np.tile(_NUMBERS, 16), np.repeat(_NUMBERS, 16)], axis=-1).view(np.uint64)[:, 0]
 _DTYPE = np.dtype(jnp.bfloat16)  # which holds every product of a number and a scale
 
 
@@ -72,20 +74,20 @@ class Unpacked:
         return _DTYPE if name in self.packed else self._checkpoint.dtype(name)
 
     def read(self, name: str, index: tuple[slice, ...]) -> np.ndarray:
-        """As `Checkpoint.read`; an expert at a time."""
+        """As `Checkpoint.read`; an expert at a time, and of columns in turn those alone that are asked for."""
         if name not in self.packed:
             return self._checkpoint.read(name, index)
-        (first, last, _), (start, stop, _), (left, right, _) = (
+        (first, last, _), (start, stop, _), (left, right, step) = (
             each.indices(size) for each, size in zip(index, self.shapes[name], strict=True)
         )
         of_scales = slice(start // _INPUTS, -(-stop // _INPUTS))
         inside = slice(start - of_scales.start * _INPUTS, stop - of_scales.start * _INPUTS)
-        found = np.empty((last - first, stop - start, right - left), _DTYPE)
+        found = np.empty((last - first, stop - start, len(range(left, right, step))), _DTYPE)
         for expert in range(first, last):
             where = (slice(expert, expert + 1), slice(left, right), of_scales)
             scales = self._checkpoint.read(name + _SCALES, where)[0]
             blocks = self._checkpoint.read(name + _BLOCKS, (*where, slice(0, _INPUTS // 2)))[0]
-            found[expert - first] = dequantized(blocks, scales)[:, inside].T
+            found[expert - first] = dequantized(blocks[::step], scales[::step])[:, inside].T
         return found
 
 
@@ -95,7 +97,6 @@ def dequantized(blocks: np.ndarray, scales: np.ndarray) -> np.ndarray:
     Args:
       blocks: pairs of codes. scales: of each block.
     """
-    numbers = np.stack([_NUMBERS[blocks & 15], _NUMBERS[blocks >> 4]], axis=-1)
-    numbers = numbers.reshape(*blocks.shape[:-1], _INPUTS)
-    scaled = np.ldexp(numbers, scales.astype(np.int32)[..., None] - 127)
-    return scaled.reshape(*scales.shape[:-1], -1).astype(_DTYPE)
+    numbers = _PAIRS[blocks].view(np.float32)
+    numbers *= np.ldexp(np.float32(1), scales.astype(np.int32) - 127)[..., None]
+    return numbers.reshape(*scales.shape[:-1], -1).astype(_DTYPE)

@@ -43,13 +43,13 @@ class Tensor:
 
     def read(self, checkpoint: Any, bounds: Iterable[tuple[int, int]]) -> np.ndarray:
         """A rectangular piece of what is ours, from the first index to before the last one along each axis."""
-        first, *others = bounds
         if self.turns == 1:
+            first, *others = bounds
             rows = slice(first[0] + self.start, first[1] + self.start)
             return checkpoint.read(self.name, (rows, *(slice(*b) for b in others)))
-        *before, last = (slice(*b) for b in (first, *others))
-        columns = slice(last.start * self.turns, last.stop * self.turns)
-        return checkpoint.read(self.name, (*before, columns))[..., self.start :: self.turns]
+        *before, (left, right) = bounds
+        columns = slice(left * self.turns + self.start, right * self.turns, self.turns)
+        return checkpoint.read(self.name, (*(slice(*b) for b in before), columns))
 
     @property
     def place(self) -> tuple[int, ...]:

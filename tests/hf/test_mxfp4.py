@@ -88,7 +88,7 @@ def test_any_piece_is_a_piece_of_the_whole(folders):
     name = "model.layers.1.mlp.experts.gate_up_proj"
     assert unpacked.shapes[name] == (4, 64, 64) and len(unpacked.packed) == 6
     whole = unpacked.read(name, (slice(None),) * 3)
-    for index in ((slice(1, 3), slice(5, 40), slice(3, 7)), (slice(0, 1), slice(33, 64), slice(0, 64))):
+    for index in ((slice(1, 3), slice(5, 40), slice(3, 7)), (slice(0, 1), slice(33, 64), slice(9, 64, 2))):
         np.testing.assert_array_equal(unpacked.read(name, index), whole[index])
 
 
