@@ -59,6 +59,8 @@ def check_saved(config: ModelConfig, saved: tuple[str, ...], key: str) -> None:
         raise UserError(
             f"{key}: {sparse[0]} is of a mixture of experts, whose experts and routers are not trained beside an adapter"
         )
+    if "layers.sinks" in saved:
+        raise UserError(f"{key}: sinks are a parameter and no module, which PEFT cannot save whole; leave them out")
     if config.fused and (parts := [name for name in saved if module_of(name.removeprefix("layers."))]):
         raise UserError(f"{key}: {parts[0]} is one tensor with others in this model's checkpoints (Phi); leave it out")
     if both := [name for name in saved if name.removeprefix("layers.") in TARGETS]:

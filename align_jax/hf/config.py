@@ -10,6 +10,7 @@ from align_jax.errors import UserError
 from align_jax.hf.dtypes import resolve_dtype
 from align_jax.hf.families import ARCHITECTURES, FAMILIES, Family
 from align_jax.hf.fields import REQUIRED, boolean, integer, number
+from align_jax.hf.mxfp4 import MXFP4
 from align_jax.hf.rope import RopeContext, read_rope, read_rope_by_kind, rope_fields, rope_fields_by_kind
 from align_jax.models import ModelConfig
 
@@ -47,8 +48,9 @@ _REWRITTEN = {
     "layer_types",
     "_name_or_path",
     "num_labels",
+    "quantization_config",
 }
-_ACTIVATIONS = {"silu": "silu", "gelu_tanh": "gelu_pytorch_tanh"}
+_ACTIVATIONS = {"silu": "silu", "gelu_tanh": "gelu_pytorch_tanh", "clamped_swiglu": "silu"}
 
 
 def model_config_from_hf(hf: dict[str, Any], where: str, head: str | None = "lm_head") -> ModelConfig:
@@ -232,11 +234,15 @@ def _reject_unsupported(hf: dict, where: str, family: Family) -> None:
             raise UserError(f"{where}: {key} is {hf[key]!r}; only {only!r} is supported")
     if hf.get("quantization_config") is not None:
         method = hf["quantization_config"].get("quant_method")
+        if family.packed and method == MXFP4:
+            return
         raise UserError(f"{where}: the weights are quantized (quant_method {method!r}); use the unquantized checkpoint")
 
 
 def _rope(hf: dict, where: str, family: Family, length: int, size: int) -> dict[str, Any]:
     """The values of ModelConfig that say how queries and keys are rotated."""
+    if "rope_scaling" in family.absent and not hf.get("rope_scaling") and not hf.get("rope_parameters"):
+        hf = {**hf, "rope_scaling": family.absent["rope_scaling"]}
     context = RopeContext(length, size, family.absent.get("rope_theta", _THETA), family.rotates_a_part)
     if family.local_rope is None:
         theta, scaling, rotated = read_rope(hf, where, context)

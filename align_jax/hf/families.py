@@ -28,6 +28,7 @@ class Family:
       activation: the field that names the MLP's activation.
       only: settings that would change the numbers, and the one value of each that is computed.
       rotates_a_part: whether a part of a head may be rotated.
+      packed: whether checkpoints may hold the weights of experts as MXFP4 (`align_jax.hf.mxfp4`).
       classifies: whether transformers has a sequence classifier of it, which a reward model is written as.
     """
 
@@ -43,6 +44,7 @@ class Family:
     only: Fields = dataclasses.field(default_factory=lambda: {"attention_bias": False, "mlp_bias": False})
     rotates_a_part: bool = False
     classifies: bool = True
+    packed: bool = False
 
     def architecture(self, head: str) -> str:
         """The class of transformers for a head."""
@@ -61,6 +63,9 @@ _GEMMA = {
     "vocab_size": 256000,
 }
 _GEMMA_PIECES = {"norms": "both", "norm_offset": 1.0, "norm_float32": True, "activation": "gelu_tanh"}
+_GPT_OSS_PIECES = {"qkv_bias": True, "o_bias": True, "sinks": True, "expert_biases": True}
+_GPT_OSS_PIECES |= {"norm_float32": True, "activation": "clamped_swiglu"}
+_GPT_OSS_ROPE = {"rope_type": "yarn", "factor": 32.0, "truncate": False, "original_max_position_embeddings": 4096}
 _OLMO_PIECES = {"norms": "after", "norm_float32": True, "qk_norm_whole": True}
 
 _ALL = (
@@ -194,6 +199,23 @@ _ALL = (
         read=fields.read_seed_oss,
         write=fields.write_seed_oss,
         only=fields.SEED_OSS_ONLY,
+    ),
+    Family(
+        "gpt_oss",
+        "GptOss",
+        pieces=_GPT_OSS_PIECES,
+        absent={
+            "max_position_embeddings": 131072,
+            "rope_theta": 150000.0,
+            "rope_scaling": _GPT_OSS_ROPE,
+            "num_key_value_heads": 8,
+            "head_dim": 64,
+            "rms_norm_eps": 1e-5,
+        },
+        read=fields.read_gpt_oss,
+        write=fields.write_gpt_oss,
+        only=fields.GPT_OSS_ONLY,
+        packed=True,
     ),
 )
 FAMILIES: dict[str, Family] = {family.kind: family for family in _ALL}

@@ -11,6 +11,7 @@ from align_jax.hf.rope import FULL, SLIDING
 from align_jax.models import ModelConfig
 
 Fields = dict[str, Any]
+GPT_OSS_ONLY = {"attention_bias": True, "swiglu_alpha": 1.702, "swiglu_limit": 7.0}
 SEED_OSS_ONLY = {"attention_out_bias": False, "mlp_bias": False}
 
 
@@ -263,6 +264,18 @@ def read_mixtral(hf: Fields, where: str) -> Fields:
 def write_mixtral(config: ModelConfig) -> Fields:
     """The experts, by their names there."""
     return {"num_local_experts": config.experts, "num_experts_per_tok": config.active_experts}
+
+
+def read_gpt_oss(hf: Fields, where: str) -> Fields:
+    """The experts, by one of two names each, and the windows."""
+    experts = integer(hf, "num_local_experts", where, hf.get("num_experts", 128))
+    active = integer(hf, "num_experts_per_tok", where, hf.get("experts_per_token", 4))
+    return {"experts": experts, "active_experts": active, **patterned(128, lambda i, _: i % 2 == 0)(hf, where)}
+
+
+def write_gpt_oss(config: ModelConfig) -> Fields:
+    """The experts and the windows, and what is the same in all of them."""
+    return {**write_mixtral(config), **write_types(config), "experts_per_token": config.active_experts, **GPT_OSS_ONLY}
 
 
 def read_qwen3_moe(hf: Fields, where: str) -> Fields:

@@ -171,13 +171,21 @@ class Checkpoint:
             raise UserError(f"tensor {name!r} in {self.file(name)} has type {self._codes[name]}; supported: {', '.join(CODES)}")
         return CODES[self._codes[name]]
 
+    def code(self, name: str) -> str:
+        """What the file calls the type of a tensor, such as BF16 and U8."""
+        return self._codes[name]
+
     def file(self, name: str) -> Path:
         """The file that holds a tensor."""
         return self.folder / self._where[name]
 
     def read(self, name: str, index: tuple[slice, ...]) -> np.ndarray:
-        """A rectangular piece of a tensor, read into fresh memory; nothing else of the file is kept."""
-        return self._files[self._where[name]].get_slice(name)[index]
+        """A rectangular piece of a tensor, read into fresh memory; nothing else of the file is kept.
+
+        Slices may have steps: what is between them is read, too.
+        """
+        piece = self._files[self._where[name]].get_slice(name)[tuple(slice(each.start, each.stop) for each in index)]
+        return piece[tuple(slice(None, None, each.step) for each in index)] if any(each.step for each in index) else piece
 
 
 def _weight_map(folder: Path) -> dict[str, str] | None:

@@ -10,7 +10,8 @@ from __future__ import annotations
 import dataclasses
 import functools
 import os
-from collections.abc import Collection, Iterable
+import warnings
+from collections.abc import Collection
 from typing import Any, Literal
 
 import jax
@@ -25,6 +26,7 @@ from align_jax.hf.adapter import load_adapter, read_adapter
 from align_jax.hf.config import model_config_from_hf
 from align_jax.hf.dtypes import resolve_dtype
 from align_jax.hf.files import Checkpoint, read_json, resolve_folder
+from align_jax.hf.mxfp4 import Unpacked
 from align_jax.models import Decoder, ModelConfig, quantized, weight_shardings
 from align_jax.models.adapting import with_adapter
 from align_jax.models.layouts import Layout
@@ -123,8 +125,12 @@ def load_weights(
         also `Checkpoint`.
     """
     dtype = resolve_dtype(param_dtype, "param_dtype")
-    checkpoint = Checkpoint(resolve_folder(path))
+    checkpoint = Unpacked(Checkpoint(resolve_folder(path)))
     check_tensors(checkpoint, config)
+    if checkpoint.packed:
+        warnings.warn(
+            f"{checkpoint.folder}: the weights of experts are MXFP4; they are dequantized, and kept as {dtype}", stacklevel=2
+        )
     wanted = [weight for weight in rows(config) if weight.path[0] not in skip]
     places = None if shardings is None else flatten_dict(shardings)
     return unflatten_dict({w.path: _load(checkpoint, w, config, _sharding_of(w, places), dtype) for w in wanted})
@@ -132,10 +138,10 @@ def load_weights(
 
 def check_weights(path: str | os.PathLike, config: ModelConfig) -> None:
     """Whether `load_weights` would find what it needs, from the files' headers alone; raises as it does."""
-    check_tensors(Checkpoint(resolve_folder(path)), config)
+    check_tensors(Unpacked(Checkpoint(resolve_folder(path))), config)
 
 
-def check_tensors(checkpoint: Checkpoint, config: ModelConfig) -> None:
+def check_tensors(checkpoint: Checkpoint | Unpacked, config: ModelConfig) -> None:
     """Compares the checkpoint's names, shapes and types with what the config asks for, before any weight is read.
 
     Raises:
@@ -203,7 +209,7 @@ def _sharding_of(weight: Weight, shardings: dict[Path, NamedSharding] | None) ->
 
 
 def _load(
-    checkpoint: Checkpoint, weight: Weight, config: ModelConfig, sharding: NamedSharding | None, dtype: np.dtype
+    checkpoint: Checkpoint | Unpacked, weight: Weight, config: ModelConfig, sharding: NamedSharding | None, dtype: np.dtype
 ) -> jax.Array:
     """One of our arrays, from one tensor or from the tensors of all layers."""
     shape, layout = weight.shape(config), weight.stored.layout
@@ -227,7 +233,7 @@ def _load(
     return stacked
 
 
-def _check_finite(checkpoint: Checkpoint, name: str, dtype: np.dtype, wrong: jax.Array) -> None:
+def _check_finite(checkpoint: Checkpoint | Unpacked, name: str, dtype: np.dtype, wrong: jax.Array) -> None:
     """UserError where a tensor has weights that are not finite; waits until they were counted."""
     if count := int(wrong):
         raise UserError(
@@ -245,25 +251,19 @@ def _stored_sharding(weight: Weight, sharding: NamedSharding | None, shape: tupl
     return NamedSharding(sharding.mesh, weight.stored.layout.their_spec(PartitionSpec(*spec), ndim))
 
 
-def _put(checkpoint: Checkpoint, tensor: names.Tensor, sharding: Sharding | None) -> jax.Array:
+def _put(checkpoint: Checkpoint | Unpacked, tensor: names.Tensor, sharding: Sharding | None) -> jax.Array:
     """One stored tensor on the devices, as it is stored; a part that several devices hold is read once."""
     if sharding is None:
-        return jnp.asarray(checkpoint.read(tensor.name, _place(tensor, ((0, n) for n in tensor.shape))))
+        return jnp.asarray(tensor.read(checkpoint, ((0, n) for n in tensor.shape)))
     parts: dict[tuple, np.ndarray] = {}
 
     def part(index: tuple[slice, ...]) -> np.ndarray:
         bounds = tuple(s.indices(n)[:2] for s, n in zip(index, tensor.shape, strict=True))
         if bounds not in parts:
-            parts[bounds] = checkpoint.read(tensor.name, _place(tensor, bounds))
+            parts[bounds] = tensor.read(checkpoint, bounds)
         return parts[bounds]
 
     return jax.make_array_from_callback(tensor.shape, sharding, part, dtype=checkpoint.dtype(tensor.name))
-
-
-def _place(tensor: names.Tensor, bounds: Iterable[tuple[int, int]]) -> tuple[slice, ...]:
-    """Where in the stored tensor a part of ours is."""
-    first, *others = bounds
-    return slice(first[0] + tensor.start, first[1] + tensor.start), *(slice(*b) for b in others)
 
 
 @functools.lru_cache(maxsize=256)

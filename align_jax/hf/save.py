@@ -145,7 +145,7 @@ def _fetch(model: Decoder, tensor: names.Whole, dtype: np.dtype, wanted: bool) -
     pieces = [_fetch_part(model, part, dtype, wanted) for part in tensor.parts]
     if not wanted:
         return None
-    array = pieces[0] if len(pieces) == 1 else np.concatenate(pieces)
+    array = tensor.joined(pieces)
     if dtype == np.float16 and not np.isfinite(array).all():
         raise UserError(f"tensor {tensor.name!r} has values that float16 cannot hold; export as bfloat16 or float32")
     return array

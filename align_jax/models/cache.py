@@ -144,9 +144,11 @@ def decode_step(model: Decoder, cache: KVCache, rows: DecodeRows, clock: jax.Arr
         kind = kinds.of_layers[i]
         visible = seen[kinds.windows[kind]]
 
-        def attention(q, k, v, prompt=prompt, past_k=past_k, past_v=past_v, visible=visible):
+        sinks = stacked["sinks"][i] if "sinks" in stacked else None
+
+        def attention(q, k, v, prompt=prompt, past_k=past_k, past_v=past_v, visible=visible, sinks=sinks):
             kept = _write(past_k, k, clock, -1), _write(past_v, v, clock, -2)
-            return _attend_cached(q, *prompt, *kept, *visible, model.config.attention_softcap), kept
+            return _attend_cached(q, *prompt, *kept, *visible, model.config.attention_softcap, sinks), kept
 
         x, (kept, _) = layer(x, {name: weight[i] for name, weight in stacked.items()}, attention, kind)
         ring.append(kept)
@@ -183,11 +185,12 @@ def _visible(window, cache, rows, clock, lengths, positions):
     return (of_row[..., None] & seen[:, :, None]).reshape(shards, count, prompts * prompt_length), past
 
 
-def _attend_cached(q, prompt_k, prompt_v, k, v, prefix, past, cap):
+def _attend_cached(q, prompt_k, prompt_v, k, v, prefix, past, cap, sinks):
     """Attention of one token per row to its slot's prompts and to the ring, where it finds itself, as one softmax.
 
     Args:
       q: `[D, N, 1, H, E]`. prompt_k, prompt_v, k, v: the cache of one layer. prefix, past: see `_visible`. cap: of logits.
+      sinks: `[H]`, one more logit of each head; None: none.
     """
     shards, rows, _, heads, size = q.shape
     slots, kv_heads = prompt_v.shape[1:3]
@@ -212,8 +215,13 @@ def _attend_cached(q, prompt_k, prompt_v, k, v, prefix, past, cap):
     to_prompt = jnp.where(prefix, soft_cap(dot("dmchge,dmhep->dmhcgp", q_slots, prompt_k), cap), _NEVER)
     # A token always sees itself, so the largest logit is a real one and what is hidden gets weight 0.
     top = jnp.maximum(by_row(to_prompt.max(-1)), to_past.max(-1))[..., None]
+    sinks = None if sinks is None else sinks.astype(jnp.float32).reshape(kv_heads, -1, 1)
+    if sinks is not None:
+        top = jnp.maximum(top, sinks)
     on_prompt, on_past = jnp.exp(to_prompt - by_slot(top)), jnp.exp(to_past - top)
     total = by_row(on_prompt.sum(-1))[..., None] + on_past.sum(-1, keepdims=True)
+    if sinks is not None:
+        total += jnp.exp(sinks - top)
     mixed = by_row(dot("dmhcgp,dmhpe->dmhcge", on_prompt.astype(v.dtype), prompt_v))
     weights = on_past.astype(v.dtype).reshape(*k.shape[:-2], -1, k.shape[-1])
     mixed += _own(dot("...at,...te->...ae", weights, v), merged, size)

@@ -11,7 +11,7 @@ from align_jax.models.adapter import MLP_TARGETS, Adapter
 ROPES = ("linear", "llama3", "dynamic", "yarn", "longrope")
 HEADS = ("lm_head", "score")
 NORMS = ("before", "both", "after")
-ACTIVATIONS = ("silu", "gelu_tanh")
+ACTIVATIONS = ("silu", "gelu_tanh", "clamped_swiglu")
 # Fields that older versions had not, with what they then were.
 LATER = {
     "qkv_bias": False,
@@ -36,6 +36,9 @@ LATER = {
     "experts": None,
     "active_experts": None,
     "norm_expert_weights": True,
+    "o_bias": False,
+    "sinks": False,
+    "expert_biases": False,
     "lora": None,
     "quantize": None,
 }
@@ -133,7 +136,7 @@ class ModelConfig:
       norms: where a layer's norms stand: before attention and MLP, after them (OLMo 2), or both (Gemma).
       norm_offset: added to the weights of norms (Gemma: 1).
       norm_float32: norms multiply by their weight before they round, not after (Gemma, OLMo).
-      activation: of the MLP: silu or gelu_tanh.
+      activation: of the MLP: silu, gelu_tanh, or clamped_swiglu (GPT-OSS), which bounds gate and up.
       embed_scale: what embeddings are multiplied by, rounded to the compute type.
       residual_scale: what attention and MLP are multiplied by before they are added to the residual (Granite).
       attention_scale: what logits of attention are multiplied by; None is 1 / sqrt(head_size).
@@ -144,6 +147,9 @@ class ModelConfig:
       experts: how many MLPs of `mlp_width` each layer has, of which a token takes a few (Mixtral, Qwen3-MoE); None: one MLP.
       active_experts: how many a token takes: those that its router gives the largest probabilities.
       norm_expert_weights: the probabilities that weigh the outputs of a token's experts are divided by their sum.
+      o_bias: the output of attention has a bias (GPT-OSS).
+      sinks: each head has one more logit in its softmax, a weight, which is of no key (GPT-OSS).
+      expert_biases: router and experts have biases, and a checkpoint holds all experts of a layer in one tensor (GPT-OSS).
       quantize: few bits for the projections of all layers, see `models.quantized.KINDS`; None: as they were stored.
       lora: the adapter on top of it, whose weights are rows of the table, too; None: none.
     """
@@ -184,6 +190,9 @@ class ModelConfig:
     experts: int | None = None
     active_experts: int | None = None
     norm_expert_weights: bool = True
+    o_bias: bool = False
+    sinks: bool = False
+    expert_biases: bool = False
     quantize: str | None = None
     lora: Adapter | None = None
 
@@ -211,6 +220,8 @@ class ModelConfig:
 
     def _check_experts(self) -> None:
         if self.experts is None and self.active_experts is None:
+            if self.expert_biases:
+                raise ValueError("expert_biases is true, but experts is None: there is nothing that could have them")
             return
         if self.experts is None or self.active_experts is None or not 1 <= self.active_experts <= self.experts:
             raise ValueError(f"active_experts is {self.active_experts}, which must be 1 to experts ({self.experts})")

@@ -23,8 +23,8 @@ from align_jax.models.kinds import kinds_of
 from align_jax.models.lora import adapted, stacked_scales
 from align_jax.models.ops import (
     Norm,
-    activate,
     gated_linear,
+    gated_unit,
     linear,
     lookup,
     precision,
@@ -40,7 +40,7 @@ from align_jax.parallel import sequence
 from align_jax.parallel.axes import constrain
 
 # The ends of names of what is not cast to the compute type.
-_AS_KEPT = ("norm", "bias", MAGNITUDE, SCALE, KEY)
+_AS_KEPT = ("norm", "bias", "sinks", MAGNITUDE, SCALE, KEY)
 # The logical axes of projections.
 _AXES = {weight.path[1]: weight.axes for weight in TABLE if weight.stacked and weight.path[1] in TARGETS}
 _Pair = tuple[jax.Array, jax.Array]
@@ -138,7 +138,7 @@ class Decoder(nnx.Module):
             weights, kind, of_prompt = inputs
 
             def attention(q, k, v):
-                mixed = attend(q, k, v, seen, *(of_prompt or ()), kind=kind, cap=self.config.attention_softcap)
+                mixed = self._look(weights, kind)(q, k, v, seen, *(of_prompt or ()))
                 return mixed, (k, v) if keep_kv else None
 
             return layer(x, weights, attention, kind)
@@ -167,7 +167,7 @@ class Decoder(nnx.Module):
 
         def body(x, inputs):
             weights, kind = inputs
-            look = partial(attend, kind=kind, cap=self.config.attention_softcap)
+            look = self._look(weights, kind)
 
             def attention(q, k, v):
                 (q, q_rows), (k, k_rows), (v, v_rows) = map(apart, (q, k, v))
@@ -178,6 +178,10 @@ class Decoder(nnx.Module):
 
         x, (_, loads) = jax.lax.scan(rematerialize(body, self.remat), x, (self.stacked(), self.kinds()))
         return Ran(self.finish(apart(x)[1]), load=_load(loads, real))
+
+    def _look(self, weights: dict, kind: jax.Array | None) -> Callable:
+        """`attend` of a layer with these weights."""
+        return partial(attend, kind=kind, cap=self.config.attention_softcap, sinks=weights.get("sinks"))
 
     def kinds(self) -> jax.Array | None:
         """The number of each layer's kind, int32 `[L]`; None where all layers are of one kind."""
@@ -307,7 +311,7 @@ def _layer(x, weights, attention, kind=None, *, config, cos, sin, dropout, real=
     q, k = turn(q, scale=scale), turn(k)
     mixed, kept = attention(q, k, v)
     out = constrain(_project(mixed, w, "o", dropout), "shards", None, "positions", "act_embed")
-    x = _added(x, out, w, "attn_post_norm", config)
+    x = _added(x, _biased(out, w, "o"), w, "attn_post_norm", config)
 
     h, loads = _normed(x, w, "mlp_norm", norm), None
     if config.experts is None:
@@ -352,12 +356,15 @@ def _project(x, w, name, dropout):
 def _down(gate, up, w, dropout, activation):
     """The gate and the product after it."""
     y = gated_linear(gate, up, w["down"], activation)
-    return adapted(y, activate(gate, activation) * up, w, "down", dropout) if f"down_{A}" in w else y
+    return adapted(y, gated_unit(gate, up, activation), w, "down", dropout) if f"down_{A}" in w else y
 
 
 def _heads(h, w, name, axis, dropout):
     """Queries, keys or values of each head; with a bias where the model has one."""
-    x = constrain(_project(h, w, name, dropout), "shards", None, "positions", axis, None)
+    return _biased(constrain(_project(h, w, name, dropout), "shards", None, "positions", axis, None), w, name)
+
+
+def _biased(x, w, name):
     if f"{name}_bias" not in w:
         return x
     # Added in float32, so that its gradient, a sum over all tokens, is one in float32, too.

@@ -26,13 +26,16 @@ from jax.sharding import PartitionSpec
 
 from align_jax.errors import UserError
 from align_jax.models.config import ModelConfig
-from align_jax.models.ops import activate, gate_gradients, precision
+from align_jax.models.ops import gate_gradients, gated_unit, precision
 from align_jax.models.quantized import Quantized
 from align_jax.models.remat import PRODUCT
 from align_jax.parallel.axes import auto_sizes, partition_spec
 
 # The logical axes of what the layer takes; the weights in the order in which they are used.
 _TOKENS = ("shards", None, "positions", None)
+_BIASES = {"router_bias": (None,), "expert_gate_bias": ("experts", "mlp"), "expert_up_bias": ("experts", "mlp")}
+# What one device adds for all experts is small, and is added to its own tokens.
+_BIASES["expert_down_bias"] = (None, None)
 WEIGHTS = {
     "expert_gate": ("experts", "expert_embed", "mlp"),
     "expert_up": ("experts", "expert_embed", "mlp"),
@@ -71,17 +74,20 @@ def busiest(load: Load) -> jax.Array:
     return jnp.mean(load.chosen.max(-1) / jnp.maximum(load.chosen.mean(-1), 1e-9))
 
 
-def route(x: jax.Array, router: jax.Array, config: ModelConfig) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """The experts of each token: the k largest of `softmax(x router)`, in float32.
+def route(
+    x: jax.Array, router: jax.Array, config: ModelConfig, bias: jax.Array | None = None
+) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """The experts of each token: the k largest of `softmax(x router + bias)`, in float32.
 
     Args:
-      x: `[T, W]`. router: `[W, X]`, in the type of x.
+      x: `[T, W]`. router: `[W, X]`, in the type of x. bias: `[X]`, or None.
 
     Returns:
       What their outputs are weighted by, float32 `[T, k]`; which they are, int32 `[T, k]`; all probabilities, float32 `[T, X]`.
     """
     logits = jnp.einsum("tw,wx->tx", x, router, preferred_element_type=jnp.float32, precision=precision(x.dtype))
-    probs = jax.nn.softmax(checkpoint_name(logits, PRODUCT), axis=-1)
+    logits = checkpoint_name(logits, PRODUCT)
+    probs = jax.nn.softmax(logits if bias is None else logits + bias.astype(jnp.float32), axis=-1)
     weights, chosen = jax.lax.top_k(probs, config.active_experts)
     if config.norm_expert_weights:
         weights = weights / jnp.sum(weights, axis=-1, keepdims=True)
@@ -93,6 +99,8 @@ def sparse_mlp(
 ) -> tuple[jax.Array, tuple[jax.Array, jax.Array] | None]:
     """What the experts make of each token: `sum_x p_x down_x(act(gate_x h) * up_x h)` over the k that its router chose.
 
+    Each product has a bias where w holds one; `gated_unit` is what stands between them.
+
     Args:
       x: normalized hidden states `[D, N, R, W]`. w: the weights of a layer, in the type of x or `Quantized`.
       real: bool `[D, N, R]`, which tokens are counted; None: the count is not wanted.
@@ -103,16 +111,18 @@ def sparse_mlp(
     sizes = {name: size for name, size in auto_sizes().items() if size > 1}
     weights = [w[name] for name in WEIGHTS]
     axes = [_specs(w[name], of, sizes) for name, of in WEIGHTS.items()]
+    biases = {name: w[name] for name in _BIASES if name in w}
     tokens = partition_spec(_TOKENS, x.shape, sizes)
     counted = jnp.zeros(x.shape[:3], bool) if real is None else real
     layer = partial(_layer, config=config, axes=axes)
     if sizes:
         of_loads = PartitionSpec(tokens[0], tokens[2], None)
-        specs = (tokens, PartitionSpec(*tokens[:3]), PartitionSpec(), axes)
+        of_biases = {name: partition_spec(_BIASES[name], bias.shape, sizes) for name, bias in biases.items()}
+        specs = (tokens, PartitionSpec(*tokens[:3]), PartitionSpec(), axes, of_biases)
         # The gradients are written out, and carry no record of how they vary over the mesh.
         mapped = {"out_specs": (tokens, (of_loads, of_loads)), "axis_names": set(auto_sizes()), "check_vma": False}
         layer = jax.shard_map(layer, in_specs=specs, **mapped)
-    y, loads = layer(x, counted, w["router"], weights)
+    y, loads = layer(x, counted, w["router"], weights, biases)
     return y, None if real is None else loads
 
 
@@ -127,10 +137,11 @@ def _specs(weight, axes, sizes):
     return found
 
 
-def _layer(x, real, router, weights, *, config, axes):
+def _layer(x, real, router, weights, biases, *, config, axes):
     """`sparse_mlp` of one device, whose parts of the weights are cut along `axes`."""
     flat = x.reshape(-1, x.shape[-1])
-    shares, chosen, probs = route(flat, router, config)
+    shares, chosen, probs = route(flat, router, config, biases.get("router_bias"))
+    added = _down_biases(shares, chosen, biases)
     is_chosen = jnp.any(chosen[..., None] == jnp.arange(config.experts), axis=-2)
     counted = real.reshape(-1, 1)
     loads = [jnp.sum(jnp.where(counted, each, 0), axis=0, dtype=jnp.float32)[None, None] for each in (is_chosen, probs)]
@@ -138,15 +149,26 @@ def _layer(x, real, router, weights, *, config, axes):
     over, tensor = leaves[0][0], leaves[0][2]
     if over is not None:
         flat, shares, chosen = (jax.lax.all_gather(each, over, axis=0, tiled=True) for each in (flat, shares, chosen))
-    y = _experts(flat, shares, chosen, weights, config=config, axes=axes, over=over)
+    y = _experts(flat, shares, chosen, weights, biases, config=config, axes=axes, over=over)
     if tensor is not None:
         y = jax.lax.psum(y, tensor)
     if over is not None:
         y = jax.lax.psum_scatter(y, over, scatter_dimension=0, tiled=True)
+    if added is not None:
+        y = (y.astype(jnp.float32) + added).astype(y.dtype)
     return y.reshape(x.shape), tuple(loads)
 
 
-def _experts(x, shares, chosen, weights, *, config, axes, over):
+def _down_biases(shares, chosen, biases):
+    """The biases of tokens' experts, each times its share, float32 `[T, W]`; None where there are none."""
+    if "expert_down_bias" not in biases:
+        return None
+    bias = biases["expert_down_bias"].astype(jnp.float32)
+    of_experts = jnp.sum(shares[..., None] * (chosen[..., None] == jnp.arange(bias.shape[0])), axis=1)
+    return jnp.dot(of_experts, bias, precision="highest")
+
+
+def _experts(x, shares, chosen, weights, biases, *, config, axes, over):
     """What the experts that are here make of tokens `[T, W]`, each times its share; 0 for tokens with none of them."""
     gate, up, down = weights
     count = jax.tree.leaves(gate)[0].shape[0]
@@ -161,6 +183,8 @@ def _experts(x, shares, chosen, weights, *, config, axes, over):
     sizes = jnp.sum(expert[:, None] == jnp.arange(count), axis=0, dtype=jnp.int32)
     x = _sorted_rows(x, rows)
     hidden = [_expert_linear(x, each, sizes, _Cut.of(axis)) for each, axis in zip((gate, up), axes[:2], strict=True)]
+    if biases:
+        hidden = [_with_bias(h, biases[f"expert_{n}_bias"], expert[order]) for h, n in zip(hidden, ("gate", "up"), strict=True)]
     return _outputs(*hidden, down, shares, rows, sizes, _Cut.of(axes[2]), config.activation)
 
 
@@ -277,11 +301,37 @@ def _linear_backward(cut, saved, d_y):
 _expert_linear.defvjp(_linear_forward, _linear_backward)
 
 
+@jax.custom_vjp
+def _with_bias(rows, bias, expert):
+    """Rows `[T k, F]` with the biases `[X, F]` of their experts, int32 `[T k]`; one of X or more is not here.
+
+    Added in float32. The gradient is a product with what is 1 where a row is an expert's, and no scatter; rows of experts that
+    are not here may be anything, also there.
+    """
+    return (rows.astype(jnp.float32) + bias.astype(jnp.float32)[expert]).astype(rows.dtype)
+
+
+def _bias_forward(rows, bias, expert):
+    return _with_bias(rows, bias, expert), (bias, expert)
+
+
+def _bias_backward(saved, d_rows):
+    bias, expert = saved
+    count = bias.shape[0]
+    here = jnp.where((expert < count)[:, None], d_rows, 0)
+    of_expert = (expert[:, None] == jnp.arange(count)).astype(d_rows.dtype)
+    kind = {"preferred_element_type": jnp.float32, "precision": precision(d_rows.dtype)}
+    return d_rows, jnp.einsum("tx,tf->xf", of_expert, here, **kind).astype(bias.dtype), None
+
+
+_with_bias.defvjp(_bias_forward, _bias_backward)
+
+
 @partial(jax.custom_vjp, nondiff_argnums=(6, 7))
 def _outputs(gate, up, weight, shares, rows, sizes, cut, activation):
     """What the experts make of each token `[T, W]`, summed in float32 and rounded once:
 
-        y = sum_k share_k u_k weight,   u = act(gate) up
+        y = sum_k share_k u_k weight,   u = act(gate) up, `gated_unit`
         v = d_y weight^T by row,   d_share = <u, v>,   d_u = share v,   d_weight = (share u)^T d_y
 
     No gradient needs the product itself, so that it is neither kept nor made again; the elementwise part is, as in
@@ -291,7 +341,7 @@ def _outputs(gate, up, weight, shares, rows, sizes, cut, activation):
 
 
 def _summed(gate, up, weight, shares, rows, sizes, cut, activation):
-    y = _product(activate(gate, activation) * up, cut.together(weight, gate.dtype), sizes)
+    y = _product(gated_unit(gate, up, activation), cut.together(weight, gate.dtype), sizes)
     return jnp.einsum("tkw,tk->tw", rows.by_token(y), shares, precision="highest").astype(y.dtype)
 
 
@@ -302,7 +352,7 @@ def _outputs_forward(gate, up, weight, shares, rows, sizes, cut, activation):
 
 def _outputs_backward(cut, activation, saved, d_y):
     gate, up, weight, shares, rows, sizes = saved
-    unit, d_rows = activate(gate, activation) * up, rows.of_tokens(d_y)
+    unit, d_rows = gated_unit(gate, up, activation), rows.of_tokens(d_y)
     v = _ragged(d_rows, cut.together(weight, d_y.dtype), sizes, ((1,), (2,)), [0]).astype(jnp.float32)
     share = shares.reshape(-1)[rows.order][:, None]
     d_shares = rows.by_token(jnp.sum(v * unit.astype(jnp.float32), axis=-1))

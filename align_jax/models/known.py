@@ -1,9 +1,11 @@
 """Shapes of well-known models by name, so that a step can be planned where nothing can be downloaded.
 
-Those of Qwen, Gemma and Mixtral are written from memory, and were not compared with the published `config.json`.
+Those of Qwen, Gemma, Mixtral and GPT-OSS are written from memory, and were not compared with the published `config.json`.
 """
 
 from __future__ import annotations
+
+import math
 
 from align_jax.errors import UserError
 from align_jax.models.config import ModelConfig, RopeScaling
@@ -56,6 +58,18 @@ _GEMMA3_SMALL = {**_GEMMA3, "sliding_window": 512, "max_length": 32768}
 _GEMMA3_LARGE = {**_GEMMA3, "sliding_window": 1024, "max_length": 131072, "rope_scaling": RopeScaling("linear", 8.0)}
 _GEMMA3_LARGE |= {"vocab_size": 262208}
 
+_GPT_OSS = {"qkv_bias": True, "o_bias": True, "sinks": True, "expert_biases": True, "activation": "clamped_swiglu"}
+_GPT_OSS |= {"norm_float32": True, "sliding_window": 128, "active_experts": 4, "head_size": 64, "vocab_size": 201088}
+_YARN = {"original_length": 4096, "attention_factor": 0.1 * math.log(32) + 1, "truncate": False}
+_GPT_OSS |= {"rope_theta": 150000.0, "max_length": 131072, "rope_scaling": RopeScaling("yarn", 32.0, **_YARN)}
+
+
+def _gpt_oss(layers: int, experts: int) -> ModelConfig:
+    """Windows in every other layer, from the first; the width of an expert is the model's."""
+    windows = tuple(i % 2 == 0 for i in range(layers))
+    return _llama(2880, 2880, layers, 64, 8, experts=experts, layer_windows=windows, **_GPT_OSS)
+
+
 # From the `config.json` of each.
 KNOWN = {
     "llama-3-8b": _llama(4096, 14336, 32, 32, 8),
@@ -93,6 +107,8 @@ KNOWN = {
     "gemma-3-4b": _gemma(2560, 10240, 34, 8, 4, **_GEMMA3_LARGE),
     "gemma-3-12b": _gemma(3840, 15360, 48, 16, 8, **_GEMMA3_LARGE),
     "gemma-3-27b": _gemma(5376, 21504, 62, 32, 16, 168, head_size=128, **_GEMMA3_LARGE),
+    "gpt-oss-20b": _gpt_oss(24, 32),
+    "gpt-oss-120b": _gpt_oss(36, 128),
 }
 
 

@@ -7,7 +7,6 @@ of a weight for another family, a second row with the same path of which no conf
 
 from __future__ import annotations
 
-import dataclasses
 import math
 from collections.abc import Callable
 
@@ -19,122 +18,27 @@ from jax.sharding import Mesh
 from align_jax.models import adapter as lora
 from align_jax.models import quantized
 from align_jax.models.config import ModelConfig
-from align_jax.models.initializers import Initializer, normal, normal_to_residual, ones, zeros
-from align_jax.models.layouts import FLAT, SAME, SPLIT_INPUTS, SPLIT_OUTPUTS, Layout
+from align_jax.models.expert_weights import expert_rows
+from align_jax.models.initializers import normal_to_residual, ones, zeros
+from align_jax.models.layouts import FLAT, SAME, SPLIT_INPUTS, SPLIT_OUTPUTS
 from align_jax.models.quantized import Quantized
+from align_jax.models.row import Path, Stored, Weight, always, in_layer
 from align_jax.parallel.axes import shardings
-
-Path = tuple[str, ...]
-
-
-def always(config: ModelConfig) -> bool:
-    """A weight of every model."""
-    return True
-
-
-@dataclasses.dataclass(frozen=True)
-class Stored:
-    """How a Hugging Face checkpoint holds a weight, one tensor (of each layer).
-
-    Attributes:
-      name: of the tensor; `{layer}` is the layer's number, `{expert}` the expert's.
-      layout: how that tensor becomes ours.
-    """
-
-    name: str
-    layout: Layout
-
-
-@dataclasses.dataclass(frozen=True)
-class Weight:
-    """One row: a weight, of one layer where its path starts with `layers` (all layers are stacked on a leading axis).
-
-    Attributes:
-      path: its keys in the nested dict that `Decoder` takes.
-      dims: its dimensions, each a number, the name of a field of ModelConfig, or what makes a number of one.
-      axes: the logical axis of each dimension, a key of `align_jax.parallel.axes.RULES` or None.
-      stored: its tensors in a Hugging Face checkpoint; None for those of an adapter (`align_jax.hf.adapter`).
-      init: how it starts in a fresh model.
-      decay: whether weight decay pulls it towards zero.
-      present: whether a model with this config has it.
-      dtype: what it is kept in; None: as the other weights.
-    """
-
-    path: Path
-    dims: tuple[str | int | Callable[[ModelConfig], int], ...]
-    axes: tuple[str | None, ...]
-    stored: Stored | None
-    init: Initializer = normal
-    decay: bool = True
-    present: Callable[[ModelConfig], bool] = always
-    dtype: str | None = None
-
-    @property
-    def stacked(self) -> bool:
-        """True where the array holds all layers on its leading axis."""
-        return self.path[0] == "layers"
-
-    @property
-    def name(self) -> str:
-        """The path in errors: `layers.q`."""
-        return ".".join(self.path)
-
-    @property
-    def by_expert(self) -> bool:
-        """True where a checkpoint has a tensor for each expert, and the array all of them behind the layers' axis."""
-        return self.dims[0] == "experts"
-
-    def shape_of_one(self, config: ModelConfig) -> tuple[int, ...]:
-        """Its shape, without the layers' axis."""
-        of = {int: lambda dim: dim, str: lambda dim: getattr(config, dim)}
-        return tuple(of.get(type(dim), lambda dim: dim(config))(dim) for dim in self.dims)
-
-    def shape(self, config: ModelConfig) -> tuple[int, ...]:
-        """The shape of its array."""
-        return (config.layers,) * self.stacked + self.shape_of_one(config)
-
-    @property
-    def outputs(self) -> int:
-        """How many of its axes a projection's outputs have."""
-        return len(self.dims) - lora.TARGETS.get(self.path[1], 2)  # an expert's: experts and inputs stand before them
-
-    def few_bits(self, config: ModelConfig) -> bool:
-        """Whether a model with this config has it as `Quantized`: the projections of its layers."""
-        return config.quantize is not None and self.stacked and (self.path[1] in lora.TARGETS or self.by_expert)
-
-    @property
-    def matrix_axes(self) -> tuple[tuple[int, ...], tuple[int, ...]] | None:
-        """Axes of its array that a product in a layer sums over, and those that it makes; None where it is no such matrix."""
-        layout, end = self.stored and self.stored.layout, self.stacked + len(self.dims)
-        first = self.stacked + self.by_expert
-        if not self.stacked or not self.decay or layout not in (SPLIT_INPUTS, SPLIT_OUTPUTS):
-            return None
-        cut = end - 1 if layout is SPLIT_INPUTS else first + 1
-        return tuple(range(first, cut)), tuple(range(cut, end))
-
-    @property
-    def all_axes(self) -> tuple[str | None, ...]:
-        """The logical axes of its array."""
-        return ("layers",) * self.stacked + self.axes
 
 
 def _norm(path: Path, name: str, present: Callable[[ModelConfig], bool] = always) -> Weight:
     return Weight(path, ("width",), ("norm",), Stored(name, SAME), init=ones, decay=False, present=present)
 
 
-def _in_layer(name: str, kind: str = "weight") -> str:
-    return f"model.layers.{{layer}}.{name}.{kind}"
-
-
 def _layer_norm(name: str, stored: str, *places: str) -> Weight:
     """A norm of a layer, where the model's norms stand in one of these places."""
-    return _norm(("layers", name), _in_layer(stored), lambda config: config.norms in places)
+    return _norm(("layers", name), in_layer(stored), lambda config: config.norms in places)
 
 
 def _projection(name: str, stored: str, inputs: str, outputs: tuple[str, ...], fused: str) -> tuple[Weight, Weight]:
     """A projection under its own name in a checkpoint, and as a part of another tensor's rows, in the order of this table."""
     dims, axes = (inputs, *outputs), ("embed", *(("mlp",) if outputs == ("mlp_width",) else outputs))
-    own, part = (Stored(_in_layer(n), SPLIT_OUTPUTS) for n in (stored, fused))
+    own, part = (Stored(in_layer(n), SPLIT_OUTPUTS) for n in (stored, fused))
     path, has = ("layers", name), _has_one_mlp if outputs == ("mlp_width",) else always
     return (
         Weight(path, dims, axes, own, present=lambda config: has(config) and not config.fused),
@@ -146,41 +50,19 @@ def _has_one_mlp(config: ModelConfig) -> bool:
     return config.experts is None
 
 
-# What tells the two apart that name experts: Mixtral's heads have no norms, Qwen's have.
-_EXPERTS = (
-    ("block_sparse_moe", {"gate": "w1", "up": "w3", "down": "w2"}, False),
-    ("mlp", {"gate": "gate_proj", "up": "up_proj", "down": "down_proj"}, True),
-)
-
-
-def _experts() -> list[Weight]:
-    """The router and the experts of a sparse layer, under the names of either family."""
-    found = []
-    for module, parts, normed in _EXPERTS:
-        has = lambda config, normed=normed: config.experts is not None and config.qk_norm == normed  # noqa: E731
-        router = Stored(_in_layer(f"{module}.gate"), SPLIT_OUTPUTS)
-        found.append(Weight(("layers", "router"), ("width", "experts"), ("embed", None), router, present=has))
-        for name, dims in (("gate", ("width", "mlp_width")), ("up", ("width", "mlp_width")), ("down", ("mlp_width", "width"))):
-            axes = ("experts", *({"width": "expert_embed", "mlp_width": "mlp"}[dim] for dim in dims))
-            stored = Stored(_in_layer(f"{module}.experts.{{expert}}.{parts[name]}"), SPLIT_OUTPUTS)
-            init = normal_to_residual if name == "down" else normal
-            found.append(Weight(("layers", f"expert_{name}"), ("experts", *dims), axes, stored, init=init, present=has))
-    return found
-
-
 def _bias(name: str, heads: str) -> Weight:
-    stored = Stored(_in_layer(f"self_attn.{name}_proj", "bias"), FLAT)
+    stored = Stored(in_layer(f"self_attn.{name}_proj", "bias"), FLAT)
     dims, has = (heads, "head_size"), lambda config: config.qkv_bias
     return Weight(("layers", f"{name}_bias"), dims, dims, stored, init=zeros, decay=False, present=has)
 
 
 def _head_norm(name: str) -> Weight:
-    stored, has = Stored(_in_layer(f"self_attn.{name}_norm"), SAME), lambda config: config.qk_norm
+    stored, has = Stored(in_layer(f"self_attn.{name}_norm"), SAME), lambda config: config.qk_norm
     return Weight(("layers", f"{name}_norm"), ("head_size",), ("norm",), stored, init=ones, decay=False, present=has)
 
 
 def _whole_norm(name: str, heads: str) -> Weight:
-    stored, has = Stored(_in_layer(f"self_attn.{name}_norm"), FLAT), lambda config: config.qk_norm_whole
+    stored, has = Stored(in_layer(f"self_attn.{name}_norm"), FLAT), lambda config: config.qk_norm_whole
     dims = (heads, "head_size")
     return Weight(("layers", f"{name}_norm"), dims, dims, stored, init=ones, decay=False, present=has)
 
@@ -225,10 +107,27 @@ BASE = (
         ("layers", "o"),
         ("heads", "head_size", "width"),
         ("heads", "head_size", "embed"),
-        Stored(_in_layer("self_attn.o_proj"), SPLIT_INPUTS),
+        Stored(in_layer("self_attn.o_proj"), SPLIT_INPUTS),
         init=normal_to_residual,
     ),
     *(_bias(name, heads) for name, heads in _QKV),
+    Weight(
+        ("layers", "o_bias"),
+        ("width",),
+        ("norm",),
+        Stored(in_layer("self_attn.o_proj", "bias"), SAME),
+        init=zeros,
+        decay=False,
+        present=lambda config: config.o_bias,
+    ),
+    Weight(
+        ("layers", "sinks"),
+        ("heads",),
+        ("heads",),
+        Stored("model.layers.{layer}.self_attn.sinks", SAME),
+        decay=False,
+        present=lambda config: config.sinks,
+    ),
     *(_head_norm(name) for name in ("q", "k")),
     *(_whole_norm(name, heads) for name, heads in _QKV[:2]),
     # One name, two things: of a LLaMA it is the norm before the MLP, of a Gemma and an OLMo the one after attention.
@@ -244,11 +143,11 @@ BASE = (
         ("layers", "down"),
         ("mlp_width", "width"),
         ("mlp", "embed"),
-        Stored(_in_layer("mlp.down_proj"), SPLIT_OUTPUTS),
+        Stored(in_layer("mlp.down_proj"), SPLIT_OUTPUTS),
         init=normal_to_residual,
         present=_has_one_mlp,
     ),
-    *_experts(),
+    *expert_rows(),
     _layer_norm("mlp_post_norm", "post_feedforward_layernorm", "both", "after"),
     _norm(("norm",), "model.norm.weight"),
     Weight(

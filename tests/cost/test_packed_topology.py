@@ -58,6 +58,25 @@ def test_layers_of_several_kinds_choose_their_kernels(backend):
     assert found[KINDS] >= found[MODEL] > 0
 
 
+OSS = dataclasses.replace(
+    MODEL,
+    **{"layers": 2, "head_size": 64, "experts": 4, "active_experts": 2, "layer_windows": (True, False), "sliding_window": 128},
+    **{"qkv_bias": True, "o_bias": True, "sinks": True, "expert_biases": True, "activation": "clamped_swiglu"},
+)
+
+
+@pytest.mark.slow
+def test_a_model_with_sinks_takes_our_kernels():
+    """`auto` of rows that are not packed, too, on a mesh that cuts experts, heads and the batch."""
+    mesh = make_mesh(1, 1, 2, expert=2, devices=tpu.topology_devices("v5e:2x2"))
+    objective, optimizer = OBJECTIVES["dpo"](beta=0.1), make_optimizer(AdamW(), 10)
+    use = tpu.full_rows(objective, tpu.Lengths(prompt=200, response=328, responses=2), mesh, 2, 1, OSS)
+    scorer = tpu.resolved(Scorer(OSS, head_chunk=256))
+    assert scorer.attention == "pallas"
+    compiled = tpu.StepCompiler(mesh, scorer, objective, optimizer, "float32").compile(use)
+    assert compiled.counts.kernels >= OSS.layers * 2 * 3
+
+
 # Heads that fill no lane and those that take several, keys of one head, float32; two chips have two cores.
 KERNELS = [
     ("v6e:2x2", 64, (9, 3), "bfloat16", 640),

@@ -1,5 +1,6 @@
 """A mixture of experts is trained like any model: MPO on a mesh that cuts experts, an export, an adapter on attention."""
 
+import dataclasses
 import json
 
 import jax
@@ -58,6 +59,34 @@ def test_mpo_on_devices_that_share_experts_equals_one_device_and_is_exported(fol
     np.testing.assert_allclose(ours, theirs(torch.tensor(tokens)).logits.detach().numpy(), atol=1e-4)
     before = load_model(folder, dtype="float32")(tokens)
     assert np.abs(ours - before).max() > 1e-2
+
+
+@pytest.mark.slow
+def test_dpo_of_a_gpt_oss_trains_its_sinks_and_biases_and_is_exported(tmp_path):
+    shape = dataclasses.replace(
+        SHAPE,
+        **{"head_size": 8, "qkv_bias": True, "o_bias": True, "sinks": True, "expert_biases": True, "norm_float32": True},
+        **{"activation": "clamped_swiglu", "sliding_window": 4, "layer_windows": (True, False)},
+    )
+    fresh = Decoder(shape, init_weights(shape, jax.random.key(0)))
+    align_jax.save_model(fresh, tmp_path / "gpt-oss", tokenizer=char_tokenizer())
+    pairs = [{"prompt": f"q{i}", "chosen": "good one", "rejected": "bad one"} for i in range(4)]
+    data = {"train": pairs, "max_prompt_tokens": 8, "max_response_tokens": 8}
+    run = align_jax.train(
+        _config(tmp_path / "gpt-oss", tmp_path / "run", "mesh.fsdp=2", "mesh.expert=2", objective={"name": "dpo"}, data=data)
+    )
+    losses = [line["loss"] for line in run.history if "loss" in line]
+    assert losses[0] == pytest.approx(np.log(2), abs=1e-6) and losses[-1] < losses[0] - 0.01
+    align_jax.export(run.folder, tmp_path / "out")
+    ours, before = (load_model(tmp_path / name, dtype="float32") for name in ("out", "gpt-oss"))
+    layers, old = ours.layers.weights(), before.layers.weights()
+    still = [name for name in layers if np.array_equal(layers[name], old[name])]
+    assert not still
+    tokens = np.arange(12).reshape(2, 6)
+    theirs = transformers.AutoModelForCausalLM.from_pretrained(
+        tmp_path / "out", dtype=torch.float32, attn_implementation="eager"
+    )
+    np.testing.assert_allclose(ours(tokens), theirs(torch.tensor(tokens)).logits.detach().numpy(), atol=1e-4)
 
 
 def test_keys_that_do_not_fit_the_experts_are_refused(folder, tmp_path):

@@ -130,10 +130,22 @@ VARIANTS |= {
     "seed_oss": ("seed_oss", {"head_dim": 16}),
     "seed_oss_without_bias": ("seed_oss", {"head_dim": 16, "attention_bias": False}),
 }
+# An original context and a window of less than LENGTH tokens; no end of the ramp of yarn on a whole dimension.
+_OSS_YARN = {"rope_type": "yarn", "rope_theta": 150000.0, "factor": 32.0, "truncate": False, "beta_fast": 4.0}
+_OSS_YARN |= {"beta_slow": 0.5, "original_max_position_embeddings": 8}
+VARIANTS |= {
+    "gpt_oss": (
+        "gpt_oss",
+        {
+            **{"num_local_experts": 6, "num_experts_per_tok": 3, "head_dim": 16, "num_hidden_layers": 3},
+            **{"sliding_window": 5, "rope_parameters": _OSS_YARN},
+        },
+    ),
+}
 # One of each family with a piece of its own.
 FAMILIES_WITH_PIECES = (
     *("qwen2", "qwen3", "gemma2", "gemma3", "smollm3", "granite", "olmo3", "phi4_mini_short"),
-    *("mixtral", "qwen3_moe_not_normed"),
+    *("mixtral", "qwen3_moe_not_normed", "gpt_oss"),
 )
 
 
@@ -153,11 +165,16 @@ def torch_model(variant: str, dtype=torch.float32, *, head: str = "lm_head", **c
         for parameter in model.parameters():
             noise = torch.randn(parameter.shape, generator=generator)
             parameter.copy_(1 - kind.pieces.get("norm_offset", 0) + 0.2 * noise if parameter.ndim == 1 else 0.2 * noise)
+        for name, parameter in model.named_parameters():
+            if name.endswith("experts.gate_up_proj"):
+                parameter *= 4 if family == "gpt_oss" else 1  # so that gates reach their bounds
     return model.to(dtype)
 
 
 def stored_gradients(model) -> dict[str, np.ndarray]:
     """The gradients of a model's parameters under the names that a checkpoint gives them, an expert's by itself."""
+    if model.config.model_type == "gpt_oss":
+        return {name: parameter.grad.numpy() for name, parameter in model.named_parameters()}
     found, mixtral = {}, model.config.model_type == "mixtral"
     for name, parameter in model.named_parameters():
         grad, (module, _, last) = parameter.grad.numpy(), name.rpartition(".")

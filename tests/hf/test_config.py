@@ -151,14 +151,34 @@ def test_patterns_of_other_families():
         _read({"model_type": "gemma2", **_SPARSE, "layer_types": ["chunked_attention"] * 12})
 
 
-@pytest.mark.parametrize("name", ["qwen2.5-0.5b", "qwen3-8b", "gemma-2-27b", "gemma-3-270m", "gemma-3-27b"])
+@pytest.mark.parametrize("name", ["qwen2.5-0.5b", "qwen3-8b", "gemma-2-27b", "gemma-3-270m", "gemma-3-27b", "gpt-oss-20b"])
 def test_known_shapes_are_of_their_families(name):
     config = known_model(name)
     written = hf_config_from_model(config)
-    kinds = {"qwen2.5": "qwen2", "qwen3": "qwen3", "gemma-2": "gemma2", "gemma-3": "gemma3_text"}
+    kinds = {"qwen2.5": "qwen2", "qwen3": "qwen3", "gemma-2": "gemma2", "gemma-3": "gemma3_text", "gpt-oss": "gpt_oss"}
     assert written["model_type"] == kinds[name.rpartition("-")[0]]
     assert model_config_from_hf(written, "written") == config
     assert ModelSection(config=_fields(config)).fresh_config() == config
+
+
+def test_a_gpt_oss_says_what_transformers_takes_it_for():
+    fields = {**_SPARSE, "num_attention_heads": 8, "num_local_experts": 32}
+    config = _read({"model_type": "gpt_oss", **fields})
+    assert config.layer_windows == (True, False) * 6 and config.sliding_window == 128 and config.head_size == 64
+    assert (config.experts, config.active_experts, config.kv_heads, config.rope_theta) == (32, 4, 8, 150000.0)
+    rope = config.rope_scaling
+    assert (rope.kind, rope.factor, rope.original_length, rope.truncate) == ("yarn", 32.0, 4096, False)
+    assert rope.attention_factor == pytest.approx(1.3465735)
+    packed = {"model_type": "gpt_oss", **fields, "quantization_config": {"quant_method": "mxfp4"}}
+    assert _read(packed) == config
+    assert "quantization_config" not in hf_config_from_model(config, packed)
+    for change, what in ({"swiglu_limit": 5.0}, "swiglu_limit"), ({"attention_bias": False}, "attention_bias"):
+        with pytest.raises(UserError, match=f"{what} is {change[what]}; only"):
+            _read(packed | change)
+    with pytest.raises(UserError, match="quant_method 'gptq'"):
+        _read(packed | {"quantization_config": {"quant_method": "gptq"}})
+    with pytest.raises(UserError, match="quant_method 'mxfp4'"):
+        _read(LLAMA, quantization_config={"quant_method": "mxfp4"})
 
 
 def _fields(config):

@@ -12,6 +12,7 @@ from safetensors.numpy import load_file, save_file
 import align_jax
 from align_jax import hf
 from align_jax.errors import UserError
+from align_jax.hf.adapter_names import saved_weights
 from align_jax.models import Decoder
 from align_jax.models.adapting import add_adapter
 from align_jax.parallel.mesh import make_mesh
@@ -21,7 +22,7 @@ peft = pytest.importorskip("peft")
 ATTENTION = ["q_proj", "k_proj", "v_proj", "o_proj"]
 
 
-@pytest.fixture(scope="module", params=["mixtral", "qwen3_moe"])
+@pytest.fixture(scope="module", params=["mixtral", "qwen3_moe", "gpt_oss"])
 def base(request, tmp_path_factory):
     return models.save(models.torch_model(request.param), tmp_path_factory.mktemp(request.param))
 
@@ -66,6 +67,13 @@ def test_experts_of_eight_bits_are_near(base):
         np.asarray(jax.jit(lambda w, m=m: Decoder(m.config, w, dtype="float32")(tokens))(m.weights())) for m in (exact, few)
     ]
     assert 0 < np.abs(logits[1] - logits[0]).mean() < 0.05 * np.abs(logits[0]).mean()
+
+
+def test_sinks_are_no_module_that_peft_saves(tmp_path):
+    models.torch_model("gpt_oss").config.save_pretrained(tmp_path)
+    models.edit_config(tmp_path, {"architectures": ...})
+    with pytest.raises(UserError, match="lora.modules_to_save: sinks are a parameter and no module"):
+        saved_weights(hf.load_config(tmp_path)[0], ["sinks"])
 
 
 @pytest.mark.parametrize("change", [{"decoder_sparse_step": 2}, {"mlp_only_layers": [0]}])

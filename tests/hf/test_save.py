@@ -74,7 +74,7 @@ def _siblings(folder):
 
 _VARIANTS = ["llama3.1", "llama3.2", "linear", "odd_heads", "mistral_window", "qwen2_window", "qwen3"]
 _VARIANTS += ["dynamic", "yarn_mscale", "qwen2_mixed", "gemma2", "gemma3", "ministral", "smollm3", "granite", "olmo2", "olmo3"]
-_VARIANTS += ["phi3", "phi4_mini", "mixtral", "qwen3_moe_not_normed", "seed_oss"]
+_VARIANTS += ["phi3", "phi4_mini", "mixtral", "qwen3_moe_not_normed", "seed_oss", "gpt_oss"]
 
 
 @pytest.mark.parametrize("variant", _VARIANTS)

@@ -66,14 +66,14 @@ class Reference:
     prompt: np.ndarray
     cap: float | None = None
 
-    def __call__(self, d_out, q, k, v, prefix_k, prefix_v):
-        """(out, gradients of q, k, v, prefix_k, prefix_v)."""
+    def __call__(self, d_out, q, k, v, prefix_k, prefix_v, sinks=None):
+        """(out, gradients of q, k, v, prefix_k, prefix_v, and of sinks `[H]` where there are some)."""
         arrays = [np.asarray(x, np.float64) for x in (q, k, v, prefix_k, prefix_v)]
         q, *keys = (x.reshape(x.shape[0], -1, *x.shape[3:]) for x in arrays)
         d_out = np.asarray(d_out, np.float64).reshape(q.shape)
         seen = np.concatenate([self.own, self.prompt], axis=-1).reshape(q.shape[0], q.shape[1], -1)
         out, grads, group = np.zeros_like(q), [np.zeros_like(x) for x in (q, *keys)], q.shape[2] // keys[0].shape[2]
-        split = keys[0].shape[1]
+        split, of_sinks = keys[0].shape[1], np.zeros(q.shape[2])
         for d, h in np.ndindex(q.shape[0], q.shape[2]):
             own_k, own_v, prompt_k, prompt_v = (x[d, :, h // group] for x in keys)
             k, v = np.concatenate([own_k, prompt_k]), np.concatenate([own_v, prompt_v])
@@ -84,13 +84,16 @@ class Reference:
                 logits = self.cap * np.tanh(logits / self.cap)
                 slope = 1 - (logits / self.cap) ** 2
             p = np.where(seen[d], np.exp(logits), 0)
-            total = p.sum(axis=1, keepdims=True)
+            total = p.sum(axis=1, keepdims=True) + (0 if sinks is None else np.exp(float(sinks[h])))
             p = p / np.where(total > 0, total, 1)
             out[d, :, h] = p @ v
             d_p = d_out[d, :, h] @ v.T
+            if sinks is not None:
+                of_sinks[h] -= np.sum(np.exp(float(sinks[h])) / total[:, 0] * np.sum(p * d_p, axis=1))
             d_logits = p * (d_p - np.sum(p * d_p, axis=1, keepdims=True)) * slope * scale
             grads[0][d, :, h] = d_logits @ k
             for own, prompt, grad in ((1, 3, d_logits.T @ q[d, :, h]), (2, 4, p.T @ d_out[d, :, h])):
                 grads[own][d, :, h // group] += grad[:split]
                 grads[prompt][d, :, h // group] += grad[split:]
-        return out.reshape(arrays[0].shape), [g.reshape(x.shape) for g, x in zip(grads, arrays, strict=True)]
+        grads = [g.reshape(x.shape) for g, x in zip(grads, arrays, strict=True)]
+        return out.reshape(arrays[0].shape), grads if sinks is None else [*grads, of_sinks]

@@ -46,18 +46,26 @@ def activation(config, x):
     return x / 2 * (1 + np.tanh(np.sqrt(2 / np.pi) * (x + 0.044715 * x**3)))
 
 
+def gated(config, gate, up):
+    if config.activation != "clamped_swiglu":
+        return activation(config, gate) * up
+    gate, up = np.minimum(gate, 7), np.clip(up, -7, 7)
+    return (up + 1) * gate / (1 + np.exp(-1.702 * gate))
+
+
 def sparse(config, h, y):
     """The sparse layer of tokens `[T, W]`: a loop over tokens and the experts that each has."""
-    out = np.zeros_like(h)
+    out, none = np.zeros_like(h), np.zeros(config.experts)
     for i, x in enumerate(h):
-        scores = x @ y["router"]
+        scores = x @ y["router"] + y.get("router_bias", 0)
         probs = np.exp(scores - scores.max())
         probs /= probs.sum()
         chosen = sorted(range(config.experts), key=lambda e: -probs[e])[: config.active_experts]
         total = sum(probs[e] for e in chosen) if config.norm_expert_weights else 1
         for e in chosen:
-            hidden = activation(config, x @ y["expert_gate"][e]) * (x @ y["expert_up"][e])
-            out[i] += probs[e] / total * (hidden @ y["expert_down"][e])
+            gate, up = (x @ y[f"expert_{n}"][e] + y.get(f"expert_{n}_bias", none)[e] for n in ("gate", "up"))
+            down = gated(config, gate, up) @ y["expert_down"][e] + y.get("expert_down_bias", none)[e]
+            out[i] += probs[e] / total * down
     return out
 
 
@@ -96,12 +104,14 @@ def logits(config, weights, tokens):
             for i in range(length):
                 seen = [j for j in range(i + 1) if i - j < window]
                 scores = capped(np.array([q[i] @ k[j] for j in seen]) * scale, config.attention_softcap)
-                p = np.exp(scores - scores.max())
-                mixed[i] += (p / p.sum()) @ v[seen] @ y["o"][head]
+                top = scores.max()
+                p, sink = np.exp(scores - top), np.exp(y["sinks"][head] - top) if config.sinks else 0
+                mixed[i] += (p / (p.sum() + sink)) @ v[seen] @ y["o"][head]
+        mixed = mixed + y.get("o_bias", 0)
         x = x + config.residual_scale * normed(mixed, "attn_post_norm", y)
         h = normed(x, "mlp_norm", y)
         if config.experts is None:
-            out = (activation(config, h @ y["gate"]) * (h @ y["up"])) @ y["down"]
+            out = gated(config, h @ y["gate"], h @ y["up"]) @ y["down"]
         else:
             out = sparse(config, h, y)
         x = x + config.residual_scale * normed(out, "mlp_post_norm", y)
@@ -118,8 +128,8 @@ def response_logp(config, weights, context, response):
     return float(sum(logp[i, t] for i, t in enumerate(response)))
 
 
-def attention(q, keys, values, cap=None):
-    """float64 `[E]`: softmax attention of one query over the keys that it sees, `[n, E]`."""
+def attention(q, keys, values, cap=None, sink=-np.inf):
+    """float64 `[E]`: softmax attention of one query over the keys that it sees, `[n, E]`, and one logit without a value."""
     scores = capped(np.array([q @ k for k in keys]) / np.sqrt(len(q)), cap)
     p = np.exp(scores - scores.max())
-    return p @ values / p.sum()
+    return p @ values / (p.sum() + np.exp(sink - scores.max()))

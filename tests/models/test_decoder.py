@@ -39,6 +39,13 @@ FAMILIES = {
     ),
     "experts": dataclasses.replace(BASE, mlp_width=10, experts=5, active_experts=2),
     "experts not normed": dataclasses.replace(BASE, experts=4, active_experts=3, norm_expert_weights=False, qk_norm=True),
+    "gpt-oss": dataclasses.replace(
+        BASE,
+        **{"mlp_width": 10, "layers": 3, "experts": 5, "active_experts": 2, "expert_biases": True, "sinks": True},
+        **{"qkv_bias": True, "o_bias": True, "norm_float32": True, "activation": "clamped_swiglu"},
+        **{"sliding_window": 4, "layer_windows": (True, False, True)},
+    ),
+    "clamped gates": dataclasses.replace(BASE, activation="clamped_swiglu"),
     "a part is rotated": dataclasses.replace(BASE, head_size=8, rotary_size=6, fused=True),
 }
 VARIANTS |= FAMILIES
@@ -48,10 +55,10 @@ TOKENS = np.random.default_rng(0).integers(0, BASE.vocab_size, (2, 13))
 def big_weights(config, seed=0):
     """Weights large enough that attention is far from uniform, so that a wrong mask or rotation shows."""
     weights = jax.tree.map(lambda x: x * 12 if x.ndim > 2 or x.shape[0] > 20 else x, init_weights(config, jax.random.key(seed)))
-    small = ("_bias", "q_norm", "k_norm", "post_norm")
+    small = ("_bias", "sinks", "q_norm", "k_norm", "post_norm")
     for n, name in enumerate(name for name in sorted(weights["layers"]) if name.endswith(small)):
         noise = jax.random.normal(jax.random.key(n), weights["layers"][name].shape)
-        weights["layers"][name] = noise if name.endswith("bias") else 1 - config.norm_offset + noise / 2
+        weights["layers"][name] = noise if name.endswith(("bias", "sinks")) else 1 - config.norm_offset + noise / 2
     return weights
 
 

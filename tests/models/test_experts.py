@@ -1,6 +1,7 @@
 """The sparse layer: on meshes of all kinds, in few bits, and the load of its experts."""
 
 import dataclasses
+import functools
 from functools import partial
 
 import jax
@@ -19,6 +20,12 @@ from tests.models.test_decoder import big_weights
 from tests.training.test_step import make_items, stacked
 
 MIXTURE = ModelConfig(32, 16, 8, 2, 4, 2, 4, experts=4, active_experts=2)
+# As a GPT-OSS.
+BIASED = dataclasses.replace(
+    MIXTURE,
+    **{"qkv_bias": True, "o_bias": True, "sinks": True, "expert_biases": True, "activation": "clamped_swiglu"},
+    **{"sliding_window": 4, "layer_windows": (True, False)},
+)
 
 
 def _batch(shards):
@@ -45,23 +52,26 @@ MESHES = {
 }
 
 
-@pytest.fixture(scope="module")
-def on_one_device():
-    return _loss_and_gradients(Scorer(MIXTURE, "float32", attention="xla"), big_weights(MIXTURE), _batch(1))
+@functools.cache
+def _on_one_device(config):
+    return _loss_and_gradients(Scorer(config, "float32", attention="xla"), big_weights(config), _batch(1))
+
+
+_BIASED = ("expert and tensor", "expert and sequence", "no experts")
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", MESHES)
-def test_a_mesh_changes_no_value_and_no_gradient(name, on_one_device):
+@pytest.mark.parametrize(("config", "name"), [*((MIXTURE, name) for name in MESHES), *((BIASED, name) for name in _BIASED)])
+def test_a_mesh_changes_no_value_and_no_gradient(config, name):
     (data, fsdp, tensor, expert, sequence), options = MESHES[name]
-    weights, (expected, grads) = big_weights(MIXTURE), on_one_device
+    weights, (expected, grads) = big_weights(config), _on_one_device(config)
     mesh = make_mesh(data, fsdp, tensor, sequence=sequence, expert=expert)
-    places = weight_shardings(MIXTURE, mesh)
+    places = weight_shardings(config, mesh)
     if name == "expert and tensor":
         assert places["layers"]["expert_gate"].spec == jax.P(None, "expert", "fsdp", "tensor")
         assert places["layers"]["q"].spec == jax.P(None, ("fsdp", "expert"), "tensor", None)
     with jax.set_mesh(mesh):
-        scorer = Scorer(MIXTURE, "float32", attention="xla", **options)
+        scorer = Scorer(config, "float32", attention="xla", **options)
         batch = put_batch(_batch(data * fsdp * expert), mesh)
         found, cut = _loss_and_gradients(scorer, jax.device_put(weights, places), batch)
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-4), found, expected)

@@ -115,5 +115,7 @@ def test_decay_is_what_the_table_says_and_by_name_elsewhere():
         ("layers", "attn_norm"),
         ("layers", "mlp_norm"),
         *(("layers", name) for name in ("q_bias", "k_bias", "v_bias", "q_norm", "k_norm", "attn_post_norm", "mlp_post_norm")),
+        *(("layers", name) for name in ("o_bias", "sinks", "router_bias")),
+        *(("layers", f"expert_{name}_bias") for name in ("gate", "up", "down")),
     }
     assert table.decays(("head", "w")) and not table.decays(("blocks", "0", "input_norm")) and not table.decays(("norm", "w"))

@@ -15,7 +15,9 @@ from __future__ import annotations
 from functools import partial
 
 import jax
+import jax.numpy as jnp
 
+from align_jax.errors import UserError
 from align_jax.models.attention.backends import (
     BACKENDS,
     BackendChoice,
@@ -75,6 +77,7 @@ def attend(
     *,
     kind: jax.Array | int | None = None,
     cap: float | None = None,
+    sinks: jax.Array | None = None,
 ) -> jax.Array:
     """Softmax attention of every token over its visible prompt tokens and row tokens.
 
@@ -85,20 +88,25 @@ def attend(
       prefix_k, prefix_v: `[D, M, P, Hk, E]`, the prompt rows' keys and values; None for rows without a prompt.
       kind: int32 scalar, which of several visibilities; read only where there are several.
       cap: the c of `c tanh(logit / c)`, which logits go through before the softmax; None is none.
+      sinks: `[H]`, one more logit of each head in the softmax, of no key and without a value (GPT-OSS); None is none.
 
     Returns:
       `[D, N, R, H, E]` in the type of q; logits, weights and sums are float32. Tokens of padding get finite values.
     """
     if isinstance(seen, ByKind):
         branches = [partial(_attend, seen=each, cap=cap) for each in seen.kinds]
-        return jax.lax.switch(kind, branches, q, k, v, prefix_k, prefix_v)
-    return _attend(q, k, v, prefix_k, prefix_v, seen, cap)
+        return jax.lax.switch(kind, branches, q, k, v, prefix_k, prefix_v, sinks)
+    return _attend(q, k, v, prefix_k, prefix_v, sinks, seen, cap)
 
 
-def _attend(q, k, v, prefix_k, prefix_v, seen, cap):
+def _attend(q, k, v, prefix_k, prefix_v, sinks, seen, cap):
     backends = {Masks: attend_xla, Runs: attend_pallas, GpuRuns: attend_triton, RowSpans: attend_blockwise}
     if isinstance(seen, RowIds):
         backend = attend_cudnn if seen.backend == "cudnn" else attend_splash
     else:
         backend = backends[type(seen)]
-    return backend(q, k, v, seen, prefix_k, prefix_v, cap)
+    if sinks is None:
+        return backend(q, k, v, seen, prefix_k, prefix_v, cap)
+    if backend not in (attend_xla, attend_pallas, attend_blockwise):
+        raise UserError("model.attention: only xla and pallas compute a model with attention sinks; set it to auto (or xla)")
+    return backend(q, k, v, seen, prefix_k, prefix_v, cap, sinks.astype(jnp.float32))

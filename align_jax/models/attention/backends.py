@@ -24,6 +24,8 @@ BACKENDS: dict[str, tuple[str, ...]] = {
 _PACKED = ("xla", "pallas", "triton")
 # Those that take rows that a mesh cuts.
 _PIECES = ("xla", "pallas")
+# Those that compute attention sinks.
+_SINKS = ("xla", "pallas")
 _BEST = {"tpu": "splash", "gpu": "cudnn"}
 _BEST_PACKED = {"tpu": "pallas"}
 # name -> the types that its kernels take
@@ -67,7 +69,7 @@ def choose_backend(
 ) -> BackendChoice:
     """The backend that `model.attention` names; `auto` is splash on TPU and cuDNN on GPU where they can, else XLA.
 
-    For packed rows `auto` is our own kernels on TPU, else XLA.
+    For packed rows, and for a model with attention sinks, `auto` is our own kernels on TPU, else XLA.
 
     Args:
       name: `auto` or a key of `BACKENDS`.
@@ -85,7 +87,9 @@ def choose_backend(
         raise UserError(f"model.attention: {name!r} is unknown; choose one of auto, {', '.join(BACKENDS)}")
     where = platform or jax.default_backend()
     if name == "auto":
-        best = (_BEST_PACKED if packed else _BEST).get(_family(where), "xla")
+        # Our kernels take what has attention sinks, and JAX's do not.
+        ours = packed or (config is not None and config.sinks)
+        best = (_BEST_PACKED if ours else _BEST).get(_family(where), "xla")
         reason = _lacks(best, where, dtype, config, math.inf if longest is None else longest)
         return BackendChoice("xla", reason) if reason else BackendChoice(best)
     if platform is not None and _family(where) not in BACKENDS[name]:
@@ -112,6 +116,8 @@ def _lacks(backend: str, platform: str | None, dtype, config: ModelConfig | None
     kind = jnp.dtype(dtype).name
     if kind not in _TYPES.get(backend, (kind,)):
         return f"its kernels take model.dtype {' or '.join(_TYPES[backend])}, got {kind}"
+    if config is not None and config.sinks and backend not in _SINKS:
+        return f"{backend} computes no attention sinks, which this model has"
     if backend == "pallas":
         return None if config is None else _odd_heads(config)
     if backend == "triton":

@@ -55,28 +55,31 @@ def row_spans(
     return RowSpans(of_parts.reshape(-1, *of_parts.shape[2:]), where, parts)
 
 
-def attend_blockwise(q, k, v, seen: RowSpans, prefix_k=None, prefix_v=None, cap=None) -> jax.Array:
+def attend_blockwise(q, k, v, seen: RowSpans, prefix_k=None, prefix_v=None, cap=None, sinks=None) -> jax.Array:
     """See `align_jax.models.attention.attend`."""
     scaled = q * jnp.asarray(q.shape[-1] ** -0.5, q.dtype)
     keys, ids = ((k, v), ()) if prefix_k is None else ((k, v, prefix_k, prefix_v), (seen.prompt_row,))
     # Kept for the backward pass is what a device has, and not the keys that were brought together.
     run = jax.checkpoint(partial(_run, seen.parts, cap), prevent_cse=False)
-    return checkpoint_name(over_mesh(run, scaled, keys, ids, (seen.spans,)), ATTENTION)
+    of_heads = () if sinks is None else (sinks,)
+    return checkpoint_name(over_mesh(run, scaled, keys, ids, (seen.spans,), of_heads), ATTENTION)
 
 
 def _run(parts, cap, q, *arrays):
-    """Of one device: q `[D, N, T, H, E]`; keys, values; prompts' and `prompt_row` `[D, N]`, if any; spans `[D, N, T, 6]`."""
-    *keys, spans = arrays
+    """Of one device: q `[D, N, T, H, E]`; keys, values; prompts' and `prompt_row` `[D, N]`, if any; spans `[D, N, T, 6]`; sinks
+    `[H]`, if any."""
+    sinks = arrays[-1] if arrays[-1].ndim == 1 else None
+    *keys, spans = arrays if sinks is None else arrays[:-1]
     prompt_row = keys.pop() if len(keys) > 2 else None
     keys = [sequence.gathered(x, 2, parts) for x in keys]
     rows = q, *keys[:2], spans
     if prompt_row is None:
-        return jax.vmap(lambda *row: jax.lax.map(lambda x: _of_row(cap, *x), row))(*rows)
+        return jax.vmap(lambda *row: jax.lax.map(lambda x: _of_row(cap, sinks, *x), row))(*rows)
 
     def of_shard(q, k, v, spans, prompt_k, prompt_v, prompt_row):
         def of_row(x):
             q, k, v, spans, m = x
-            return _of_row(cap, q, jnp.concatenate([prompt_k[m], k]), jnp.concatenate([prompt_v[m], v]), spans)
+            return _of_row(cap, sinks, q, jnp.concatenate([prompt_k[m], k]), jnp.concatenate([prompt_v[m], v]), spans)
 
         return jax.lax.map(of_row, (q, k, v, spans, prompt_row))
 
@@ -100,8 +103,8 @@ def _blocks(count: int, heads: int, keys: int) -> tuple[int, int]:
     return size, -(-count // size)
 
 
-def _of_row(cap, q, k, v, spans):
-    """A row's queries `[T, H, E]` over keys and values `[keys, Hk, E]`, spans `[T, 6]`; like q."""
+def _of_row(cap, sinks, q, k, v, spans):
+    """A row's queries `[T, H, E]` over keys and values `[keys, Hk, E]`, spans `[T, 6]`, sinks `[H]` or None; like q."""
     count, heads = q.shape[:2]
     size, blocks = _blocks(count, heads, k.shape[0])
     # In float32 for what comes back: each block adds to it.
@@ -110,7 +113,7 @@ def _of_row(cap, q, k, v, spans):
     @partial(jax.checkpoint, prevent_cse=False)
     def of_block(block):
         q, spans = block
-        return _of_queries(cap, q, *(x.astype(k.dtype) for x in keys), spans)
+        return _of_queries(cap, sinks, q, *(x.astype(k.dtype) for x in keys), spans)
 
     def split(x):
         x = jnp.pad(x, ((0, blocks * size - count), *((0, 0),) * (x.ndim - 1)))
@@ -119,15 +122,22 @@ def _of_row(cap, q, k, v, spans):
     return jax.lax.map(of_block, (split(q), split(spans))).reshape(-1, *q.shape[1:])[:count]
 
 
-def _of_queries(cap, q, k, v, spans):
+def _of_queries(cap, sinks, q, k, v, spans):
     """Some queries `[t, H, E]`."""
     grouped = q.reshape(q.shape[0], k.shape[1], -1, q.shape[2])
     logits = soft_cap(_product("tkge,ske->kgts", grouped, k), cap)
     index = jnp.arange(k.shape[0], dtype=jnp.int32)
     runs = [(spans[:, i, None] <= index) & (index <= spans[:, i + 1, None]) for i in range(0, spans.shape[1], 2)]
     logits = jnp.where(sum(runs) > 0, logits, _NEVER)
-    weights = jnp.exp(logits - jax.lax.stop_gradient(logits.max(axis=-1, keepdims=True)))
+    top, sink = logits.max(axis=-1, keepdims=True), None
+    if sinks is not None:
+        sink = sinks.reshape(k.shape[1], -1, 1, 1)
+        top = jnp.maximum(top, sink)
+    top = jax.lax.stop_gradient(top)
+    weights = jnp.exp(logits - top)
     total = weights.sum(axis=-1)
+    if sink is not None:
+        total += jnp.exp(sink - top)[..., 0]
     out = _product("kgts,ske->tkge", weights.astype(v.dtype), v)
     return (out / jnp.moveaxis(total, 2, 0)[..., None]).reshape(q.shape).astype(q.dtype)
 

@@ -28,36 +28,61 @@ _MOST_HEADS, _MOST_BYTES = 8, 1 << 20
 call = pl.pallas_call  # tests interpret it
 
 
-def attend_pallas(q, k, v, seen: Runs, prefix_k=None, prefix_v=None, cap=None) -> jax.Array:
+def attend_pallas(q, k, v, seen: Runs, prefix_k=None, prefix_v=None, cap=None, sinks=None) -> jax.Array:
     """See `align_jax.models.attention.attend`; padding gets 0."""
     scaled = (q.astype(jnp.float32) * q.shape[-1] ** -0.5).astype(q.dtype)
     keys = (k, v) if prefix_k is None else (k, v, prefix_k, prefix_v)
     of_parts = (seen.spans, seen.by_token, seen.by_key, seen.counts)
-    return over_mesh(partial(_run, cap, seen.blocks), scaled, keys, (), of_parts)
+    return over_mesh(partial(_run, cap, seen.blocks), scaled, keys, (), of_parts, () if sinks is None else (sinks,))
 
 
 def _run(cap, blocks: Blocks, q, k, v, *rest):
-    """Of one device: q `[D, N, R, H, E]`; then prompts `[D, M, P, Hk, E]`, if any, and the arrays of `Runs`."""
-    *prompt, spans, by_token, by_key, counts = rest
-    return _attention(cap, q, k, v, *(prompt or (None, None)), Runs(spans, by_token, by_key, counts, blocks))
+    """Of one device: q `[D, N, R, H, E]`; prompts `[D, M, P, Hk, E]`, if any; the arrays of `Runs`; sinks `[H]`, if any."""
+    sinks = rest[-1] if rest[-1].ndim == 1 else None
+    *prompt, spans, by_token, by_key, counts = rest if sinks is None else rest[:-1]
+    return _attention(cap, q, k, v, *(prompt or (None, None)), Runs(spans, by_token, by_key, counts, blocks), sinks)
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(0,))
-def _attention(cap, q, k, v, prefix_k, prefix_v, seen: Runs):
-    return _forward(cap, q, k, v, prefix_k, prefix_v, seen)[0]
+def _attention(cap, q, k, v, prefix_k, prefix_v, seen: Runs, sinks):
+    return _forward(cap, q, k, v, prefix_k, prefix_v, seen, sinks)[0]
 
 
-def _forward(cap, q, k, v, prefix_k, prefix_v, seen: Runs):
+def _forward(cap, q, k, v, prefix_k, prefix_v, seen: Runs, sinks):
     heads = _Heads.of(q, k, seen.blocks.size)
     keys = (_by_key(*_whole(seen, *x), seen) for x in ((k, prefix_k), (v, prefix_v)))
     arrays = _by_token(q, heads, seen), *keys
     out, lse = _Calls(heads, seen, arrays[0].shape[3], cap).forward(*arrays)
+    if sinks is not None:
+        out, lse = _with_sinks(out, lse, _of_programs(sinks, heads))
     out, lse = checkpoint_name(_as_rows(out, q), ATTENTION), checkpoint_name(lse, ATTENTION)
-    return out, (q, k, v, prefix_k, prefix_v, seen, out, lse)
+    return out, (q, k, v, prefix_k, prefix_v, seen, sinks, out, lse)
+
+
+def _with_sinks(out, lse, sinks):
+    """What the kernels gave, with one more logit in each softmax.
+
+        lse' = log(exp(lse) + exp(s)),    out' = out exp(lse - lse')
+
+    The backward kernels take these two as they take those without it: no weight of a key is other than `exp(logit - lse')`.
+    """
+    merged = jnp.logaddexp(lse, sinks)
+    return (out * jnp.exp(lse - merged)[:, :, :, None]).astype(out.dtype), merged
+
+
+def _sink_gradient(sinks, lse, delta, heads):
+    """`-sum_queries exp(s - lse) delta`, delta the sum of `out d_out`, both `[D, programs, heads of one, tokens]`."""
+    if sinks is None:
+        return None
+    return -jnp.sum(jnp.exp(_of_programs(sinks, heads) - lse) * delta, axis=(0, 3)).reshape(sinks.shape)
+
+
+def _of_programs(sinks, heads):
+    return sinks.reshape(heads.programs, heads.queries, 1)
 
 
 def _backward(cap, saved, d_out):
-    q, k, v, prefix_k, prefix_v, seen, out, lse = saved
+    q, k, v, prefix_k, prefix_v, seen, sinks, out, lse = saved
     heads = _Heads.of(q, k, seen.blocks.size)
     delta = jnp.sum(out.astype(jnp.float32) * d_out.astype(jnp.float32), axis=-1, keepdims=True)
     rows = [_by_token(x, heads, seen) for x in (q, delta, d_out)]
@@ -68,7 +93,8 @@ def _backward(cap, saved, d_out):
     d_q, (d_k, d_v) = calls.backward_queries(*args), calls.backward_keys(*args)
     d_k, d_prefix_k = d_of_k(_split(d_k, *whole_k, seen))
     d_v, d_prefix_v = d_of_v(_split(d_v, *whole_v, seen))
-    return _as_rows(d_q, q), d_k, d_v, d_prefix_k, d_prefix_v, None
+    d_sinks = _sink_gradient(sinks, lse, args[4], heads)
+    return _as_rows(d_q, q), d_k, d_v, d_prefix_k, d_prefix_v, None, d_sinks
 
 
 _attention.defvjp(_forward, _backward)

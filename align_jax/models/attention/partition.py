@@ -15,9 +15,16 @@ from align_jax.parallel.axes import partition_spec
 
 
 def over_mesh(
-    run: Callable, q: jax.Array, keys: tuple[jax.Array, ...], ids: tuple[jax.Array, ...], pieces: tuple[jax.Array, ...] = ()
+    run: Callable,
+    q: jax.Array,
+    keys: tuple[jax.Array, ...],
+    ids: tuple[jax.Array, ...],
+    pieces: tuple[jax.Array, ...] = (),
+    of_heads: tuple[jax.Array, ...] = (),
 ) -> jax.Array:
-    """`run(q, *keys, *ids, *pieces)` under shard_map on the mesh in context: shards over data and fsdp, heads over tensor.
+    """`run(q, *keys, *ids, *pieces, *of_heads)` under shard_map on the mesh in context.
+
+    Shards are cut over data and fsdp, heads over tensor.
 
     With `pieces`, positions are cut over `sequence`, too, and `run` finds its own part of them in q and in keys, which it
     brings together by `sequence.gathered`.
@@ -25,7 +32,7 @@ def over_mesh(
     Args:
       run: a function of arrays whose leading axis and heads are independent; returns an array like q.
       q: `[D, X, T, H, E]`. keys: keys and values `[D, *, *, Hk, E]`. ids: int32 `[D, ...]`.
-      pieces: int32 `[D S, ...]`, what belongs to the S parts of the positions of every shard.
+      pieces: int32 `[D S, ...]`, what belongs to the S parts of the positions of every shard. of_heads: `[H]`.
 
     Raises:
       UserError: positions that are cut, for kernels that take no parts of rows.
@@ -39,7 +46,7 @@ def over_mesh(
         axes = zip(mesh.axis_names, mesh.axis_sizes, mesh.axis_types, strict=True)
         sizes = {name: size for name, size, kind in axes if kind == AxisType.Auto}
     if math.prod(sizes.values()) == 1:
-        return run(q, *keys, *ids, *pieces)
+        return run(q, *keys, *ids, *pieces, *of_heads)
     array = partition_spec(("shards", None, "positions", "heads", None), q.shape, sizes)
     tensor = sizes.get("tensor", 1) if array[3] else 1
     # Every device needs the key heads of its query heads: repeat them where there are fewer than devices.
@@ -55,13 +62,14 @@ def over_mesh(
         *(array for _ in keys),
         *(of_ids(x, "shards") for x in ids),
         *(of_ids(x, "shards", "positions") for x in pieces),
+        *(PartitionSpec(array[3]) for _ in of_heads),
     )
     arrays = (q, *keys, *ids)
 
     def run_part(*args: jax.Array) -> jax.Array:
-        whole, own = args[: len(arrays)], args[len(arrays) :]
-        return run(*whole, *(x.reshape(-1, *x.shape[2:]) for x in own))
+        whole, own, rest = args[: len(arrays)], args[len(arrays) : len(args) - len(of_heads)], args[len(args) - len(of_heads) :]
+        return run(*whole, *(x.reshape(-1, *x.shape[2:]) for x in own), *rest)
 
     # The kernels' outputs carry no record of how they vary over the mesh.
     mapped = jax.shard_map(run_part, in_specs=specs, out_specs=array, axis_names=set(sizes), check_vma=False)
-    return mapped(*arrays, *pieces)
+    return mapped(*arrays, *pieces, *of_heads)

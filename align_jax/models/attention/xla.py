@@ -6,7 +6,8 @@ kept. The backward pass computes the weights again from them (FlashAttention, ar
 
     w = exp(q k - lse),  dv = w^T do,  dl = w (do v^T - sum(o do)),  dq = dl k,  dk = dl^T q
 
-With a soft cap c, `c tanh(q k / c)` stands in place of `q k`, and dl has its slope as a factor.
+With a soft cap c, `c tanh(q k / c)` stands in place of `q k`, and dl has its slope as a factor. A sink s of a head is one more
+logit of its softmax, without a key: it is in lse, and `ds = -sum_queries exp(s - lse) sum(o do)`.
 
 Axes as in `align_jax.batch`; also H query heads, Hk key/value heads, g = H / Hk, E the head size, and here
 B sets of C rows with one prompt each (N = B C), X = R g the queries of a row that share a key/value head.
@@ -41,6 +42,7 @@ def attend_xla(
     prefix_k: jax.Array | None = None,
     prefix_v: jax.Array | None = None,
     cap: float | None = None,
+    sinks: jax.Array | None = None,
 ) -> jax.Array:
     """See `align_jax.models.attention.attend`."""
     shards, count, length, heads, size = q.shape
@@ -65,7 +67,8 @@ def attend_xla(
         prompt = _Prompt(jnp.swapaxes(prefix_k, 2, 3), jnp.swapaxes(prefix_v, 2, 3), masks_by_set(masks.prefix))
     own = _Own(by_set(k), by_set(v), masks_by_set(masks.own))
     how = _How(_largest_divisor(sets, max(1, most // rows)), cap)
-    out = _attend(how, by_set(scaled), own, prompt, masks.prompt_row)
+    of_keys = None if sinks is None else sinks.reshape(k.shape[-2], -1)
+    out = _attend(how, by_set(scaled), own, prompt, masks.prompt_row, of_keys)
     split = out.reshape(sets, shards, k.shape[-2], rows, length, -1, size)
     return split.transpose(1, 0, 3, 4, 2, 5, 6).reshape(q.shape)
 
@@ -125,30 +128,43 @@ def _over_blocks(function, size: int, arrays):
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(0,))
-def _attend(how: _How, q: jax.Array, own: _Own, prompt: _Prompt | None, prompt_row: jax.Array | None) -> jax.Array:
-    """q `[B, D, Hk, C, X, E]` -> like q, some sets at a time.
+def _attend(how: _How, q, own: _Own, prompt: _Prompt | None, prompt_row, sinks) -> jax.Array:
+    """q `[B, D, Hk, C, X, E]` -> like q, some sets at a time; sinks float32 `[Hk, g]` or None.
 
     With JAX's derivative the step takes 1.05 times the processor time and 1.28 times the temporaries on a CPU
     (configs/bench-cpu.yaml).
     """
-    return _forward(how, q, own, prompt, prompt_row)[0]
+    return _forward(how, q, own, prompt, prompt_row, sinks)[0]
 
 
-def _forward(how, q, own, prompt, prompt_row):
+def _forward(how, q, own, prompt, prompt_row, sinks):
     of_sets = _expanded(prompt, prompt_row, q.shape[0])
-    found = _over_blocks(partial(_forward_block, how.cap), how.block, (q, own, of_sets))
+    found = _over_blocks(partial(_forward_block, how.cap, sinks), how.block, (q, own, of_sets))
     out, lse = (checkpoint_name(x, ATTENTION) for x in found)
-    return out, (q, own, prompt, prompt_row, out, lse)
+    return out, (q, own, prompt, prompt_row, sinks, out, lse)
 
 
 def _backward(how, saved, d_out):
-    q, own, prompt, prompt_row, out, lse = saved
+    q, own, prompt, prompt_row, sinks, out, lse = saved
     of_sets = _expanded(prompt, prompt_row, q.shape[0])
     d_q, d_own, d_prompt = _over_blocks(partial(_backward_block, how.cap), how.block, (q, own, of_sets, out, lse, d_out))
     if prompt is not None:
         _, collect = jax.vjp(lambda *kv: tuple(_of_sets(x, prompt_row, q.shape[0]) for x in kv), prompt.k, prompt.v)
         d_prompt = _Prompt(*collect(d_prompt), None)
-    return d_q, _Own(*d_own, None), d_prompt, None
+    return d_q, _Own(*d_own, None), d_prompt, None, _sink_gradient(sinks, out, lse, d_out)
+
+
+def _sink_gradient(sinks, out, lse, d_out):
+    if sinks is None:
+        return None
+    delta = jnp.sum(out.astype(jnp.float32) * d_out.astype(jnp.float32), axis=-1)
+    each = -jnp.exp(_of_queries(sinks, lse.shape[4])[..., 0] - lse) * delta
+    return jnp.sum(each.reshape(*each.shape[:4], -1, sinks.shape[1]), axis=(0, 1, 3, 4))
+
+
+def _of_queries(sinks, count):
+    """`[Hk, g]` -> `[Hk, 1, X, 1]`, the sink of each of so many queries."""
+    return jnp.tile(sinks, (1, count // sinks.shape[1]))[:, None, :, None]
 
 
 _attend.defvjp(_forward, _backward)
@@ -205,19 +221,23 @@ def computed_pairs(length: int, before: int = 0) -> int:
     return sum((end - start) * (end + before) for start, end in itertools.pairwise(_bounds(length)))
 
 
-def _forward_block(cap, inputs):
+def _forward_block(cap, sinks, inputs):
     q = inputs[0]
-    parts = [_forward_queries(cap, q[..., x, :], own, prompt) for x, own, prompt in _query_chunks(inputs)]
+    parts = [_forward_queries(cap, sinks, q[..., x, :], own, prompt) for x, own, prompt in _query_chunks(inputs)]
     return tuple(jnp.concatenate(part, axis=4) for part in zip(*parts, strict=True))
 
 
-def _forward_queries(cap, q, own: _Own, prompt: _Prompt | None):
+def _forward_queries(cap, sinks, q, own: _Own, prompt: _Prompt | None):
     parts = [_logits(q, keys, cap) for keys in (own, prompt) if keys is not None]
     top = parts[0].max(axis=-1, keepdims=True)
     for part in parts[1:]:
         top = jnp.maximum(top, part.max(axis=-1, keepdims=True))
+    if sinks is not None:
+        top = jnp.maximum(top, _of_queries(sinks, q.shape[4]))
     weights = [jnp.exp(part - top) for part in parts]
     total = sum(w.sum(axis=-1, keepdims=True) for w in weights)
+    if sinks is not None:
+        total += jnp.exp(_of_queries(sinks, q.shape[4]) - top)
     out = _product("bdhcxs,bdhcse->bdhcxe", weights[0].astype(own.v.dtype), own.v)
     if prompt is not None:
         out += _with_prompt(weights[1].astype(prompt.v.dtype), prompt.v, "xs,se->xe")
