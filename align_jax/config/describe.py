@@ -21,7 +21,8 @@ print all keys in a terminal, `align-jax config --explain train.eval_every` one 
 section `train` of a file is `--train.eval_every 100` on the command line and `"train.eval_every=100"` for `Config.of`. An
 option wins over the file, also over keys of it that cannot hold beside it (`--train.epochs 1` over a file with
 `train.steps`); a line says so. A number beyond the most that its type names is refused; one that is 1,000 times beyond what
-anyone uses is taken, with a line. A text is as it was typed, with its spaces and line ends (quotes around it are YAML's).
+anyone uses is taken, with a line. A text is as it was typed (quotes around it are YAML's), without
+spaces around it but for `prompt_template` and `belief_template`.
 """
 
 

@@ -66,7 +66,7 @@ LATER: dict[str, Any] = {
 _DIVERGENCE = {"objective.divergence": "reverse_kl", "objective.divergence_alpha": 0.5}
 _LATER_OF: dict[str, dict[str, Any]] = {
     **dict.fromkeys(("dpo", "robust_dpo", "hinge", "ipo", "exo_pair", "discopop", "dpo_norm", "r_dpo"), _DIVERGENCE),
-    "wpo": {"objective.alignment": "none"},
+    "wpo": {"objective.alignment": None},
     "simpo": {"objective.label_smoothing": 0.0},
     "gdpo": {"objective.desirable_weight": 1.0, "objective.undesirable_weight": 1.0},
 }

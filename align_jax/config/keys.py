@@ -19,6 +19,7 @@ import yaml
 FILE = Path(__file__).with_name("keys.json")
 _PACKAGE = Path(__file__).parents[1]
 REQUIRED = "required"
+FREE_TEXTS = ("data.prompt_template", "data.belief_template")  # in which spaces at the ends and line ends are tokens
 _SCALARS = {"int": int, "float": float, "bool": bool, "str": str, "null": type(None), "any": Any}
 # What one value may be: a name of _SCALARS, "keys" (any), "section" (keys of their own), or a tuple: ("one of", *choices),
 # ("list of", option), ("fixed list of", option) (a tuple, in code), ("keys with", option).
@@ -115,6 +116,19 @@ def known() -> KnownKeys:
     sections = [KnownSection(**section | {"files": tuple(section["files"])}) for section in found["sections"]]
     keys = [Key(**{name: _frozen(value) for name, value in key.items()}) for key in found["keys"]]
     return KnownKeys(tuple(sections), tuple(keys))
+
+
+def is_text(key: str) -> bool:
+    """Whether the values of a key, `section.key`, are texts, or null, and nothing else; False for a key that is not known."""
+    return key in _texts()
+
+
+@functools.cache
+def _texts() -> frozenset[str]:
+    options: dict[str, set[Option]] = {}
+    for key in known().keys:
+        options.setdefault(key.name, set()).update(key.options)
+    return frozenset(name for name, found in options.items() if "str" in found and found <= {"str", "null"})
 
 
 def stand_in(prefix: str, owner: str | None = None) -> type:

@@ -47,10 +47,12 @@ class LoraConfig:
     path: str | None = None
 
     def __post_init__(self):
+        if self.targets in (_ALL, [_ALL]):  # what nothing means, too
+            object.__setattr__(self, "targets", None)
         check_range("lora.rank", self.rank, 1, 4096)
         check_range("lora.alpha", self.alpha, 0, open_low=True)
         check_range("lora.dropout", self.dropout, 0, 1, open_high=True)
-        for name in [] if self.targets in (None, _ALL, [_ALL]) else self.targets:
+        for name in self.targets or ():
             if _ours(name) not in TARGETS:
                 raise UserError(f"lora.targets: {name!r} has no adapter here; known: {', '.join(f'{n}_proj' for n in TARGETS)}")
         if self.targets == []:
@@ -68,7 +70,7 @@ class LoraConfig:
           UserError: targets that a mixture of experts has once for each expert.
         """
         known = [name for name in TARGETS if not mixture or name not in MLP_TARGETS]
-        wanted = set(known) if self.targets in (None, _ALL, [_ALL]) else {_ours(name) for name in self.targets}
+        wanted = set(known) if self.targets is None else {_ours(name) for name in self.targets}
         if refused := sorted(wanted - set(known)):
             raise UserError(
                 f"lora.targets: {refused[0]}_proj is once for each expert in this model, and experts have no adapters here; "

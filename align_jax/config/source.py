@@ -17,6 +17,7 @@ import yaml
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from align_jax.config.keys import FREE_TEXTS, is_text
 from align_jax.config.packaged import how_to_copy
 from align_jax.config.rivals import displaced
 from align_jax.errors import UserError
@@ -26,14 +27,17 @@ Override = tuple[str, Any]  # ("train.steps", 10)
 # sections that an option may give whole: --objective '[{name: dpo}, {name: sft, weight: 0.1}]', --lora {} or null
 WHOLE = ("objective", "lora")
 _LONGEST = 2**20  # characters of a config
-_QUOTES = ("'", '"', "|", ">", "!")  # with which YAML begins a text that is not as it stands
+_QUOTES = ("'", '"')  # with which YAML begins a text that is not as it stands
 _NAMES = ("&", "*")  # with which it names a value, and takes a named one: nothing that an option has
+_NULL = ("null", "~")
+_SWITCHES = {"true": True, "yes": True, "on": True, "false": False, "no": False, "off": False}  # refused where texts stand
 
 
 def parse_overrides(argv: Sequence[str]) -> list[Override]:
     """`--section.key value` and `--section.key=value` as pairs, and the sections of `WHOLE`.
 
-    Values are YAML (`3`, `1e-4`, `null`, `[a]`) or text, which stays as it was typed unless it has quotes.
+    Values are YAML (`3`, `1e-4`, `null`, `[a]`) or text, without spaces around it but for templates. A text stays as it was
+    typed unless it has quotes, whatever it looks like where the key is one of texts.
 
     Raises:
       UserError: an argument that is not an option, or an option without a value.
@@ -54,8 +58,13 @@ def parse_overrides(argv: Sequence[str]) -> list[Override]:
 
 
 def _parse_value(text: str, key: str) -> Any:
-    if text.lstrip()[:1] in _NAMES:
+    if key not in FREE_TEXTS:
+        text = text.strip()
+    if text[:1] in _NAMES:
         return text
+    if is_text(key) and text.lstrip()[:1] not in _QUOTES:
+        plain = text.strip()
+        return _SWITCHES.get(plain.lower(), None if plain in _NULL else text)
     try:
         check_yaml(text)
     except yaml.YAMLError:
@@ -74,7 +83,7 @@ def _parse_value(text: str, key: str) -> Any:
     # prose with a colon or a hash is text, not a mapping or nothing; so is a template such as {prompt}
     prose = isinstance(value, (dict, list)) and (text[:1] not in "{[" or (isinstance(value, dict) and ":" not in text))
     prose = prose and value != {}
-    return text if prose or (value is None and text not in ("null", "~")) else value
+    return text if prose or (value is None and text not in _NULL) else value
 
 
 @dataclasses.dataclass

@@ -4,6 +4,7 @@ from align_jax.hf.adapter import adapter_config, adapter_files, load_adapter, re
 from align_jax.hf.adapter_names import saved_weights
 from align_jax.hf.config import hf_config_from_model, model_config_from_hf, stored_head
 from align_jax.hf.files import ADAPTER, TOKENIZER_FILES, read_json, resolve_folder, split_revision
+from align_jax.hf.folder import clear_left
 from align_jax.hf.load import check_weights, load_config, load_generation_config, load_model, load_weights
 from align_jax.hf.save import save_model
 from align_jax.hf.tokenizer import read_tokenizer
@@ -20,6 +21,7 @@ __all__ = [
     "saved_weights",
     "TOKENIZER_FILES",
     "check_weights",
+    "clear_left",
     "hf_config_from_model",
     "load_config",
     "load_generation_config",

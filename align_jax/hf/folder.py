@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import copy
+import errno
 import os
 import re
 import shutil
@@ -65,6 +66,7 @@ def written_whole(out: Path) -> Iterator[Path]:
     """A new folder beside `out`, which takes its place when the block ends without an error, and vanishes otherwise."""
     out.parent.mkdir(parents=True, exist_ok=True)
     clear_left(out)
+    replaces = out.exists() and any(out.iterdir())
     unique = f"{socket.gethostname()}-{uuid.uuid4().hex[:8]}"
     temporary, old = (out.with_name(f".{out.name}.{unique}.{suffix}") for suffix in ("tmp", "old"))
     temporary.mkdir()
@@ -72,14 +74,25 @@ def written_whole(out: Path) -> Iterator[Path]:
         with _locked(temporary):
             yield temporary
         if out.exists():
+            if not replaces and any(out.iterdir()):
+                raise _taken(out)
             out.rename(old)
-        temporary.rename(out)
+        try:
+            temporary.rename(out)
+        except OSError as error:
+            if error.errno != errno.ENOTEMPTY:
+                raise
+            raise _taken(out) from error
     except BaseException:
         if old.exists() and not out.exists():
             old.rename(out)
         shutil.rmtree(temporary, ignore_errors=True)
         raise
     shutil.rmtree(old, ignore_errors=True)  # what stays is removed by the next export
+
+
+def _taken(out: Path) -> UserError:
+    return UserError(f"export folder {out} holds a model by now, of another export at the same time; give another folder")
 
 
 def clear_left(out: Path) -> None:
@@ -89,7 +102,7 @@ def clear_left(out: Path) -> None:
     """
     host = re.escape(socket.gethostname())
     left = re.compile(rf"\.{re.escape(out.name)}\.{host}-[0-9a-f]{{8}}\.(tmp|old)")
-    for folder in sorted(out.parent.iterdir()):
+    for folder in sorted(out.parent.iterdir()) if out.parent.is_dir() else ():
         found = left.fullmatch(folder.name)
         if not found or not folder.is_dir():
             continue

@@ -55,13 +55,21 @@ class Unpacked:
     def _shape(self, name: str) -> tuple[int, ...]:
         blocks, scales = (self._checkpoint.shapes.get(name + end) for end in (_BLOCKS, _SCALES))
         codes = {self._checkpoint.code(name + end) for end in (_BLOCKS, _SCALES) if name + end in self._checkpoint.shapes}
-        whole = len(blocks) == 4 and blocks[-1] == _INPUTS // 2
-        if not whole or scales != blocks[:-1] or codes != {"U8"} or name in self._checkpoint.shapes:
-            raise UserError(
-                f"tensor {name + _BLOCKS!r} in {self.file(name + _BLOCKS)} has shape {list(blocks)} and {name + _SCALES!r} "
-                f"{'is missing' if scales is None else f'has shape {list(scales)}'}: no weights in MXFP4, which are uint8 "
-                f"[experts, outputs, inputs / 32, 16] with their scales, and in no other form beside; use a bfloat16 copy"
+        wrong = None
+        if name in self._checkpoint.shapes:
+            wrong = f"stands beside a tensor {name!r}, of which it is another form"
+        elif scales is None:
+            wrong = f"has no scales: {name + _SCALES!r} is missing"
+        elif codes != {"U8"}:
+            wrong = f"and its scales have the types {', '.join(sorted(codes))}, which would be U8"
+        elif len(blocks) != 4 or blocks[-1] != _INPUTS // 2 or scales != blocks[:-1]:
+            wrong = (
+                f"has shape {list(blocks)} and its scales {list(scales)}, which would be [experts, outputs, inputs / 32, 16] "
+                "and the same without the last"
             )
+        if wrong:
+            where = self._checkpoint.file(name + _BLOCKS)
+            raise UserError(f"tensor {name + _BLOCKS!r} in {where} {wrong}; take a whole copy, or one in bfloat16")
         experts, outputs, count, _ = blocks
         return experts, count * _INPUTS, outputs
 

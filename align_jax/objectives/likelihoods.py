@@ -36,16 +36,16 @@ class WPO(DPO):
     """WPO (arXiv 2406.11827): DPO with each pair weighted by how likely the policy is to say it."""
 
     name: ClassVar[str] = "wpo"
-    alignment: str = "sampled"  # of the weights: sampled measures a token by how likely the policy's own draws are; or none
+    alignment: str | None = None  # of the weights: sampled (null too) measures a token by the policy's own draws; or none
 
     def __post_init__(self):
         super().__post_init__()
-        if self.alignment not in ALIGNMENTS:
+        if self.alignment not in (None, *ALIGNMENTS):
             raise UserError(f"objective.alignment: {self.alignment!r} is not one of {', '.join(ALIGNMENTS)}")
 
     @property
     def needs_collisions(self) -> bool:
-        return self.alignment == "sampled"
+        return self.alignment != "none"
 
     def inputs(self, logps, ref, batch: GroupLabels):
         means = per_token(self.aligned(logps, batch), batch)

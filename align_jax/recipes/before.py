@@ -19,6 +19,8 @@ from align_jax.errors import UserError
 from align_jax.files import write_whole
 from align_jax.models import ModelConfig
 from align_jax.models.adapting import trained_paths
+from align_jax.objectives import Mixture, Objective
+from align_jax.objectives.likelihoods import ALIGNMENTS, WPO
 from align_jax.parallel.processes import from_first, of_first
 from align_jax.parallel.stop import StoppedPass, StopSignal
 from align_jax.recipes.folder import RunFolder, save_every
@@ -77,7 +79,12 @@ def check_decays(config: Config, shape: ModelConfig) -> None:
         )
 
 
-def with_its_decay(config: Config, folder: RunFolder) -> Config:
+def with_its_choices(config: Config, folder: RunFolder) -> Config:
+    """The config with keys that it leaves open as the run in the folder began: what decays, and how WPO is weighted."""
+    return _with_its_alignment(_with_its_decay(config, folder), folder)
+
+
+def _with_its_decay(config: Config, folder: RunFolder) -> Config:
     """The config with `optimizer.decayed` as the run in the folder began, where weights decay and it does not say which."""
     spec = config.optimizer
     if not getattr(spec, "weight_decay", 0.0) or spec.decayed is not None:
@@ -92,6 +99,33 @@ def with_its_decay(config: Config, folder: RunFolder) -> Config:
             "matrices alone (give the key to choose)"
         )
     return dataclasses.replace(config, optimizer=dataclasses.replace(spec, decayed=chosen))
+
+
+def _with_its_alignment(config: Config, folder: RunFolder) -> Config:
+    """The config with `objective.alignment` as the run in the folder began, where WPO does not say which."""
+    terms = _terms(config)
+    if not any(isinstance(term, WPO) and term.alignment is None for term in terms):
+        return config
+    began = _terms(folder.config) if folder.is_run and folder.newest.steps else ()
+
+    def chosen(place: int) -> str:
+        found = getattr(began[place], "alignment", None) if place < len(began) else None
+        return ALIGNMENTS[of_first(ALIGNMENTS.index(found or "sampled"))]  # its disk alone may hold the run
+
+    made = [
+        dataclasses.replace(term, alignment=chosen(i)) if isinstance(term, WPO) and term.alignment is None else term
+        for i, term in enumerate(terms)
+    ]
+    if any(now.alignment == "none" != was.alignment for was, now in zip(terms, made, strict=True) if isinstance(was, WPO)):
+        say("objective.alignment: none, as this run began (give the key to choose in a new run)")
+    mixed = isinstance(config.objective, Mixture)
+    return dataclasses.replace(
+        config, objective=dataclasses.replace(config.objective, terms=tuple(made)) if mixed else made[0]
+    )
+
+
+def _terms(config: Config) -> tuple[Objective | None, ...]:
+    return getattr(config.objective, "terms", (config.objective,))
 
 
 def made_already(folder: RunFolder, config: Config) -> int | None:

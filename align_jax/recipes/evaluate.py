@@ -16,7 +16,7 @@ from align_jax.config.jobs import JOBS
 from align_jax.data import DataConfig
 from align_jax.errors import MissingPackage, UserError, optional
 from align_jax.evaluation import Estimate, target_lines
-from align_jax.parallel.stop import StoppedPass, listening
+from align_jax.parallel.stop import listening
 from align_jax.recipes.eval_text import eval_text
 from align_jax.recipes.evaluated import EvaluationJob, Result, columns_of, evaluate_models, file_name, written_to
 from align_jax.recipes.evaluation import eval_sets, judge_of
@@ -100,7 +100,7 @@ def report_of(config: Config) -> Report:
             results = []
             try:
                 evaluate_models(job, models, results)
-            except (KeyboardInterrupt, StoppedPass):
+            except (KeyboardInterrupt, SystemExit):  # a StoppedPass among them
                 if results:
                     file = written_to(setup.folder.path, unfinished=True)
                     say(f"{file} has {', '.join(r.name for r in results)}")

@@ -17,6 +17,7 @@ from align_jax import hf
 from align_jax.errors import UserError
 from align_jax.models import Decoder, ModelConfig, weight_shardings
 from align_jax.models.adapting import merged, trained_paths, with_adapter
+from align_jax.parallel.processes import on_first
 from align_jax.recipes.folder import RunFolder
 from align_jax.recipes.models import trained_model
 from align_jax.recipes.say import say, watching
@@ -56,6 +57,7 @@ def export(
     folder = RunFolder(Path(getattr(run_dir, "folder", run_dir)))
     if not folder.is_run:
         raise UserError(f"{folder.path} is not a run folder: it has no config.yaml")
+    on_first(lambda: hf.clear_left(Path(os.path.expanduser(out_dir))), f"looking at {out_dir}")
     if not overwrite and any(Path(os.path.expanduser(out_dir)).glob("*.safetensors")):
         raise UserError(
             f"export folder {out_dir} holds a model already; give another folder, or replace it with --overwrite "

@@ -31,7 +31,7 @@ from align_jax.models import Decoder
 from align_jax.parallel.processes import from_first, of_first
 from align_jax.parallel.stop import StoppedPass, StopSignal
 from align_jax.recipes import onpolicy
-from align_jax.recipes.before import with_its_decay
+from align_jax.recipes.before import with_its_choices
 from align_jax.recipes.folder import RunFolder
 from align_jax.recipes.models import model_at, starting_model
 from align_jax.recipes.round_beliefs import check_prompts
@@ -88,7 +88,7 @@ def rounds(config: Config, stop: StopSignal | None = None) -> Rounds:
         stop = stack.enter_context(StopSignal(tell=say)) if stop is None else stop
         stop.idle()
         folder = RunFolder(Path(config.run.dir))
-        config = with_its_decay(config, folder)
+        config = with_its_choices(config, folder)
         if folder.is_run and ((folder.path / "rounds").exists() or folder.steps):
             folder.check_same(config, _free(folder))
         stack.enter_context(folder.claimed())

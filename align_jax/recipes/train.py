@@ -27,7 +27,7 @@ from align_jax.recipes.before import (
     stop_early,
     stop_told,
     why_ended,
-    with_its_decay,
+    with_its_choices,
 )
 from align_jax.recipes.folder import RunFolder, save_every
 from align_jax.recipes.in_training import InTraining, in_training_evaluation
@@ -104,7 +104,7 @@ def train(config: Config, stop: StopSignal | None = None) -> Run:
         check_sinks(config)
         check_best_metric(config)
         folder = RunFolder(Path(config.run.dir))
-        config = with_its_decay(config, folder)
+        config = with_its_choices(config, folder)
         folder.check(config)
         stack.enter_context(folder.claimed())
         for line in off:

@@ -11,6 +11,7 @@ import jax
 import optax
 
 from align_jax.config import Config
+from align_jax.config.began import completed
 from align_jax.data import BatchLoader, GroupDataset
 from align_jax.errors import UserError
 from align_jax.models.adapting import trained_paths, trained_weights
@@ -151,7 +152,7 @@ class Training:
         state, extra = found
         self.setup.folder.check_written_here(extra.get("run"), int(state.step))
         if "config" in extra:  # the file beside the checkpoints may have been edited
-            self.setup.folder.check_same(config, began=Config.of(extra["config"]))
+            self.setup.folder.check_same(config, began=Config.of(completed(extra["config"])))
         if extra.get("rows", self.dataset.fingerprint) != self.dataset.fingerprint:
             raise UserError(other_rows(self.setup.folder, self.dataset, extra.get("groups")))
         if (extra.get("reference") or self.compared_with) != self.compared_with:

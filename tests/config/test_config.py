@@ -109,7 +109,8 @@ def test_override_values():
 
 @pytest.mark.parametrize(
     "text",
-    ["Q: {prompt}\nA:", "Question {prompt}\nAnswer", " {prompt}", "Say ", "so #1", "a\n\nb", "b\n", "&a b", "*{prompt}*"],
+    ["Q: {prompt}\nA:", "Question {prompt}\nAnswer", " {prompt}", "Say ", "so #1", "a\n\nb", "b\n", "&a b", "*{prompt}*"]
+    + ["! {prompt}", "|\n a"],
 )
 def test_a_text_stays_as_it_was_typed(text):
     """YAML folds lines without quotes, trims them and ends them at a hash: tokens that nobody typed."""
@@ -117,8 +118,25 @@ def test_a_text_stays_as_it_was_typed(text):
 
 
 def test_a_text_in_quotes_is_what_yaml_reads():
-    for text, value in (("'a b'", "a b"), ('"a\\nb"', "a\nb"), ("' 3'", " 3"), ("|\n a\n b\n", "a\nb\n")):
-        assert parse_overrides(["--a.b", text]) == [("a.b", value)]
+    for text, value in (("'a b'", "a b"), ('"a\\nb"', "a\nb"), ("' 3'", " 3")):
+        for key in ("a.b", "data.prompt_template", "run.dir"):
+            assert parse_overrides([f"--{key}", text]) == [(key, value)]
+
+
+@pytest.mark.parametrize("text", ["007", "1e3", "1234e56", "2026_11_29", "12:30", "1.10", "2026-11-29", "[a]", "{a}", "0x10"])
+def test_a_key_of_texts_takes_what_looks_like_something_else(text):
+    """A short commit is no number of 57 digits, and a folder is no time of day."""
+    found = parse_overrides(["--model.revision", text, "--run.dir", f" {text}\r"])
+    assert found == [("model.revision", text), ("run.dir", text)]
+    assert parse_overrides(["--run.dir", "null ", "--run.dir", "yes"]) == [("run.dir", None), ("run.dir", True)]
+
+
+def test_spaces_around_what_is_no_template_say_nothing():
+    typed = {"objective.name": "wpo \r", "model.remat": "full ", "lora.targets": "all-linear ", "data.train": " a.jsonl #1\n"}
+    for key, text in typed.items():
+        assert parse_overrides([f"--{key}", text]) == [(key, text.strip())]
+    for text, value in ((" [a, b]", ["a", "b"]), (" {a: 1} ", {"a": 1}), ("~ ", None), ("10 # ten", 10)):
+        assert parse_overrides(["--data.eval", text]) == [("data.eval", value)]
 
 
 @pytest.mark.parametrize(
@@ -184,7 +202,7 @@ REFUSED = [
     (TEXT, ["--mesh.tensor", "0"], "--mesh.tensor: 0 must be at least 1, or -1 for the rest"),
     (TEXT, ["--checkpoint.every", "0"], "--checkpoint.every: 0 must be at least 1"),
     (TEXT, ["--generate.temperature", "-0.5"], "--generate.temperature: -0.5 must be at least 0"),
-    (TEXT, ["--run.dir", " "], "--run.dir: ' ' is blank"),
+    (TEXT, ["--run.dir", " "], "--run.dir: '' is blank"),
     (TEXT, ["--run.dir", "gs://bucket/run"], "--run.dir: gs://bucket/run is no place of this machine"),
     (TEXT, ["--generate.output", "gs://bucket/x.jsonl"], "--generate.output: gs://bucket/x.jsonl is no place of this machine"),
     (TEXT, ["--score.output", "s3://bucket/x.jsonl"], "--score.output: s3://bucket/x.jsonl is no place of this machine"),

@@ -7,6 +7,7 @@ import sys
 
 import pytest
 
+from align_jax.errors import UserError
 from align_jax.hf.folder import clear_left, written_whole
 
 WRITES = """
@@ -43,6 +44,16 @@ def test_the_next_export_mends_what_a_killed_one_left(where, tmp_path, capsys):
     with written_whole(out) as made:
         (made / "config.json").write_text("new")
     assert os.listdir(tmp_path) == ["model"] and (out / "config.json").read_text() == "new"
+
+
+def test_of_two_exports_at_a_time_the_second_says_so(tmp_path):
+    out = tmp_path / "model"
+    taken = "holds a model by now, of another export at the same time"
+    with pytest.raises(UserError, match=taken), written_whole(out) as second:
+        (second / "config.json").write_text("second")
+        with written_whole(out) as first:
+            (first / "config.json").write_text("first")
+    assert os.listdir(tmp_path) == ["model"] and (out / "config.json").read_text() == "first"
 
 
 def test_what_is_being_written_or_anothers_is_left_alone(tmp_path, capsys):

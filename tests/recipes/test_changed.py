@@ -9,6 +9,7 @@ import yaml
 
 import align_jax
 from align_jax.cli import main
+from align_jax.config import Config
 from align_jax.errors import UserError
 from align_jax.recipes.folder import RunFolder
 from align_jax.recipes.generate import _settings
@@ -82,6 +83,30 @@ def test_a_config_that_was_edited_in_the_run_folder(kept, capsys):
     file.write_text(file.read_text().replace("beta: 0.1", "beta: 5.0"))
     said = refused(kept, capsys, config="run/config.yaml")
     assert "objective.beta=0.1, but objective.beta=5.0 was given" in said and "was edited since" in said
+
+
+def test_a_run_of_wpo_from_before_alignments_goes_on_as_it_began(world, tmp_path, capsys, monkeypatch):
+    """Neither its config.yaml nor its checkpoints have the key, and the same command means what it meant."""
+    run, to_dict = ("--objective", "{name: wpo}", "--run.dir", str(tmp_path / "old")), Config.to_dict
+
+    def without(self):
+        values = to_dict(self)
+        return {**values, "objective": {k: v for k, v in values["objective"].items() if k != "alignment"}}
+
+    with monkeypatch.context() as before:
+        before.setattr(Config, "to_dict", without)
+        assert main(["train", str(world / "config.yaml"), *run, "--objective.alignment", "none"]) == 0
+    assert "alignment" not in (tmp_path / "old" / "config.yaml").read_text()
+    shutil.copytree(tmp_path / "old", tmp_path / "copy")
+    assert main(["train", str(world / "config.yaml"), *run, "--train.steps", "2"]) == 0
+    assert "objective.alignment: none, as this run began" in capsys.readouterr().err
+    assert RunFolder(tmp_path / "old").config.objective.alignment == "none"
+    copied = [*run[:2], "--run.dir", str(tmp_path / "copy"), "--objective.alignment"]
+    said = refused(world, capsys, *copied, "sampled")
+    assert "objective.alignment='none', but objective.alignment='sampled' was given" in said
+    assert main(["train", str(world / "config.yaml"), *copied, "none", "--train.steps", "2"]) == 0
+    assert main(["train", str(world / "config.yaml"), *run[:2], "--run.dir", str(tmp_path / "new")]) == 0
+    assert RunFolder(tmp_path / "new").config.objective.alignment == "sampled"
 
 
 def test_a_reference_that_changed_is_named_live_too_and_else_may_become_live(kept, capsys):
