@@ -133,7 +133,7 @@ def cross_check(source: ConfigValues, config: Sections) -> None:
         try:
             check_groups(train, mesh.data, mesh.fsdp, mesh.expert)
         except UserError as error:
-            raise UserError(f"{source.where('train.groups_per_step')}: {error}") from error
+            raise source.error("train.groups_per_step", str(error).partition(": ")[2]) from error
 
 
 def check_rounds(source: ConfigValues, config: Sections) -> None:

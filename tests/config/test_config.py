@@ -196,6 +196,7 @@ REFUSED = [
     (TEXT, ["--model.path=null", f"--model.config={FRESH}", "--model.config.heads=3"], r"--model.config: heads \(3\)"),
     (TEXT, ["--train.accumulation_steps", "3"], "c.yaml:15: train.groups_per_step: 8 is not a multiple of 3"),
     (TEXT, ["--mesh.fsdp", "16"], "c.yaml:15: train.groups_per_step: 8 is not a multiple of 16"),
+    (TEXT, ["--mesh.fsdp", "16", "--train.groups_per_step=8"], "--train.groups_per_step: 8 is not a multiple of 16"),
     (TEXT, ["--mesh.fsdp", "-1", "--mesh.data", "-1"], "--mesh.fsdp: only one axis"),
     (TEXT, ["--mesh.sequence", "-1"], "--mesh.sequence: -1 must be at least 1"),
     (TEXT, ["--mesh.auto", "true", "--mesh.sequence", "2"], "--mesh.auto: true chooses the sizes; leave out mesh.sequence: 2"),
