@@ -97,16 +97,9 @@ def test_a_run_of_wpo_from_before_alignments_goes_on_as_it_began(world, tmp_path
         before.setattr(Config, "to_dict", without)
         assert main(["train", str(world / "config.yaml"), *run, "--objective.alignment", "none"]) == 0
     assert "alignment" not in (tmp_path / "old" / "config.yaml").read_text()
-    shutil.copytree(tmp_path / "old", tmp_path / "copy")
     assert main(["train", str(world / "config.yaml"), *run, "--train.steps", "2"]) == 0
     assert "objective.alignment: none, as this run began" in capsys.readouterr().err
     assert RunFolder(tmp_path / "old").config.objective.alignment == "none"
-    copied = [*run[:2], "--run.dir", str(tmp_path / "copy"), "--objective.alignment"]
-    said = refused(world, capsys, *copied, "sampled")
-    assert "objective.alignment='none', but objective.alignment='sampled' was given" in said
-    assert main(["train", str(world / "config.yaml"), *copied, "none", "--train.steps", "2"]) == 0
-    assert main(["train", str(world / "config.yaml"), *run[:2], "--run.dir", str(tmp_path / "new")]) == 0
-    assert RunFolder(tmp_path / "new").config.objective.alignment == "sampled"
 
 
 def test_a_reference_that_changed_is_named_live_too_and_else_may_become_live(kept, capsys):

@@ -361,11 +361,11 @@ def test_a_report_that_was_stopped_takes_no_whole_ones_place(world, tmp_path, mo
 
     assert f"{run / 'evaluation.json'} has run" in stop()  # there is none of before
     assert report(run)["unfinished"] == ["exported"] and list(report(run)["models"]) == ["run"]
+    (run / "evaluation.unfinished.json").write_text("{}")
     assert evaluate(world / "beliefs.yaml", *how, *both) == 0
     whole = report(run)
     assert "unfinished" not in whole and list(whole["models"]) == ["run", "exported"]
+    assert not (run / "evaluation.unfinished.json").exists()
     assert f"{run / 'evaluation.unfinished.json'} has run" in stop()
     assert report(run) == whole
     assert json.loads((run / "evaluation.unfinished.json").read_text())["unfinished"] == ["exported"]
-    assert evaluate(world / "beliefs.yaml", *how, *both) == 0
-    assert report(run) == whole and not (run / "evaluation.unfinished.json").exists()
