@@ -38,8 +38,9 @@ def collisions(config, weights, batch, **chunks):
     return scored_logps(model, batch, counted=False, collisions=True, **chunks).log_collisions
 
 
-@pytest.mark.parametrize("config", [BASE, FAMILIES["gemma"]], ids=["llama", "gemma"])
-@pytest.mark.parametrize("groups", [GROUPS, BELIEFS], ids=["responses", "beliefs"])
+@pytest.mark.parametrize(
+    ("config", "groups"), [(FAMILIES["gemma"], GROUPS), (BASE, BELIEFS)], ids=["gemma, responses", "llama, beliefs"]
+)
 def test_equals_the_squares_of_each_response_alone(config, groups):
     weights = big_weights(config)
     batch = pack_groups(groups, shards=1, groups_per_shard=len(groups), layout=layout(True))
