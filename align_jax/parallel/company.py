@@ -70,11 +70,11 @@ class Company:
                 self._end(wait_for_all)
         except (UserError, OSError) as error:
             line = f"align-jax {command}: {error}"
-            show = lambda: print(line, file=sys.stderr, flush=True)  # noqa: E731
-            self.fail(str(error), getattr(error, "status", _USAGE_ERROR), show, _BROKEN if _follows(str(error)) else _FIRST)
+            patience = _BROKEN if _follows(str(error)) else _FIRST
+            self.fail(str(error), getattr(error, "status", _USAGE_ERROR), lambda: _say(line), patience)
         except KeyboardInterrupt as error:
             if not error.args:  # pressed twice; else all of them stop
-                self.fail("interrupted", INTERRUPTED, lambda: print(f"align-jax {command}: interrupted", file=sys.stderr))
+                self.fail("interrupted", INTERRUPTED, lambda: _say(f"align-jax {command}: interrupted"))
             self._end(wait_for_all)
             raise
         except SystemExit:  # that all agreed on
@@ -192,7 +192,7 @@ class Company:
         """Ends the process when the others know why, the first one as the last: JAX's service ends with it."""
         until = time.monotonic() + _DEPART
         if said:
-            print(f"align-jax: {said}", file=sys.stderr, flush=True)
+            _say(f"align-jax: {said}")
         if self._launch.index == 0:
             while len(self._gone()) < len(self._wires) and time.monotonic() < until:
                 time.sleep(0.02)
@@ -207,6 +207,12 @@ class Company:
                     if wire.receive() is None:
                         self._left.add(i)
         return self._left
+
+
+def _say(line: str) -> None:
+    """A line on stderr, in one piece: those of other processes, or of other threads, come before it or after it."""
+    sys.stderr.write(f"{line}\n")
+    sys.stderr.flush()
 
 
 def _follows(line: str) -> bool:

@@ -175,7 +175,7 @@ class Largest:
             told = self.rounds.setdefault(self.calls, {})
             told[self.index], self.calls = shape, self.calls + 1
             self.changed.notify_all()
-            assert self.changed.wait_for(lambda: self.closed or len(told) == self.count, timeout=60)
+            assert self.changed.wait_for(lambda: self.closed or len(told) == self.count, timeout=300)
         return None if self.closed else tuple(max(column) for column in zip(*told.values(), strict=True))
 
     def close(self):
@@ -199,7 +199,7 @@ class Processes:
 
         threads = [threading.Thread(target=call, args=(i,)) for i in range(len(results))]
         [t.start() for t in threads]
-        [t.join(60) for t in threads]
+        [t.join(300) for t in threads]
         return results
 
 

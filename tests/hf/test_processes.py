@@ -65,7 +65,7 @@ def test_two_processes_import_and_export(tmp_path):
         for rank in range(2)
     ]
     try:
-        results = [process.communicate(timeout=100) for process in processes]
+        results = [process.communicate(timeout=600) for process in processes]
     finally:
         for process in processes:
             process.kill()

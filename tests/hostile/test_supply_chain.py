@@ -110,7 +110,7 @@ def test_a_tokenizer_with_code_is_refused(poisoned, opened, named):
     began = time.monotonic()
     with harmless("poison", 0, poisoned), pytest.raises(UserError, match="model.tokenizer: .*auto_map.*never done here"):
         load_tokenizer(poisoned, "model.tokenizer")
-    assert time.monotonic() - began < 10  # and nobody is asked whether to run it
+    assert time.monotonic() - began < 60  # and nobody is asked whether to run it
     assert "evil.py" not in opened
 
 
@@ -154,6 +154,7 @@ def test_a_template_that_does_not_end_is_stopped(text, monkeypatch):
     monkeypatch.setattr(guarded, "GROWTH", 256 << 20)
     with pytest.raises(RowError, match="does not end with this conversation|maximum recursion depth"):
         rendered(text)
+    monkeypatch.undo()
     assert rendered("{{ messages[0].content }}") == "q"
 
 
@@ -171,7 +172,7 @@ def test_one_is_stopped_in_a_worker_too_and_no_other_thread(monkeypatch):
     for thread in threads:
         thread.start()
     for thread in threads:
-        thread.join(60)
+        thread.join(300)
     assert len(found) == 2 and all("does not end" in said for said in found)
     assert not guarded._running
 

@@ -39,7 +39,7 @@ class World:
         self.companies = [Owned(Launch("host0:1", 3, i), self.people[i], self.wires[i], "align-jax train a") for i in range(3)]
 
     def wait(self, *processes):
-        until = time.monotonic() + 5
+        until = time.monotonic() + 60
         while not set(processes) <= set(self.ended) and time.monotonic() < until:
             time.sleep(0.01)
         return [self.ended.get(i) for i in processes]
@@ -67,7 +67,7 @@ def test_a_lost_process_is_named_with_what_is_kept_and_what_to_start(world, vict
             f"process {victim} of 3 (host{victim}, pid 1{victim}) is lost; the newest checkpoint is run/checkpoints/4; "
             "start all 3 processes again: align-jax train a"
         )
-        assert world.wait(*others) == [(LOST, expected)] * 2 and time.monotonic() - began < 2
+        assert world.wait(*others) == [(LOST, expected)] * 2 and time.monotonic() - began < 20
 
 
 @pytest.mark.parametrize("failing", [0, 1])
@@ -80,7 +80,9 @@ def test_one_that_fails_says_so_and_all_end_with_its_status(world, failing, capf
     assert world.wait(*(i for i in range(3) if i != failing)) == [(2, line)] * 2
 
 
-def test_the_same_error_on_all_is_said_once_by_each(world, capfd):
+def test_the_same_error_on_all_is_said_once_by_each(world, capfd, monkeypatch):
+    monkeypatch.setattr(company, "_GRACE", 60.0)  # an error of the same cause comes, however slow the machine
+
     def one(i):
         with pytest.raises(SystemExit), world.companies[i].guarding("train", lambda: None):
             raise UserError("train.steps: wrong")
@@ -89,7 +91,7 @@ def test_the_same_error_on_all_is_said_once_by_each(world, capfd):
     for thread in threads:
         thread.start()
     assert {status for status, _ in world.wait(0, 1, 2)} == {2} and {said for _, said in world.ended.values()} == {""}
-    assert set(capfd.readouterr().err.splitlines()) == {"align-jax train: train.steps: wrong"}
+    assert capfd.readouterr().err.splitlines() == ["align-jax train: train.steps: wrong"] * 3
 
 
 def test_an_error_of_the_connections_is_not_told_when_another_process_is_the_cause(world, capfd):

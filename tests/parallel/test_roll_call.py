@@ -44,7 +44,7 @@ def _meet(hellos, limit=5.0, address=None):
         thread.start()
         time.sleep(0.02)
     for thread in threads:
-        thread.join(20)
+        thread.join(120)
     return found, said
 
 
@@ -119,7 +119,7 @@ def test_another_program_at_the_port_is_said_and_does_no_harm(sent):
     thread.start()
     with socket.create_connection(("localhost", launch.port), 2) if _until_open(launch) else None as stranger:
         stranger.sendall(sent)
-        thread.join(10)
+        thread.join(120)
     assert "but is no process of this version of align-jax" in said[0] and isinstance(said[-1], MissingProcess)
 
 

@@ -141,7 +141,7 @@ def test_ctrl_c_is_heard_although_the_main_thread_is_in_c_code(asked, presses):
                 said.append(process.stderr.readline())
             process.send_signal(signal.SIGINT)
             said += process.stderr.read().splitlines(keepends=True)
-            assert process.wait() == INTERRUPTED and time.monotonic() - began < 30
+            assert process.wait() == INTERRUPTED and time.monotonic() - began < 120
         finally:
             process.kill()
     asked_first = ["align-jax: stopping after this step; Ctrl-C again stops now\n"] if asked else []
@@ -168,7 +168,7 @@ def test_what_the_main_thread_remembers_is_waited_for():
     ) as process:
         assert process.stdout.readline() == "busy\n", process.stderr.read()
         process.send_signal(signal.SIGINT)
-        out, said = process.communicate(timeout=60)
+        out, said = process.communicate(timeout=300)
     assert out == "True\n" and said.splitlines()[-1].startswith("KeyboardInterrupt")
 
 
@@ -193,7 +193,7 @@ def test_a_ctrl_c_that_python_drops_ends_the_process_all_the_same():
         assert process.stdout.readline() == "busy\n", process.stderr.read()
         time.sleep(0.2)
         process.send_signal(signal.SIGINT)
-        assert process.communicate(timeout=30)[1] == "align-jax: interrupted\n" and process.returncode == INTERRUPTED
+        assert process.communicate(timeout=300)[1] == "align-jax: interrupted\n" and process.returncode == INTERRUPTED
 
 
 def test_a_pass_that_keeps_nothing_is_left_between_its_batches():

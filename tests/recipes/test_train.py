@@ -218,7 +218,7 @@ def test_sigterm_saves_and_exits_0(world):
     )
     wait_for_step(run, 3, process)
     process.send_signal(signal.SIGTERM)
-    _, said = process.communicate(timeout=120)
+    _, said = process.communicate(timeout=600)
     assert process.returncode == 0, said
     stopped = [line for line in said.splitlines() if "stopped by SIGTERM" in line]
     last = read_metrics(run / "metrics.jsonl")[-1]["step"]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-import time
+from types import SimpleNamespace
 
 import jax
 import jax.numpy as jnp
@@ -12,6 +12,7 @@ import pytest
 
 import align_jax
 from align_jax.errors import UserError
+from align_jax.training import loop
 from align_jax.training.callbacks import Callback, Evaluate, Log, Save, SaveTimer, StopEarly, StopWhen
 from align_jax.training.fit import fit
 from align_jax.training.state import TrainState
@@ -317,15 +318,24 @@ def test_counts_become_the_rates_that_are_logged():
     assert not {"tokens/computed", "tokens/real", "tokens/useful"} & record.keys()
 
 
-@pytest.mark.slow
-def test_a_steps_time_holds_the_wait_for_data_and_not_evaluations():
+def test_a_steps_time_holds_the_wait_for_data_and_not_evaluations(monkeypatch):
+    now = [0.0]
+
+    def pass_by(seconds):
+        now[0] += seconds
+        return {}
+
     class Slow(Batches):
         def __next__(self):
-            time.sleep(0.05)
+            pass_by(3.0)
             return super().__next__()
 
-    fit(fresh(), Batches(), step, steps=1)  # compiled
-    evaluate = Evaluate(lambda weights: time.sleep(0.5) or {"eval/w": 0.0}, 1)
-    _, history = fit(fresh(), Slow(), step, steps=4, callbacks=[evaluate])
-    for record in history[1:-1]:
-        assert 0.04 < record["time/step_seconds"] < 0.4 and 0.5 < record["time/data_fraction"] <= 1
+    def timed(state, batch):
+        pass_by(1.0)
+        return step(state, batch)
+
+    monkeypatch.setattr(loop, "time", SimpleNamespace(perf_counter=lambda: now[0]))
+    evaluate = Evaluate(lambda weights: pass_by(500.0) | {"eval/w": 0.0}, 1)
+    _, history = fit(fresh(), Slow(), timed, steps=4, callbacks=[evaluate])
+    took = [(record["time/step_seconds"], record["time/data_fraction"]) for record in history[1:]]
+    assert took == [(7.0, 6 / 7), (4.0, 0.75), (4.0, 0.75), (1.0, 0.0)]  # a batch is waited for in the step before
