@@ -388,11 +388,11 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_says_where(world, capsys):
     assert f"Rows of the batch: {folder / 'train.jsonl'}:" in said
     assert "It is skipped step 4 of the run, more than train.max_skipped=3." in said
     kept = [json.loads(line) for line in (folder / "nan" / "skipped_rows.jsonl").read_text().splitlines()]
-    first = kept[0]["step"]
-    assert {line["step"] for line in kept} == set(range(first, first + 4)) and len(kept) >= 4 * 8
+    assert len({line["step"] for line in kept}) == 4 and len(kept) >= 4 * 8
     assert kept[0]["where"].startswith(f"{folder / 'train.jsonl'}:") and kept[0]["row"]["prompt"]
     lines = read_metrics(folder / "nan" / "metrics.jsonl")
-    assert lines[-1]["skipped"] == 3 and None in (lines[-1]["loss"], lines[-1]["grad_norm"])
+    bad = [line["skipped"] for line in lines if line["step"] and None in (line["loss"], line["grad_norm"])]
+    assert bad == [1, 2, 3] and lines[-1]["skipped"] == 3  # which rows overflow is chance, from weights as large as these
 
 
 def test_a_best_metric_that_no_checkpoint_has_is_refused(world, capsys):
