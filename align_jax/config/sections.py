@@ -173,7 +173,7 @@ class MeshConfig:
       sequence: devices that share the positions of each row, and the weights, too: for rows longer than one device holds. It is
         no -1, and not chosen by `auto`.
       expert: devices that share the experts of a mixture, and the batch and all other weights, as those of fsdp do; it divides
-        the number of experts. It is no -1, and not chosen by `auto`.
+        the number of experts. It is no -1.
       auto: choose these, and with them `model.remat` and `train.accumulation_steps`, by what a step is
         predicted to take (docs/performance.md); written `mesh: auto`, too. A run that was begun keeps its choice.
       memory_gib: what a device may hold, for `model.rows_per_chunk` and `model.head_chunk: auto`; None is what there is.

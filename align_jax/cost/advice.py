@@ -5,12 +5,15 @@ from __future__ import annotations
 from align_jax.cost.estimate import EpochEstimate
 
 
-def advice(estimate: EpochEstimate, *, remat: str, accumulation: int, packed: bool) -> list[str]:
+def advice(
+    estimate: EpochEstimate, *, remat: str, accumulation: int, packed: bool, attention: str, experts: bool = False
+) -> list[str]:
     """Lines for the user, the most useful first; at least one.
 
     Args:
       estimate: of an epoch. remat: `model.remat`. accumulation: `train.accumulation_steps`.
-      packed: whether rows hold several prompts and answers.
+      packed: whether rows hold several prompts and answers. attention: the backend that computes it.
+      experts: whether the model is a mixture.
     """
     main, largest = estimate.main, estimate.largest
     seconds, chip = main.seconds, main.chip
@@ -29,9 +32,11 @@ def advice(estimate: EpochEstimate, *, remat: str, accumulation: int, packed: bo
             + (", fewer train.accumulation_steps (each gathers the weights)" if accumulation > 1 else "")
         )
     if seconds.memory > 1.1 * max(seconds.compute, network):
+        kernel = "an attention kernel in place of xla, or " if attention == "xla" else ""
+        rows = "; less expert in mesh (each device holds rows for the tokens of as many)" if experts else ""
         lines.append(
-            "memory traffic takes longest: an attention kernel in place of xla, or less fsdp in mesh (products are cut "
-            "into as many pieces, and added up in memory)"
+            f"memory traffic takes longest: {kernel}less fsdp in mesh (products are cut into as many pieces, and added up in "
+            f"memory){rows}"
         )
     again = main.remat / main.least
     if remat in ("full", "offload") and largest.fits and again > 0.1 and room < 0.6:

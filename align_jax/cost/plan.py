@@ -6,11 +6,13 @@ layers of width D, and r = 1 where the backward pass computes layers again (else
     fsdp      2 A all-gathers of 2 W/t bytes, and A reduce-scatters of gradients of 2 W/t bytes
     data      A all-reduces of 2 W/(f t) bytes (2 A where f = 1)
     tensor    A L (4 + r) all-reduces of 2 Q D bytes
+    expert    A L (2 + r) all-gathers of 2 e Q D bytes, and 2 A L reduce-scatters to 2 Q D bytes (tokens; e = expert)
 
-and holds parameters, moments and float32 gradients in f t parts, the weights of a layer, whole (over t), what remat keeps of
-every position, and logits. The compiler all-reduces gradients whose parts are narrow, where a reduce-scatter would do: both
-weights whose last axis is cut below 256 columns, and all others below 128 rows (libtpu 0.0.42, as its programs show). Products
-run at the chip's peak, as in `align_jax.cost.estimate`.
+and holds parameters, moments and float32 gradients in f e t parts, the weights of a layer, whole (over t), what remat keeps of
+every position, and logits. With `expert`, f is f e for all weights but those of experts, of which a device has its own alone,
+W/(e t), and brings them together over f. The compiler all-reduces gradients whose parts are narrow, where a reduce-scatter
+would do: both weights whose last axis is cut below 256 columns, all others below 128 rows, and those of experts below 64 (libtpu
+0.0.40 to 0.0.42, as its programs show). Products run at the chip's peak, as in `align_jax.cost.estimate`.
 """
 
 from __future__ import annotations
@@ -30,13 +32,14 @@ from align_jax.cost.flops import least_flops, remat_flops
 from align_jax.cost.network import Moved, Places, Spent, spent
 from align_jax.models import ModelConfig, weight_shapes
 from align_jax.models.adapting import trained_paths
+from align_jax.models.experts import WEIGHTS as EXPERTS
 from align_jax.scoring.chunks import LOGITS, USABLE, position_bytes, state_bytes
 from align_jax.scoring.logps import HEAD_CHUNK
 
 REMAT = ("none", "dots", "full")
 _MOST_MICROBATCHES = 16
 # Parts of a weight below which its gradient is all-reduced: of the last axis, and of another.
-_NARROW, _NARROW_ROWS = 256, 128
+_NARROW, _NARROW_ROWS, _NARROW_EXPERTS = 256, 128, 64
 _ALIKE = 0.02  # of a plan's time
 # Times that weights, and what `remat: none` keeps of a position, are read or written in a step: of programs for v5p.
 _WEIGHTS_PASSES, _KEPT_PASSES = 6, 8
@@ -55,14 +58,21 @@ class MeshPlan:
     tensor: int
     remat: str = "none"
     accumulation: int = 1
+    expert: int = 1
 
     @property
     def shards(self) -> int:
         """Blocks of a batch."""
-        return self.data * self.fsdp
+        return self.data * self.fsdp * self.expert
+
+    @property
+    def sizes(self) -> dict[str, int]:
+        """Of the mesh's axes, in their order; `expert` where it is cut."""
+        expert = {} if self.expert == 1 else {"expert": self.expert}
+        return {"data": self.data, "fsdp": self.fsdp, **expert, "tensor": self.tensor}
 
     def __str__(self) -> str:
-        mesh = f"data {self.data} x fsdp {self.fsdp} x tensor {self.tensor}"
+        mesh = " x ".join(f"{axis} {size}" for axis, size in self.sizes.items())
         return f"{mesh}, remat {self.remat}, {self.accumulation} microbatches"
 
 
@@ -82,25 +92,26 @@ class PlanEstimate:
         return (self.seconds.serial + self.seconds.bound) / 2
 
 
-def meshes(devices: int, slices: int, model: ModelConfig, groups: int) -> Iterator[tuple[int, int, int]]:
-    """(data, fsdp, tensor) that use all devices: heads, MLP and vocabulary divide by tensor, slices hold whole copies."""
+def meshes(devices: int, slices: int, model: ModelConfig, groups: int) -> Iterator[MeshPlan]:
+    """Meshes of all devices: heads, MLP and vocabulary divide by tensor, experts by expert; slices hold whole copies."""
     for tensor in _divisors(devices):
         if model.heads % tensor or model.mlp_width % tensor or model.vocab_size % tensor or tensor > model.kv_heads:
             continue
         for data in _divisors(devices // tensor):
-            fsdp = devices // tensor // data
-            if data % slices == 0 and groups % (data * fsdp) == 0 and model.width % fsdp == 0:
-                yield data, fsdp, tensor
+            parts = devices // tensor // data
+            if data % slices == 0 and groups % (data * parts) == 0 and model.width % parts == 0:
+                for expert in _divisors(math.gcd(parts, model.experts or 1)):
+                    yield MeshPlan(data, parts // expert, tensor, expert=expert)
 
 
 def plans(devices: int, slices: int, model: ModelConfig, groups: int) -> Iterator[MeshPlan]:
     """All plans that can be cut so."""
-    for data, fsdp, tensor in meshes(devices, slices, model, groups):
-        most = min(_MOST_MICROBATCHES, groups // (data * fsdp))
-        for accumulation in _divisors(groups // (data * fsdp)):
-            if accumulation <= most:
+    for mesh in meshes(devices, slices, model, groups):
+        each = groups // mesh.shards
+        for accumulation in _divisors(each):
+            if accumulation <= min(_MOST_MICROBATCHES, each):
                 for remat in REMAT:
-                    yield MeshPlan(data, fsdp, tensor, remat, accumulation)
+                    yield dataclasses.replace(mesh, remat=remat, accumulation=accumulation)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -109,8 +120,8 @@ class Planner:
 
     Attributes:
       model: the shape. chip: what runs it. param_dtype: of stored weights. flash: whether attention is a kernel's.
-      mesh: (data, fsdp, tensor) -> the devices so arranged.
-      use: parts (data x fsdp x microbatches) -> the shape that computes most where a step's groups are cut so.
+      mesh: a plan -> the devices so arranged.
+      use: parts (shards x microbatches) -> the shape that computes most where a step's groups are cut so.
       live: whether a reference's weights and forward pass come with a step.
     """
 
@@ -118,7 +129,7 @@ class Planner:
     chip: Chip
     param_dtype: str
     flash: bool
-    mesh: Callable[[int, int, int], Mesh]
+    mesh: Callable[[MeshPlan], Mesh]
     use: Callable[[int], ShapeUse]
     live: bool = False
 
@@ -134,7 +145,7 @@ class Planner:
 
     def estimate(self, plan: MeshPlan) -> PlanEstimate:
         """What a plan takes."""
-        mesh = self.mesh(plan.data, plan.fsdp, plan.tensor)
+        mesh = self.mesh(plan)
         use = self.use(plan.shards * plan.accumulation)
         devices, seconds = mesh.devices.size, self._seconds(plan, use, mesh)
         possible = least_flops(use.forward) / (devices * self.chip.peak)
@@ -170,38 +181,52 @@ class Planner:
         return shape["prompt_rows"] * shape["prompt_length"] + shape["rows"] * shape["length"]
 
     def _moved(self, plan: MeshPlan, use: ShapeUse) -> Iterator[Moved]:
-        weights, again = self.weights, plan.remat == "full"
-        numbers = np.arange(plan.shards * plan.tensor).reshape(plan.data, plan.fsdp, plan.tensor)
+        again, times = plan.remat == "full", plan.accumulation
+        numbers = np.arange(plan.shards * plan.tensor).reshape(plan.data, plan.fsdp, plan.expert, plan.tensor)
 
-        def along(axis: int) -> np.ndarray:
-            return np.moveaxis(numbers, axis, -1).reshape(-1, numbers.shape[axis])
+        def along(*axes: int) -> np.ndarray:
+            last = tuple(range(-len(axes), 0))
+            return np.moveaxis(numbers, axes, last).reshape(-1, math.prod(numbers.shape[axis] for axis in axes))
 
-        times, positions = plan.accumulation, self._a_shard(use)
-        if plan.fsdp > 1:
-            yield Moved("all-gather", times * (2 + self.live), 2 * weights // plan.tensor, along(1))
-            scattered = self._scattered(plan)
-            yield Moved("reduce-scatter", times * scattered, 2 * self.trained // (plan.tensor * plan.fsdp), along(1))
-            yield Moved("all-reduce", times * (1 - scattered), 2 * self.trained // plan.tensor, along(1))
+        for part in self._parts(plan):
+            if part.over == 1:
+                continue
+            group = along(1, 2) if part.everywhere else along(1)
+            yield Moved("all-gather", times * (2 + self.live), 2 * part.weights, group)
+            yield Moved("reduce-scatter", times * part.scattered, 2 * part.trained // part.over, group)
+            yield Moved("all-reduce", times * (1 - part.scattered), 2 * part.trained, group)
+        parts = plan.fsdp * plan.expert
         if plan.data > 1:  # twice where prompts and rows run one after the other, see `scoring.responses`
-            each = times if plan.fsdp > 1 else 2 * times
-            yield Moved("all-reduce", each, 2 * self.trained // (plan.fsdp * plan.tensor), along(0))
+            each = times if parts > 1 else 2 * times
+            yield Moved("all-reduce", each, 2 * self.trained // (parts * plan.tensor), along(0))
+        tokens, layers = 2 * self._a_shard(use) * self.model.width, times * self.model.layers
         if plan.tensor > 1:
-            count = times * self.model.layers * (4 + again)
-            yield Moved("all-reduce", count, 2 * positions * self.model.width, along(2))
+            yield Moved("all-reduce", layers * (4 + again), tokens, along(3))
+        if plan.expert > 1:
+            yield Moved("all-gather", layers * (2 + again), plan.expert * tokens, along(2))
+            yield Moved("reduce-scatter", layers * 2, tokens, along(2))
 
-    def _scattered(self, plan: MeshPlan) -> float:
-        """The part of the weights whose gradients the compiler reduce-scatters."""
-        part, model = self.model.width // plan.fsdp, self.model
-        heads = model.heads * model.head_size
-        hidden = model.mlp_width * (model.experts or 1)
-        last = model.layers * (heads + hidden) * model.width / self.weights  # o and down: their width is the last axis
-        return 1.0 if part >= _NARROW else 1 - last if part >= _NARROW_ROWS else 0.0
+    def _parts(self, plan: MeshPlan) -> Iterator[_Part]:
+        """The weights as they are cut: all alike, but for those of experts."""
+        model, tensor = self.model, plan.tensor
+        heads = model.layers * model.heads * model.head_size * model.width  # o: its last axis is the width
+        hidden = model.layers * model.mlp_width * model.width  # and down's
+        if model.experts is None:
+            scattered = _scattered(model.width // plan.fsdp, (heads + hidden) / self.weights)
+            yield _Part(self.weights // tensor, self.trained // tensor, plan.fsdp, scattered, True)
+            return
+        routed, routed_trained = self._count(experts=True), self._count(experts=True, trained=True)
+        weights, over = self.weights - routed, plan.fsdp * plan.expert
+        scattered = _scattered(model.width // over, heads / weights)
+        yield _Part(weights // tensor, (self.trained - routed_trained) // tensor, over, scattered, True)
+        each, scattered = tensor * plan.expert, float(model.width // plan.fsdp >= _NARROW_EXPERTS)
+        yield _Part(routed // each, routed_trained // each, plan.fsdp, scattered, False)
 
     def _traffic(self, plan: MeshPlan, use: ShapeUse) -> float:
         """Bytes that a chip reads and writes: weights and activations in every pass, and logits that XLA's attention makes."""
         again = plan.remat == "full"
-        total = plan.accumulation * (_WEIGHTS_PASSES + again) * 2 * self.weights / plan.tensor
-        kept = position_bytes(self.model, _DTYPE, "none", plan.tensor)
+        total = plan.accumulation * (_WEIGHTS_PASSES + again) * 2 * sum(part.weights for part in self._parts(plan))
+        kept = position_bytes(self.model, _DTYPE, "none", plan.tensor, expert=plan.expert)
         total += plan.accumulation * self._a_shard(use) * kept * (_KEPT_PASSES + 2 * again)
         return total if self.flash else total + plan.accumulation * self.model.layers * self._logits(plan, use) * _LOGITS_PASSES
 
@@ -218,12 +243,13 @@ class Planner:
         return self._without_logits(plan, use) + logits + attention
 
     def _without_logits(self, plan: MeshPlan, use: ShapeUse) -> float:
-        model, parts = self.model, plan.fsdp * plan.tensor
+        model, parts = self.model, plan.fsdp * plan.expert * plan.tensor
         state = state_bytes(model, self.param_dtype, parts, live=model if self.live else None)
         state += 4 * self.trained // parts if plan.accumulation > 1 else 0
         outer = model.vocab_size * model.width * (1 if model.tied_embeddings else 2)
-        whole = (4 * 2 * (self.weights - outer) / model.layers + 4 * outer / 2) / plan.tensor if plan.fsdp > 1 else 0
-        return state + whole + self._a_shard(use) * position_bytes(model, _DTYPE, plan.remat, plan.tensor)
+        together = sum(part.weights for part in self._parts(plan)) - outer / plan.tensor
+        whole = 4 * 2 * together / model.layers + 4 * outer / 2 / plan.tensor if parts > plan.tensor else 0
+        return state + whole + self._a_shard(use) * position_bytes(model, _DTYPE, plan.remat, plan.tensor, expert=plan.expert)
 
     def _head_twice(self, plan: MeshPlan, use: ShapeUse) -> bool:
         shape = use.describe()
@@ -233,13 +259,42 @@ class Planner:
     @property
     def weights(self) -> int:
         """How many the model has."""
-        return sum(math.prod(shape) for shape in flatten_dict(weight_shapes(self.model)).values())
+        return self._count()
 
     @property
     def trained(self) -> int:
         """How many of them have a gradient."""
-        trained, shapes = trained_paths(self.model), flatten_dict(weight_shapes(self.model))
-        return sum(math.prod(shape) for path, shape in shapes.items() if trained is None or path in trained)
+        return self._count(trained=True)
+
+    def _count(self, experts: bool = False, trained: bool = False) -> int:
+        """Numbers in all weights, or those of experts alone, or those that have a gradient alone."""
+        has_gradient = trained_paths(self.model) if trained else None
+        return sum(
+            math.prod(shape)
+            for path, shape in flatten_dict(weight_shapes(self.model)).items()
+            if (not experts or path[-1] in EXPERTS) and (has_gradient is None or path in has_gradient)
+        )
+
+
+@dataclasses.dataclass(frozen=True)
+class _Part:
+    """Weights that are cut alike, as numbers on a device: brought together, and trained.
+
+    Attributes:
+      over: devices that bring them together; `everywhere`: of both axes, else of fsdp alone.
+      scattered: the part whose gradients the compiler reduce-scatters.
+    """
+
+    weights: int
+    trained: int
+    over: int
+    scattered: float
+    everywhere: bool
+
+
+def _scattered(rows: int, last: float) -> float:
+    """The part of weights whose gradients are reduce-scattered: parts of so many rows, `last` of which are of the last axis."""
+    return 1.0 if rows >= _NARROW else 1 - last if rows >= _NARROW_ROWS else 0.0
 
 
 def _divisors(number: int) -> list[int]:

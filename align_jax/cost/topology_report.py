@@ -123,7 +123,8 @@ def table(values: dict[str, Any]) -> str:
 
 def _runner_up(plan: dict[str, Any]) -> str:
     how = plan["compiled"] or plan
-    mesh = f"data {plan['data']} x fsdp {plan['fsdp']} x tensor {plan['tensor']}, remat {plan['remat']}"
+    axes = [axis for axis in ("data", "fsdp", "expert", "tensor") if axis != "expert" or plan[axis] > 1]
+    mesh = " x ".join(f"{axis} {plan[axis]}" for axis in axes) + f", remat {plan['remat']}"
     seconds = f"{how['serial_seconds']:.4f} s in series, {how['overlapped_seconds']:.4f} s overlapped"
     by = "compiled" if plan["compiled"] else "by formula"
     return f"{mesh}, {plan['accumulation']} microbatches: {seconds}, {how['memory_bytes'] / 2**30:.1f} GiB ({by})"

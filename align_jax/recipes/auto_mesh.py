@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import math
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -29,7 +30,8 @@ SHOWN = 5
 
 def planned(config: Config, plan: MeshPlan) -> Config:
     """The config with what a plan says, and no `auto` any more."""
-    mesh = dataclasses.replace(config.mesh, auto=False, data=plan.data, fsdp=plan.fsdp, tensor=plan.tensor)
+    sizes = {"data": plan.data, "fsdp": plan.fsdp, "tensor": plan.tensor, "expert": plan.expert}
+    mesh = dataclasses.replace(config.mesh, auto=False, **sizes)
     model = dataclasses.replace(config.model, remat=plan.remat)
     train = dataclasses.replace(config.train, accumulation_steps=plan.accumulation)
     return dataclasses.replace(config, mesh=mesh, model=model, train=train)
@@ -72,12 +74,13 @@ def ranked(
             f"{model.kv_heads} key heads; make train.groups_per_step a multiple of {len(devices)}"
         )
     chip = chip_of(devices[0].device_kind)
-    arranged = functools.cache(lambda *sizes: make_mesh(*sizes, devices=devices))
+    made = functools.cache(lambda data, fsdp, tensor, expert: make_mesh(data, fsdp, tensor, devices, expert=expert))
+    arranged = lambda plan: made(plan.data, plan.fsdp, plan.tensor, plan.expert)  # noqa: E731
 
     @functools.cache
     def use(parts: int) -> ShapeUse:
         plan = next(plan for plan in found if plan.shards * plan.accumulation == parts)
-        return use_of(planned(config, plan), arranged(plan.data, plan.fsdp, plan.tensor))
+        return use_of(planned(config, plan), arranged(plan))
 
     packed = use(found[0].shards * found[0].accumulation).batch.packed
     flash = resolve_backend(config.model.attention, config.model.dtype, "tpu", model, packed=packed) != "xla"
@@ -86,9 +89,10 @@ def ranked(
 
 def shown(found: Sequence[PlanEstimate], chip_memory: int) -> str:
     """The first plans as a table: the choice, and the runners-up."""
+    axes = max((each.plan.sizes for each in found), key=len)
     rows = [
         (
-            f"{each.plan.data} x {each.plan.fsdp} x {each.plan.tensor}",
+            " x ".join(str(getattr(each.plan, axis)) for axis in axes),
             each.plan.remat,
             each.plan.accumulation,
             f"{each.memory / 2**30:.1f}",
@@ -100,7 +104,7 @@ def shown(found: Sequence[PlanEstimate], chip_memory: int) -> str:
         for each in found
     ]
     headers = [
-        *("data x fsdp x tensor", "remat", "microbatches", f"GiB of {chip_memory / 2**30:.0f}"),
+        *(" x ".join(axes), "remat", "microbatches", f"GiB of {chip_memory / 2**30:.0f}"),
         *("s in series", "overlapped", "utilisation", "overlapped"),
     ]
     return tabulate(rows, headers=headers, disable_numparse=True, stralign="right")
@@ -110,12 +114,12 @@ def pinned(config: Config, devices: int) -> MeshPlan | None:
     """What an earlier start of the run in `run.dir` chose for as many devices, if any did; the same on every process."""
     found = _pinned(config, devices)
     remats = list(POLICIES)
-    numbers = (0,) * 5
+    numbers = (0,) * 6
     if found is not None:
-        numbers = (found.data, found.fsdp, found.tensor, remats.index(found.remat), found.accumulation)
+        numbers = (found.data, found.fsdp, found.tensor, remats.index(found.remat), found.accumulation, found.expert)
     # Always asked of the first: its disk alone may hold the run.
-    data, fsdp, tensor, remat, accumulation = map(of_first, numbers)
-    return MeshPlan(data, fsdp, tensor, remats[remat], accumulation) if data else None
+    data, fsdp, tensor, remat, accumulation, expert = map(of_first, numbers)
+    return MeshPlan(data, fsdp, tensor, remats[remat], accumulation, expert) if data else None
 
 
 def _pinned(config: Config, devices: int) -> MeshPlan | None:
@@ -123,9 +127,10 @@ def _pinned(config: Config, devices: int) -> MeshPlan | None:
     if folder is None or not folder.is_run:
         return None
     mesh, model, train = folder.config.mesh, folder.config.model, folder.config.train
-    if mesh.auto or -1 in (mesh.data, mesh.fsdp, mesh.tensor) or mesh.data * mesh.fsdp * mesh.tensor != devices:
+    sizes = (mesh.data, mesh.fsdp, mesh.tensor, mesh.expert)
+    if mesh.auto or -1 in sizes or math.prod(sizes) != devices:
         return None
-    return MeshPlan(mesh.data, mesh.fsdp, mesh.tensor, model.remat, train.accumulation_steps)
+    return MeshPlan(mesh.data, mesh.fsdp, mesh.tensor, model.remat, train.accumulation_steps, mesh.expert)
 
 
 def without_network(config: Config, model: ModelConfig, devices: Sequence[jax.Device]) -> MeshPlan:
@@ -135,14 +140,14 @@ def without_network(config: Config, model: ModelConfig, devices: Sequence[jax.De
       UserError: no mesh divides the groups of a step.
     """
     accumulation, groups = config.train.accumulation_steps, config.train.groups_per_step
-    sizes = [size for size in meshes(len(devices), 1, model, groups) if groups % (size[0] * size[1] * accumulation) == 0]
-    if not sizes:
+    found = [mesh for mesh in meshes(len(devices), 1, model, groups) if groups % (mesh.shards * accumulation) == 0]
+    if not found:
         raise UserError(
             f"mesh: auto: {len(devices)} devices and {accumulation} microbatches cannot share {groups} groups a step "
             "(train.groups_per_step)"
         )
-    data, fsdp, tensor = min(sizes, key=lambda size: (size[2], size[0]))
-    return MeshPlan(data, fsdp, tensor, config.model.remat, accumulation)
+    least = min(found, key=lambda mesh: (mesh.tensor, mesh.data, mesh.expert))
+    return dataclasses.replace(least, remat=config.model.remat, accumulation=accumulation)
 
 
 def with_mesh(config: Config, model: ModelConfig, use_of: Callable[[Config, Any], ShapeUse] | None) -> Config:

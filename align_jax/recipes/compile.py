@@ -104,6 +104,8 @@ def compile_step(config: Config, asked: CompileRequest) -> dict[str, Any]:
         remat=config.model.remat,
         accumulation=config.train.accumulation_steps,
         packed=uses[0].batch.packed,
+        attention=topology.resolved(setup.scorer).attention,
+        experts=source.shape.experts is not None,
     )
     values = topology_report.report(estimate, axis_sizes(mesh), setup.scorer, advised)
     more = {} if auto is None else {"auto": auto.rows}
@@ -163,7 +165,7 @@ class AutoMesh:
 
     def _compiled(self, config: Config, plan: MeshPlan) -> CompiledShape | None:
         """The shape that is compiled first as it is with a plan; None where it does not fit."""
-        mesh = make_mesh(plan.data, plan.fsdp, plan.tensor, devices=self.devices)
+        mesh = make_mesh(plan.data, plan.fsdp, plan.tensor, self.devices, expert=plan.expert)
         setup = Setup(auto_mesh.planned(config, plan), mesh, self.source)
         try:
             uses, _ = shapes_for(setup, self.asked)

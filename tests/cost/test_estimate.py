@@ -90,8 +90,9 @@ def test_the_report_has_its_keys_and_can_be_read():
     assert lines[0].endswith("4 x TPU v5, mesh data 1 x fsdp 4 x tensor 1") and lines[-1].split() == ["to", "change", "less"]
 
 
-def lines(shape, remat="none", packed=True, accumulation=1):
-    return advice(EpochEstimate((shape.use,), (shape,)), remat=remat, accumulation=accumulation, packed=packed)
+def lines(shape, remat="none", packed=True, accumulation=1, attention="xla", **more):
+    how = {"remat": remat, "accumulation": accumulation, "packed": packed, "attention": attention}
+    return advice(EpochEstimate((shape.use,), (shape,)), **how, **more)
 
 
 def test_advice_names_what_takes_most():
@@ -100,7 +101,9 @@ def test_advice_names_what_takes_most():
     assert "memory: model.remat: full" in lines(compiled(full, total=200 * 2**30))[0]
     assert "collectives take longer" in lines(compiled(full, network=0.3))[0]
     assert "fewer train.accumulation_steps" in lines(compiled(full, network=0.3), accumulation=2)[0]
-    assert "memory traffic" in lines(compiled(full, traffic=0.3))[0]
+    assert "memory traffic takes longest: an attention kernel" in lines(compiled(full, traffic=0.3))[0]
+    (line,) = lines(compiled(full, traffic=0.3), attention="pallas", experts=True)
+    assert line.startswith("memory traffic takes longest: less fsdp in mesh") and "less expert in mesh" in line
     repeated = dataclasses.replace(compiled(full), remat=round(PEAK * 0.025))
     (line,) = lines(repeated, remat="full")
     assert line == "25% of the least FLOPs are repeated, and 99% of memory is free: model.remat: dots or none"

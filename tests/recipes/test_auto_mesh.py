@@ -78,9 +78,9 @@ def test_a_run_keeps_what_it_chose(tmp_path, monkeypatch, capsys):
 
 
 def test_processes_agree_on_a_plan_by_numbers(tmp_path, monkeypatch):
-    monkeypatch.setattr(auto_mesh, "_pinned", lambda *_: MeshPlan(1, 8, 1, "offload", 4))
+    monkeypatch.setattr(auto_mesh, "_pinned", lambda *_: MeshPlan(1, 2, 1, "offload", 4, 4))
     monkeypatch.setattr(auto_mesh, "of_first", lambda value: int(np.asarray(value, np.int32)))  # all that is sent
-    assert auto_mesh.pinned(config(tmp_path), 8) == MeshPlan(1, 8, 1, "offload", 4)
+    assert auto_mesh.pinned(config(tmp_path), 8) == MeshPlan(1, 2, 1, "offload", 4, 4)
 
 
 def test_a_planned_config_is_written_and_read_again(tmp_path):
@@ -111,7 +111,9 @@ def test_plans_are_ranked_on_a_known_chip_and_shown(tmp_path):
     assert "GiB of 95" in lines[0] and len(lines) == 6
 
 
-def _fake_mesh(*sizes, devices):
+def _fake_mesh(*sizes_and_devices, expert):
+    *sizes, devices = sizes_and_devices
+    assert expert == 1
     array = np.empty(len(devices), object)
     array[:] = devices
     names = ("data", "fsdp", "tensor")
