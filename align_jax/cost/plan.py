@@ -11,8 +11,8 @@ layers of width D, and r = 1 where the backward pass computes layers again (else
 and holds parameters, moments and float32 gradients in f e t parts, the weights of a layer, whole (over t), what remat keeps of
 every position, and logits. With `expert`, f is f e for all weights but those of experts, of which a device has its own alone,
 W/(e t), and brings them together over f. The compiler all-reduces gradients whose parts are narrow, where a reduce-scatter
-would do: both weights whose last axis is cut below 256 columns, all others below 128 rows, and those of experts below 64 (libtpu
-0.0.40 to 0.0.42, as its programs show). Products run at the chip's peak, as in `align_jax.cost.estimate`.
+would do: both weights whose last axis is cut below 256 columns, all others below 128 rows, and those of experts below 64
+(libtpu 0.0.40 to 0.0.42, as its programs show). Products run at the chip's peak, as in `align_jax.cost.estimate`.
 """
 
 from __future__ import annotations

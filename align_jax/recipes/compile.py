@@ -104,7 +104,7 @@ def compile_step(config: Config, asked: CompileRequest) -> dict[str, Any]:
         remat=config.model.remat,
         accumulation=config.train.accumulation_steps,
         packed=uses[0].batch.packed,
-        attention=topology.resolved(setup.scorer).attention,
+        attention=setup.scorer.attention,
         experts=source.shape.experts is not None,
     )
     values = topology_report.report(estimate, axis_sizes(mesh), setup.scorer, advised)
