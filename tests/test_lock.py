@@ -148,7 +148,7 @@ def test_who_lost_its_lock_writes_nothing_more(lock, quick, capsys):
 def test_signs_of_life_are_written(lock, quick):
     with held(lock, "it", "wait"):
         first = Holder.read(lock.read_text())
-        for _ in range(1000):
+        for _ in range(5000):
             if (later := Holder.read(lock.read_text())).beat > first.beat:
                 break
             time.sleep(0.02)

@@ -33,7 +33,7 @@ def quick(monkeypatch):
 
 
 def wait_for(condition):
-    for _ in range(1000):
+    for _ in range(20_000):
         if condition():
             return
         time.sleep(0.005)

@@ -93,7 +93,7 @@ def test_compilation_on_a_terminal_is_a_line_that_changes(monkeypatch):
     monkeypatch.setenv("TERM", "xterm")
     screen = Terminal()
     with contextlib.redirect_stderr(screen), compiling("the step"):
-        for _ in range(1000):
+        for _ in range(20_000):
             if screen.screen[-1] == "compiling the step ... 0 s":
                 break
             time.sleep(0.005)
