@@ -7,15 +7,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from jax.sharding import AxisType
-from jax.sharding import PartitionSpec as P
 
 from align_jax.data import RowLayout, Segment, TokenGroup, make_groups, pack_groups
-from align_jax.models import Decoder, ModelConfig, RopeScaling, weight_shardings
-from align_jax.parallel.mesh import make_mesh, put_batch
+from align_jax.models import Decoder, ModelConfig, RopeScaling
 from align_jax.scoring.logps import response_logps, target_logps
 from tests.models import reference
 from tests.models.test_decoder import FAMILIES, big_weights
+from tests.scoring.devices import on_eight_devices
 
 BASE = ModelConfig(vocab_size=29, width=16, mlp_width=24, layers=2, heads=4, kv_heads=2, head_size=4)
 VARIANTS = {
@@ -156,19 +154,8 @@ def test_the_same_under_jit_pmap_shard_map_and_a_mesh(config):
     batch = pack_groups(groups, shards=8, groups_per_shard=1, layout=layout(True))
     f = partial(score, config)
     expected = jax.jit(f)(weights, batch)
-
-    split = jax.tree.map(lambda x: np.asarray(x).reshape(8, -1, *x.shape[1:]), batch)
-    np.testing.assert_allclose(jax.pmap(f, in_axes=(None, 0))(weights, split).reshape(8, 2), expected, rtol=1e-5)
-
-    line = jax.make_mesh((8,), ("data",), axis_types=(AxisType.Auto,))
-    sharded = jax.jit(jax.shard_map(f, mesh=line, in_specs=(P(), P("data")), out_specs=P("data")))
-    np.testing.assert_allclose(sharded(weights, batch), expected, rtol=1e-5)
-
-    mesh = make_mesh(2, 2, 2)
-    with jax.set_mesh(mesh):
-        placed = jax.tree.map(jax.device_put, weights, weight_shardings(config, mesh))
-        out = jax.jit(f)(placed, put_batch(batch, mesh))
-    np.testing.assert_allclose(out, expected, rtol=1e-5)
+    for out in on_eight_devices(f, config, weights, batch):
+        np.testing.assert_allclose(out, expected, rtol=1e-5)
 
 
 def test_no_array_of_all_logits_exists():

@@ -9,21 +9,19 @@ import numpy as np
 import pytest
 import torch
 import transformers
-from jax.sharding import AxisType
-from jax.sharding import PartitionSpec as P
 
 from align_jax.batch import useful_tokens
 from align_jax.data import RowLayout, Segment, TokenGroup, make_groups, pack_groups
 from align_jax.errors import UserError
 from align_jax.hf import load_model
-from align_jax.models import Decoder, weight_shardings
+from align_jax.models import Decoder
 from align_jax.models.attention import Tokens, visibility
 from align_jax.models.decoder import Inputs
-from align_jax.parallel.mesh import make_mesh, put_batch
 from align_jax.scoring.logps import response_logps
 from align_jax.scoring.scores import response_scores
 from tests.hf import models
 from tests.models.test_decoder import big_weights
+from tests.scoring.devices import on_eight_devices
 from tests.scoring.test_logps import BASE, BELIEFS, GROUPS, by_row, group, tokens
 
 REWARD = dataclasses.replace(BASE, head="score")
@@ -98,19 +96,8 @@ def test_the_same_under_jit_pmap_shard_map_and_a_mesh():
     batch = pack_groups(groups, shards=8, groups_per_shard=1, layout=RowLayout(pack=True))
     f = partial(score, REWARD)
     expected = jax.jit(f)(weights, batch)
-
-    split = jax.tree.map(lambda x: np.asarray(x).reshape(8, -1, *x.shape[1:]), batch)
-    np.testing.assert_allclose(jax.pmap(f, in_axes=(None, 0))(weights, split).reshape(8, 2), expected, rtol=1e-5, atol=1e-6)
-
-    line = jax.make_mesh((8,), ("data",), axis_types=(AxisType.Auto,))
-    sharded = jax.jit(jax.shard_map(f, mesh=line, in_specs=(P(), P("data")), out_specs=P("data")))
-    np.testing.assert_allclose(sharded(weights, batch), expected, rtol=1e-5, atol=1e-6)
-
-    mesh = make_mesh(2, 2, 2)
-    with jax.set_mesh(mesh):
-        placed = jax.tree.map(jax.device_put, weights, weight_shardings(REWARD, mesh))
-        out = jax.jit(f)(placed, put_batch(batch, mesh))
-    np.testing.assert_allclose(out, expected, rtol=1e-5, atol=1e-6)
+    for out in on_eight_devices(f, REWARD, weights, batch):
+        np.testing.assert_allclose(out, expected, rtol=1e-5, atol=1e-6)
 
 
 def test_the_last_token_decides_and_padding_does_not():
