@@ -2,13 +2,24 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
+import random
 import socket
 import subprocess
 import sys
 from pathlib import Path
 
 ROOT = Path(__file__).parent.parent
+
+
+def free_address() -> str:
+    """A port of this machine that nobody has, outside of those that the system gives to connections: it stays free."""
+    while True:
+        port = random.SystemRandom().randrange(12_000, 32_000)
+        with socket.socket() as probe, contextlib.suppress(OSError):
+            probe.bind(("", port))
+            return f"localhost:{port}"
 
 
 def start_two(arguments: list) -> list[subprocess.Popen]:
@@ -23,14 +34,11 @@ def start_two_programs(code: str, arguments: list) -> list[subprocess.Popen]:
 
 def start_several(code: str, arguments: list, number: int) -> list[subprocess.Popen]:
     """Starts a Python program as so many processes."""
-    with socket.socket() as probe:
-        probe.bind(("localhost", 0))
-        address = f"localhost:{probe.getsockname()[1]}"
     together = {
         **os.environ,
         "PYTHONPATH": str(ROOT),
         "JAX_PLATFORMS": "cpu",
-        "JAX_COORDINATOR_ADDRESS": address,
+        "JAX_COORDINATOR_ADDRESS": free_address(),
         "JAX_NUM_PROCESSES": str(number),
         "JAX_CPU_COLLECTIVES_IMPLEMENTATION": "gloo",
         "JAX_DISABLE_MOST_OPTIMIZATIONS": "1",  # quick to compile

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -13,13 +12,14 @@ import pytest
 from safetensors.numpy import load_file
 
 from tests.hf import models
+from tests.processes import free_address
 
 _PROGRAM = """
 import sys
 import jax
 jax.config.update("jax_cpu_collectives_implementation", "gloo")
-rank, port, source, out, foreign = int(sys.argv[1]), *sys.argv[2:]
-jax.distributed.initialize(f"localhost:{port}", 2, rank)
+rank, address, source, out, foreign = int(sys.argv[1]), *sys.argv[2:]
+jax.distributed.initialize(address, 2, rank)
 from align_jax.errors import UserError
 from align_jax.hf import files, load_model, save_model
 from align_jax.parallel.mesh import make_mesh
@@ -45,15 +45,12 @@ except UserError as error:
 @pytest.mark.slow
 def test_two_processes_import_and_export(tmp_path):
     source = models.save(models.torch_model("llama2"), tmp_path / "source")
-    with socket.socket() as probe:
-        probe.bind(("localhost", 0))
-        port = str(probe.getsockname()[1])
     environment = {
         **os.environ,
         "XLA_FLAGS": "--xla_force_host_platform_device_count=2",
         "PYTHONPATH": str(Path(__file__).parents[2]),
     }
-    arguments = [port, str(source), str(tmp_path / "out"), str(source)]
+    arguments = [free_address(), str(source), str(tmp_path / "out"), str(source)]
     processes = [
         subprocess.Popen(
             [sys.executable, "-c", _PROGRAM, str(rank), *arguments],

@@ -12,6 +12,7 @@ from align_jax.parallel import roll_call
 from align_jax.parallel.facts import PACKAGES, differences, facts_of_process, named
 from align_jax.parallel.launched import Launch
 from align_jax.parallel.roll_call import LOST, FailedElsewhere, MissingProcess, hello_of, receive_first, report
+from tests.processes import free_address
 
 
 @pytest.fixture(autouse=True)
@@ -21,15 +22,9 @@ def quick(monkeypatch):
     monkeypatch.setattr(roll_call, "_TAKEN_SECONDS", 0.5)
 
 
-def _address():
-    with socket.socket() as probe:
-        probe.bind(("localhost", 0))
-        return f"localhost:{probe.getsockname()[1]}"
-
-
 def _meet(hellos, limit=5.0, address=None):
     """What each process found or raised, and what each said: `{process: result}`, `{process: lines}`."""
-    found, said, address = {}, {}, address or _address()
+    found, said, address = {}, {}, address or free_address()
 
     def one(place, index, number, facts, failed=None):
         launch, lines = Launch(address, number, index), said.setdefault(place, [])
@@ -49,7 +44,7 @@ def _meet(hellos, limit=5.0, address=None):
 
 
 def test_three_meet_and_the_port_is_free_again():
-    address = _address()
+    address = free_address()
     found, said = _meet([(2, 3, {"a": 1}), (0, 3, {"a": 1}), (1, 3, {"a": 1})], address=address)
     assert sorted(found[1]) == [1, 2] and found[0][1]["process"] == found[2][1]["process"] == 0
     assert {1: found[1][1][1]["process"], 2: found[1][2][1]["process"]} == {1: 1, 2: 2} and said == {0: [], 1: [], 2: []}
@@ -81,7 +76,7 @@ def test_one_that_does_not_come_is_waited_for_and_named():
     assert any("waiting with process 0 at localhost:" in line for line in said[1])
 
 
-def test_a_first_one_that_is_not_there_is_named_with_the_address():
+def test_a_first_one_that_is_not_there_is_named_with_thefree_address():
     found, said = _meet([(1, 2, {})], limit=1.2)
     assert isinstance(found[0], MissingProcess) and "process 0 of 2 did not answer at localhost:" in str(found[0])
     assert "refused" in said[0][0] and "waiting for process 0 of 2 at localhost:" in said[0][0]
@@ -112,7 +107,7 @@ def test_places_that_cannot_be(hellos, message):
 
 @pytest.mark.parametrize("sent", [b"PRI * HTTP/2.0\r\n\r\n", b"{}\n", b"[" * 5000 + b"\n", b'{"process": "x"}\n', b"\xff\n"])
 def test_another_program_at_the_port_is_said_and_does_no_harm(sent):
-    address, said, found = _address(), [], []
+    address, said, found = free_address(), [], []
     first, second = Launch(address, 2, 0), Launch(address, 2, 1)
     meeting = lambda: receive_first(first, hello_of(first, {}), 600.0, said.append)  # noqa: E731
     thread = threading.Thread(target=lambda: found.append(_ended(meeting)))
