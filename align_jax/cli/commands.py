@@ -13,7 +13,7 @@ _JSON = Argument("--json", "print one JSON object instead of a table")
 COMMANDS = {
     "train": Command(
         actions.train,
-        "train a model; resumes a run folder that has checkpoints",
+        "train a model; a config whose run.dir holds checkpoints goes on with that run",
         "cat > mine.yaml <<END\n"
         "model: {path: path/to/llama}            # a folder, or a hub id\n"
         "data: {train: train.jsonl, eval: 0.05}  # 5% of the prompts are held out\n"

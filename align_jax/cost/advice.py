@@ -6,14 +6,21 @@ from align_jax.cost.estimate import EpochEstimate
 
 
 def advice(
-    estimate: EpochEstimate, *, remat: str, accumulation: int, packed: bool, attention: str, experts: bool = False
+    estimate: EpochEstimate,
+    *,
+    remat: str,
+    accumulation: int,
+    packed: bool,
+    attention: str,
+    experts: bool = False,
+    fsdp: int = 1,
 ) -> list[str]:
     """Lines for the user, the most useful first; at least one.
 
     Args:
       estimate: of an epoch. remat: `model.remat`. accumulation: `train.accumulation_steps`.
       packed: whether rows hold several prompts and answers. attention: the backend that computes it.
-      experts: whether the model is a mixture.
+      experts: whether the model is a mixture. fsdp: of the mesh.
     """
     main, largest = estimate.main, estimate.largest
     seconds, chip = main.seconds, main.chip
@@ -32,12 +39,13 @@ def advice(
             + (", fewer train.accumulation_steps (each gathers the weights)" if accumulation > 1 else "")
         )
     if seconds.memory > 1.1 * max(seconds.compute, network):
-        kernel = "an attention kernel in place of xla, or " if attention == "xla" else ""
-        rows = "; less expert in mesh (each device holds rows for the tokens of as many)" if experts else ""
-        lines.append(
-            f"memory traffic takes longest: {kernel}less fsdp in mesh (products are cut into as many pieces, and added up in "
-            f"memory){rows}"
-        )
+        ways = ["an attention kernel in place of xla"] if attention == "xla" else []
+        if fsdp > 1:
+            ways.append("less fsdp in mesh (products are cut into as many pieces, and added up in memory)")
+        if experts:
+            ways.append("less expert in mesh (each device holds rows for the tokens of as many)")
+        ways = ways or ["more train.groups_per_step (weights are read as often for few tokens as for many)"]
+        lines.append(f"memory traffic takes longest: {', or '.join(ways)}")
     again = main.remat / main.least
     if remat in ("full", "offload") and largest.fits and again > 0.1 and room < 0.6:
         lines.append(

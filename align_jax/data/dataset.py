@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import functools
 import hashlib
@@ -13,7 +14,7 @@ import numpy as np
 from align_jax.data.arrange import Arrangement, Arranger
 from align_jax.data.config import LATER, DataConfig
 from align_jax.data.encode import Encoder
-from align_jax.data.formats import Format, spelled
+from align_jax.data.formats import Format, spelled, unlike
 from align_jax.data.formats.example import Example
 from align_jax.data.look import Look, read_rows
 from align_jax.data.opened import Opened, open_data
@@ -122,6 +123,9 @@ class GroupDataset:
         problem = next(filter(None, map(arrangement.refusal, data_format.parts)), None)
         if problem is not None and self._by_columns:
             problem = f"{self.path}: by the columns of its first row ({', '.join(data_format.columns)}): {problem}"
+            with contextlib.suppress(RowError):
+                if other := unlike(self._source[0], data_format.representative):
+                    problem = f"{problem}; {other}"
         if problem is not None:
             raise UserError(problem)
 
@@ -146,11 +150,34 @@ class GroupDataset:
         except RowError as error:
             raise UserError(f"{self.where(index)}: {error}") from error
 
-    @functools.cached_property
+    @property
     def sizes(self) -> list[GroupSize]:
         """Lengths of a sample of the groups, always the same one."""
-        drawn = np.random.default_rng(0).permutation(len(self))[:_SAMPLE]
-        return [group_size(self[i]) for i in drawn]
+        return self._sample[0]
+
+    @functools.cached_property
+    def _sample(self) -> tuple[list[GroupSize], np.ndarray]:
+        """Sizes of groups, and int `[groups, 2]`: how many prompts and how many responses of each were cut."""
+        drawn = [self[i] for i in np.random.default_rng(0).permutation(len(self))[:_SAMPLE]]
+        return [group_size(group) for group in drawn], np.stack([group.labels["truncated"] for group in drawn])
+
+    @property
+    def cut(self) -> str:
+        """A line about the texts of the sample that are cut; empty where none is."""
+        counts = (self._sample[1] > 0).sum(0).tolist()
+        of = f"{'all' if len(self) <= _SAMPLE else 'a sample of'} {plural(len(self._sample[1]), 'group')}"
+        limits = [("a prompt", "max_prompt_tokens"), ("a response", "max_response_tokens")]
+        found = [
+            f"{count} with {what} that is cut to {getattr(self._config, key)} tokens (data.{key})"
+            for count, (what, key) in zip(counts, limits, strict=True)
+            if count
+        ]
+        return f"of {of} {' and '.join(found)}" if found else ""
+
+    @property
+    def without_contrast(self) -> bool:
+        """Whether no group has two different scores and texts, of an arrangement that keeps such groups."""
+        return self._found.level == len(self._found.items) > 0
 
     @property
     def limits(self) -> tuple[int, int]:

@@ -9,7 +9,8 @@ from pathlib import Path
 from typing import NamedTuple
 
 from align_jax.data.config import DataConfig
-from align_jax.data.formats import AUTO, Format, find_format, recognized
+from align_jax.data.formats import AUTO, FORMATS, Format, find_format, recognized
+from align_jax.data.formats.nearby import not_read_as
 from align_jax.data.held_out import chosen_prompts, prompt_digest
 from align_jax.data.members import Member, members_of, named_sets
 from align_jax.data.mixture import Concatenated, Shares
@@ -17,6 +18,7 @@ from align_jax.data.named import find_named
 from align_jax.data.reading import Reading, check_parts
 from align_jax.data.sources import RowError, Selected, Source, open_source
 from align_jax.errors import UserError
+from align_jax.terminal import plural
 
 
 class Opened(NamedTuple):
@@ -134,6 +136,8 @@ def format_of(config: DataConfig, source: Source) -> Format:
             if found.name == "pairs" and str(row["chosen"]).startswith("\n\nHuman:"):
                 note = "dialogues are read as plain text; data.format: hh makes conversations of them, for a chat template"
                 source.notes = (*source.notes, note)
+            if other := not_read_as(row, found, FORMATS.values()):
+                source.notes = (*source.notes, f"read as format {found.name}; {other}")
             return found
         except UserError as error:
             if config.on_bad_row == "error":
@@ -148,13 +152,15 @@ def _part(source: Source, data_format: Format, fraction: float, held_out: bool) 
     """
     prompts: list[bytes | None] = []
     distinct: dict[int, set[bytes]] = {}
+    bad: list[str] = []
     rule = ""
     for number in range(len(source)):
         try:
             row = source[number]
             example = data_format.read(row)
-        except RowError:
+        except RowError as error:
             prompts.append(None)
+            bad = bad or [f"{source.where(number)}: {error}"]
         else:
             prompts.append(prompt_digest(example))
             if example.group or example.context or example.opinion or example.tools or example.documents:
@@ -162,8 +168,11 @@ def _part(source: Source, data_format: Format, fraction: float, held_out: bool) 
             distinct.setdefault(getattr(row, "part", 0), set()).add(prompts[-1])
     chosen = set().union(*(chosen_prompts(found, fraction) for found in distinct.values()))
     if not chosen:
-        most = max(map(len, distinct.values()), default=0)
-        raise UserError(f"data.eval: {fraction} of data.train cannot be held out: it has {most} different prompts")
+        most, malformed = max(map(len, distinct.values()), default=0), prompts.count(None)
+        if bad and malformed == len(prompts):
+            raise UserError(f"all {malformed} rows are malformed, the first: {bad[0]}")
+        also = f"; {plural(malformed, 'row is', 'rows are')} malformed, the first: {bad[0]}" if bad else ""
+        raise UserError(f"data.eval: {fraction} of data.train cannot be held out: it has {most} different prompts{also}")
     rows = [number for number, prompt in enumerate(prompts) if (prompt in chosen) == held_out]
     digest = hashlib.sha256(f"{source.digest} {fraction} {held_out}{rule}".encode()).hexdigest()
     return Selected(source, rows, digest)

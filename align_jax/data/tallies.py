@@ -72,6 +72,19 @@ class Tallies:
             return {key: posterior(tally.counts, _prior(tally, config)) for key, tally in known.items()}, []
         return _shrunk(known, config) if known else ({}, [])
 
+    def estimated(self, config: DataConfig) -> list[str]:
+        """A line about the distributions that are taken from the rows' answers."""
+        rows = [tally.rows for tally in self.by_prompt.values()]
+        if config.target == "given" or not (self._without or config.target == "estimate"):
+            return []
+        without = f"{plural(self._without, 'row has', 'rows have')} no `probabilities`: " if self._without else ""
+        if self._without == sum(rows):
+            without = "no row has `probabilities`: "
+        return [
+            f"{without}p* is estimated from the beliefs that rows accept, {np.median(rows):g} rows a prompt (median), and "
+            f"data.belief_prior: {config.belief_prior:g}"
+        ]
+
     def unused(self, config: DataConfig) -> list[str]:
         """Keys that say how distributions are estimated, and were set, where every row has one and that is taken."""
         if self._without or config.target == "estimate":

@@ -199,7 +199,7 @@ def _dots(axes: Any, steps: np.ndarray, values: np.ndarray, colour: str, text: s
 def _axes(axes: Any, panel: Panel) -> None:
     from matplotlib.ticker import LogFormatterSciNotation, LogLocator, MaxNLocator, NullFormatter
 
-    if panel.log:
+    if panel.log and any((np.asarray(line.get_ydata(), np.float64) > 0).any() for line in axes.lines):
         axes.set_yscale("log")
         low, high = axes.get_ylim()
         wide = high / low > 200

@@ -88,7 +88,8 @@ def refuse_adapter(folder: Path) -> None:
     base = read_json(folder / ADAPTER).get("base_model_name_or_path") or "its base model"
     raise UserError(
         f"{folder} is an adapter of PEFT for {base}, not a whole model: give the model as model.path: {base}, and the adapter "
-        f"as lora.path: {folder} (in Python, align_jax.load_model({base!r}, adapter={str(folder)!r}))"
+        f"as lora.path: {folder} (on the command line {base} --lora.path {folder}; in Python, "
+        f"align_jax.load_model({base!r}, adapter={str(folder)!r}))"
     )
 
 

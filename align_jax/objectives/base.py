@@ -28,12 +28,14 @@ class Objective:
       head: what the model has on its last layer, and so what the objective is called with: `lm_head`, response log-probs;
         `score`, a reward model's scores.
       learning_rate: where the config gives none: of full training, a usual one for this kind of loss.
+      needs_contrast: whether groups whose responses all have one score teach nothing; a property of a mixture.
     """
 
     name: ClassVar[str]
     arrangement: ClassVar[Arrangement]
     head: ClassVar[str] = "lm_head"
     learning_rate: ClassVar[float] = 1e-6
+    needs_contrast: ClassVar[bool] = False
 
     @property
     def needs_reference(self) -> bool:

@@ -104,6 +104,10 @@ class Mixture(Objective):
         return any(term.needs_reference for term in self.terms)
 
     @property
+    def needs_contrast(self) -> bool:
+        return all(term.needs_contrast for term, weight in zip(self.terms, self.weights, strict=True) if weight)
+
+    @property
     def needs_collisions(self) -> bool:
         return any(term.needs_collisions for term in self.terms)
 

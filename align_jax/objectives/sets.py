@@ -25,6 +25,7 @@ class SetObjective(Objective):
     """Shared by the set objectives: beta, the reference, and the metrics of accepted and rejected responses."""
 
     arrangement: ClassVar[Group] = Group()
+    needs_contrast: ClassVar[bool] = True
 
     beta: float = 0.1  # strength of the pull to the reference: rewards are beta * log-ratio
     reference_free: bool = False  # True sets log pi_ref to 0
@@ -157,6 +158,7 @@ class InfoNCA(SetObjective):
     """InfoNCA (arXiv 2402.05369): cross-entropy to the softmax of the scores."""
 
     name: ClassVar[str] = "infonca"
+    needs_contrast: ClassVar[bool] = False  # soft targets of equal scores say: no response above another
     temperature: float = 1.0  # of the soft targets, in score units
 
     def __post_init__(self):
@@ -167,7 +169,7 @@ class InfoNCA(SetObjective):
         return losses.infonca_loss(logps, ref, scores, mask, beta=self.beta, temperature=self.temperature)
 
     def counted(self, exists: jax.Array, contrast: jax.Array) -> jax.Array:
-        return exists  # soft targets of equal scores still say something: no response above another
+        return exists
 
 
 @dataclasses.dataclass(frozen=True)

@@ -48,7 +48,7 @@ class Conversion:
 
     def __post_init__(self):
         if self.to is not None and self.to not in TARGETS:
-            near = suggest(self.to, TARGETS)
+            near = {"kto": "did you mean unpaired? ", "dpo": "did you mean pairs? "}.get(self.to) or suggest(self.to, TARGETS)
             raise UserError(f"--to: {self.to!r} is none of the formats that are written; {near}there are {', '.join(TARGETS)}")
         check_range("--split", self.split, 0, 1, open_low=True, open_high=True)
 

@@ -14,7 +14,7 @@ from align_jax.config import Config, load_config
 from align_jax.config.given import data_of
 from align_jax.config.source import parse_overrides
 from align_jax.data import BatchLoader, Encoder, GroupDataset, RowLayout, pack_groups
-from align_jax.data.formats import spelled
+from align_jax.data.formats import meant_by, spelled
 from align_jax.data.inspect.batches import shown
 from align_jax.data.inspect.beliefs import belief_findings, belief_tables, unstated_findings
 from align_jax.data.inspect.findings import LISTED, Finding, named, of_all, worst_first
@@ -277,9 +277,11 @@ def _of_rows(gathered: Gathered, notes: Sequence[str]) -> list[Finding]:
         text = of_all(len(gathered.bad), gathered.rows, "row", "are") + " malformed"
         lines = tuple(f"{bad['where']}: {bad['reason']}" for bad in gathered.bad)
         findings.append(Finding("problem", "bad_rows", text, lines, len(gathered.bad), LISTED))
-    if gathered.unread:
+    if gathered.unread and len(gathered.row):
         text = of_all(len(gathered.unread), len(gathered.columns), "column", "are")
         text += f" not read by format {gathered.format}: {named(sorted(map(str, gathered.unread)))}"
+        if hint := meant_by(sorted(map(str, gathered.unread)), map(str, gathered.columns)):
+            text += f"; {hint}"
         findings.append(Finding("note", "columns_not_read", text, count=len(gathered.unread)))
     return findings
 

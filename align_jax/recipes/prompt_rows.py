@@ -77,7 +77,10 @@ def prompt_of(prompt: Any, encoder: Encoder, where: str) -> Prompt:
 def _beliefs(row: PromptRow, prompt: Prompt, encoder: Encoder) -> tuple[list[list[int]], int | None]:
     options = row.values.get("options")
     if not isinstance(options, list) or not options or not all(isinstance(o, str) for o in options):
-        raise UserError(f"{row.where}: generate.beliefs needs `options`, a list of the beliefs, got {options!r}")
+        raise UserError(
+            f"{row.where}: generate.beliefs needs `options`, a list of the beliefs, got {options!r}; rows of --prompts FILE "
+            "have them, and --prompt gives a prompt alone"
+        )
     fixed = row.values.get("belief")
     if isinstance(fixed, str) and fixed in options:
         fixed = options.index(fixed)

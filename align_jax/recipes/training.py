@@ -53,8 +53,15 @@ class Training:
         steps = config.train.total_steps(len(dataset))
         report_plan(config, setup.source.shape, dataset, steps)
         loader = setup.loader(dataset)
+        if dataset.without_contrast and config.objective.needs_contrast:
+            raise UserError(
+                f"data.train, {dataset.path}: none of the {plural(len(dataset), 'group')} has two different scores and texts, "
+                "which the objective contrasts: there is nothing to learn"
+            )
         with watching("choosing the shapes of batches"):
             _ = loader.train_layout
+        if dataset.cut:
+            say(f"data.train: {dataset.cut}")
         if (adapter := trained_weights(setup.source.shape)) is not None:
             say(adapter)
         optimizer = optim.make_optimizer(config.optimizer, steps)

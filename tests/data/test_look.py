@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import collections
+import dataclasses
 
 import numpy as np
 import pytest
@@ -117,3 +118,32 @@ def test_a_look_keeps_no_example():
         pass
     del _
     assert seen == ["gone"] * 3 and look.rows == [0, 1, 2]
+
+
+def test_what_is_cut_is_said_of_a_sample_before_a_step(tmp_path):
+    rows = [{"prompt": "p" * 9, "responses": ["a" * n, "b"], "scores": [1, 0]} for n in (2, 30, 40)]
+    config = DataConfig(train=write_jsonl(tmp_path / "rows.jsonl", rows), max_response_tokens=8)
+    data = GroupDataset(config, "train", Encoder(char_tokenizer(), config), arrangement=Group())
+    assert data.cut == "of all 3 groups 2 with a response that is cut to 8 tokens (data.max_response_tokens)"
+    config = dataclasses.replace(config, max_prompt_tokens=4)
+    both = GroupDataset(config, "train", Encoder(char_tokenizer(), config), arrangement=Group())
+    assert both.cut.startswith("of all 3 groups 3 with a prompt that is cut to 4 tokens (data.max_prompt_tokens) and 2 with")
+    config = dataclasses.replace(config, max_prompt_tokens=64, max_response_tokens=64)
+    assert GroupDataset(config, "train", Encoder(char_tokenizer(), config), arrangement=Group()).cut == ""
+
+
+@pytest.mark.parametrize(
+    ("probabilities", "target", "said"),
+    [
+        ([None] * 3, "auto", "no row has `probabilities`: p* is estimated from the beliefs that rows accept, 1.5 rows"),
+        ([None, [0.5, 0.3, 0.2], [0.5, 0.3, 0.2]], "auto", "1 row has no `probabilities`: p* is estimated from the beliefs"),
+        ([[0.5, 0.3, 0.2]] * 3, "estimate", "p* is estimated from the beliefs that rows accept, 1.5 rows a prompt (median)"),
+        ([[0.5, 0.3, 0.2]] * 3, "auto", ""),
+    ],
+)
+def test_an_estimated_distribution_is_said_to_be_one(tmp_path, probabilities, target, said):
+    rows = [opinion("ppq"[i], i, (i + 1) % 3, probabilities=p) for i, p in enumerate(probabilities)]
+    config = DataConfig(train=write_jsonl(tmp_path / "rows.jsonl", rows), target=target)
+    notes = GroupDataset(config, "train", Encoder(TOKENIZER, config), arrangement=Beliefs()).notes
+    estimated = [note for note in notes if "estimated" in note]
+    assert len(estimated) == bool(said) and all(note.startswith(said) for note in estimated)

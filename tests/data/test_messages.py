@@ -82,6 +82,7 @@ def test_a_message_is_kept_whole(message, expected):
         ({"role": "user", "content": 3}, "a message needs text"),
         ({"role": None, "content": "x"}, "a message needs text"),
         ({"content": "x"}, "a message needs text"),
+        ({"role": "assistant", "text": "Blue."}, "needs text in 'content', and this one has 'text' instead"),
         ("hi", "a message needs 'role' and 'content', got 'hi'"),
         ({"role": "assistant", "tool_calls": "call me"}, r"'m\[0\].tool_calls': expected a list of objects, or JSON text"),
         ({"role": "assistant", "tool_calls": ["a"]}, "expected a list of objects"),

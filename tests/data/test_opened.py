@@ -10,8 +10,8 @@ import hashlib
 import pytest
 
 from align_jax.data import DataConfig, Encoder, GroupDataset
-from align_jax.data.arrange import Group
-from align_jax.data.formats import recognized, spelled
+from align_jax.data.arrange import Group, Unpaired
+from align_jax.data.formats import recognized, spelled, unlike
 from align_jax.data.opened import open_data
 from align_jax.errors import UserError
 from tests.data.toys import char_tokenizer, opinion, write_jsonl
@@ -191,3 +191,46 @@ def test_the_digest_of_a_choice_by_other_rules_is_another(tmp_path):
         whole = open_data(DataConfig(train=path), "train", None).source.digest
         expected = hashlib.sha256(f"{whole} 0.2 True{rule}".encode()).hexdigest()
         assert sources(DataConfig(train=path, eval=0.2))["eval"].digest == expected
+
+
+def _malformed(tmp_path, good=0):
+    rows = [SCORED | {"scores": ["9", "1"], "prompt": f"p{i}"} for i in range(8)] + [SCORED] * good
+    return write_jsonl(tmp_path / "rows.jsonl", rows)
+
+
+@pytest.mark.parametrize("on_bad_row", ["error", "skip"])
+def test_where_all_rows_are_malformed_that_is_said_and_not_that_none_can_be_held_out(tmp_path, on_bad_row):
+    config = DataConfig(train=_malformed(tmp_path), eval=0.05, on_bad_row=on_bad_row)
+    reason = r"all 8 rows are malformed, the first: .*rows.jsonl:1: field 'scores\[0\]': expected a finite number, got '9'"
+    with pytest.raises(UserError, match=reason):
+        open_data(config, "train", None)
+    config = dataclasses.replace(config, train=_malformed(tmp_path, good=2))
+    with pytest.raises(UserError, match="it has 1 different prompts; 8 rows are malformed, the first: .*rows.jsonl:1: field"):
+        open_data(config, "train", None)
+
+
+@pytest.mark.parametrize(
+    ("row", "name", "said"),
+    [
+        ({"prompt": "p", "completion": "a", "label": "yes"}, "completions", "the columns of unpaired, but field 'label'"),
+        ({"prompt": "p", "response": "a", "score": 1}, "prompts", "did you mean responses in place of response, scores"),
+        ({"prompt": "p", "completion": "a", "labels": True}, "completions", "did you mean label in place of labels?"),
+        ({"prompt": "p", "completion": "a", "question_id": "x", "question": "y"}, "completions", ""),
+        (SCORED, "groups", ""),
+    ],
+)
+def test_what_columns_may_have_been_meant_for_is_said(row, name, said):
+    found = recognized(row, "rows.jsonl:1")
+    assert spelled(found) == name
+    assert said in unlike(row, found) if said else unlike(row, found) == ""
+
+
+def test_a_format_that_cannot_serve_says_what_else_the_columns_may_be(tmp_path):
+    rows = [{"prompt": "p", "completion": "a", "label": "yes"}]
+    config = DataConfig(train=write_jsonl(tmp_path / "rows.jsonl", rows))
+    with pytest.raises(UserError, match="give a column `label`; its first row has the columns of unpaired, but field 'label'"):
+        GroupDataset(config, "train", Encoder(char_tokenizer(), config), arrangement=Unpaired())
+    source, *_ = open_data(config, "train", None)
+    assert any("read as format completions; its first row has the columns of unpaired" in note for note in source.notes)
+    with pytest.raises(UserError, match="are those of no format; did you mean rejected in place of loser, prompt in place"):
+        recognized({"question": "q", "winner": "a", "loser": "b"}, "rows.jsonl:1")

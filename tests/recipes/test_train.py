@@ -395,6 +395,17 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_says_where(world, capsys):
     assert bad == [1, 2, 3] and lines[-1]["skipped"] == 3  # which rows overflow is chance, from weights as large as these
 
 
+def test_groups_without_contrast_are_no_data_for_what_contrasts(world, tmp_path, capsys):
+    folder, config = world
+    rows = [{"prompt": f"q{i}", "responses": ["a", "b"], "scores": [5, 5]} for i in range(16)]
+    opinions.write_rows(tmp_path / "level.jsonl", rows)
+    level = ("--data.train", tmp_path / "level.jsonl", "--data.format", "groups", "--data.eval", "null", "--train.steps", 1)
+    assert train(config, "--run.dir", tmp_path / "none", *level, "--objective.name", "mpo") == 2
+    said = capsys.readouterr().err
+    assert "none of the 16 groups has two different scores and texts, which the objective contrasts" in said
+    assert not (tmp_path / "none").exists()
+
+
 def test_a_best_metric_that_no_checkpoint_has_is_refused(world, capsys):
     folder, config = world
     assert train(config, "--run.dir", folder / "best", "--checkpoint.best_metric", "eval/loss") == 2

@@ -64,7 +64,8 @@ class Arranger:
                 return item, other
             at = int(self._mismatch[at])
         raise UserError(
-            f"{self.of}: KTO needs at least two different prompts, for its estimate of the KL divergence; all are the same"
+            f"{self.of}: KTO needs at least two different prompts, for its estimate of the KL divergence, and there is one "
+            f"(of {len(self._mismatch)} groups)"
         )
 
     @functools.cached_property

@@ -142,7 +142,10 @@ class Beliefs(Arrangement):
         beliefs = max((len(tally.options) for tally in asked.values()), default=0)
         slots = beliefs * (1 + self.ids + self.shortened) + texts * (beliefs if self.every else 1)
         targets, notes = tallies.targets(config)
-        notes = [*notes, *(_without_effect(tallies, config) if self.labelled else _measured_only(config))]
+        if self.labelled:
+            notes = [*tallies.estimated(config), *notes, *_without_effect(tallies, config)]
+        else:
+            notes = [*notes, *_measured_only(config)]
         prior = config.belief_prior
         shares = {key: _share_of_prior(tally.rows, len(tally.options), prior) for key, tally in asked.items()}
         known = beliefs, texts, targets, config.target == "estimate", shares

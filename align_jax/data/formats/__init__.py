@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 
 from align_jax import registry
 from align_jax.data.formats.base import Format
 from align_jax.data.formats.example import Example, Opinion, Text
 from align_jax.data.formats.fields import as_text
+from align_jax.data.formats.nearby import meant, not_read_as
 from align_jax.data.sources import RowError
 from align_jax.errors import UserError
 
@@ -15,7 +16,8 @@ FORMATS: dict[str, Format] = {name: cls() for name, cls in registry.table(__name
 
 AUTO = "auto"  # the value of `data.format` that means: by the columns
 
-__all__ = ["AUTO", "FORMATS", "Example", "Format", "Opinion", "Text", "as_text", "find_format", "recognized"]
+__all__ = ["AUTO", "FORMATS", "Example", "Format", "Opinion", "Text", "as_text", "find_format", "meant_by", "recognized"]
+__all__ += ["unlike"]
 
 
 def find_format(name: str) -> Format:
@@ -47,8 +49,21 @@ def _no_format(there: set[str]) -> str:
     named = f"{', '.join(sorted(map(str, there))) or '(none)'}, are those of no format"
     if "text" in there:
         return f"{named}: plain text (`text`) says nowhere where a prompt ends; give `prompt` and `completion`, or `messages`"
+    if hint := meant_by(sorted(map(str, there)), there):
+        named = f"{named}; {hint}"
     known = "; ".join(f"{name}: {', '.join(f.columns)}" for name, f in FORMATS.items() if f.columns)
     return f"{named}; the formats and their columns are: {known}"
+
+
+def unlike(row: Mapping, chosen: Format) -> str:
+    """What a row may have been meant as, beside the format that was chosen by its columns; empty where nothing."""
+    unread = sorted(str(name) for name, value in row.items() if value is not None and name not in chosen.columns)
+    return "; ".join(filter(None, (not_read_as(row, chosen, FORMATS.values()), meant_by(unread, map(str, row)))))
+
+
+def meant_by(unread: Iterable[str], there: Iterable[str]) -> str:
+    """`did you mean X in place of Y?` for columns that a format does not read; empty where none is near a known one."""
+    return meant(unread, there, FORMATS.values())
 
 
 def _reads(data_format: Format, row: Mapping) -> bool:

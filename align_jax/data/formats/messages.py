@@ -56,6 +56,12 @@ def _message(message: Any, name: str) -> dict[str, Any]:
     if content is None and not any(more.get(key) for key in _INSTEAD):
         if found["role"] != "assistant":
             raise RowError(f"field {name!r}: a message needs text in 'role' and 'content', got {short(dict(message))}")
+        others = [key for key, value in more.items() if isinstance(value, str) and key not in ("name", "id")]
+        if others and "content" not in message:
+            raise RowError(
+                f"field {name!r}: a message needs text in 'content', and this one has {', '.join(map(repr, others))} instead: "
+                f"{short(dict(message))}"
+            )
         content = ""  # an empty answer
     return found | ({} if content is None else {"content": content}) | more
 

@@ -119,6 +119,9 @@ def make_groups(
         tokenizer.
       UserError: texts that the tokenizer or its template refuses.
     """
+    for name, value in (("prompts", prompts), ("responses", responses)):
+        if isinstance(value, str):
+            raise ValueError(f"{name} must be a list, got the text {value[:40]!r}; put one in brackets")
     if len(prompts) != len(responses) or (scores is not None and len(scores) != len(prompts)):
         count = "" if scores is None else f" and {len(scores)} lists of scores"
         raise ValueError(f"{len(prompts)} prompts, {len(responses)} lists of responses{count}: the numbers must be equal")
