@@ -22,7 +22,7 @@ def quick(monkeypatch):
     monkeypatch.setattr(roll_call, "_TAKEN_SECONDS", 0.5)
 
 
-def _meet(hellos, limit=5.0, address=None):
+def _meet(hellos, limit=60.0, address=None):
     """What each process found or raised, and what each said: `{process: result}`, `{process: lines}`."""
     found, said, address = {}, {}, address or free_address()
 
@@ -76,14 +76,15 @@ def test_one_that_does_not_come_is_waited_for_and_named():
     assert any("waiting with process 0 at localhost:" in line for line in said[1])
 
 
-def test_a_first_one_that_is_not_there_is_named_with_thefree_address():
-    found, said = _meet([(1, 2, {})], limit=1.2)
+def test_a_first_one_that_is_not_there_is_named_with_the_address():
+    found, said = _meet([(1, 2, {})], limit=2.5)
     assert isinstance(found[0], MissingProcess) and "process 0 of 2 did not answer at localhost:" in str(found[0])
     assert "refused" in said[0][0] and "waiting for process 0 of 2 at localhost:" in said[0][0]
 
 
 @pytest.mark.parametrize("failing", [0, 1])
-def test_one_that_failed_before_it_came_is_what_all_end_with(failing):
+def test_one_that_failed_before_it_came_is_what_all_end_with(failing, monkeypatch):
+    monkeypatch.setattr(roll_call, "LINGER_SECONDS", 60.0)
     hellos = [(0, 2, {}), (1, 2, {})]
     hellos[failing] = (failing, 2, {}, "data.train: no such file")
     found, _ = _meet(hellos)
@@ -101,7 +102,7 @@ def test_one_that_failed_before_it_came_is_what_all_end_with(failing):
     ],
 )
 def test_places_that_cannot_be(hellos, message):
-    found, _ = _meet(hellos, limit=4.0)
+    found, _ = _meet(hellos)
     assert all(message in str(error) for error in found.values()), found
 
 
