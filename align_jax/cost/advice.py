@@ -12,15 +12,15 @@ def advice(
     accumulation: int,
     packed: bool,
     attention: str,
-    experts: bool = False,
     fsdp: int = 1,
+    expert: int = 1,
 ) -> list[str]:
     """Lines for the user, the most useful first; at least one.
 
     Args:
       estimate: of an epoch. remat: `model.remat`. accumulation: `train.accumulation_steps`.
       packed: whether rows hold several prompts and answers. attention: the backend that computes it.
-      experts: whether the model is a mixture. fsdp: of the mesh.
+      fsdp, expert: of the mesh.
     """
     main, largest = estimate.main, estimate.largest
     seconds, chip = main.seconds, main.chip
@@ -42,7 +42,7 @@ def advice(
         ways = ["an attention kernel in place of xla"] if attention == "xla" else []
         if fsdp > 1:
             ways.append("less fsdp in mesh (products are cut into as many pieces, and added up in memory)")
-        if experts:
+        if expert > 1:
             ways.append("less expert in mesh (each device holds rows for the tokens of as many)")
         ways = ways or ["more train.groups_per_step (weights are read as often for few tokens as for many)"]
         lines.append(f"memory traffic takes longest: {', or '.join(ways)}")

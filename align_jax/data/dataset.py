@@ -47,6 +47,7 @@ class GroupDataset:
     Attributes:
       path: what is read. format: the name of its format. slots: K. group_names: values of the `group` column.
       source_names: the data sets of a mixture, if it is one.
+      without_contrast: whether no group has two different scores and texts, of an arrangement that keeps such groups.
       notes: lines for the user: shares of a mixture, empty answers, columns that are not read.
       bad_rows: `{"where", "reason"}` of each malformed row that was skipped.
       prompt_ids, unit_ids: int `[groups]`; groups with one prompt (and context) have the same `prompt_ids`, those that also
@@ -90,6 +91,7 @@ class GroupDataset:
         look.check_template(config, self.path)
         if not self._found.items:
             raise UserError(f"no group is left: none of the {len(look.rows)} rows has {arrangement.needs}")
+        self.without_contrast = self._found.level == len(self._found.items)
         items, mixed = look.epoch(self._found.items, data_format.shares if which == "train" else None)
         self._found = dataclasses.replace(self._found, items=items)
         self.notes = [
@@ -173,11 +175,6 @@ class GroupDataset:
             if count
         ]
         return f"of {of} {' and '.join(found)}" if found else ""
-
-    @property
-    def without_contrast(self) -> bool:
-        """Whether no group has two different scores and texts, of an arrangement that keeps such groups."""
-        return self._found.level == len(self._found.items) > 0
 
     @property
     def limits(self) -> tuple[int, int]:

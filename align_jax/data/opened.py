@@ -9,8 +9,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from align_jax.data.config import DataConfig
-from align_jax.data.formats import AUTO, FORMATS, Format, find_format, recognized
-from align_jax.data.formats.nearby import not_read_as
+from align_jax.data.formats import AUTO, Format, find_format, recognized
 from align_jax.data.held_out import chosen_prompts, prompt_digest
 from align_jax.data.members import Member, members_of, named_sets
 from align_jax.data.mixture import Concatenated, Shares
@@ -136,8 +135,6 @@ def format_of(config: DataConfig, source: Source) -> Format:
             if found.name == "pairs" and str(row["chosen"]).startswith("\n\nHuman:"):
                 note = "dialogues are read as plain text; data.format: hh makes conversations of them, for a chat template"
                 source.notes = (*source.notes, note)
-            if other := not_read_as(row, found, FORMATS.values()):
-                source.notes = (*source.notes, f"read as format {found.name}; {other}")
             return found
         except UserError as error:
             if config.on_bad_row == "error":
@@ -170,7 +167,8 @@ def _part(source: Source, data_format: Format, fraction: float, held_out: bool) 
     if not chosen:
         most, malformed = max(map(len, distinct.values()), default=0), prompts.count(None)
         if bad and malformed == len(prompts):
-            raise UserError(f"all {malformed} rows are malformed, the first: {bad[0]}")
+            every = "all " if malformed > 1 else ""
+            raise UserError(f"{every}{plural(malformed, 'row is', 'rows are')} malformed, the first: {bad[0]}")
         also = f"; {plural(malformed, 'row is', 'rows are')} malformed, the first: {bad[0]}" if bad else ""
         raise UserError(f"data.eval: {fraction} of data.train cannot be held out: it has {most} different prompts{also}")
     rows = [number for number, prompt in enumerate(prompts) if (prompt in chosen) == held_out]

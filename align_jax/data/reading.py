@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from align_jax.data.formats import Format, meant_by
+from align_jax.data.formats import Format, unlike
 from align_jax.data.formats.example import Example
 from align_jax.data.formats.messages import is_empty
 from align_jax.data.mixture import Shares
@@ -76,7 +76,7 @@ class Reading(Format):
     def __init__(self, parts: Sequence[Format], labels: Sequence[str] = (), on_empty: str = "keep"):
         self._parts, self.labels, self._on_empty = tuple(parts), tuple(labels), on_empty
         self._unread: list[tuple[str, ...] | None] = [None] * len(parts)
-        self._columns: list[tuple[str, ...]] = [()] * len(parts)
+        self._others: list[str] = [""] * len(parts)
         main = self.representative
         self.name, self.columns, self.evaluated_as = getattr(main, "name", ""), main.columns, main.evaluated_as
         counts = {part.responses for part in parts}
@@ -109,7 +109,7 @@ class Reading(Format):
         example = self._parts[part].read(row)
         if noted is not None:
             self._unread[part] = tuple(str(name) for name in noted if name not in noted.read)
-            self._columns[part] = tuple(map(str, noted))
+            self._others[part] = unlike(dict(row), self._parts[part]) if self.by_columns else ""
         example = self._without_empty(example)
         return dataclasses.replace(example, source=self.labels[part]) if self.labels else example
 
@@ -143,12 +143,11 @@ class Reading(Format):
     def notes(self) -> list[str]:
         """A line about the columns of the first row that were not read, for each data set that has such."""
         lines = []
-        for label, unread, columns in zip(self.labels or [""], self._unread, self._columns, strict=True):
+        for label, unread, other in zip(self.labels or [""], self._unread, self._others, strict=True):
             if unread:
                 named = ", ".join(name if name.strip() else repr(name) for name in unread[:_NAMED_COLUMNS])
                 more = f" and {len(unread) - _NAMED_COLUMNS} more" if len(unread) > _NAMED_COLUMNS else ""
-                hint = meant_by(unread, columns)
-                lines.append(f"{label + ': ' if label else ''}columns not read: {named}{more}{'; ' + hint if hint else ''}")
+                lines.append(f"{label + ': ' if label else ''}columns not read: {named}{more}{'; ' + other if other else ''}")
         return lines
 
 

@@ -22,13 +22,14 @@ class Tally:
 
     Attributes:
       options: the beliefs that there are. group: who answered. counts: float64 `[N]`, answers of each belief.
-      rows: how many there are, also of those whose belief nobody says.
+      rows: how many there are, also of those whose belief nobody says. without: of them, those without a distribution.
     """
 
     options: tuple[str, ...]
     group: str
     counts: np.ndarray
     rows: int = 0
+    without: int = 0
 
 
 class Tallies:
@@ -51,6 +52,7 @@ class Tallies:
         tally = self.by_prompt[key]
         tally.rows += 1
         self._without += opinion.probabilities is None
+        tally.without += opinion.probabilities is None
         if weights is not None:
             tally.counts += weights
         elif opinion.accepted is not None:
@@ -74,15 +76,16 @@ class Tallies:
 
     def estimated(self, config: DataConfig) -> list[str]:
         """A line about the distributions that are taken from the rows' answers."""
-        rows = [tally.rows for tally in self.by_prompt.values()]
+        every = config.target == "estimate"
+        rows = [tally.rows for tally in self.by_prompt.values() if every or tally.without]
         if config.target == "given" or not (self._without or config.target == "estimate"):
             return []
         without = f"{plural(self._without, 'row has', 'rows have')} no `probabilities`: " if self._without else ""
-        if self._without == sum(rows):
+        if self._without == sum(tally.rows for tally in self.by_prompt.values()):
             without = "no row has `probabilities`: "
         return [
-            f"{without}p* is estimated from the beliefs that rows accept, {np.median(rows):g} rows a prompt (median), and "
-            f"data.belief_prior: {config.belief_prior:g}"
+            f"{without}p* is estimated from the beliefs that rows accept, {np.median(rows):g} rows a prompt (median)"
+            + (f", and data.belief_prior: {config.belief_prior:g}" if config.target_shrink == "none" else "")
         ]
 
     def unused(self, config: DataConfig) -> list[str]:

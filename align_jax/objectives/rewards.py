@@ -26,6 +26,7 @@ class Reward(Objective):
     arrangement: ClassVar[Group] = Group()
     head: ClassVar[str] = "score"
     learning_rate: ClassVar[float] = 1e-5
+    needs_contrast: ClassVar[bool] = True
 
     contrast: str = "all_pairs"  # every accepted response against every rejected one, or set: all accepted against all
     center: float = 0.0  # weight of (s_i + s_j)^2, which keeps scores around 0 (TRL's center_rewards_coefficient)

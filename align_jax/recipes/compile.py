@@ -105,8 +105,8 @@ def compile_step(config: Config, asked: CompileRequest) -> dict[str, Any]:
         accumulation=config.train.accumulation_steps,
         packed=uses[0].batch.packed,
         attention=setup.scorer.attention,
-        experts=source.shape.experts is not None,
         fsdp=axis_sizes(mesh)["fsdp"],
+        expert=config.mesh.expert,
     )
     values = topology_report.report(estimate, axis_sizes(mesh), setup.scorer, advised)
     more = {} if auto is None else {"auto": auto.rows}

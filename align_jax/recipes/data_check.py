@@ -14,7 +14,7 @@ from align_jax.config import Config, load_config
 from align_jax.config.given import data_of
 from align_jax.config.source import parse_overrides
 from align_jax.data import BatchLoader, Encoder, GroupDataset, RowLayout, pack_groups
-from align_jax.data.formats import meant_by, spelled
+from align_jax.data.formats import FORMATS, spelled, unlike
 from align_jax.data.inspect.batches import shown
 from align_jax.data.inspect.beliefs import belief_findings, belief_tables, unstated_findings
 from align_jax.data.inspect.findings import LISTED, Finding, named, of_all, worst_first
@@ -280,8 +280,9 @@ def _of_rows(gathered: Gathered, notes: Sequence[str]) -> list[Finding]:
     if gathered.unread and len(gathered.row):
         text = of_all(len(gathered.unread), len(gathered.columns), "column", "are")
         text += f" not read by format {gathered.format}: {named(sorted(map(str, gathered.unread)))}"
-        if hint := meant_by(sorted(map(str, gathered.unread)), map(str, gathered.columns)):
-            text += f"; {hint}"
+        row = gathered.source[int(gathered.row[0])]
+        if gathered.format in FORMATS and (other := unlike(row, FORMATS[gathered.format])):
+            text += f"; {other}"
         findings.append(Finding("note", "columns_not_read", text, count=len(gathered.unread)))
     return findings
 

@@ -18,7 +18,7 @@ from align_jax.models.adapting import trained_paths, trained_weights
 from align_jax.recipes.before import check_same_model, other_reference, other_rows, report_data, report_plan
 from align_jax.recipes.recorded import KeepSkipped
 from align_jax.recipes.reference_pass import microbatches
-from align_jax.recipes.say import say, watching
+from align_jax.recipes.say import is_part, say, watching
 from align_jax.recipes.setup import Setup
 from align_jax.terminal import plural
 from align_jax.training import optim
@@ -53,15 +53,16 @@ class Training:
         steps = config.train.total_steps(len(dataset))
         report_plan(config, setup.source.shape, dataset, steps)
         loader = setup.loader(dataset)
-        if dataset.without_contrast and config.objective.needs_contrast:
+        if dataset.without_contrast and config.objective.needs_contrast and not is_part():  # a round has no loss then
             raise UserError(
                 f"data.train, {dataset.path}: none of the {plural(len(dataset), 'group')} has two different scores and texts, "
                 "which the objective contrasts: there is nothing to learn"
             )
         with watching("choosing the shapes of batches"):
             _ = loader.train_layout
-        if dataset.cut:
-            say(f"data.train: {dataset.cut}")
+            cut = dataset.cut
+        if cut:
+            say(f"data.train: {cut}")
         if (adapter := trained_weights(setup.source.shape)) is not None:
             say(adapter)
         optimizer = optim.make_optimizer(config.optimizer, steps)

@@ -104,7 +104,7 @@ def test_advice_names_what_takes_most():
     assert "memory traffic takes longest: an attention kernel" in lines(compiled(full, traffic=0.3))[0]
     (line,) = lines(compiled(full, traffic=0.3), attention="pallas")
     assert line.startswith("memory traffic takes longest: more train.groups_per_step")
-    (line,) = lines(compiled(full, traffic=0.3), attention="pallas", experts=True, fsdp=4)
+    (line,) = lines(compiled(full, traffic=0.3), attention="pallas", expert=2, fsdp=4)
     assert line.startswith("memory traffic takes longest: less fsdp in mesh") and "less expert in mesh" in line
     repeated = dataclasses.replace(compiled(full), remat=round(PEAK * 0.025))
     (line,) = lines(repeated, remat="full")

@@ -10,7 +10,7 @@ import hashlib
 import pytest
 
 from align_jax.data import DataConfig, Encoder, GroupDataset
-from align_jax.data.arrange import Group, Unpaired
+from align_jax.data.arrange import Group, Sft, Unpaired
 from align_jax.data.formats import recognized, spelled, unlike
 from align_jax.data.opened import open_data
 from align_jax.errors import UserError
@@ -18,6 +18,7 @@ from tests.data.toys import char_tokenizer, opinion, write_jsonl
 
 SCORED = {"prompt": "p", "responses": ["a", "b"], "scores": [1, 0]}
 PAIR = {"prompt": "p", "chosen": "a", "rejected": "b"}
+CHAT = [{"role": "user", "content": "q"}, {"role": "assistant", "content": "a"}]
 
 
 @pytest.mark.parametrize(
@@ -213,9 +214,16 @@ def test_where_all_rows_are_malformed_that_is_said_and_not_that_none_can_be_held
     ("row", "name", "said"),
     [
         ({"prompt": "p", "completion": "a", "label": "yes"}, "completions", "the columns of unpaired, but field 'label'"),
-        ({"prompt": "p", "response": "a", "score": 1}, "prompts", "did you mean responses in place of response, scores"),
-        ({"prompt": "p", "completion": "a", "labels": True}, "completions", "did you mean label in place of labels?"),
-        ({"prompt": "p", "completion": "a", "question_id": "x", "question": "y"}, "completions", ""),
+        ({"prompt": "p", "response": "a", "score": 1}, "prompts", "completion in place of response? (format completions)"),
+        ({"prompt": "p", "reponses": ["a", "b"], "scores": [1, 0]}, "prompts", "responses in place of reponses? (format"),
+        ({"prompt": "p", "completion": "a", "labels": True}, "completions", "label in place of labels? (format unpaired)"),
+        ({"prompt": "p", "completions": ["a"], "labels": [True]}, "prompts", ""),
+        ({"prompt": "p", "response_a": "a", "response_b": "b", "winner": "model_a"}, "prompts", ""),
+        ({"messages": CHAT, "question": "p", "answer": "a", "score": 1.0, "label": "x"}, "messages", ""),
+        ({"instruction": "p", "input": "", "output": "a"}, "alpaca", ""),
+        (PAIR | {"ratings": [1, 2], "responses": ["a", "b"], "question": "p"}, "pairs", ""),
+        (opinion(), "gdpo", ""),
+        ({**opinion(probabilities=None), "probs": [0.5, 0.3, 0.2]}, "gdpo", "did you mean probabilities in place of probs?"),
         (SCORED, "groups", ""),
     ],
 )
@@ -230,7 +238,9 @@ def test_a_format_that_cannot_serve_says_what_else_the_columns_may_be(tmp_path):
     config = DataConfig(train=write_jsonl(tmp_path / "rows.jsonl", rows))
     with pytest.raises(UserError, match="give a column `label`; its first row has the columns of unpaired, but field 'label'"):
         GroupDataset(config, "train", Encoder(char_tokenizer(), config), arrangement=Unpaired())
-    source, *_ = open_data(config, "train", None)
-    assert any("read as format completions; its first row has the columns of unpaired" in note for note in source.notes)
-    with pytest.raises(UserError, match="are those of no format; did you mean rejected in place of loser, prompt in place"):
+    notes = GroupDataset(config, "train", Encoder(char_tokenizer(), config), arrangement=Sft()).notes
+    assert any(note.startswith("columns not read: label; its first row has the columns of unpaired") for note in notes)
+    with pytest.raises(UserError, match="of no format; did you mean chosen in place of winner, rejected in place of loser"):
         recognized({"question": "q", "winner": "a", "loser": "b"}, "rows.jsonl:1")
+    with pytest.raises(UserError, match="prompt in place of question, completion in place of answer. .format completions.;"):
+        recognized({"question": "q", "answer": "a"}, "rows.jsonl:1")

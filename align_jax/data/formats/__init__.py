@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 
 from align_jax import registry
 from align_jax.data.formats.base import Format
@@ -16,7 +16,7 @@ FORMATS: dict[str, Format] = {name: cls() for name, cls in registry.table(__name
 
 AUTO = "auto"  # the value of `data.format` that means: by the columns
 
-__all__ = ["AUTO", "FORMATS", "Example", "Format", "Opinion", "Text", "as_text", "find_format", "meant_by", "recognized"]
+__all__ = ["AUTO", "FORMATS", "Example", "Format", "Opinion", "Text", "as_text", "find_format", "recognized"]
 __all__ += ["unlike"]
 
 
@@ -39,31 +39,24 @@ def recognized(row: Mapping, where: str) -> Format:
     there = {name for name, value in row.items() if value is not None}
     fitting = [f for f in FORMATS.values() if f.columns and there.issuperset(f.columns)]
     if not fitting:
-        raise UserError(f"{where}: data.format is auto, but the columns with a value, {_no_format(there)}")
+        hint = meant(row, None, FORMATS.values())
+        raise UserError(f"{where}: data.format is auto, but the columns with a value, {_no_format(there, hint)}")
     fitting.sort(key=lambda f: (f.responses == 0, not f.judged, -len(f.columns)))
     # A malformed row is that of the format with the most columns, and not a prompt with columns that mean nothing.
     return next((f for f in fitting if f.responses != 0 and _reads(f, row)), fitting[0])
 
 
-def _no_format(there: set[str]) -> str:
-    named = f"{', '.join(sorted(map(str, there))) or '(none)'}, are those of no format"
+def _no_format(there: set[str], hint: str) -> str:
+    named = f"{', '.join(sorted(map(str, there))) or '(none)'}, are those of no format{'; ' + hint if hint else ''}"
     if "text" in there:
         return f"{named}: plain text (`text`) says nowhere where a prompt ends; give `prompt` and `completion`, or `messages`"
-    if hint := meant_by(sorted(map(str, there)), there):
-        named = f"{named}; {hint}"
     known = "; ".join(f"{name}: {', '.join(f.columns)}" for name, f in FORMATS.items() if f.columns)
     return f"{named}; the formats and their columns are: {known}"
 
 
 def unlike(row: Mapping, chosen: Format) -> str:
     """What a row may have been meant as, beside the format that was chosen by its columns; empty where nothing."""
-    unread = sorted(str(name) for name, value in row.items() if value is not None and name not in chosen.columns)
-    return "; ".join(filter(None, (not_read_as(row, chosen, FORMATS.values()), meant_by(unread, map(str, row)))))
-
-
-def meant_by(unread: Iterable[str], there: Iterable[str]) -> str:
-    """`did you mean X in place of Y?` for columns that a format does not read; empty where none is near a known one."""
-    return meant(unread, there, FORMATS.values())
+    return not_read_as(row, chosen, FORMATS.values()) or meant(row, chosen, FORMATS.values())
 
 
 def _reads(data_format: Format, row: Mapping) -> bool:

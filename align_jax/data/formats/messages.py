@@ -15,6 +15,7 @@ _ROLES = {
     **{"function_call": "assistant", "observation": "tool", "function_response": "tool"},
 }
 # What an assistant may give in place of words
+_NOT_CONTENT = ("text", "value", "message", "response", "answer", "output", "completion")  # where nobody reads an answer
 _INSTEAD = ("tool_calls", "reasoning_content", "thinking", "function_call")
 
 
@@ -56,10 +57,9 @@ def _message(message: Any, name: str) -> dict[str, Any]:
     if content is None and not any(more.get(key) for key in _INSTEAD):
         if found["role"] != "assistant":
             raise RowError(f"field {name!r}: a message needs text in 'role' and 'content', got {short(dict(message))}")
-        others = [key for key, value in more.items() if isinstance(value, str) and key not in ("name", "id")]
-        if others and "content" not in message:
+        if found_in := next((key for key in _NOT_CONTENT if isinstance(more.get(key), str) and more[key].strip()), None):
             raise RowError(
-                f"field {name!r}: a message needs text in 'content', and this one has {', '.join(map(repr, others))} instead: "
+                f"field {name!r}: a message needs text in 'content', and this one has it in {found_in!r}: "
                 f"{short(dict(message))}"
             )
         content = ""  # an empty answer

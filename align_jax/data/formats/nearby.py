@@ -8,36 +8,59 @@ from collections.abc import Iterable, Mapping
 from align_jax.data.formats.base import Format
 from align_jax.data.sources import RowError
 
-# Columns that a row may have beside those by which its format is known.
-_OPTIONAL = (
-    *("group", "context", "system", "tools", "documents", "probabilities", "answers", "belief"),
-    *("accept_choice", "accept_choice_id", "reject_choice", "reject_choice_id", "accept_tokens", "reject_tokens"),
-)
 _OTHER_WORDS = {
     **dict.fromkeys(("question", "instruction", "query", "input"), "prompt"),
     **dict.fromkeys(("winner", "preferred", "accepted", "positive", "better"), "chosen"),
     **dict.fromkeys(("loser", "dispreferred", "negative", "worse"), "rejected"),
-    **dict.fromkeys(("probs", "distribution"), "probabilities"),
-    **dict.fromkeys(("candidates", "outputs"), "responses"),
-    **dict.fromkeys(("output", "answer"), "completion"),
-    **dict.fromkeys(("ratings", "rewards"), "scores"),
-    **dict.fromkeys(("desirable", "labels"), "label"),
+    **dict.fromkeys(("output", "answer", "response"), "completion"),
+    **dict.fromkeys(("probs", "probability", "distribution"), "probabilities"),
 }
+# Columns that a format reads beside those by which it is known, and that other words stand for.
+_BESIDE = {"pairs": ("prompt",), "gdpo": ("probabilities",)}
 
 
-def meant(unread: Iterable[str], there: Iterable[str], formats: Iterable[Format]) -> str:
-    """`did you mean X in place of Y?` for columns that nobody reads and that are nearly, or another word for, known ones.
+def meant(row: Mapping, chosen: Format | None, formats: Iterable[Format]) -> str:
+    """`did you mean X in place of Y? (format Z)` where a row, its columns so renamed, can be read as a fuller format.
 
     Args:
-      there: all columns of the row; what it has already was not meant.
+      chosen: the format by whose columns the row is known; None: there is none. What it reads beside them is asked for, too.
     """
-    known = {*_OPTIONAL, *(column for each in formats for column in each.columns)} - set(there)
-    pairs = []
-    for name in unread:
-        near = next(iter(difflib.get_close_matches(name.lower(), sorted(known), 1, 0.88)), _OTHER_WORDS.get(name.lower()))
-        if near in known:
-            pairs.append(f"{near} in place of {name}")
-    return f"did you mean {', '.join(pairs)}?" if pairs else ""
+    there = {str(name): value for name, value in row.items() if value is not None}
+    found = {}
+    for each in formats:
+        fuller = chosen is None or chosen.responses == 0 or set(each.columns) > set(chosen.columns)
+        own = each is chosen and each.name in _BESIDE
+        if own or (fuller and each is not chosen and each.columns and each.responses != 0):
+            found[each] = _renamed(there, each)
+    best = max((each for each, names in found.items() if names), key=lambda f: (f.judged, len(f.columns)), default=None)
+    if best is None:
+        return ""
+    named = ", ".join(f"{column} in place of {name}" for name, column in found[best].items())
+    return f"did you mean {named}? (format {best.name})"
+
+
+def _renamed(row: Mapping, data_format: Format) -> dict[str, str]:
+    """Other names that make the row one of this format, `{its name: the column}`; empty where none do, or none are needed."""
+    beside = [column for column in _BESIDE.get(data_format.name, ()) if column not in row]
+    missing = [column for column in data_format.columns if column not in row]
+    names, found = [name for name in row if name not in data_format.columns], {}
+    for column in (*missing, *beside):
+        name = next((name for name in names if name not in found and _is_near(name, column)), None)
+        if name is not None:
+            found[name] = column
+    if not found or not set(missing) <= set(found.values()):
+        return {}
+    try:
+        data_format.read({found.get(name, name): value for name, value in row.items()})
+    except RowError:
+        return {}
+    return found
+
+
+def _is_near(name: str, column: str) -> bool:
+    word = name.lower()
+    alike = difflib.SequenceMatcher(None, word, column).ratio() >= 0.88 and word.count("_") == column.count("_")
+    return _OTHER_WORDS.get(word) == column or alike
 
 
 def not_read_as(row: Mapping, chosen: Format, formats: Iterable[Format]) -> str:
