@@ -130,7 +130,8 @@ class StopSignal:
 
     def hear(self) -> bool:
         """Takes a Ctrl-C from a thread that hears it, perhaps before the main thread does; False where it stops at once."""
-        if self._heard.is_set() or not self._waits:
+        # Where the main thread was quicker, and is past what it waited for by now, this is the one that it remembers.
+        if self._heard.is_set() or not (self._waits or self._interrupted):
             return False
         self._heard.set()
         self._announce()
@@ -221,8 +222,8 @@ def interruptible() -> Iterator[None]:
     sys.unraisablehook = unraisable
     try:
         yield
-    except KeyboardInterrupt:
-        interrupted = True
+    except KeyboardInterrupt as error:
+        interrupted = not error.args  # else it was remembered, and the work left in order
         raise
     finally:
         signal.set_wakeup_fd(previous)

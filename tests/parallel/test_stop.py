@@ -14,7 +14,8 @@ import jax
 import pytest
 from jax.experimental import multihost_utils
 
-from align_jax.parallel.stop import INTERRUPTED, StoppedPass, StopSignal, leave_if_asked, listening
+from align_jax.parallel import stop as stop_module
+from align_jax.parallel.stop import INTERRUPTED, StoppedPass, StopSignal, interruptible, leave_if_asked, listening
 
 ROOT = Path(__file__).parents[2]
 
@@ -146,6 +147,22 @@ def test_ctrl_c_is_heard_although_the_main_thread_is_in_c_code(asked, presses):
             process.kill()
     asked_first = ["align-jax: stopping after this step; Ctrl-C again stops now\n"] if asked else []
     assert said == [*asked_first, "cleaned\n", "align-jax: interrupted\n"]
+
+
+def test_a_remembered_ctrl_c_that_the_thread_hears_late_ends_nothing(monkeypatch):
+    """The batch is done, and nothing is waited for any more, when the thread gets to hear of it."""
+    left, late, hear = [], threading.Event(), StopSignal.hear
+    monkeypatch.setattr(stop_module, "leave", lambda *_: left.append("the process"))
+    monkeypatch.setattr(StopSignal, "hear", lambda stop: late.wait(60) and hear(stop))
+    began = time.monotonic()
+    with pytest.raises(KeyboardInterrupt, match="stopped after"), interruptible(), StopSignal(tell=lambda line: None) as stop:
+        with stop.during("this batch"):
+            assert not stop.requested()
+            signal.raise_signal(signal.SIGINT)
+            assert stop.requested()
+        assert not stop.waits
+        late.set()
+    assert left == [] and stop._heard.is_set() and time.monotonic() - began < 60
 
 
 WORKING = """
