@@ -242,7 +242,7 @@ def _listen(reader: socket.socket, deadlines: list[threading.Timer]) -> None:
         while number := reader.recv(1):
             if number[0] == signal.SIGINT and not (_active is not None and _active.hear()):
                 deadlines.append(threading.Timer(GRACE_SECONDS, leave))
-            elif number[0] == signal.SIGTERM and _active is not None and not _active.waits:
+            elif number[0] == signal.SIGTERM and _active is not None and not (_active.waits or _active.heard):
                 deadlines.append(threading.Timer(GRACE_SECONDS, leave, ("stopped by SIGTERM", STOPPED)))
             else:
                 continue

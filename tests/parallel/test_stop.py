@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import socket
 import subprocess
 import sys
 import threading
@@ -163,6 +164,25 @@ def test_a_remembered_ctrl_c_that_the_thread_hears_late_ends_nothing(monkeypatch
         assert not stop.waits
         late.set()
     assert left == [] and stop._heard.is_set() and time.monotonic() - began < 60
+
+
+def test_a_remembered_sigterm_that_the_thread_hears_late_has_no_deadline():
+    def deadlines():
+        (reader, writer), found = socket.socketpair(), []
+        writer.send(bytes([signal.SIGTERM]))
+        writer.close()
+        stop_module._listen(reader, found)
+        for deadline in found:
+            deadline.cancel()
+        return len(found)
+
+    with StopSignal(tell=lambda line: None) as stop:
+        assert deadlines() == 1  # nothing to lose: it has to be gone soon
+        stop.requested()
+        signal.raise_signal(signal.SIGTERM)
+        assert deadlines() == 0
+        stop.idle()
+        assert deadlines() == 0
 
 
 WORKING = """
