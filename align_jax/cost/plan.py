@@ -38,7 +38,7 @@ from align_jax.scoring.logps import HEAD_CHUNK
 
 REMAT = ("none", "dots", "full")
 _MOST_MICROBATCHES = 16
-# Parts of a weight below which its gradient is all-reduced: of the last axis, and of another.
+# Parts of a weight below which its gradient is all-reduced: of the last axis, of another, and of an expert's weight.
 _NARROW, _NARROW_ROWS, _NARROW_EXPERTS = 256, 128, 64
 _ALIKE = 0.02  # of a plan's time
 # Times that weights, and what `remat: none` keeps of a position, are read or written in a step: of programs for v5p.

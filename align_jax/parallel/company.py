@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import selectors
 import sys
 import threading
@@ -14,7 +15,7 @@ from typing import Any, NoReturn
 from align_jax.errors import UserError
 from align_jax.parallel.launched import Launch
 from align_jax.parallel.roll_call import LOST, spelled
-from align_jax.parallel.stop import INTERRUPTED, cleaned_up, leave
+from align_jax.parallel.stop import INTERRUPTED, cleaned_up, leave, tell_stderr
 from align_jax.parallel.wire import Wire
 
 _USAGE_ERROR = 2
@@ -69,12 +70,13 @@ class Company:
                 yield
                 self._end(wait_for_all)
         except (UserError, OSError) as error:
-            line = f"align-jax {command}: {error}"
+            show = functools.partial(tell_stderr, str(error), f"align-jax {command}: ")
             patience = _BROKEN if _follows(str(error)) else _FIRST
-            self.fail(str(error), getattr(error, "status", _USAGE_ERROR), lambda: _say(line), patience)
+            self.fail(str(error), getattr(error, "status", _USAGE_ERROR), show, patience)
         except KeyboardInterrupt as error:
             if not error.args:  # pressed twice; else all of them stop
-                self.fail("interrupted", INTERRUPTED, lambda: _say(f"align-jax {command}: interrupted"))
+                show = functools.partial(tell_stderr, "interrupted", f"align-jax {command}: ")
+                self.fail("interrupted", INTERRUPTED, show)
             self._end(wait_for_all)
             raise
         except SystemExit:  # that all agreed on
@@ -192,7 +194,7 @@ class Company:
         """Ends the process when the others know why, the first one as the last: JAX's service ends with it."""
         until = time.monotonic() + _DEPART
         if said:
-            _say(f"align-jax: {said}")
+            tell_stderr(said)
         if self._launch.index == 0:
             while len(self._gone()) < len(self._wires) and time.monotonic() < until:
                 time.sleep(0.02)
@@ -207,12 +209,6 @@ class Company:
                     if wire.receive() is None:
                         self._left.add(i)
         return self._left
-
-
-def _say(line: str) -> None:
-    """A line on stderr, in one piece: those of other processes, or of other threads, come before it or after it."""
-    sys.stderr.write(f"{line}\n")
-    sys.stderr.flush()
 
 
 def _follows(line: str) -> bool:

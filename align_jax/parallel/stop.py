@@ -262,7 +262,8 @@ def leave(line: str = "interrupted", status: int = INTERRUPTED) -> None:
     os._exit(status)
 
 
-def tell_stderr(line: str) -> None:
-    """A line for the user, where nobody else takes it."""
+def tell_stderr(line: str, prefix: str = "align-jax: ") -> None:
+    """A line for the user, where nobody else takes it; in one piece, between those of other processes and threads."""
     with contextlib.suppress(OSError):  # nobody reads it any more
-        print(f"align-jax: {line}", file=sys.stderr, flush=True)
+        sys.stderr.write(f"{prefix}{line}\n")
+        sys.stderr.flush()

@@ -1,6 +1,7 @@
 """While a job runs: a process that fails tells all, a lost one is noticed, and a good end is none of both."""
 
 import socket
+import sys
 import threading
 import time
 
@@ -92,6 +93,17 @@ def test_the_same_error_on_all_is_said_once_by_each(world, capfd, monkeypatch):
         thread.start()
     assert {status for status, _ in world.wait(0, 1, 2)} == {2} and {said for _, said in world.ended.values()} == {""}
     assert capfd.readouterr().err.splitlines() == ["align-jax train: train.steps: wrong"] * 3
+
+
+def test_where_nobody_reads_stderr_any_more_all_end_the_same(world, monkeypatch):
+    class Closed:
+        def write(self, text):
+            raise BrokenPipeError
+
+    monkeypatch.setattr(sys, "stderr", Closed())
+    with pytest.raises(SystemExit), world.companies[1].guarding("train", lambda: None):
+        raise UserError("disk: full")
+    assert [status for status, _ in world.wait(0, 1, 2)] == [2] * 3
 
 
 def test_an_error_of_the_connections_is_not_told_when_another_process_is_the_cause(world, capfd):

@@ -16,8 +16,7 @@ FORMATS: dict[str, Format] = {name: cls() for name, cls in registry.table(__name
 
 AUTO = "auto"  # the value of `data.format` that means: by the columns
 
-__all__ = ["AUTO", "FORMATS", "Example", "Format", "Opinion", "Text", "as_text", "find_format", "recognized"]
-__all__ += ["unlike"]
+__all__ = ["AUTO", "FORMATS", "Example", "Format", "Opinion", "Text", "as_text", "find_format", "recognized", "unlike"]
 
 
 def find_format(name: str) -> Format:

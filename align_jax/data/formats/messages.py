@@ -14,8 +14,9 @@ _ROLES = {
     **{"human": "user", "gpt": "assistant", "chatgpt": "assistant", "bing": "assistant", "bard": "assistant"},
     **{"function_call": "assistant", "observation": "tool", "function_response": "tool"},
 }
+# Where no template looks for an assistant's words
+_NOT_CONTENT = ("text", "value", "message", "response", "answer", "output", "completion")
 # What an assistant may give in place of words
-_NOT_CONTENT = ("text", "value", "message", "response", "answer", "output", "completion")  # where nobody reads an answer
 _INSTEAD = ("tool_calls", "reasoning_content", "thinking", "function_call")
 
 
